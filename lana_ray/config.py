@@ -1,0 +1,377 @@
+"""One YAML file says everything about a run: its models, its parsing and its errors."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from lana_ray.errors import UserError
+
+_URL = re.compile(r"^[a-z0-9+]+://")
+_MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+_FRACTION = Annotated[float, Field(ge=0, lt=1)]
+_LOCATION = "location"  # marks fields that hold a path, made absolute against the file that names them
+
+
+class Section(BaseModel):
+    """A block of the configuration; keys it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _location(**extra: Any) -> Any:
+    return Field(json_schema_extra={_LOCATION: True}, **extra)
+
+
+class Budget(Section):
+    """An upper bound on a cost: absolute, or a share of what the teacher costs on the same target."""
+
+    value: float = Field(gt=0)
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: Any) -> Budget:
+        """Reads ``50%``, ``12.5ms``, ``800us``, ``0.02s`` or a plain number of milliseconds."""
+        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(%|ms|us|µs|s)?\s*", str(text))
+        try:
+            number = float(match[1]) if match else float("nan")
+        except ValueError:
+            number = float("nan")
+        if match is None or not 0 < number < float("inf"):
+            raise ValueError(f"{text!r} is no budget; write for example 50% or 12.5ms")
+        if match[2] == "%":
+            return cls(value=number / 100, relative=True)
+        return cls(value=number * _MS_PER_UNIT[match[2] or "ms"], relative=False)
+
+    def limit_ms(self, teacher_ms: float) -> float:
+        """The bound in milliseconds on a target where the teacher takes ``teacher_ms``."""
+        return self.value * teacher_ms if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}ms"
+
+
+def _as_budget(value: Any) -> Any:
+    return value if isinstance(value, Budget | dict) else Budget.parse(value)
+
+
+class RunConfig(Section):
+    dir: str = _location(default="runs/default")
+    """Where everything of this run is kept: a local path or an fsspec URL."""
+    seed: int = 0
+
+
+class RayConfig(Section):
+    address: str = "auto"
+    """``auto`` (a running cluster, else a local one), ``local``, or a cluster's address."""
+    workers: int | None = Field(default=None, ge=1)
+    """Ray Train workers; by default one per GPU of the cluster, or one per CPU where it has none."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    label_wait_s: float = Field(default=0, ge=0)
+    """How long to wait for an autoscaler to bring the node of a target."""
+
+
+class TrainConfig(Section):
+    """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""
+
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the training split; a fraction is allowed."""
+    batch_size: int = Field(default=64, ge=2)
+    """Images per step over all workers together."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW's one-cycle schedule."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    label_smoothing: _FRACTION = 0.0
+
+
+class TeacherConfig(Section):
+    timm: str | None = None
+    """The name of a timm network."""
+    factory: str | None = None
+    """``package.module:function`` or ``file.py:function``, called with ``num_classes``."""
+    pretrained: bool = False
+    """Take timm's pretrained weights (from an installed weights package if there is one, else the hub)."""
+    weights: str | None = _location(default=None)
+    """Safetensors or a state dict, loaded without unpickling code."""
+    layers: tuple[str, ...] | None = None
+    """Glob patterns of module names, in place of the block structure found by itself."""
+    adapt: TrainConfig = TrainConfig()
+    """How the teacher is trained on the data, where its head does not fit or its weights are random."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherConfig:
+        if (self.timm is None) == (self.factory is None):
+            raise ValueError("give exactly one of timm and factory")
+        if self.pretrained and (self.weights or self.factory):
+            raise ValueError("pretrained goes with timm and without weights")
+        return self
+
+
+class DataConfig(Section):
+    source: Literal["digits"] | None = None
+    """A data set that an installed package carries."""
+    parquet: str | None = _location(default=None)
+    """A Parquet file or a folder of them: image bytes (column ``image`` or ``img``) and ``label``."""
+    folder: str | None = _location(default=None)
+    """A folder with one folder of images per class."""
+    torchvision: str | None = None
+    """The name of a torchvision data set with a train/test split, for example ``CIFAR10``."""
+    test: str | None = _location(default=None)
+    """The test images in the same form; without it a share of the training images is set aside."""
+    root: str = _location(default="data")
+    """Where torchvision keeps its files."""
+    download: bool = False
+    """Let torchvision download what is missing."""
+    image_size: int = Field(default=224, ge=8)
+    score_images: int | None = Field(default=None, ge=2)
+    """Training images set aside to score candidates and to choose among students; by default an eighth of
+    them, at most 1024."""
+    validation_images: int | None = Field(default=None, ge=1)
+    """Training images set aside to follow a training and to pick its best epoch; the same by default."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share set aside for the report where the data has no test images of its own."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most so many training images."""
+    max_undecodable: _FRACTION = 0.01
+    """Refuse the data when more than this share of the images does not decode."""
+    augment: Literal["none", "crop", "flip"] = "flip"
+    """Training-time augmentation: random crops after padding, the same and a horizontal flip, or none."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if sum(x is not None for x in (self.source, self.parquet, self.folder, self.torchvision)) != 1:
+            raise ValueError("give exactly one of source, parquet, folder and torchvision")
+        return self
+
+
+class PoolConfig(Section):
+    preset: Literal["tiny"] = "tiny"
+    ops: tuple[str, ...] | None = None
+    """Names of operations, in place of a preset's; teacher is always a candidate."""
+
+
+class MeasureConfig(Section):
+    """How a target is sampled."""
+
+    architectures: int = Field(default=48, ge=8)
+    """Whole networks measured to turn candidate costs into what they cost in place."""
+    rel_error: float = Field(default=0.02, gt=0, lt=1)
+    """Stop repeating once the median's 95 % confidence interval is this narrow."""
+    time_limit_s: float = Field(default=0.5, gt=0)
+    """Stop repeating one network after so long, and mark it if it has not settled."""
+
+
+class Target(Section):
+    """A named piece of hardware and how networks run on it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    precision: Literal["fp32"] = "fp32"
+    input_shape: tuple[int, ...] | None = None
+    """One input without the batch dimension; the data's (3, image_size, image_size) by default."""
+    label: str | None = None
+    """Value of the node label ``lana.target``; the target's name by default."""
+    measure: MeasureConfig = MeasureConfig()
+
+    @property
+    def node_label(self) -> str:
+        return self.label or self.name
+
+
+class BudgetsConfig(Section):
+    latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(min_length=1)
+
+    @field_validator("latency_ms", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else [value]
+
+
+class DistillConfig(Section):
+    steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    lr: float = Field(default=2e-3, gt=0)
+    group_size: int = Field(default=16, ge=1)
+    """Candidates trained at once by one worker: bounds memory, and what a crash can lose."""
+
+
+class ScoreConfig(Section):
+    images: int = Field(default=512, ge=2)
+    batch_size: int = Field(default=128, ge=2)
+
+
+class SelectConfig(Section):
+    count: int = Field(default=10, ge=1)
+    """Diverse students per target and budget that are measured and evaluated (the paper: 100)."""
+    max_overlap: float = Field(default=0.7, gt=0, le=1)
+    time_limit_s: float = Field(default=10.0, gt=0)
+    """For all students of one target and budget; what is not proven optimal by then says its gap."""
+    rounds: int = Field(default=4, ge=1)
+    """How often the table may be re-calibrated and the program solved again."""
+    margin: _FRACTION = 0.02
+    """Share of the budget kept free against the spread of re-measurements."""
+
+
+class SearchConfig(Section):
+    """The differentiable search has no settings of its own yet."""
+
+
+class FinetuneConfig(TrainConfig):
+    kd_weight: float = Field(default=0.7, ge=0, le=1)
+    """Share of the loss that is the divergence from the teacher, the rest is the labels' cross-entropy."""
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class RegistryConfig(Section):
+    tracking_uri: str | None = None
+    """MLflow's tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
+    name: str | None = None
+    """Prefix of the registered models' names; the teacher's name by default."""
+    default_budget: str | None = None
+    """The budget whose best student becomes ``champion``; by default the first one listed."""
+
+
+class Config(Section):
+    """One run, whole. ``load_config`` reads it from YAML."""
+
+    run: RunConfig = RunConfig()
+    ray: RayConfig = RayConfig()
+    teacher: TeacherConfig
+    data: DataConfig
+    pool: PoolConfig = PoolConfig()
+    targets: tuple[Target, ...] = Field(min_length=1)
+    budgets: BudgetsConfig
+    distill: DistillConfig = DistillConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    search: SearchConfig = SearchConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _distinct_targets(self) -> Config:
+        names = [target.name for target in self.targets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two targets are named {name!r}; names must differ")
+        return self
+
+    def to_yaml(self) -> str:
+        data = self.model_dump(mode="json")
+        data["budgets"]["latency_ms"] = [str(budget) for budget in self.budgets.latency_ms]
+        return yaml.safe_dump(data, sort_keys=False)
+
+
+def load_config(source: Config | str | Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """Reads and checks a configuration.
+
+    Args:
+        source: a YAML file, the same content as a dictionary, or a finished ``Config``.
+        overrides: ``key.path=value`` items; the value is read as YAML.
+
+    Relative paths are taken relative to the file, or to the working directory for a dictionary.
+
+    Raises:
+        UserError: with the file, the key and the nearest known key.
+    """
+    data: dict[str, Any]
+    if isinstance(source, Config):
+        where, base, data = "configuration", Path.cwd(), yaml.safe_load(source.to_yaml())
+    elif isinstance(source, dict):
+        where, base, data = "configuration", Path.cwd(), copy.deepcopy(source)
+    else:
+        path = Path(source)
+        where, base, data = str(path), path.resolve().parent, _read_yaml(path)
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(where, error)) from None
+    return _resolve_locations(config, base)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected keys such as teacher, data, targets and budgets")
+    return data
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: expected key.path=value")
+    *parents, last = path.split(".")
+    node: Any = data
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(last)] = yaml.safe_load(text)
+        else:
+            node[last] = yaml.safe_load(text)
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise UserError(f"--set {override}: {path} does not lead to a setting") from None
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _explain(where: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key {key}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message}" if key else f"{where}: {message}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    node: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = node.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        node = next(a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section))
+    return sorted(node.model_fields)
+
+
+def _resolve_locations(section: Any, base: Path) -> Any:
+    changes: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        if isinstance(value, Section):
+            changes[name] = _resolve_locations(value, base)
+        elif isinstance(extra, dict) and extra.get(_LOCATION) and value is not None and not _URL.match(value):
+            changes[name] = str((base / Path(value).expanduser()).resolve())
+    return section.model_copy(update=changes)

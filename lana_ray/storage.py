@@ -1,0 +1,169 @@
+"""The run directory: artifacts written atomically, each with the fingerprint of what it was made from.
+
+Works on a local path and on any fsspec URL. An artifact is reused only where its fingerprint is the one
+expected now, so results of different teachers, data or hardware never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+from torch import Tensor
+
+from lana_ray.errors import UserError
+
+FINGERPRINT_KEY = "lana_ray.fingerprint"
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable hash of JSON-like values (pydantic models, mappings, sequences, scalars)."""
+    text = json.dumps(parts, sort_keys=True, default=_plain, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else list(value)
+
+
+class Storage:
+    """Files below one root. Writing replaces a file whole or not at all."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        self.is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else ())
+
+    def check_writable(self) -> None:
+        """Raises UserError, naming the directory, where nothing can be written."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write_bytes(probe, b"")
+            self.remove(probe)
+        except OSError as error:
+            raise UserError(
+                f"run.dir {self.root}: cannot be written ({error.strerror or error}); choose another run.dir"
+            ) from None
+
+    def path(self, name: str) -> str:
+        return f"{self._base}/{name}"
+
+    def url(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(self.path(name)))
+
+    def list(self, folder: str, suffix: str = "") -> list[str]:
+        """Names of the files directly in ``folder``, sorted; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        if not self._fs.exists(self.path(folder)):
+            return []
+        names = (entry.rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False))
+        return sorted(f"{folder}/{n}" for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def read_bytes(self, name: str) -> bytes:
+        return bytes(self._fs.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        final = self.path(name)
+        folder, _, base = final.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        if not self.is_local:  # object stores publish an upload only once it is complete
+            self._fs.pipe_file(final, data)
+            return
+        temporary = f"{folder}/.{base}.{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+    def remove(self, name: str) -> None:
+        if self._fs.exists(self.path(name)):
+            self._fs.rm(self.path(name))
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=2, default=_plain) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
+        metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(metadata), buffer)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Raises UserError, naming the file, when it is truncated or not Parquet."""
+        try:
+            return pq.read_table(io.BytesIO(self.read_bytes(name)))
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{self.url(name)}: damaged Parquet file ({reason}); remove it") from None
+
+    def table_fingerprint(self, name: str) -> str | None:
+        """The fingerprint a table was written with; None where there is none or it cannot be read."""
+        if not self.exists(name):
+            return None
+        try:
+            metadata = pq.read_schema(io.BytesIO(self.read_bytes(name))).metadata or {}
+        except pa.ArrowInvalid:
+            return None
+        value = metadata.get(FINGERPRINT_KEY.encode())
+        return value.decode() if value else None
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        self.write_bytes(name, safetensors.torch.save(whole, metadata=dict(metadata)))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Raises UserError, naming the file, when it is not a whole safetensors file."""
+        try:
+            return safetensors.torch.load(self.read_bytes(name))
+        except Exception as error:
+            if "safetensor" not in type(error).__name__.lower():
+                raise
+            raise UserError(f"{self.url(name)}: damaged safetensors file ({error}); remove it") from None
+
+    def tensor_metadata(self, name: str) -> dict[str, str] | None:
+        """Metadata of a safetensors file; None where there is none or it cannot be read."""
+        if not self.exists(name):
+            return None
+        size = int.from_bytes(self._head(name, 8), "little")
+        try:
+            header = json.loads(self._head(name, 8 + size)[8:])
+        except ValueError:
+            return None
+        return dict(header.get("__metadata__", {}))
+
+    def _head(self, name: str, length: int) -> bytes:
+        with self._fs.open(self.path(name), "rb") as file:
+            return bytes(file.read(length))
+
+
+def concat_tables(tables: Iterable[pa.Table]) -> pa.Table | None:
+    """All rows of ``tables``, None when there are no tables."""
+    whole = list(tables)
+    return pa.concat_tables(whole, promote_options="default") if whole else None
