@@ -1,0 +1,298 @@
+"""One data set, split four ways, as deterministic batches of tensors.
+
+The splits never share an image: ``train`` teaches, ``score`` scores candidates and chooses among students,
+``validation`` picks a training's best epoch, ``test`` is only ever reported.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lana_ray.config import DataConfig
+from lana_ray.data import pixels
+from lana_ray.data.open import class_names, open_sources
+from lana_ray.data.sources import Labels, Source
+from lana_ray.errors import UserError
+from lana_ray.storage import fingerprint
+
+SPLITS = ("train", "score", "validation", "test")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_AHEAD = 2  # batches prepared while the consumer works on the one before
+
+Batch = tuple[Tensor, Tensor]
+"""Images [n, 3, size, size] float32, normalised, and labels [n] int64."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an RGB image into an input: centre square, resize, then (pixel / 255 - mean) / std."""
+
+    size: int
+    """Height and width of the input, pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    """Always ``bilinear``, antialiased."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(self).items()}
+
+
+def load_data(
+    config: DataConfig,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    seed: int = 0,
+) -> ImageData:
+    """Opens what ``config`` names and splits it; images are read and decoded only as batches ask for them.
+
+    Args:
+        config: where the images are and how many to set aside.
+        mean: per channel, of pixels in 0..1; take the teacher's.
+        std: likewise.
+        seed: of the splits, of shuffling and of augmentation.
+
+    Raises:
+        UserError: the data is missing, damaged, wrongly labelled or too small for its splits.
+    """
+    train, test = open_sources(config)
+    classes = class_names(train, test)
+    preprocessing = Preprocessing(config.image_size, _triple(mean), _triple(std), "bilinear")
+    return ImageData(train, test, classes, config, preprocessing, seed)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+class ImageData:
+    """The four splits of one data set.
+
+    Attributes:
+        classes: class names, in the order of the labels.
+        preprocessing: how images become tensors.
+        fingerprint: identity of content, splits and preprocessing, wherever the files lie.
+        sizes: images per split.
+    """
+
+    def __init__(
+        self,
+        train: Source,
+        test: Source | None,
+        classes: tuple[str, ...],
+        config: DataConfig,
+        preprocessing: Preprocessing,
+        seed: int,
+    ) -> None:
+        self.classes = classes
+        self.preprocessing = preprocessing
+        self._sources = [train] if test is None else [train, test]
+        self._seed = seed % 2**32
+        self._augment = config.augment
+        self._max_undecodable = config.max_undecodable
+        self._labels: Labels = np.concatenate([source.labels for source in self._sources])
+        self._undecodable: set[int] = set()
+        self._indices = _split(len(train), None if test is None else len(test), config, self._seed)
+        self.sizes = {split: len(self._indices[split]) for split in SPLITS}
+        contents = [source.identity for source in self._sources]
+        self.fingerprint = fingerprint(
+            contents, classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def skipped(self) -> int:
+        """Images met so far, by this object, that do not decode."""
+        return len(self._undecodable)
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """The images of a split, in a fixed random order; test images count on after the training ones."""
+        return self._indices[split]
+
+    def steps(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        world_size: int = 1,
+        max_images: int | None = None,
+        drop_last: bool = False,
+    ) -> int:
+        """Steps of an epoch, given the arguments of ``batches``: equal on every rank, at least one.
+
+        Raises:
+            UserError: fewer images than ranks.
+        """
+        shard = len(self._indices[split][:max_images]) // world_size
+        if shard == 0:
+            raise UserError(
+                f"data: split {split} has {self.sizes[split]} images, too few for {world_size} workers; "
+                "lower ray.workers"
+            )
+        return max(1, shard // batch_size if drop_last else -(-shard // batch_size))
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        epoch: int = 0,
+        shuffle: bool = False,
+        augment: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        max_images: int | None = None,
+        drop_last: bool = False,
+        channels_last: bool = True,
+    ) -> Iterator[Batch]:
+        """Batches of one epoch, prepared by one background thread that ends with the iterator.
+
+        What a step holds depends on the seed and these arguments alone, not on what was consumed before: a
+        resumed training passes ``start_step``. Ranks see disjoint shards in the same number of steps.
+
+        An image that does not decode is counted and left out of its batch; where ``shuffle`` asks for a
+        training order, the next one that decodes takes its place, so that batches keep their size.
+
+        Args:
+            split: one of ``SPLITS``.
+            batch_size: images per batch and rank. Without ``drop_last`` the last batch holds what remains.
+            epoch: chooses the order and the augmentation.
+            augment: as ``data.augment`` says; never otherwise.
+            start_step: the first step wanted, steps counting from 0.
+            max_images: only so many images of the split, the same in every epoch.
+            channels_last: memory layout of the images; the shape is [n, 3, size, size] either way.
+
+        Raises:
+            UserError: fewer images than ranks; more undecodable images than ``data.max_undecodable`` allows.
+        """
+        steps = self.steps(
+            split, batch_size=batch_size, world_size=world_size, max_images=max_images, drop_last=drop_last
+        )
+        order = self._indices[split][:max_images]
+        generator = np.random.default_rng([self._seed, SPLITS.index(split), epoch])
+        if shuffle:
+            order = generator.permutation(order)
+        changes = self._changes(generator, len(order)) if augment and self._augment != "none" else None
+        shard = np.arange(rank, len(order), world_size)
+
+        def batch(step: int) -> Batch | None:
+            last = step == steps - 1 and not (drop_last and len(order) // world_size >= batch_size)
+            places = shard[step * batch_size : None if last else (step + 1) * batch_size]
+            images, labels, kept = self._decode(order, places, replace=shuffle)
+            if not images:
+                return None
+            fitted = pixels.fit(images, self.preprocessing.size)
+            if changes is not None:
+                offsets, flips = changes
+                fitted = pixels.crop_and_flip(fitted, offsets[kept], flips[kept])
+            tensor = pixels.normalise(fitted, self.preprocessing.mean, self.preprocessing.std)
+            return tensor if channels_last else tensor.contiguous(), torch.from_numpy(self._labels[labels])
+
+        return _prefetch(batch, range(start_step, steps))
+
+    def _changes(
+        self, generator: np.random.Generator, count: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Crop offsets [count, 2] and flips [count] of one epoch."""
+        offsets = generator.integers(0, 2 * pixels.margin(self.preprocessing.size) + 1, (count, 2))
+        flips = generator.random(count) < (0.5 if self._augment == "flip" else 0.0)
+        return offsets, flips
+
+    def _decode(
+        self, order: npt.NDArray[np.int64], places: npt.NDArray[np.int64], *, replace: bool
+    ) -> tuple[list[pixels.Pixels], list[int], list[int]]:
+        """Pixels, image indices and places of what decodes among ``order[places]``."""
+        images, indices, kept = [], [], []
+        for place in places.tolist():
+            candidates = (
+                itertools.chain(order[place:], order[:place]) if replace else order[place : place + 1]
+            )
+            for index in map(int, candidates):
+                image = self._pixels(index)
+                if image is not None:
+                    images.append(image)
+                    indices.append(index)
+                    kept.append(place)
+                    break
+        return images, indices, kept
+
+    def _pixels(self, index: int) -> pixels.Pixels | None:
+        """An image as uint8 [height, width, 3]; None, and counted, where it does not decode."""
+        if index in self._undecodable:
+            return None
+        source, local = self._sources[0], index
+        if index >= len(source):
+            source, local = self._sources[1], index - len(source)
+        try:
+            return source.pixels(local)
+        except pixels.UndecodableError as error:
+            self._undecodable.add(index)
+            if self.skipped > self._max_undecodable * len(self._labels):
+                raise UserError(
+                    f"{source.name}: {self.skipped} of {len(self._labels)} images do not decode, more than "
+                    f"data.max_undecodable {self._max_undecodable:g}; last {source.where(local)} ({error}): "
+                    "mend the files or raise it"
+                ) from None
+            return None
+
+
+_SET_ASIDE = 1024  # images to score with, and to validate with, where the configuration says nothing
+
+
+def _split(train: int, test: int | None, config: DataConfig, seed: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Image indices per split: ``train`` training images count from 0, ``test`` ones after them."""
+    order = np.random.default_rng([seed, len(SPLITS)]).permutation(train)
+    if test is None:
+        set_aside = max(1, round(train * config.test_fraction))
+        held_out, order = order[:set_aside], order[set_aside:]
+    else:
+        held_out = train + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
+    default = min(_SET_ASIDE, max(2, len(order) // 8))
+    score = config.score_images or default
+    both = score + (config.validation_images or default)
+    if both > len(order) // 2:
+        raise UserError(
+            f"data.score_images {score} and data.validation_images {both - score} would take more than "
+            f"half of {len(order)} training images; lower them to {len(order) // 2} together"
+        )
+    return {
+        "train": order[both:][: config.limit],
+        "score": order[:score],
+        "validation": order[score:both],
+        "test": held_out,
+    }
+
+
+def _prefetch(batch: Callable[[int], Batch | None], steps: Iterable[int]) -> Iterator[Batch]:
+    """Batches in order, made in one background thread; closing the iterator ends the thread."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lana-ray-data")
+    remaining = iter(steps)
+    pending: deque[Future[Batch | None]] = deque(
+        pool.submit(batch, s) for s in itertools.islice(remaining, _AHEAD)
+    )
+    try:
+        while pending:
+            made = pending.popleft().result()
+            pending.extend(pool.submit(batch, s) for s in itertools.islice(remaining, 1))
+            if made is not None:
+                yield made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lana_ray.data import SPLITS, Batch, ImageData
+from lana_ray.errors import UserError
+
+from .samples import load, pictures, write_folder, write_parquet
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """100 images; the label of image i is i, so that a batch tells which images it holds."""
+    path = tmp_path_factory.mktemp("data") / "a.parquet"
+    return str(write_parquet(path, pictures(100), list(range(100))))
+
+
+def held(batches: Any) -> list[int]:
+    return [int(label) for _, labels in batches for label in labels]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_splits_are_disjoint_and_cover(parquet: str) -> None:
+    data = load(parquet=parquet, score_images=10, validation_images=15)
+    assert data.sizes == {"train": 55, "score": 10, "validation": 15, "test": 20}
+    everything = np.concatenate([data.indices(split) for split in SPLITS])
+    assert sorted(everything) == list(range(100))
+
+
+def test_given_test_images_are_the_test_split(parquet: str, tmp_path: Path) -> None:
+    test = write_parquet(tmp_path / "test.parquet", pictures(7, start=200), list(range(7)))
+    data = load(parquet=parquet, test=str(test), limit=50)
+    assert data.sizes == {"train": 50, "score": 4, "validation": 4, "test": 7}
+    assert sorted(data.indices("test")) == list(range(100, 107))
+    assert sorted(held(data.batches("test", batch_size=3))) == list(range(7))
+
+
+def test_splits_follow_the_seed_alone(parquet: str) -> None:
+    first, again, other = load(parquet=parquet), load(parquet=parquet), load(parquet=parquet, seed=1)
+    for split in SPLITS:
+        np.testing.assert_array_equal(first.indices(split), again.indices(split))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert set(first.indices("test")) != set(other.indices("test"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 10}, {"image_size": 16}, {"score_images": 5}, {"augment": "none"}]
+)
+def test_fingerprint_follows_what_a_network_sees(parquet: str, change: dict[str, Any]) -> None:
+    assert load(parquet=parquet).fingerprint != load(parquet=parquet, **change).fingerprint
+
+
+def test_too_little_to_train_names_the_settings(parquet: str) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.score_images 30 and data\.validation_images 30 .* 40 together"
+    ):
+        load(parquet=parquet, score_images=30, validation_images=30)
+
+
+def test_batches_are_normalised_images(tmp_path: Path) -> None:
+    data = load(folder=str(write_folder(tmp_path / "pictures", 10)), image_size=24)
+    images, labels = next(iter(data.batches("train", batch_size=8)))
+    assert images.shape == (8, 3, 24, 24)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    plain, _ = next(iter(data.batches("train", batch_size=8, channels_last=False)))
+    assert plain.is_contiguous()
+    assert torch.equal(plain, images)
+    assert data.preprocessing.as_dict() == {
+        "size": 24,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear",
+    }
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "flip"])
+def test_a_resumed_epoch_continues_with_the_same_batches(parquet: str, augment: str) -> None:
+    wanted: dict[str, Any] = {"batch_size": 16, "epoch": 3, "shuffle": True, "augment": True}
+    whole = list(load(parquet=parquet, augment=augment).batches("train", **wanted))
+    resumed = load(parquet=parquet, augment=augment)
+    list(resumed.batches("score", batch_size=2))
+    assert_same(list(resumed.batches("train", **wanted, start_step=2)), whole[2:])
+    assert not list(resumed.batches("train", **wanted, start_step=len(whole)))
+
+
+def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> None:
+    data = load(parquet=parquet)
+    first, second = (held(data.batches("train", batch_size=16, shuffle=True, epoch=e)) for e in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(data.indices("train"))
+    capped = [
+        held(data.batches("train", batch_size=16, shuffle=True, epoch=e, max_images=20)) for e in (0, 1)
+    ]
+    assert capped[0] != capped[1]
+    assert sorted(capped[0]) == sorted(capped[1])
+
+
+def test_augmentation_changes_training_images_only_when_asked(parquet: str) -> None:
+    data = load(parquet=parquet)
+    plain, again = (list(data.batches("train", batch_size=72)) for _ in range(2))
+    assert_same(plain, again)
+    augmented = list(data.batches("train", batch_size=72, augment=True))
+    assert torch.equal(augmented[0][1], plain[0][1])
+    assert not torch.equal(augmented[0][0], plain[0][0])
+    off = load(parquet=parquet, augment="none")
+    assert_same(list(off.batches("train", batch_size=72, augment=True)), plain)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 18, 200])
+def test_ranks_share_an_epoch(parquet: str, world_size: int, batch_size: int, drop_last: bool) -> None:
+    data = load(parquet=parquet)  # 72 training images
+    wanted: dict[str, Any] = {"batch_size": batch_size, "world_size": world_size, "drop_last": drop_last}
+    ranks = [list(data.batches("train", shuffle=True, rank=rank, **wanted)) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {data.steps("train", **wanted)}
+    seen = [label for batches in ranks for label in held(batches)]
+    assert len(seen) == len(set(seen))
+    if not drop_last:
+        assert sorted(seen) == sorted(data.indices("train"))
+    elif batch_size <= 72 // world_size:
+        assert {len(labels) for batches in ranks for _, labels in batches} == {batch_size}
+
+
+def test_more_ranks_than_images(parquet: str) -> None:
+    with pytest.raises(UserError, match="split score has 4 images, too few for 5 workers"):
+        load(parquet=parquet).batches("score", batch_size=2, world_size=5)
+
+
+def with_damage(tmp_path: Path, damaged: set[int]) -> ImageData:
+    images = [b"no image" if i in damaged else data for i, data in enumerate(pictures(100))]
+    path = write_parquet(tmp_path / "a.parquet", images, list(range(100)))
+    return load(parquet=str(path), max_undecodable=0.1)
+
+
+def test_training_replaces_undecodable_images_and_evaluation_leaves_them_out(tmp_path: Path) -> None:
+    damaged = set(range(0, 100, 12))
+    data = with_damage(tmp_path, damaged)
+    trained = list(data.batches("train", batch_size=16, shuffle=True, drop_last=True))
+    assert {len(labels) for _, labels in trained} == {16}
+    assert not damaged & set(held(trained))
+    assert_same(
+        list(data.batches("train", batch_size=16, shuffle=True, drop_last=True, start_step=1)), trained[1:]
+    )
+    evaluated = held(data.batches("train", batch_size=16))
+    assert sorted(evaluated) == sorted(set(data.indices("train").tolist()) - damaged)
+    assert data.skipped == len(damaged & set(data.indices("train").tolist()))
+
+
+def data_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lana-ray-data")]
+
+
+def test_the_background_thread_ends_with_the_iterator(parquet: str) -> None:
+    data = load(parquet=parquet)
+    exhausted = data.batches("train", batch_size=4)
+    list(exhausted)
+    abandoned = data.batches("train", batch_size=4)
+    next(abandoned)
+    assert len(data_threads()) == 1
+    del abandoned
+    gc.collect()
+    assert not data_threads()
+
+
+def test_the_background_thread_forwards_errors(tmp_path: Path) -> None:
+    data = load(folder=str(write_folder(tmp_path / "pictures", 10)))
+    for file in (tmp_path / "pictures").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        next(iter(data.batches("train", batch_size=4)))
+    assert not data_threads()
+
+
+def test_cifar10_as_the_hub_lays_it_out() -> None:
+    shared = Path(os.environ.get("LANA_RAY_SHARED") or Path(__file__).parents[3] / "shared")
+    folder = shared / "data" / "cifar10"
+    if not folder.is_dir():
+        pytest.skip(f"no CIFAR-10 at {folder}; set LANA_RAY_SHARED")
+    data = load(parquet=str(folder), image_size=64, score_images=1024, validation_images=1024)
+    assert data.sizes == {"train": 47952, "score": 1024, "validation": 1024, "test": 10000}
+    assert data.classes[:3] == ("airplane", "automobile", "bird")
+    images, labels = next(iter(data.batches("test", batch_size=256)))
+    assert images.shape == (256, 3, 64, 64)
+    assert set(labels.tolist()) == set(range(10))
+    assert abs(float(images.mean())) < 0.3
+    assert 0.8 < float(images.std()) < 1.4
+    assert data.skipped == 0
