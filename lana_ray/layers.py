@@ -1,0 +1,272 @@
+"""The replaceable layers of a network: found, verified, observed, replaced, and run from the middle on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.errors import UserError
+
+# Block structures of timm's families, tried in this order: EfficientNet and MobileNetV3, ConvNeXt, ResNet
+# and ResNeSt, RegNet, ViT and DeiT.
+_BLOCK_PATTERNS = (
+    r"blocks\.\d+\.\d+",
+    r"stages\.\d+\.blocks\.\d+",
+    r"layer\d+\.\d+",
+    r"s\d+\.b\d+",
+    r"blocks\.\d+",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One replaceable block of the teacher and the shapes a candidate for it must keep."""
+
+    name: str
+    """Module name in the teacher, for example ``blocks.1.0``."""
+    input_shape: tuple[int, ...]
+    """Without the batch dimension: (channels, height, width), or (tokens, width)."""
+    output_shape: tuple[int, ...]
+    residual: bool
+    """The layer adds its input to its output."""
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.input_shape) == 3 and len(self.output_shape) == 3
+
+    @property
+    def in_channels(self) -> int:
+        return self.input_shape[0]
+
+    @property
+    def out_channels(self) -> int:
+        return self.output_shape[0]
+
+    @property
+    def stride(self) -> int:
+        """How much smaller the output image is than the input image."""
+        return max(1, round(self.input_shape[1] / self.output_shape[1]))
+
+
+def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | None = None) -> list[Layer]:
+    """Finds the layers of a network in the order they run, and verifies them by a forward pass.
+
+    Args:
+        network: left unchanged.
+        example: an input batch, shape [N, ...] with N >= 2.
+        patterns: glob patterns of module names (``*`` stands for anything but a dot); by default the
+            block structures of timm's families are tried.
+
+    Raises:
+        UserError: when nothing matches, or when a module is not called exactly once with exactly one
+            tensor and answers with one tensor; it names the module and the reason.
+    """
+    names = [name for name, _ in network.named_modules()]
+    if patterns:
+        expressions = [_glob(pattern) for pattern in patterns]
+        for pattern, expression in zip(patterns, expressions, strict=True):
+            if not any(expression.fullmatch(name) for name in names):
+                raise UserError(f"teacher.layers: no module is named like {pattern!r}; {_known(network)}")
+        chosen = [n for n in names if any(e.fullmatch(n) for e in expressions)]
+    else:
+        groups = ([n for n in names if re.fullmatch(p, n)] for p in _BLOCK_PATTERNS)
+        chosen = next((group for group in groups if group), [])
+        if not chosen:
+            raise UserError(
+                f"{type(network).__name__} has no block structure that is known; "
+                f"give teacher.layers, glob patterns of module names; {_known(network)}"
+            )
+    return _verify(network, example, chosen)
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    return re.compile(r"[^.]+".join(re.escape(part) for part in pattern.split("*")))
+
+
+def _known(network: nn.Module) -> str:
+    names = [n for n, _ in network.named_modules() if n and n.count(".") < 2]
+    return "its modules: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+
+
+def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[Layer]:
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if name in calls:
+                raise UserError(f"layer {name} does not fit: it runs more than once in a forward pass")
+            if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+                given = [type(a).__name__ for a in args] + sorted(kwargs)
+                raise UserError(f"layer {name} does not fit: it takes {given}, not one tensor")
+            if not isinstance(output, Tensor):
+                raise UserError(
+                    f"layer {name} does not fit: it returns {type(output).__name__}, not a tensor"
+                )
+            if len(args[0]) != len(example) or len(output) != len(example):
+                raise UserError(f"layer {name} does not fit: its first dimension is not the batch")
+            calls[name] = (args[0].detach().clone(), output.detach())
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.no_grad(), evaluating(network):
+        for name in names:
+            handle = network.get_submodule(name).register_forward_hook(record(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        network(example)
+    for name in names:
+        if name not in calls:
+            raise UserError(f"layer {name} does not fit: it does not run in a forward pass")
+    return [
+        Layer(
+            name=name,
+            input_shape=tuple(inputs.shape[1:]),
+            output_shape=tuple(output.shape[1:]),
+            residual=_is_residual(network.get_submodule(name), inputs),
+        )
+        for name, (inputs, output) in calls.items()
+    ]
+
+
+@torch.no_grad()
+def _is_residual(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether the input passes a layer whose every parameter is zero, as it does beside a shortcut."""
+    silent = copy.deepcopy(module).eval()
+    for parameter in silent.parameters():
+        parameter.zero_()
+    output = silent(inputs)
+    if output.shape != inputs.shape:
+        return False
+    return bool(torch.allclose(output, inputs) or torch.allclose(output, inputs.relu()))
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; every module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch-norms normalise with the current batch and leave their running statistics alone.
+
+    LANA evaluates students that are not fine-tuned yet in this way (arXiv 2107.10624, section 3.3).
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+    modes = [(module, module.training, module.momentum) for module in norms]
+    for module in norms:
+        module.training, module.momentum = True, 0.0
+    try:
+        yield
+    finally:
+        for module, mode, momentum in modes:
+            module.training, module.momentum = mode, momentum
+
+
+def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of ``network`` with the named modules in place of its own; the network stays as it is."""
+    kept = {id(network.get_submodule(name)): module for name, module in modules.items()}
+    return copy.deepcopy(network, kept)  # the memo puts each module where its original stood
+
+
+@torch.no_grad()
+def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """One pass of the network, giving each named layer's (input, output)."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            seen[name] = (args[0], output)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.callback(network.get_submodule(name).register_forward_hook(record(name)).remove)
+        network(images)
+    return seen
+
+
+class _Given(nn.Module):
+    """Answers with a tensor prepared before, whatever it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output: Tensor | None = None
+
+    def forward(self, _: Tensor) -> Tensor:
+        assert self.output is not None
+        return self.output
+
+
+class Suffixes:
+    """Runs a network from any of its layers on, so that only what follows a layer is recomputed.
+
+    The layers up to and including the starting one are stood in for by prepared answers: the starting
+    layer's is the activation of the whole batch, those before it answer for two images only, so that
+    whatever stands between layers costs next to nothing.
+
+    Args:
+        network: left unchanged; shares its parameters.
+        layers: the layers in the order they run.
+        images: two or more images, shape [N, C, H, W]; also used to check the result once.
+        only: the one layer to start from; by default any.
+
+    Raises:
+        UserError: when the rest of the network needs more than the starting layer's output (for example
+            a shortcut around several layers), naming the layer.
+    """
+
+    def __init__(
+        self, network: nn.Module, layers: Sequence[Layer], images: Tensor, *, only: int | None = None
+    ) -> None:
+        self._names = [layer.name for layer in layers]
+        self._few = images[:2]
+        self._given = {name: _Given() for name in self._names}
+        shared: dict[int, Any] = {
+            id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()
+        }
+        self._networks = {
+            position: copy.deepcopy(
+                network,
+                shared | {id(network.get_submodule(n)): self._given[n] for n in self._names[: position + 1]},
+            )
+            for position in (range(len(layers)) if only is None else [only])
+        }
+        seen = observe(network, self._names, self._few)
+        self._answers = {name: output for name, (_, output) in seen.items()}
+        whole = observe(network, self._names, images)
+        with torch.no_grad():
+            expected = network(images)
+            for position in self._networks:
+                name = self._names[position]
+                if not torch.allclose(self(position, whole[name][1]), expected, rtol=1e-3, atol=1e-4):
+                    raise UserError(f"layer {name} does not fit: what follows it needs more than its output")
+
+    def __call__(self, position: int, activation: Tensor) -> Tensor:
+        """The network's output when layer ``position`` answers ``activation``, shape [N, ...]."""
+        for name in self._names[:position]:
+            self._given[name].output = self._answers[name]
+        self._given[self._names[position]].output = activation
+        result = self._networks[position](self._few)
+        assert isinstance(result, Tensor)
+        return result
+
+    def network(self, position: int) -> nn.Module:
+        """The network that runs behind layer ``position``, to switch its modes."""
+        return self._networks[position]
