@@ -1,0 +1,22 @@
+"""The pool of operations. Importing this package registers every family; a new one joins the first import."""
+
+from lana_ray.ops import convs, identity, mbconv
+from lana_ray.ops.presets import PRESETS, candidates, pool
+from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register
+from lana_ray.ops.warmstart import warm_start
+
+__all__ = [
+    "PRESETS",
+    "Op",
+    "build_op",
+    "candidates",
+    "convs",
+    "families",
+    "fits",
+    "identity",
+    "mbconv",
+    "parse_op",
+    "pool",
+    "register",
+    "warm_start",
+]

@@ -1,0 +1,48 @@
+"""What the families share: conv-BN-activation, rounded widths, and a body with the layer's residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lana_ray.layers import Layer
+from lana_ray.ops.registry import Activation
+
+
+class Block(nn.Module):
+    """A body that keeps the layer's shapes, its input added where the layer's own is."""
+
+    def __init__(self, layer: Layer, *stages: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*stages)
+        self.residual = layer.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
+def conv_bn(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 1,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    act: Activation | None = None,
+) -> nn.Sequential:
+    """Convolution, batch-norm and, where given, activation; [N, C, H, W] to [N, C', ⌈H/stride⌉, ⌈W/stride⌉].
+
+    The padding is kernel // 2 on every side, so that no runtime needs an extra operator for it.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *([act()] if act else []))
+
+
+def width(channels: int, factor: float) -> int:
+    """Channels times factor, rounded to a multiple of 8 that is at least 8 and 90 % of the product.
+
+    The rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
+    """
+    exact = channels * factor
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded

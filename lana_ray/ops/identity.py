@@ -1,0 +1,18 @@
+"""The operation that costs nothing."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lana_ray.layers import Layer
+from lana_ray.ops.registry import Activation, register
+
+
+def _keeps_shape(layer: Layer) -> bool:
+    return layer.input_shape == layer.output_shape
+
+
+@register("identity", fits=_keeps_shape)
+def identity(layer: Layer, *, act: Activation) -> nn.Module:
+    """The layer left out (LANA, arXiv 2107.10624, section 3.1); exists only where the shapes are equal."""
+    return nn.Identity()

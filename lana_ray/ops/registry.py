@@ -1,0 +1,208 @@
+"""Operations by name: declared once by a family's constructor, written like ``mbconv_e3_k3`` everywhere else.
+
+A family registers a constructor and the parameters it takes; a new one is a small file::
+
+    @register("conv", parameters={"k": odd})
+    def conv(layer: Layer, *, act: Activation, k: int) -> nn.Module:
+        '''One convolution.'''
+        return nn.Conv2d(layer.in_channels, layer.out_channels, k, layer.stride, k // 2)
+
+A parameter's name is its letters in the operation's name; one with a default is left out of the name where
+it has that value. What a constructor returns keeps the layer's input and output shape, and its input added
+where ``layer.residual`` says so (DESIGN §2.3). Its arguments come checked; ``act`` builds the activation.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from lana_ray.errors import UserError
+from lana_ray.layers import Layer
+from lana_ray.storage import fingerprint
+
+Activation = Callable[[], nn.Module]
+Constructor = Callable[..., nn.Module]
+Kind = Callable[[float], float]
+
+TEACHER = "teacher"
+"""The family of the layer's own module."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What ``register`` keeps of a family."""
+
+    build: Constructor
+    parameters: Mapping[str, Kind]
+    defaults: Mapping[str, float]
+    fits: Callable[[Layer], bool]
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the pool: a family and its parameters, those equal to a default left out."""
+
+    family: str
+    parameters: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """Canonical: ``parse_op(op.name) == op``."""
+        return "_".join([self.family, *(f"{key}{_written(value)}" for key, value in self.parameters.items())])
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def is_image_layer(layer: Layer) -> bool:
+    """Maps images [C, H, W] to images with a whole stride, as padded convolutions can."""
+    if not layer.is_image:
+        return False
+    sizes = zip(layer.input_shape[1:], layer.output_shape[1:], strict=True)
+    return all(after == -(-before // layer.stride) for before, after in sizes)
+
+
+def register(
+    name: str, *, parameters: Mapping[str, Kind] | None = None, fits: Callable[[Layer], bool] = is_image_layer
+) -> Callable[[Constructor], Constructor]:
+    """Makes a constructor known as a family of operations.
+
+    Args:
+        name: lower-case words joined by ``_``.
+        parameters: the constructor's parameters that belong to the name, in the name's order, each with
+            the check it must pass (``odd``, ``positive``, ``fraction``).
+        fits: the layers the family can stand in for.
+    """
+    kinds = dict(parameters or {})
+
+    def keep(build: Constructor) -> Constructor:
+        if name in _FAMILIES or name == TEACHER:
+            raise ValueError(f"operation {name!r} is registered already")
+        signature = inspect.signature(build).parameters
+        defaults = {
+            p: signature[p].default for p in kinds if signature[p].default is not inspect.Parameter.empty
+        }
+        _FAMILIES[name] = Family(build, kinds, defaults, fits)
+        return build
+
+    return keep
+
+
+def families() -> tuple[str, ...]:
+    """Names of all families known, ``teacher`` first."""
+    return (TEACHER, *_FAMILIES)
+
+
+def odd(value: float) -> float:
+    """A kernel size: 1, 3, 5, …"""
+    if value != int(value) or value % 2 != 1:
+        raise ValueError(f"{value:g} must be an odd whole number")
+    return int(value)
+
+
+def positive(value: float) -> float:
+    """A width or an expansion, relative to the layer's channels."""
+    if value <= 0:
+        raise ValueError(f"{value:g} must be greater than 0")
+    return value
+
+
+def fraction(value: float) -> float:
+    """A share, 0 meaning none."""
+    if value > 1:
+        raise ValueError(f"{value:g} must be at most 1")
+    return value
+
+
+def parse_op(name: str) -> Op:
+    """Reads an operation's name; parameters may come in any order.
+
+    Raises:
+        UserError: for an unknown family (with the nearest known one) or parameter, a missing parameter or
+            an impossible value.
+    """
+    family = max((f for f in families() if f"{name}_".startswith(f"{f}_")), key=len, default=None)
+    if family is None:
+        near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), families(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(families())}"
+        raise UserError(f"unknown operation {name!r}; {hint}")
+    given: dict[str, float] = {}
+    for part in name[len(family) :].split("_")[1:]:
+        match = re.fullmatch(r"([a-z]+)(\d{1,6}(?:\.\d{1,12})?)", part)
+        if match is None or match[1] in given:
+            raise UserError(f"operation {name!r}: cannot read {part!r}; {_usage(family)}")
+        given[match[1]] = float(match[2])
+    known = _FAMILIES[family] if family != TEACHER else None
+    kinds, defaults = (known.parameters, known.defaults) if known else ({}, {})
+    for key in given:
+        if key not in kinds:
+            raise UserError(f"operation {name!r}: unknown parameter {key!r}; {_usage(family)}")
+    for key in kinds:
+        if key not in given and key not in defaults:
+            raise UserError(f"operation {name!r}: parameter {key!r} is missing; {_usage(family)}")
+    checked: dict[str, float] = {}
+    for key in (key for key in kinds if key in given):
+        try:
+            value = kinds[key](given[key])
+        except ValueError as error:
+            raise UserError(f"operation {name!r}: {key} {error}") from None
+        if value != defaults.get(key):
+            checked[key] = value
+    return Op(family, checked)
+
+
+def fits(op: Op, layer: Layer) -> bool:
+    """Whether the operation can stand in for the layer."""
+    return op.family == TEACHER or _FAMILIES[op.family].fits(layer)
+
+
+def build_op(
+    op: Op, layer: Layer, *, seed: int, act: Activation = nn.ReLU, teacher: nn.Module | None = None
+) -> nn.Module:
+    """The candidate as a module, on the CPU and in training mode.
+
+    The weights depend on the operation, the layer and the seed alone; torch's global generator is left as
+    it was.
+
+    Args:
+        act: builds the activations, those of the teacher for instance.
+        teacher: the layer's own module, copied for the operation ``teacher``.
+
+    Raises:
+        ValueError: when the operation does not fit the layer, or ``teacher`` is needed and missing.
+    """
+    if op.family == TEACHER:
+        if teacher is None:
+            raise ValueError(f"layer {layer.name}: the operation 'teacher' needs the layer's module")
+        return copy.deepcopy(teacher).train()
+    if not fits(op, layer):
+        raise ValueError(f"layer {layer.name}: {op} cannot map {layer.input_shape} to {layer.output_shape}")
+    key = fingerprint(op.name, layer.name, layer.input_shape, layer.output_shape, layer.residual, seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(int(key, 16) >> 1)
+        return _FAMILIES[op.family].build(layer, act=act, **op.parameters)
+
+
+def _usage(family: str) -> str:
+    if family == TEACHER or not _FAMILIES[family].parameters:
+        return f"{family} takes no parameters"
+    known = _FAMILIES[family]
+    needed = "".join(f"_{key}…" for key in known.parameters if key not in known.defaults)
+    optional = "".join(f"[_{key}…]" for key in known.parameters if key in known.defaults)
+    return f"write {family}{needed}{optional}"
+
+
+def _written(value: float) -> str:
+    return str(np.format_float_positional(value, trim="-"))

@@ -1,0 +1,147 @@
+"""LANA's space: one candidate for every layer of the teacher (arXiv 2107.10624, section 3)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from lana_ray.layers import Layer, replace
+from lana_ray.ops import Op, build_op, candidates
+from lana_ray.storage import fingerprint
+
+Architecture = tuple[int, ...]
+"""The index of the candidate chosen at each layer; 0 is the teacher's own layer."""
+
+
+class LayerwiseSpace:
+    """Every student that the pool's candidates can make of a teacher.
+
+    Args:
+        network: the teacher, or its structure with any weights where only costs matter; left unchanged.
+        layers: its replaceable layers, in the order they run.
+        pool: a preset's name or names of operations.
+        seed: of the candidates' initial weights.
+    """
+
+    def __init__(
+        self, network: nn.Module, layers: Sequence[Layer], pool: str | Sequence[str], *, seed: int = 0
+    ) -> None:
+        self.network = network
+        self.layers = tuple(layers)
+        self.ops: tuple[tuple[Op, ...], ...] = tuple(candidates(pool, layer) for layer in self.layers)
+        self.seed = seed
+        self._offsets = np.cumsum([0, *(len(ops) for ops in self.ops)])
+
+    @property
+    def teacher(self) -> Architecture:
+        """The architecture that leaves every layer as it is."""
+        return (0,) * len(self.layers)
+
+    @property
+    def size(self) -> int:
+        """How many architectures there are."""
+        return math.prod(len(ops) for ops in self.ops)
+
+    @property
+    def dimension(self) -> int:
+        """Length of an encoding: candidates of all layers together."""
+        return int(self._offsets[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the structures in the space, whatever the weights."""
+        shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
+        layers = [[x.name, list(x.input_shape), list(x.output_shape), x.residual] for x in self.layers]
+        return fingerprint(type(self.network).__name__, shapes, layers)
+
+    def random(self, rng: np.random.Generator) -> Architecture:
+        """Every layer's candidate drawn uniformly."""
+        return tuple(int(rng.integers(len(ops))) for ops in self.ops)
+
+    def balanced(self, count: int, rng: np.random.Generator) -> list[Architecture]:
+        """``count`` random architectures in which each layer uses its candidates equally often.
+
+        A regression on such a design knows every candidate's cost from ``count / candidates`` networks at
+        once, where changing one layer at a time would know each from a single difference.
+        """
+        columns = []
+        for ops in self.ops:
+            column = np.resize(rng.permutation(len(ops)), count)
+            columns.append(rng.permutation(column))
+        return [tuple(int(choice) for choice in row) for row in np.stack(columns, axis=1)]
+
+    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
+        """One-hot choice of every layer, concatenated: shape [dimension]."""
+        code = np.zeros(self.dimension, dtype=np.float32)
+        code[self._offsets[:-1] + np.asarray(architecture)] = 1
+        return code
+
+    def decode(self, encoding: NDArray[np.floating]) -> Architecture:
+        """The strongest choice of every layer; the inverse of ``encode`` on one-hot codes."""
+        parts = np.split(np.asarray(encoding), self._offsets[1:-1])
+        return tuple(int(part.argmax()) for part in parts)
+
+    def candidate(self, position: int, choice: int) -> nn.Module:
+        """A new module for one layer, freshly initialised (the teacher's own layer is a copy)."""
+        layer = self.layers[position]
+        return build_op(
+            self.ops[position][choice],
+            layer,
+            seed=self.seed,
+            act=activation(self.network),
+            teacher=self.network.get_submodule(layer.name),
+        )
+
+    def build(
+        self, architecture: Architecture, trained: Mapping[tuple[int, int], nn.Module] | None = None
+    ) -> nn.Module:
+        """The student: the teacher with the chosen candidates in place.
+
+        Args:
+            trained: candidates by (layer, choice), copied; those not in it are freshly initialised.
+        """
+        known = trained or {}
+        return replace(
+            self.network,
+            {
+                layer.name: copy.deepcopy(known[i, choice])
+                if (i, choice) in known
+                else self.candidate(i, choice)
+                for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True))
+                if choice != 0
+            },
+        )
+
+    def describe(self, architecture: Architecture) -> dict[str, str]:
+        """Layer name to operation name."""
+        return {
+            layer.name: self.ops[i][choice].name
+            for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True))
+        }
+
+    def label(self, architecture: Architecture) -> str:
+        """The same as one line of text: ``layer=operation|…``."""
+        return "|".join(f"{layer}={op}" for layer, op in self.describe(architecture).items())
+
+
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU6,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.GELU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.ReLU,
+)
+
+
+def activation(network: nn.Module) -> type[nn.Module]:
+    """The class of activation a network uses most, ReLU where it has none that is known."""
+    kinds = [type(module) for module in network.modules()]
+    best = max(_ACTIVATIONS, key=kinds.count)
+    return best if best in kinds else nn.ReLU

@@ -1,0 +1,111 @@
+"""Names of operations, and the pools they form."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lana_ray.errors import UserError
+from lana_ray.layers import Layer
+from lana_ray.ops import PRESETS, Op, candidates, families, fits, parse_op, pool
+
+from .layers import IMAGES, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
+
+_ODD = st.integers(0, 8).map(lambda n: 2 * n + 1)
+_POSITIVE = st.one_of(st.integers(1, 64), st.integers(1, 10**9).map(lambda n: n / 10**6))
+_SHARE = st.integers(0, 1000).map(lambda n: n / 1000)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+@given(st.sampled_from(["mbconv", "fused_mbconv"]), _POSITIVE, _ODD, _SHARE)
+def test_inverted_residual_names_round_trip(family: str, e: float, k: int, se: float) -> None:
+    name = f"{family}_e{_number(e)}_k{k}" + (f"_se{_number(se)}" if se else "")
+    op = parse_op(name)
+    assert op.name == name
+    assert parse_op(op.name) == op
+    assert op.parameters == {"e": e, "k": k} | ({"se": se} if se else {})
+
+
+@given(st.sampled_from(["bottleneck", "conv_pair"]), _POSITIVE, _ODD)
+def test_convolution_names_round_trip(family: str, w: float, k: int) -> None:
+    op = parse_op(f"{family}_w{_number(w)}_k{k}")
+    assert op.name == f"{family}_w{_number(w)}_k{k}"
+    assert parse_op(op.name) == op
+
+
+@pytest.mark.parametrize("name", ["teacher", "identity"])
+def test_names_without_parameters(name: str) -> None:
+    assert parse_op(name) == Op(name)
+    assert parse_op(name).name == name
+
+
+def test_a_name_has_one_canonical_form() -> None:
+    same = {parse_op(n) for n in ("mbconv_e3_k3", "mbconv_k3_e3.0", "mbconv_se0_e3_k3")}
+    assert [op.name for op in same] == ["mbconv_e3_k3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mbcnov_e3_k3", "did you mean mbconv?"),
+        ("fused_mbcon_e3_k3", "did you mean fused_mbconv?"),
+        ("xyz", "known: teacher, "),
+        ("", "known: teacher, "),
+        ("mbconv_e3_k3_w2", "unknown parameter 'w'; write mbconv_e…_k…[_se…]"),
+        ("mbconv_e3", "parameter 'k' is missing"),
+        ("mbconv_e3_k3_k5", "cannot read 'k5'"),
+        ("mbconv_e3_k-3", "cannot read 'k-3'"),
+        ("mbconv_e3_k3_", "cannot read ''"),
+        ("mbconv_e3_k4", "k 4 must be an odd whole number"),
+        ("mbconv_e3_k2.5", "k 2.5 must be an odd whole number"),
+        ("mbconv_e0_k3", "e 0 must be greater than 0"),
+        ("mbconv_e3_k3_se2", "se 2 must be at most 1"),
+        ("mbconv_e" + "9" * 400 + "_k3", "cannot read"),
+        ("identity_k3", "identity takes no parameters"),
+        ("teacher_k3", "teacher takes no parameters"),
+    ],
+)
+def test_wrong_names_are_explained(name: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_op(name)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_are_canonical_and_start_with_the_teacher() -> None:
+    for name, ops in PRESETS.items():
+        assert tuple(op.name for op in pool(name)) == ops
+        assert ops[0] == "teacher"
+
+
+def test_the_tiny_pool_has_every_family() -> None:
+    assert {op.family for op in pool("tiny")} == set(families())
+
+
+def test_a_pool_of_names_puts_the_teacher_first_and_each_once() -> None:
+    ops = pool(["mbconv_e3_k3", "teacher", "mbconv_k3_e3", "identity"])
+    assert [op.name for op in ops] == ["teacher", "mbconv_e3_k3", "identity"]
+
+
+def test_an_unknown_pool_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown pool 'tinny'; known: tiny"):
+        pool("tinny")
+
+
+def test_identity_needs_equal_shapes() -> None:
+    assert [fits(Op("identity"), x) for x in (RESIDUAL, PLAIN, TOKENS, STRIDED)] == [True, True, True, False]
+    assert "identity" in {op.name for op in candidates("tiny", PLAIN)}
+    assert "identity" not in {op.name for op in candidates("tiny", STRIDED)}
+
+
+@pytest.mark.parametrize(
+    "other", [TOKENS, layer((8, 8, 8), (8, 16, 16)), layer((8, 8, 8), (8, 5, 5)), layer((8, 8, 8), (8, 8, 4))]
+)
+def test_convolutions_need_images_and_a_whole_stride(other: Layer) -> None:
+    op = parse_op("mbconv_e3_k3")
+    assert all(fits(op, image) for image in IMAGES)
+    assert not fits(op, other)
