@@ -1,0 +1,169 @@
+"""The integer linear program of LANA §3.2, and the sequence of unlike selections.
+
+    min Σ a_i·z_i   with   Σ b_i·z_i ≤ B for every budget,   1·z_i = 1 for every layer,   z binary,
+
+and for the k-th selection Σ z_i·z_i' ≤ max_overlap·N for every earlier one z' (the paper takes 0.7).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lana_ray.selection.problem import InfeasibleBudget, Ints, NoSelectionFound, Problem, Selection, total
+from lana_ray.selection.program import Program, Row, build_program
+from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve
+
+_EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one by one
+
+
+def select(
+    scores: Sequence[Any],
+    costs: Mapping[str, Sequence[Any]],
+    budgets: Mapping[str, float],
+    *,
+    count: int = 1,
+    max_overlap: float = 0.7,
+    time_limit_s: float = 60.0,
+) -> list[Selection]:
+    """The best selections within all budgets, one after another, each unlike the earlier ones.
+
+    Args:
+        scores: per layer, shape [M_i]; lower is better, ``inf`` where a candidate is not available.
+        costs: name -> per layer, shape [M_i]; ``inf`` where a candidate is not available.
+        budgets: cost name -> upper bound of the sum, in the cost's own unit.
+        count: how many selections are wanted.
+        max_overlap: share of the layers (rounded down) on which two selections may agree. They always
+            differ in one layer at least.
+        time_limit_s: seconds for the whole call; earlier selections get a larger share, and what one
+            leaves over goes to the next. Explaining budgets that clash may add a second.
+
+    Returns the selections in the order they were found, the k-th the best of those unlike the k - 1
+    before. One cut short by its share of the time is the best found, with its proven gap. There are fewer
+    than ``count`` when no further selection is unlike enough, or none was found in time.
+
+    No selection is over a budget, by its exactly rounded sum. Where the solver proposes one that is, by
+    less than it can tell (1e-7 of what the budget leaves above the cheapest selection), that one is
+    excluded; after a few of them the budget is lowered by twice that share instead. A better selection in
+    this sliver may then be missed, which shows as a gap; a feasible one only there is taken for none.
+
+    Raises:
+        InfeasibleBudget: no selection is within the budgets.
+        NoSelectionFound: not one was found in time.
+        ValueError: for NaN, negative costs, ragged input, a layer without a candidate, a budget without
+            a cost, ``count``, ``max_overlap`` or ``time_limit_s`` out of range.
+    """
+    deadline = time.monotonic() + time_limit_s
+    _check_options(costs, budgets, count, max_overlap, time_limit_s)
+    problem = Problem.check(scores, costs)
+    for name, budget in budgets.items():
+        cheapest = math.fsum(problem.least(problem.costs[name]))
+        if cheapest > budget:
+            raise InfeasibleBudget(name, budget, cheapest)
+    program = build_program(problem, budgets)
+    if program.has_empty_layer:
+        raise _clash(problem, budgets, time_limit_s)
+    relaxation = Relaxation(program)
+    may_agree = min(math.floor(max_overlap * program.layers + 1e-9), program.layers - 1)
+
+    found: list[Selection] = []
+    for left in range(count, 0, -1):
+        share = 2 / (left + 1) if found else max(1 / 2, 2 / (left + 1))
+        seconds = share * (deadline - time.monotonic())
+        solution, program = _solve_within(problem, budgets, program, relaxation, seconds)
+        if solution.columns is None:
+            if solution.proven or time.monotonic() > deadline:
+                break
+            continue
+        bound = None if solution.proven else program.score(solution.bound)
+        found.append(problem.selection(program.choices(solution.columns), bound))
+        overlap = _overlap(solution.columns, may_agree)
+        program = replace(program, rows=(*program.rows, overlap))
+    if not found and solution.proven:
+        raise _clash(problem, budgets, max(deadline - time.monotonic(), 1.0))
+    if not found:
+        raise NoSelectionFound(f"no selection found within {time_limit_s:g} s; raise time_limit_s")
+    return found
+
+
+def _check_options(
+    costs: Mapping[str, Any],
+    budgets: Mapping[str, float],
+    count: int,
+    max_overlap: float,
+    time_limit_s: float,
+) -> None:
+    for name, budget in budgets.items():
+        if name not in costs:
+            raise ValueError(f"budget {name}: there is no such cost; costs are {', '.join(costs) or 'none'}")
+        if math.isnan(budget):
+            raise ValueError(f"budget {name}: {budget} is not a number")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    if not 0 <= max_overlap <= 1:
+        raise ValueError(f"max_overlap is a share between 0 and 1, not {max_overlap}")
+    if not time_limit_s > 0:
+        raise ValueError(f"time_limit_s must be positive, not {time_limit_s}")
+
+
+def _solve_within(
+    problem: Problem,
+    budgets: Mapping[str, float],
+    program: Program,
+    relaxation: Relaxation,
+    seconds: float,
+) -> tuple[Solution, Program]:
+    """Solves until the solution is within the budgets by its exactly rounded sums.
+
+    Also returns the program with the selections it had to exclude, which later ones need not meet again.
+    """
+    deadline = time.monotonic() + seconds
+    solution = solve(program, relaxation, seconds)
+    for _ in range(_EXCLUSIONS):
+        if solution.columns is None or not _over(problem, budgets, program, solution.columns):
+            return solution, program
+        excluded = _overlap(solution.columns, program.layers - 1)
+        program = replace(program, rows=(*program.rows, excluded))
+        solution = solve(program, relaxation, deadline - time.monotonic())
+    bound, tight = solution.bound, program
+    while solution.columns is not None:
+        over = _over(problem, budgets, program, solution.columns)
+        if not over:
+            return replace(solution, bound=min(bound, solution.objective)), program
+        rows = [_below(row, solution.columns) if row.budget in over else row for row in tight.rows]
+        tight = replace(tight, rows=tuple(rows))
+        solution = solve(tight, relaxation, deadline - time.monotonic())
+    return solution, program
+
+
+def _over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:
+    """The budgets that the selection ``columns`` exceeds."""
+    choices = program.choices(columns)
+    return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
+
+
+def _overlap(columns: Ints, may_agree: int) -> Row:
+    """At most ``may_agree`` of ``columns`` may be chosen again."""
+    return Row(index=columns, value=np.ones(len(columns)), upper=float(may_agree))
+
+
+def _below(row: Row, columns: Ints) -> Row:
+    """The row tightened until it excludes the solution ``columns``."""
+    used = math.fsum(row.value[np.isin(row.index, columns)])
+    return replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
+
+
+def _clash(problem: Problem, budgets: Mapping[str, float], seconds: float) -> Exception:
+    """The error for budgets that can each be met alone; raises it where it holds without the first."""
+    (name, budget), *others = budgets.items()
+    values = [
+        np.where(np.isfinite(scores), costs, np.inf)
+        for scores, costs in zip(problem.scores, problem.costs[name], strict=True)
+    ]
+    cheapest = select(values, problem.costs, dict(others), time_limit_s=seconds)[0].score
+    return InfeasibleBudget(name, budget, cheapest, tuple(other for other, _ in others))

@@ -1,0 +1,133 @@
+"""What a selection is, and the checks of what it is made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lana_ray.errors import UserError
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """One candidate per layer, with what it is predicted to score and to cost."""
+
+    choices: tuple[int, ...]
+    """Index of the candidate chosen at each layer."""
+    score: float
+    """Sum of the chosen candidates' scores; lower is better."""
+    costs: dict[str, float]
+    """Sum of the chosen candidates' costs, for every cost that was given, each in its own unit."""
+    bound: float
+    """No selection under the same constraints scores less: equal to ``score`` where proven optimal
+    (to 1e-7 of the median by which candidates' scores differ from their layer's best)."""
+    gap: float
+    """``(score - bound) / max(|score|, |bound|)``: 0 where proven optimal."""
+
+
+class InfeasibleBudget(UserError, ValueError):
+    """No selection fits: ``cheapest`` is the least of cost ``name`` that can be had.
+
+    Where ``others`` names further budgets, each of them and this one can be met alone, but not together;
+    ``cheapest`` is then the least among the selections that keep the others.
+    """
+
+    def __init__(self, name: str, budget: float, cheapest: float, others: tuple[str, ...] = ()) -> None:
+        self.name, self.budget, self.cheapest, self.others = name, budget, cheapest, others
+        within = f" within the budgets of {', '.join(others)}" if others else ""
+        super().__init__(
+            f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
+            f"costs {cheapest:.9g}; raise the budget or add cheaper candidates"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.budget, self.cheapest, self.others)
+
+
+class NoSelectionFound(RuntimeError):
+    """The time limit came before any selection was found or infeasibility was proven."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Checked scores and costs of N layers, and which candidates they leave available."""
+
+    scores: list[Floats]
+    """Per layer, shape [M_i]."""
+    costs: dict[str, list[Floats]]
+    """Per cost and layer, shape [M_i]."""
+    available: list[Ints]
+    """Per layer, the sorted indices of candidates without an infinite score or cost."""
+
+    @classmethod
+    def check(cls, scores: Sequence[Any], costs: Mapping[str, Sequence[Any]]) -> Problem:
+        """Raises ValueError naming what is empty, ragged, NaN, negative (costs) or has nothing available."""
+        arrays = [_layer_values("scores", i, values) for i, values in enumerate(scores)]
+        if not arrays:
+            raise ValueError("scores: there are no layers to select for")
+        tables: dict[str, list[Floats]] = {}
+        for name, table in costs.items():
+            if len(table) != len(arrays):
+                raise ValueError(f"costs of {name}: {len(table)} layers, but scores have {len(arrays)}")
+            tables[name] = [_layer_values(f"costs of {name}", i, values) for i, values in enumerate(table)]
+            for i, (values, wanted) in enumerate(zip(tables[name], arrays, strict=True)):
+                if values.shape != wanted.shape:
+                    raise ValueError(
+                        f"costs of {name}, layer {i}: {len(values)} candidates, but scores have {len(wanted)}"
+                    )
+                if (values < 0).any():
+                    _refuse(f"costs of {name}", i, values, values < 0)
+        available = []
+        for i, values in enumerate(arrays):
+            if (values == -np.inf).any():
+                _refuse("scores", i, values, values == -np.inf)
+            finite = np.isfinite(values)
+            for table in tables.values():
+                finite &= np.isfinite(table[i])
+            if not finite.any():
+                raise ValueError(f"layer {i}: no candidate is available; each has an infinite score or cost")
+            available.append(np.flatnonzero(finite))
+        return cls(scores=arrays, costs=tables, available=available)
+
+    def selection(self, choices: Sequence[int], bound: float | None = None) -> Selection:
+        """The selection of ``choices`` with exactly rounded sums; proven optimal without a ``bound``."""
+        score = total(self.scores, choices)
+        bound = score if bound is None else min(bound, score)
+        return Selection(
+            choices=tuple(int(j) for j in choices),
+            score=score,
+            costs={name: total(table, choices) for name, table in self.costs.items()},
+            bound=bound,
+            gap=(score - bound) / max(abs(score), abs(bound)) if score > bound else 0.0,
+        )
+
+    def least(self, table: list[Floats]) -> Floats:
+        """The smallest value of each layer among its available candidates, shape [N]."""
+        return np.array([values[keep].min() for values, keep in zip(table, self.available, strict=True)])
+
+
+def total(table: Sequence[Floats], choices: Sequence[int]) -> float:
+    """The exactly rounded sum of one value per layer, whatever the layers' order."""
+    return math.fsum(values[j] for values, j in zip(table, choices, strict=True))
+
+
+def _layer_values(what: str, layer: int, values: Any) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{what}, layer {layer}: expected one value per candidate, got shape {array.shape}")
+    if np.isnan(array).any():
+        _refuse(what, layer, array, np.isnan(array))
+    return array
+
+
+def _refuse(what: str, layer: int, values: Floats, wrong: Any) -> None:
+    j = int(np.flatnonzero(wrong)[0])
+    allowed = "a score is a number or inf" if what == "scores" else "a cost is zero, positive or inf"
+    raise ValueError(f"{what}, layer {layer}, candidate {j}: {values[j]} is not allowed; {allowed}")

@@ -1,0 +1,100 @@
+"""Scores, costs and budgets as the rows and columns of an integer program, in scale-free units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lana_ray.selection.problem import Floats, Ints, Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """``Σ value·z[index] ≤ upper``."""
+
+    index: Ints
+    """Columns, shape [m]."""
+    value: Floats
+    """Their coefficients, shape [m]."""
+    upper: float
+    budget: str | None = None
+    """The budget this row states; None for the overlap with an earlier selection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """One binary column per candidate that some selection within each single budget can contain.
+
+    Each layer's scores and costs are counted from the least one in the layer, costs in units of what the
+    budget leaves above the cheapest selection, scores in units of their median. Absolute tolerances then
+    mean the same whether costs come in seconds or microseconds.
+    """
+
+    layers: int
+    """N"""
+    layer: Ints
+    """Layer of each column, ascending, shape [n]."""
+    candidate: Ints
+    """Candidate of each column within its layer, shape [n]."""
+    objective: Floats
+    """Score of each column above its layer's least, in units of ``scale``, shape [n]."""
+    scale: float
+    offset: float
+    """Sum of the layers' least scores."""
+    rows: tuple[Row, ...]
+
+    @property
+    def has_empty_layer(self) -> bool:
+        """Whether some layer has no candidate that fits each budget by itself."""
+        return len(np.unique(self.layer)) < self.layers
+
+    def choices(self, columns: Ints) -> list[int]:
+        """The candidate of each layer, from the one column chosen in each."""
+        return [int(j) for j in self.candidate[np.sort(columns)]]
+
+    def score(self, objective: float) -> float:
+        """A value of the objective as a score in the user's unit."""
+        return self.offset + self.scale * objective
+
+
+def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
+    """States ``problem`` within ``budgets``; each budget must be at least the cheapest selection."""
+    least = problem.least(problem.scores)
+    layer = np.repeat(np.arange(len(least)), [len(keep) for keep in problem.available])
+    candidate = np.concatenate(problem.available)
+    objective = _flat(problem.scores, problem) - least[layer]
+    stated: dict[str, tuple[Floats, float]] = {}
+    fits = np.ones(len(layer), dtype=bool)
+    for name, budget in budgets.items():
+        if budget == math.inf:
+            continue
+        cheapest = problem.least(problem.costs[name])
+        rounding = 4 * len(least) * float(np.finfo(np.float64).eps) * budget
+        slack = budget - math.fsum(cheapest) + rounding
+        extra = _flat(problem.costs[name], problem) - cheapest[layer]
+        fits &= extra <= slack
+        stated[name] = extra, slack
+    objective = objective[fits]
+    scale = float(np.median(objective[objective > 0])) if (objective > 0).any() else 1.0
+    rows = []
+    for name, (extra, slack) in stated.items():
+        index = np.flatnonzero(extra[fits])
+        value = extra[fits][index] / slack  # none is left where there is no slack
+        rows.append(Row(index=index, value=value, upper=1.0, budget=name))
+    return Program(
+        layers=len(least),
+        layer=layer[fits],
+        candidate=candidate[fits],
+        objective=objective / scale,
+        scale=scale,
+        offset=math.fsum(least),
+        rows=tuple(rows),
+    )
+
+
+def _flat(table: list[Floats], problem: Problem) -> Floats:
+    """The available candidates' values of all layers in one array."""
+    return np.concatenate([values[keep] for values, keep in zip(table, problem.available, strict=True)])
