@@ -1,0 +1,208 @@
+"""Connecting to Ray: finding a cluster or starting a local one, its nodes, how many workers it holds.
+
+A node offers itself to a target with the label ``lana.target=<name>`` and one ``lana_device`` for every
+device that can be measured at a time: the label says which hardware, the resource keeps others away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.services import find_bootstrap_address
+from ray._raylet import Config as RayletConfig  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
+
+from lana_ray.config import RayConfig
+from lana_ray.errors import UserError
+
+LABEL = "lana.target"
+DEVICE = "lana_device"
+
+_REACH_S = 5.0
+# Read by worker processes before Python starts. Spinning OpenMP threads make a busy machine crawl.
+_WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_TRAIN_V2_ENABLED": "1"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A machine of the cluster."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    """The labels given to ``ray start``; Ray's own are left out."""
+    resources: Mapping[str, float]
+
+    @property
+    def target(self) -> str | None:
+        """The target label it carries."""
+        return self.labels.get(LABEL)
+
+    @property
+    def cpus(self) -> int:
+        return int(self.resources.get("CPU", 0))
+
+    @property
+    def gpus(self) -> int:
+        return int(self.resources.get("GPU", 0))
+
+    @property
+    def devices(self) -> int:
+        """Measurements that may run at a time."""
+        return int(self.resources.get(DEVICE, 0))
+
+    def fits(self, cpus: int, gpus: float) -> int:
+        """How often a claim on so many CPUs and GPUs fits on it."""
+        count = self.cpus // cpus
+        return min(count, int(self.gpus / gpus)) if gpus else count
+
+
+@contextmanager
+def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Connects to the cluster of the configuration, or starts a local one; leaves it at the end.
+
+    A Ray instance that is already connected is used as it is and left running. Output of the workers
+    stays in Ray's log files, their exceptions arrive with the results; ``RAY_LOG_TO_DRIVER=1`` shows all.
+    On a cluster of several machines lana_ray must be installed on each; ``ray job submit --working-dir``
+    ships the code of a user's own teacher along.
+
+    Args:
+        num_cpus: CPUs of a local cluster; by default those this process may use.
+
+    Raises:
+        UserError: when the address does not answer or refuses the authentication token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _authenticate()
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # ours is merged into a job's, not refused
+    address = find_cluster(config.address)
+    machine: dict[str, Any] = {}
+    if address is None:
+        machine = {
+            "num_cpus": num_cpus or _pinned_cpus(),
+            "resources": {DEVICE: 1},
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": {key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()}},
+            logging_level=logging.WARNING,
+            log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
+            **machine,
+        )
+    except (AuthenticationError, ConnectionError):
+        raise UserError(
+            f"ray.address {address}: the cluster refuses the connection; "
+            "copy ~/.ray/auth_token of its head node to this machine"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _authenticate() -> None:
+    """Turns token authentication on for this process and for what it starts, unless the user chose."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    RayletConfig.initialize("")  # Ray read the variable when it was imported; read it again
+
+
+def _pinned_cpus() -> int | None:
+    """CPUs this process may use where they are fewer than the machine's; otherwise None: Ray counts."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed if allowed != os.cpu_count() else None
+
+
+def find_cluster(address: str) -> str | None:
+    """The address to connect to, None where a local cluster is to be started.
+
+    ``auto`` looks at ``RAY_ADDRESS``, then for what ``ray start`` or ``ray up`` left on this machine.
+
+    Raises:
+        UserError: when nothing answers at an address that was given.
+    """
+    given, name = address, "ray.address"
+    if address == "auto" and os.environ.get("RAY_ADDRESS", "auto") != "auto":
+        given, name = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
+    if given == "local":
+        return None
+    if given == "auto":
+        started: str | None = find_bootstrap_address(None)
+        return started if started and _answers(started) else None
+    if "://" in given:
+        raise UserError(
+            f"{name} {given}: connect from one of the cluster's machines with host:port, "
+            "or send the run there with ray job submit"
+        )
+    if not _answers(given):
+        raise UserError(
+            f"{name} {given}: no Ray cluster answers there; expected host:port, usually port 6379"
+        )
+    return given
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens there; Ray itself would try for minutes and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster that are alive, in a stable order."""
+    found = (
+        Node(
+            id=node["NodeID"],
+            name=node["NodeName"],
+            labels={key: value for key, value in node["Labels"].items() if not key.startswith("ray.io/")},
+            resources=node["Resources"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    return sorted(found, key=lambda node: (node.name, node.id))
+
+
+def this_machine() -> Node:
+    """What a local cluster on this machine would offer, found without starting Ray."""
+    import torch
+
+    cpus = _pinned_cpus() or os.cpu_count() or 1
+    return Node(
+        id="local",
+        name=socket.gethostname(),
+        labels={},
+        resources={"CPU": cpus, "GPU": torch.cuda.device_count(), DEVICE: 1},
+    )
+
+
+def worker_count(config: RayConfig) -> int:
+    """Ray Train workers: as configured, else as many as the connected cluster's nodes hold, at least one.
+
+    Raises:
+        UserError: when workers want GPUs and no node has enough of them.
+    """
+    if config.workers is not None:
+        return config.workers
+    count = sum(node.fits(config.cpus_per_worker, config.gpus_per_worker) for node in nodes())
+    if not count and config.gpus_per_worker:
+        raise UserError(
+            f"ray.gpus_per_worker: no node has {config.gpus_per_worker:g} GPUs and {config.cpus_per_worker} "
+            "CPUs; set 0, or ray.workers where an autoscaler brings them"
+        )
+    return max(1, count)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import ray
+from rich.console import Console
+
+from lana_ray import doctor
+from lana_ray.cluster import Node
+from lana_ray.doctor import Examined, Machine, Report
+
+
+def _text(report: Report) -> str:
+    console = Console(width=200, record=True, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(doctor.render(report))
+    return capture.get()
+
+
+def _machine(**changes: object) -> Machine:
+    values = {
+        "architecture": "x86_64",
+        "versions": {"python": "3.12.1", **dict.fromkeys(doctor.PACKAGES, "1.0")},
+        "runtimes": {"torch": "2.9", "onnxruntime": "1.20"},
+        "mends": {},
+        "cuda": None,
+        "shm_bytes": 8 << 30,
+        "load": 0.0,
+    }
+    return Machine(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def _examined(name: str, machine: Machine | None, **resources: float) -> Examined:
+    node = Node(id=name, name=name, labels={"lana.target": name}, resources={"CPU": 4, **resources})
+    return Examined(node=node, machine=machine, error=None if machine else "no answer within 120 s")
+
+
+def test_without_a_cluster_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    connected = ray.is_initialized()
+    report = doctor.diagnose()
+    assert ray.is_initialized() == connected
+    assert report.address is None
+    (entry,) = report.nodes
+    assert entry.machine is not None
+    assert entry.machine.runtimes["torch"] == entry.machine.versions["torch"]
+    assert "no cluster is running" in report.warnings[0]
+    assert "this machine" in _text(report)
+    assert "any (stands in)" in _text(report)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_node_of_a_cluster_is_asked() -> None:
+    address = ray.get_runtime_context().gcs_address
+    report = doctor.diagnose(address)
+    (entry,) = report.nodes
+    assert entry.error is None
+    assert entry.machine is not None
+    assert entry.machine.versions["ray"] == ray.__version__
+    assert f"cluster at {address}" in _text(report)
+
+
+def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    old = {**_machine().versions, "ray": "0.9"}
+    missing = _machine(
+        runtimes={"torch": "2.9", "onnxruntime": None},
+        mends={"onnxruntime": "pip install 'lana-ray[onnx]'"},
+    )
+    examined = (
+        _examined("xeon", missing, lana_device=1),
+        _examined("t4", _machine(shm_bytes=64 << 20, versions=old), GPU=1, lana_device=1),
+        _examined("arm", _machine(load=9.0)),
+        _examined("dead", None, lana_device=1),
+    )
+    warnings = list(doctor._warnings("192.0.2.1:6379", examined))
+    expected = [
+        "RAY_AUTH_MODE is not token",
+        "xeon: runtime onnxruntime is missing; pip install 'lana-ray[onnx]'",
+        "t4: has a GPU, but its torch was built without CUDA",
+        "t4: /dev/shm has 0.06 GiB",
+        "arm: carries lana.target=arm but no lana_device",
+        "arm: busy (load 9.0 on 4 CPUs)",
+        "dead: could not be examined (no answer within 120 s)",
+        "ray differs between nodes (0.9, 1.0)",
+    ]
+    assert len(warnings) == len(expected)
+    for part in expected:
+        assert any(warning.startswith(part) for warning in warnings), part
+    text = _text(Report(address="192.0.2.1:6379", nodes=examined, warnings=tuple(warnings)))
+    for word in ("lana.target=xeon", "onnxruntime missing", "no answer within 120 s"):
+        assert word in text
+
+
+def test_a_healthy_machine_gives_no_warning() -> None:
+    assert list(doctor._warnings("192.0.2.1:6379", [_examined("xeon", _machine(), lana_device=1)])) == []
