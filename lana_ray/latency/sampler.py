@@ -1,0 +1,197 @@
+"""Measures the structures of a space on one target, in the process it is pinned to. No Ray in here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lana_ray.config import Target
+from lana_ray.errors import UserError
+from lana_ray.latency.measure import example_input
+from lana_ray.latency.runtimes import Session, prepare, version
+from lana_ray.latency.store import Sample
+from lana_ray.latency.timing import Measurement, time_calls
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace, activation
+from lana_ray.storage import Storage, fingerprint
+
+_PRECISE = 4.0
+"""How many times longer the reference is timed once, to be the baseline of all drift, and what is precise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One structure to measure: a candidate of a layer, or a whole network."""
+
+    kind: str
+    key: str
+    what: str
+    architecture: Architecture | None = None
+    layer: int | None = None
+    choice: int | None = None
+    weights: str | None = None
+    """File of the run directory with the network's weights, where it is a finished student."""
+    precise: bool = False
+    """Half the error the target asks for, in up to four times the time: for networks judged by a budget."""
+
+
+def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
+    """One candidate alone; equal structures at different layers have the same key."""
+    place, op = space.layers[layer], space.ops[layer][choice]
+    own = (space.fingerprint, place.name) if choice == 0 else activation(space.network).__name__
+    key = fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
+    return Work(kind="candidate", key=key, what=f"{place.name}={op.name}", layer=layer, choice=choice)
+
+
+def network_work(space: LayerwiseSpace, architecture: Architecture, *, precise: bool = False) -> Work:
+    """A whole network, whatever its weights."""
+    key = fingerprint("network", space.fingerprint, space.describe(architecture), precise)
+    what = space.label(architecture)
+    return Work(kind="network", key=key, what=what, architecture=architecture, precise=precise)
+
+
+def student_work(space: LayerwiseSpace, architecture: Architecture, weights: str, identity: str) -> Work:
+    """A finished student with its own weights, measured with patience.
+
+    Args:
+        weights: file of the run directory.
+        identity: the fingerprint of the weights.
+    """
+    return Work(
+        kind="student",
+        key=fingerprint("student", space.fingerprint, identity),
+        what=space.label(architecture),
+        architecture=architecture,
+        weights=weights,
+        precise=True,
+    )
+
+
+def empty_work(space: LayerwiseSpace, layer: int) -> Work:
+    """A graph that hands a layer's input on: what a call costs by itself."""
+    shape = space.layers[layer].input_shape
+    return Work(kind="empty", key=fingerprint("empty", shape), what=f"empty {shape}", layer=layer)
+
+
+class Sampler:
+    """Builds and times structures on a target; pins the process to as many CPUs as the target has threads.
+
+    Args:
+        space: built from the teacher's structure; weights do not matter here.
+        target: with ``input_shape`` set.
+        storage: the run directory that the weights of students are read from.
+    """
+
+    def __init__(self, space: LayerwiseSpace, target: Target, storage: Storage) -> None:
+        self._space = space
+        self._storage = storage
+        self._target = target
+        self._cpus = _pin(target.threads)
+        self._node = platform.node()
+        self._processor = processor(target)
+        self._runtime = f"{target.runtime} {version(target.runtime)}"
+        torch.set_num_threads(target.threads)
+        self._reference = prepare(space.network, example_input(target), target)
+        self._reference_ms: float | None = None
+
+    def target_key(self) -> str:
+        """Identity of the settings and hardware a sample of this process was taken on."""
+        settings = self._target.model_dump(exclude={"name", "label", "measure"}, mode="json")
+        return fingerprint(settings, self._processor, self._runtime)
+
+    def sample(self, work: Iterable[Work], baseline_ms: float | None) -> Iterator[Sample]:
+        """Measures each structure against the drift of the reference network, the teacher.
+
+        Args:
+            baseline_ms: the reference's latency by an earlier sample; None measures it first and yields
+                that sample before the others.
+        """
+        if baseline_ms is None:
+            measured = time_calls(
+                self._reference.run,
+                rel_error=self._target.measure.rel_error / 2,
+                time_limit_s=self._target.measure.time_limit_s * _PRECISE,
+            )
+            baseline_ms = measured.median_ms
+            reference = network_work(self._space, self._space.teacher)
+            yield self._record("reference", reference.key, "teacher", measured, None)
+        for item in work:
+            try:
+                session = self._prepare(item)
+                measured = time_calls(
+                    session.run,
+                    rel_error=self._target.measure.rel_error / (2 if item.precise else 1),
+                    time_limit_s=self._target.measure.time_limit_s * (_PRECISE if item.precise else 1),
+                    reference=self._reference.run,
+                    baseline_ms=baseline_ms,
+                )
+            except (
+                UserError,
+                RuntimeError,
+                ValueError,
+            ) as error:  # the runtime's own errors are RuntimeErrors
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                yield self._record(item.kind, item.key, item.what, None, reason)
+            else:
+                yield self._record(item.kind, item.key, item.what, measured, None)
+
+    def _prepare(self, work: Work) -> Session:
+        if work.architecture is not None:
+            network = self._space.build(work.architecture)
+            if work.weights is not None:
+                network.load_state_dict(self._storage.read_tensors(work.weights))
+            return prepare(network, example_input(self._target), self._target)
+        assert work.layer is not None
+        module = nn.Identity() if work.choice is None else self._space.candidate(work.layer, work.choice)
+        shape = (self._target.batch_size, *self._space.layers[work.layer].input_shape)
+        return prepare(module, torch.randn(shape, generator=torch.Generator().manual_seed(0)), self._target)
+
+    def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:
+        nan = float("nan")
+        return Sample(
+            target=self._target.name,
+            target_key=self.target_key(),
+            kind=kind,
+            key=key,
+            what=what,
+            median_ms=m.median_ms if m else nan,
+            iqr_ms=m.iqr_ms if m else nan,
+            raw_ms=m.raw_ms if m else nan,
+            drift=m.drift if m else nan,
+            repeats=m.repeats if m else 0,
+            settled=m.settled if m else False,
+            error=error,
+            node=self._node,
+            processor=self._processor,
+            runtime=self._runtime,
+            threads=self._target.threads,
+            cpus=",".join(map(str, self._cpus)),
+            time=time.time(),
+        )
+
+
+def processor(target: Target) -> str:
+    """Model of the CPU or GPU that a target's networks run on, on this machine."""
+    if target.device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(target.device))
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = (line.partition(":") for line in file)
+            names = (value.strip() for key, _, value in lines if key.strip() == "model name")
+            return next(names, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _pin(threads: int) -> tuple[int, ...]:
+    """Keeps this process on ``threads`` CPUs, the last ones, where the system allows it."""
+    if not hasattr(os, "sched_setaffinity"):
+        return ()
+    cpus = sorted(os.sched_getaffinity(0))[-threads:]
+    os.sched_setaffinity(0, cpus)
+    return tuple(cpus)

@@ -1,0 +1,92 @@
+"""Samples on disk: append-only Parquet files, keyed by what was measured, on what, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lana_ray.errors import UserError
+from lana_ray.storage import Storage, fingerprint
+
+FOLDER = "samples"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One measured (structure, target) with its spread and provenance; latencies in milliseconds."""
+
+    target: str
+    target_key: str
+    """Identity of the target's settings, hardware and runtime version: samples mix only where it is equal."""
+    kind: str
+    """``reference`` (the teacher, the measure of drift), ``empty``, ``candidate``, ``network`` or
+    ``student`` (a network with its final weights)."""
+    key: str
+    """Identity of the measured structure, whatever its weights."""
+    what: str
+    """The same for people: the operation and its layer, or the operations of a network."""
+    median_ms: float
+    iqr_ms: float
+    raw_ms: float
+    drift: float
+    repeats: int
+    settled: bool
+    error: str | None
+    """Why it could not be measured; the numbers are NaN then."""
+    node: str
+    processor: str
+    runtime: str
+    threads: int
+    cpus: str
+    time: float
+    """Seconds since the epoch."""
+
+
+_SCHEMA = pa.schema(
+    [
+        pa.field(
+            field.name,
+            {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}.get(str(field.type), pa.string()),
+        )
+        for field in dataclasses.fields(Sample)
+    ]
+)
+
+
+class SampleStore:
+    """The samples of a run directory. Several drivers may append at once: each block is a file of its own."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.damaged: list[str] = []
+        """Files left out of the last ``read`` because they are truncated or of another schema."""
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Writes one block as one file, whole or not at all."""
+        rows = [dataclasses.asdict(sample) for sample in samples]
+        if rows:
+            table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+            name = f"{FOLDER}/{rows[0]['target']}-{uuid.uuid4().hex[:12]}.parquet"
+            self._storage.write_table(name, table, fingerprint(SCHEMA_VERSION))
+
+    def read(self, target_key: str | None = None) -> list[Sample]:
+        """All samples, oldest first; those of one target where ``target_key`` is given."""
+        self.damaged = []
+        samples = []
+        for name in self._storage.list(FOLDER, ".parquet"):
+            try:
+                table = self._storage.read_table(name)
+            except UserError as error:
+                self.damaged.append(str(error))
+                continue
+            if table.schema.names != _SCHEMA.names:
+                self.damaged.append(f"{self._storage.url(name)}: samples of another version; left out")
+                continue
+            samples += [Sample(**row) for row in table.to_pylist()]
+        wanted = (s for s in samples if target_key is None or s.target_key == target_key)
+        return sorted(wanted, key=lambda sample: sample.time)

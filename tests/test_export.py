@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lana_ray.errors import UserError
+from lana_ray.export import anonymise_program, to_onnx
+
+ort = pytest.importorskip("onnxruntime")
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(*layers, nn.Linear(4, 5))
+
+
+def _run(program: bytes, images: Tensor) -> np.ndarray:
+    session = ort.InferenceSession(program, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["output"], {"input": images.numpy()})[0])
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_dynamic_batch_answers_as_the_network(batch: int) -> None:
+    network = _network().eval()
+    program = to_onnx(network, torch.randn(2, 3, 8, 8), dynamic_batch=True)
+    images = torch.randn(batch, 3, 8, 8)
+    np.testing.assert_allclose(_run(program, images), network(images).detach().numpy(), atol=1e-5)
+
+
+def test_fixed_batch_is_fixed() -> None:
+    program = to_onnx(_network(), torch.randn(2, 3, 8, 8), dynamic_batch=False)
+    session = ort.InferenceSession(program, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [2, 3, 8, 8]
+
+
+def test_modes_and_statistics_are_left_as_they_were() -> None:
+    network = _network().train()
+    network[1].eval()  # type: ignore[index]
+    before = [module.training for module in network.modules()]
+    mean = network[1].running_mean.clone()  # type: ignore[index]
+    to_onnx(network, torch.randn(2, 3, 8, 8), dynamic_batch=True)
+    assert [module.training for module in network.modules()] == before
+    assert torch.equal(network[1].running_mean, mean)  # type: ignore[index]
+
+
+class _Spectrum(nn.Module):
+    """Only the newer exporter knows Fourier transforms."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.fft.rfft2(images).abs().mean((2, 3))
+
+
+class _Bessel(nn.Module):
+    """ONNX has no such function."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.special.i0(images).mean((2, 3))
+
+
+@pytest.mark.slow
+def test_newer_exporter_takes_what_tracing_cannot(capfd: pytest.CaptureFixture[str]) -> None:
+    program = to_onnx(_Spectrum(), torch.randn(2, 3, 8, 8), dynamic_batch=True)
+    images = torch.randn(7, 3, 8, 8)
+    np.testing.assert_allclose(_run(program, images), _Spectrum()(images).numpy(), rtol=1e-4, atol=1e-4)
+    assert __file__.encode() not in program
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_express_is_named() -> None:
+    with pytest.raises(UserError, match=r"_Bessel: ONNX cannot express it .*aten::i0"):
+        to_onnx(_Bessel(), torch.randn(2, 3, 8, 8), dynamic_batch=True)
+
+
+def test_anonymised_program_has_no_paths(tmp_path: Path) -> None:
+    network, images = _network().eval(), torch.randn(2, 3, 8, 8)
+    path = tmp_path / "network.pt2"
+    torch.export.save(torch.export.export(network, (images,)), path)
+    assert torch.__path__[0].encode() in path.read_bytes()
+    anonymise_program(path)
+    assert torch.__path__[0].encode() not in path.read_bytes()
+    assert torch.equal(torch.export.load(path).module()(images), network(images))
