@@ -1,0 +1,1 @@
+"""Training of whole networks: the teacher's adaptation and the students' fine-tuning."""

@@ -1,0 +1,111 @@
+"""Runs a Ray Train job from the driver, with its progress."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lana_ray.cluster import worker_count
+from lana_ray.config import Config
+from lana_ray.errors import UserError
+from lana_ray.progress import progress
+from lana_ray.storage import fingerprint
+
+MAX_FAILURES = 3
+_POLL_S = 0.5
+
+
+class _Board:
+    """Counts what the workers have done."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+
+    def done(self) -> int:
+        return self._done
+
+
+def run_training(
+    worker: Callable[[dict[str, Any]], None],
+    setting: dict[str, Any],
+    config: Config,
+    *,
+    title: str,
+    total: int,
+    workers: int | None = None,
+    process_group: bool,
+) -> None:
+    """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
+
+    Workers keep what they finish in the run directory themselves, so a failed or killed run loses only what
+    was in flight; a worker that dies is replaced up to ``MAX_FAILURES`` times.
+
+    Args:
+        setting: the worker's argument; ``config`` and ``board`` are added.
+        process_group: whether the workers train the same network and talk to one another.
+
+    Raises:
+        UserError: a mistake of the user that only a worker could see.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    board = (
+        ray.remote(_Board)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False))
+        .remote()
+    )
+    setting = {**setting, "config": config, "board": board}
+    count = workers or worker_count(config.ray)
+    gpus = config.ray.gpus_per_worker
+    resources = {"CPU": float(config.ray.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    # The same name would silently resume the earlier run of that name, so it carries what is trained.
+    name = f"{title}-{fingerprint(config, [repr(setting[key]) for key in sorted(setting) if key != 'board'])}"
+    options: dict[str, Any] = {
+        "train_loop_config": setting,
+        "scaling_config": ScalingConfig(num_workers=count, use_gpu=gpus > 0, resources_per_worker=resources),
+        "run_config": RunConfig(
+            name=name,
+            storage_path=f"{config.run.dir}/ray",
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    }
+    if process_group:
+        backend = TorchConfig(backend="nccl" if gpus else "gloo")
+        trainer: Any = TorchTrainer(worker, torch_config=backend, **options)
+    else:
+        trainer = DataParallelTrainer(worker, **options)
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    thread = threading.Thread(target=fit, name=title, daemon=True)
+    thread.start()
+    with progress(title, total) as show:
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            show(min(total, ray.get(board.done.remote())))
+    ray.kill(board)
+    if failures:
+        raise _user_error(failures[0]) or failures[0]
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The user's mistake inside a failure of Ray Train, if there is one."""
+    inside: list[Any] = [error, error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    inside += [getattr(e, "cause", None) for e in inside] + [getattr(e, "_base_exc", None) for e in inside]
+    return next((e for e in inside if isinstance(e, UserError)), None)
