@@ -1,0 +1,180 @@
+"""Students in MLflow's model registry: one registered model per target, one version per student.
+
+MLflow lives in this package only. A version is a PyTorch program (``.pt2``) with a free batch dimension,
+its signature, an input example and small files beside it; plain torch and MLflow load it back. Its teacher
+is kept in the same form, but not registered, so that whoever has the version can compare the two. MLflow
+takes seconds to import, so it is imported where it is first used.
+
+Read ``_folder.py`` for the files of a model, ``_publish.py`` for what MLflow is told about it,
+``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's moods.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from lana_ray.config import RegistryConfig
+from lana_ray.errors import UserError
+from lana_ray.registry._folder import EXTRA_FILES, ONNX_FILE, VERIFICATION_FILE, Model
+from lana_ray.registry._publish import (
+    Student,
+    create_experiment,
+    create_registered_model,
+    log_teacher,
+    publish,
+)
+from lana_ray.registry._session import SQLITE, pages, session
+from lana_ray.registry._versions import (
+    CHAMPION,
+    Version,
+    budget_alias,
+    files_uri,
+    find_version,
+    finished_versions,
+    model_name,
+    set_aliases,
+)
+from lana_ray.storage import Storage
+
+__all__ = [
+    "CHAMPION",
+    "ONNX_FILE",
+    "VERIFICATION_FILE",
+    "Model",
+    "Student",
+    "Version",
+    "budget_alias",
+    "default_tracking_uri",
+    "download",
+    "find",
+    "list_models",
+    "load",
+    "model_name",
+    "register",
+]
+
+
+def default_tracking_uri(config: RegistryConfig, run: Storage) -> str:
+    """The tracking URI set in the configuration, else in the environment, else a database in the run.
+
+    Raises:
+        UserError: where nothing is set and the run directory is not local.
+    """
+    if uri := config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if not run.is_local:
+        raise UserError(
+            f"run.dir {run.root}: MLflow's database needs a local path; set registry.tracking_uri "
+            "or MLFLOW_TRACKING_URI to a tracking server"
+        )
+    return SQLITE + run.path("mlflow.db")
+
+
+def register(
+    students: Sequence[Student],
+    teachers: Mapping[str, Model],
+    *,
+    tracking_uri: str,
+    prefix: str,
+    default_budget: str,
+) -> list[Version]:
+    """Registers every student that is not registered yet, then sets the aliases.
+
+    Everything is uploaded before the version appears, and the version appears with all its tags at once:
+    a process killed at any point leaves a version whole or not at all. Among the versions made from the
+    newest ``teacher_fingerprint``, alias ``budget-…`` marks the most accurate of each budget and
+    ``champion`` the most accurate of ``default_budget`` (of any budget where that one has none).
+
+    Args:
+        teachers: by target; uploaded once, before the first student that is compared with it.
+        tracking_uri: MLflow's; with sqlite, artifacts are kept in ``mlartifacts`` beside the database.
+        prefix: of the registered models' names, and the experiment's name.
+
+    Returns:
+        The version of each student, in the order given.
+
+    Raises:
+        UserError: registry unreachable or refusing, or a network that torch cannot export.
+    """
+    with session(tracking_uri, create=True) as client:
+        experiment = create_experiment(client, prefix, tracking_uri)
+        places = []
+        for student in students:
+            name = model_name(prefix, student.target)
+            create_registered_model(client, name, student)
+            fingerprint = student.tags["student_fingerprint"]
+            done = [
+                v for v in finished_versions(client, name) if v.tags["student_fingerprint"] == fingerprint
+            ]
+            if done:
+                places.append((name, done[0].version))
+                continue
+            teacher = log_teacher(client, experiment, student, teachers[student.target])
+            places.append((name, publish(client, experiment, name, student, teacher)))
+        for name in {name for name, _ in places}:
+            set_aliases(client, name, default_budget)
+        return [find_version(client, f"models:/{name}/{number}") for name, number in places]
+
+
+def find(model_uri: str, tracking_uri: str) -> Version:
+    """The version that ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` stands for.
+
+    Raises:
+        UserError: where there is none, or the URI is of another form.
+    """
+    with session(tracking_uri) as client:
+        return find_version(client, model_uri)
+
+
+def load(model_uri: str, tracking_uri: str) -> nn.Module:
+    """The network of a version: maps [N, C, H, W] to [N, classes]. MLflow refuses files with pickles.
+
+    Args:
+        model_uri: as for ``find``, or a ``Version.teacher_uri``.
+
+    Raises:
+        UserError: as ``find``, and where the files are missing or damaged.
+    """
+    with session(tracking_uri) as client:
+        import mlflow.pytorch
+
+        network: nn.Module = mlflow.pytorch.load_model(files_uri(client, model_uri))
+        return network
+
+
+def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path:
+    """Copies a file of a version somewhere below ``folder`` and returns its path.
+
+    There are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and, for
+    targets that run ONNX, ``model.onnx``.
+
+    Args:
+        model_uri: as for ``find``, or a ``Version.teacher_uri``.
+
+    Raises:
+        UserError: as ``find``, and where the version has no such file.
+    """
+    with session(tracking_uri) as client:
+        import mlflow.artifacts
+
+        source = f"{files_uri(client, model_uri)}/{EXTRA_FILES}"
+        present = sorted(Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(source))
+        if file not in present:
+            raise UserError(f"{model_uri}: has no file {file}; it has {', '.join(present)}")
+        return Path(mlflow.artifacts.download_artifacts(f"{source}/{file}", dst_path=str(folder)))
+
+
+def list_models(tracking_uri: str, target: str | None = None) -> list[Version]:
+    """Every version that ``register`` finished, by name and version; only a target's where one is given.
+
+    Raises:
+        UserError: registry unreachable, or no such database.
+    """
+    with session(tracking_uri) as client:
+        models = [model for model in pages(client.search_registered_models) if "target" in model.tags]
+        names = sorted(model.name for model in models if target in (None, model.tags["target"]))
+        return [version for name in names for version in finished_versions(client, name)]

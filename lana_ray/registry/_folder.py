@@ -1,0 +1,107 @@
+"""A network as a folder that MLflow can load: a PyTorch program and small files beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lana_ray.errors import UserError
+from lana_ray.export import INPUT_NAME, OUTPUT_NAME, anonymise_program
+
+EXTRA_FILES = "extra_files"  # the folder where MLflow keeps what it is given beside a model
+VERIFICATION_FILE = "verification.safetensors"
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A network and what is kept beside it."""
+
+    network: nn.Module
+    input_shape: tuple[int, ...]
+    """(C, H, W)."""
+    classes: Sequence[str]
+    verification: Mapping[str, Tensor]
+    """What a reader can hold the network against: ``images`` [n, C, H, W] float32, preprocessed, their
+    ``labels`` [n] int64 and the network's ``logits`` [n, classes] float32."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    onnx: bytes | None = None
+
+
+def save(model: Model, what: str, scratch: Path, *, model_id: str, run_id: str | None = None) -> Path:
+    """Writes MLflow's model folder below ``scratch``; the program is checked against the network.
+
+    Args:
+        what: the network is, for the error.
+
+    Raises:
+        UserError: where torch cannot export the network with a free batch dimension.
+    """
+    import mlflow.pytorch
+    import numpy as np
+    from mlflow.models import Model as Metadata
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
+    network = network.to(memory_format=torch.contiguous_format)
+    eighths = np.random.default_rng(0).integers(-8, 9, (3, *model.input_shape))
+    images = (eighths / 8).astype(np.float32)  # few digits: MLflow writes the example as text
+    floats = np.dtype(np.float32)
+    signature = ModelSignature(
+        Schema([TensorSpec(floats, (-1, *model.input_shape), INPUT_NAME)]),
+        Schema([TensorSpec(floats, (-1, len(model.classes)), OUTPUT_NAME)]),
+    )
+    folder = scratch / "model"
+    with _exporting(what, type(network).__name__):
+        mlflow.pytorch.save_model(
+            network,
+            str(folder),
+            mlflow_model=Metadata(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            signature=signature,
+            input_example=images[:2],  # two, lest the exporter take the batch for a constant
+            extra_files=[str(path) for path in _extra_files(model, scratch)],
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # else they are inferred
+            serialization_format="pt2",
+        )
+        program = anonymise_program(folder / "data" / "model.pt2").module()
+        with torch.inference_mode():
+            for batch in (torch.from_numpy(images[:count]) for count in (1, 3)):
+                torch.testing.assert_close(program(batch), network(batch), rtol=1e-4, atol=1e-4)
+    return folder
+
+
+def _extra_files(model: Model, folder: Path) -> Iterator[Path]:
+    contents = {
+        "preprocessing.json": json.dumps(dict(model.preprocessing), indent=2).encode(),
+        "labels.json": json.dumps(list(model.classes), indent=2).encode(),
+        VERIFICATION_FILE: safetensors.torch.save({k: v.contiguous() for k, v in model.verification.items()}),
+        ONNX_FILE: model.onnx,
+    }
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+            yield folder / name
+
+
+@contextmanager
+def _exporting(what: str, network: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # torch.export has no common base for what it cannot express
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{what}: torch.export cannot express {network} with a free batch dimension "
+            f"({type(error).__name__}: {reason}); change its forward"
+        ) from error

@@ -1,0 +1,173 @@
+"""A student as MLflow keeps it: a run with metrics and reports, a model folder, a version with tags."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lana_ray.registry._folder import Model, save
+from lana_ray.registry._session import database
+
+_METRICS = ("latency_ms", "teacher_latency_ms", "predicted_ms", "speedup", "accuracy", "teacher_accuracy")
+_REQUIRED = (
+    "latency_ms",
+    "teacher_latency_ms",
+    "budget_ms",
+    "speedup",
+    "accuracy",
+    "teacher_accuracy",
+    "architecture",
+    "student_fingerprint",
+    "teacher_fingerprint",
+    "target_fingerprint",
+    "target_settings",
+    "processor",
+)
+_TEACHER = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Student:
+    """A finished student and all that is registered with it. ValueError where a tag is missing."""
+
+    model: Model
+    target: str
+    budget: str
+    """As ``str(Budget)`` writes it: ``50%``, ``12.5ms``."""
+    teacher: str
+    tags: Mapping[str, str]
+    """``latency_ms``, ``teacher_latency_ms``, ``budget_ms``, ``speedup``, ``accuracy``, ``teacher_accuracy``,
+    ``architecture``, ``student_fingerprint`` (registered once), ``teacher_fingerprint`` (teacher, data and
+    test split: within one, accuracies compare), ``target_fingerprint`` (settings and hardware),
+    ``target_settings`` (JSON of ``config.Target``), ``processor``, and more; no secrets and no paths."""
+    artifacts: Mapping[str, str | Path] = field(default_factory=dict)
+    """Files logged to the MLflow run: name there -> local file."""
+
+    def __post_init__(self) -> None:
+        if missing := [tag for tag in _REQUIRED if tag not in self.tags]:
+            raise ValueError(f"student for {self.target}: tags without {', '.join(missing)}")
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        return {**self.tags, "teacher": self.teacher, "target": self.target, "budget": self.budget}
+
+
+def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
+    """The id of the experiment ``name``; artifacts of a new one lie beside the database, if it is a file."""
+    if existing := client.get_experiment_by_name(name):
+        return str(existing.experiment_id)
+    file = database(tracking_uri)
+    location = (file.parent / "mlartifacts").as_uri() if file else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def create_registered_model(client: Any, name: str, student: Student) -> None:
+    """Makes the target's registered model where there is none, and tags it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(
+            name, description=f"{student.teacher} accelerated for {student.target} by lana_ray"
+        )
+    for key, value in {"teacher": student.teacher, "target": student.target}.items():
+        client.set_registered_model_tag(name, key, value)
+
+
+def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) -> str:
+    """Uploads the teacher of a student, once, as a model that is not registered; returns the model's id.
+
+    One per experiment, teacher and target as measured; it shows in MLflow among the experiment's models.
+
+    Raises:
+        UserError: where torch cannot export the network with a free batch dimension.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    same = {key: student.all_tags[key] for key in ("target", "teacher_fingerprint", "target_fingerprint")}
+    query = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"kind": _TEACHER, **same}.items())
+    for logged in client.search_logged_models([experiment], query):
+        if logged.status == LoggedModelStatus.READY:
+            return str(logged.model_id)
+    costs = {key: student.tags[f"teacher_{key}"] for key in ("latency_ms", "accuracy")}
+    tags = {**same, **costs, "kind": _TEACHER, "teacher": student.teacher}
+    model = str(client.create_logged_model(experiment, name=_TEACHER, tags=tags).model_id)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = save(teacher, f"teacher for {student.target}", Path(scratch), model_id=model)
+            client.log_model_artifacts(model, str(folder))
+    except BaseException:
+        client.finalize_logged_model(model, "FAILED")
+        raise
+    client.finalize_logged_model(model, "READY")
+    return model
+
+
+def publish(client: Any, experiment: str, name: str, student: Student, teacher_model: str) -> int:
+    """Uploads a student in a run of its own and returns the number of its new version.
+
+    Args:
+        teacher_model: id of the teacher's model, kept in the tag of this name.
+
+    Raises:
+        UserError: where torch cannot export the network with a free batch dimension.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    tags = {**student.all_tags, "teacher_model": teacher_model}
+    _end_abandoned_runs(client, experiment, tags["student_fingerprint"])
+    run = client.create_run(experiment, run_name=f"{student.target} {student.budget}", tags=tags).info.run_id
+    try:
+        model = client.create_logged_model(experiment, name="student", source_run_id=run, tags=tags).model_id
+        client.log_outputs(run, [LoggedModelOutput(model, step=0)])
+        for key in _METRICS:
+            if key in tags:
+                client.log_metric(run, key, float(tags[key]), model_id=model)
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_artifacts(run, str(_collect(student.artifacts, Path(scratch, "artifacts"))))
+            what = f"student for {student.target}"
+            folder = save(student.model, what, Path(scratch), model_id=model, run_id=run)
+            client.log_model_artifacts(model, str(folder))
+        client.finalize_logged_model(model, "READY")
+    except BaseException:
+        client.set_terminated(run, "FAILED")
+        raise
+    client.set_terminated(run)
+    return _create_version(client, name, tags, run, model)
+
+
+def _create_version(client: Any, name: str, tags: Mapping[str, str], run: str, model: str) -> int:
+    description = (
+        f"{tags['teacher']} accelerated for {tags['target']} within {tags['budget']}: "
+        f"{tags['latency_ms']} ms (teacher {tags['teacher_latency_ms']} ms), "
+        f"accuracy {tags['accuracy']} (teacher {tags['teacher_accuracy']})"
+    )
+    version = client.create_model_version(
+        name, f"models:/{model}", run_id=run, tags=tags, description=description, model_id=model
+    )
+    link = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model, {"mlflow.modelVersions": link})  # MLflow's pages link through it
+    return int(version.version)
+
+
+def _collect(artifacts: Mapping[str, str | Path], folder: Path) -> Path:
+    folder.mkdir()
+    for name, source in artifacts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    return folder
+
+
+def _end_abandoned_runs(client: Any, experiment: str, fingerprint: str) -> None:
+    """Marks as killed what a killed process left open of the same student."""
+    query = f"tags.student_fingerprint = '{fingerprint}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], query):
+        client.set_terminated(run.info.run_id, "KILLED")

@@ -1,0 +1,119 @@
+"""An MLflow client that is quiet, offline where it can be, and fails with one clear line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lana_ray.errors import UserError
+
+SQLITE = "sqlite:///"
+_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # with MLflow's seven a wrong address takes minutes to fail
+}
+
+
+@contextmanager
+def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
+    """An ``MlflowClient`` of ``tracking_uri``, which is MLflow's global one as long as this lasts.
+
+    MLflow resolves ``models:/`` URIs through its global tracking URI, hence the switch. Models that hold
+    pickles are refused, whatever MLflow's own default. Without ``create``, a database that does not
+    exist is an error and no new one.
+
+    Raises:
+        UserError: for every failure of MLflow, its server, database or files.
+    """
+    _check_database(tracking_uri, create)
+    for key, value in _DEFAULTS.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    allowed = os.environ.get(_PICKLE)
+    os.environ[_PICKLE] = "false"
+    previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what goes wrong is raised
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.set_tracking_uri(tracking_uri)
+            yield mlflow.MlflowClient()
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(_explain(tracking_uri, error)) from error
+    except ModuleNotFoundError as error:  # a database driver or a cloud's artifact client
+        raise UserError(
+            f"registry {_without_password(tracking_uri)}: needs the package {error.name}; install it"
+        ) from error
+    finally:
+        if allowed is None:
+            del os.environ[_PICKLE]
+        else:
+            os.environ[_PICKLE] = allowed
+        logger.setLevel(level)
+        mlflow.set_tracking_uri(previous)
+
+
+def pages(search: Callable[..., Any], query: str | None = None) -> Iterator[Any]:
+    """Everything that one of the client's paginated searches finds."""
+    token = None
+    while True:
+        page = search(filter_string=query, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def database(tracking_uri: str) -> Path | None:
+    """The file of an sqlite URI."""
+    path = tracking_uri.removeprefix(SQLITE)
+    return Path(path).absolute() if path != tracking_uri else None
+
+
+def _check_database(tracking_uri: str, create: bool) -> None:
+    """MLflow itself retries for a minute on what is no database, and creates one where there is none."""
+    file = database(tracking_uri)
+    if file is None:
+        return
+    if not file.exists():
+        if not create:
+            raise UserError(f"registry {tracking_uri}: no such database; name the one a run registered in")
+        return
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(16)
+    except OSError as error:
+        raise UserError(f"registry {tracking_uri}: cannot be read ({error.strerror})") from None
+    if head not in (b"", b"SQLite format 3\0"):
+        raise UserError(f"registry {tracking_uri}: not an SQLite database; set another registry.tracking_uri")
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def _explain(tracking_uri: str, error: Exception) -> str:
+    uri, text = (_without_password(" ".join(str(part).split())) for part in (tracking_uri, error))
+    if "database schema" in text:
+        return (
+            f"registry {uri}: its database belongs to another version of MLflow; back it up and run "
+            f"mlflow db upgrade {uri}, or install the MLflow that wrote it"
+        )
+    if "pickle is disallowed" in text:
+        return f"registry {uri}: the model's file is damaged or holds pickled code; register it again"
+    if "Max retries exceeded" in text:
+        return f"registry {uri}: no tracking server answers; start it or set another registry.tracking_uri"
+    return f"registry {uri}: {text[:300]}"

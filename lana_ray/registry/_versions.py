@@ -1,0 +1,122 @@
+"""Versions in the registry: their names, how they are found, which of them carries which alias."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lana_ray.errors import UserError
+from lana_ray.registry._session import pages
+
+CHAMPION = "champion"
+_TEACHER_URI = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")  # an id that MLflow gives
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+    @property
+    def model_uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def teacher_uri(self) -> str:
+        """The teacher's model, of the same files as this one; it is not registered.
+
+        Raises:
+            UserError: where the version is not of this package's making.
+        """
+        if "teacher_model" not in self.tags:
+            raise UserError(f"{self.model_uri}: names no teacher in a tag teacher_model; register it again")
+        return f"models:/{self.tags['teacher_model']}"
+
+
+def model_name(prefix: str, target: str) -> str:
+    """The registered model's name for a target, of signs that MLflow and its URIs accept."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{prefix}-{target}").strip("-")
+
+
+def budget_alias(budget: str) -> str:
+    """``50%`` -> ``budget-50pct``, ``12.5ms`` -> ``budget-12_5ms``: aliases allow no other signs."""
+    return "budget-" + re.sub(r"[^\w-]", "_", budget.replace("%", "pct"), flags=re.ASCII)
+
+
+def finished_versions(client: Any, name: str) -> list[Version]:
+    """The versions of ``name`` that ``register`` made and finished, oldest first."""
+    aliases = client.get_registered_model(name).aliases
+    found = (
+        _version(entry, aliases)
+        for entry in pages(client.search_model_versions, f"name = '{name}'")
+        if entry.status == "READY" and "student_fingerprint" in entry.tags
+    )
+    return sorted(found, key=lambda v: v.version)
+
+
+def find_version(client: Any, model_uri: str) -> Version:
+    """The version of a ``models:/`` URI.
+
+    Raises:
+        UserError: where there is none, or the URI is of another form.
+    """
+    from mlflow.exceptions import MlflowException
+
+    parts = _MODEL_URI.fullmatch(model_uri)
+    if parts is None:
+        raise UserError(f"{model_uri}: no model URI; write models:/NAME/VERSION or models:/NAME@ALIAS")
+    name = parts["name"]
+    try:
+        aliases = client.get_registered_model(name).aliases
+        number = parts["version"] or client.get_model_version_by_alias(name, parts["alias"]).version
+        return _version(client.get_model_version(name, str(number)), aliases)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise UserError(f"{model_uri}: not in this registry; lana-ray models lists what is") from None
+
+
+def files_uri(client: Any, model_uri: str) -> str:
+    """Where the files of a version or of a ``Version.teacher_uri`` are, for MLflow.
+
+    Raises:
+        UserError: as ``find_version``.
+    """
+    if teacher := _TEACHER_URI.fullmatch(model_uri):  # MLflow finds no single files below such a URI
+        return str(client.get_logged_model(teacher["id"]).artifact_location)
+    return find_version(client, model_uri).model_uri
+
+
+def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:
+    number = int(entry.version)
+    own = tuple(sorted(alias for alias, version in aliases.items() if int(version) == number))
+    return Version(name=entry.name, version=number, aliases=own, tags=dict(entry.tags))
+
+
+def set_aliases(client: Any, name: str, default_budget: str) -> None:
+    """Points every alias at its version: computed from all of them, so that repeating changes nothing."""
+    versions = finished_versions(client, name)
+    latest = _of_newest_teacher(versions)
+    wanted = {CHAMPION: _best([v for v in latest if v.tags["budget"] == default_budget] or latest)}
+    for budget in {v.tags["budget"] for v in versions}:
+        wanted[budget_alias(budget)] = _best(v for v in versions if v.tags["budget"] == budget)
+    for alias, version in wanted.items():
+        if alias not in version.aliases:
+            client.set_registered_model_alias(name, alias, str(version.version))
+
+
+def _of_newest_teacher(versions: Iterable[Version]) -> list[Version]:
+    """Those with the newest version's teacher and data: accuracies of others do not compare."""
+    listed = sorted(versions, key=lambda v: v.version)
+    return [v for v in listed if v.tags["teacher_fingerprint"] == listed[-1].tags["teacher_fingerprint"]]
+
+
+def _best(versions: Iterable[Version]) -> Version:
+    return max(_of_newest_teacher(versions), key=lambda v: (float(v.tags["accuracy"]), v.version))

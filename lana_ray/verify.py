@@ -1,0 +1,274 @@
+"""``lana-ray verify``: does a registered version still do what is registered of it, on this machine?
+
+Everything it needs is in the registry: the version's programs, the first test images with the outputs
+recorded for them, the target's settings, and the teacher in the same form.
+
+What is measured is what is deployed: the registered ``model.onnx``, or the registered PyTorch program. The
+latter's registered latency is of the same network in eager mode; its program takes 0.99 to 1.05 times as
+long (EfficientNet-Lite0 at 32 to 160 pixels and ResNet-18 at 64, one thread, paired calls). The teacher,
+measured in turn, is a program too, so that what the export costs mostly cancels, like the machine's drift.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from lana_ray import registry
+from lana_ray.config import Budget, Target
+from lana_ray.errors import UserError
+from lana_ray.latency import runtimes
+from lana_ray.latency.measure import example_input
+from lana_ray.latency.runtimes import Session
+from lana_ray.latency.sampler import processor
+from lana_ray.latency.timing import Measurement, time_calls
+from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
+
+_TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}  # of the largest logit; GPUs convolve in TF32
+_SESSIONS = 3
+_PATIENCE = 10.0  # times the target's own time limit; a measurement that settles ends sooner
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool | None
+    """None: no verdict, only something to know."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What a version was found to be; latencies in milliseconds per batch."""
+
+    version: Version
+    checks: tuple[Check, ...]
+    measured: Measurement
+    """Of the student; corrected for drift against the teacher unless the hardware is another."""
+    teacher_ms: float
+    """The teacher's latency that the correction rests on: registered, or of this machine where the
+    hardware is another."""
+    limit_ms: float
+
+    @property
+    def ok(self) -> bool:
+        """No check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    @property
+    def difference(self) -> float:
+        """Measured over registered latency, less one."""
+        return self.measured.median_ms / float(self.version.tags["latency_ms"]) - 1
+
+
+def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> Verification:
+    """Loads a version back, checks its outputs and accuracy, measures its latency again.
+
+    On the processor it was registered from, latency is corrected by the registered latency of the teacher
+    and must keep the registered budget. On another one it is compared with the teacher's latency there (a
+    relative budget is one of that), and judged only where ``target`` says that this machine stands for the
+    target. As on a sampler, the process is kept on as many CPUs as the target has threads meanwhile.
+
+    Args:
+        model_uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+        target: the target this machine serves; the version must be registered for it.
+
+    Raises:
+        UserError: no such version, one without what verifying needs or of another target, damaged files, or a
+            runtime or device that this machine lacks.
+    """
+    version = registry.find(model_uri, tracking_uri)
+    settings = _settings(version, target)
+    here = processor(settings)
+    known = here == version.tags["processor"]
+    with _pinned(settings.threads):
+        student = _Stored(version.model_uri, tracking_uri, settings)
+        teacher = _Stored(version.teacher_uri, tracking_uri, settings)
+        teacher_ms = float(version.tags["teacher_latency_ms"])
+        limit_ms = float(version.tags["budget_ms"])
+        if not known:
+            teacher_ms = float(_time(teacher.session(), settings).median_ms)
+            limit_ms = Budget.parse(version.tags["budget"]).limit_ms(teacher_ms)
+        measured = _measure(student, teacher, settings, teacher_ms)
+        checks = (
+            *_output_checks(student, teacher, settings),
+            _processor_check(version, here),
+            _latency_check(measured, limit_ms, judged=known or target is not None),
+        )
+    return Verification(
+        version=version, checks=checks, measured=measured, teacher_ms=teacher_ms, limit_ms=limit_ms
+    )
+
+
+def _settings(version: Version, target: str | None) -> Target:
+    """The target a version was measured on; UserError where it cannot be measured so here."""
+    needed = (
+        "target",
+        "target_settings",
+        "processor",
+        "budget",
+        "budget_ms",
+        "latency_ms",
+        "teacher_latency_ms",
+    )
+    if missing := [tag for tag in needed if tag not in version.tags]:
+        raise UserError(f"{version.model_uri}: has no tags {', '.join(missing)}; register it with lana-ray")
+    own = version.tags["target"]
+    if target not in (None, own):
+        raise UserError(f"{version.model_uri}: is registered for target {own!r}, not for {target!r}")
+    try:
+        settings = Target.model_validate_json(version.tags["target_settings"])
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(
+            f"{version.model_uri}: tag target_settings is not of this lana-ray ({reason}); register it again"
+        ) from None
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"target {own!r}: device {settings.device} is not on this machine; verify it on one it is"
+        )
+    return settings
+
+
+class _Stored:
+    """A registered model, the student's or the teacher's, with what was recorded for it."""
+
+    def __init__(self, uri: str, tracking_uri: str, target: Target) -> None:
+        self._uri, self._tracking_uri, self._target = uri, tracking_uri, target
+        try:
+            recorded = safetensors.torch.load(self._read(VERIFICATION_FILE))
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{uri}: damaged {VERIFICATION_FILE} ({error}); register it again") from None
+        self.images, self.labels, self.logits = (recorded[key] for key in ("images", "labels", "logits"))
+
+    def _read(self, file: str) -> bytes:
+        with tempfile.TemporaryDirectory() as scratch:
+            return registry.download(self._uri, file, Path(scratch), self._tracking_uri).read_bytes()
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The PyTorch program."""
+        return registry.load(self._uri, self._tracking_uri)
+
+    @cached_property
+    def deployed(self) -> nn.Module | bytes:
+        """The program that the target's runtime runs."""
+        return self._read(ONNX_FILE) if runtimes.loads_onnx(self._target.runtime) else self.network
+
+    def session(self) -> Session:
+        """What is deployed, loaded anew into the target's runtime."""
+        return runtimes.load(self.deployed, example_input(self._target), self._target)
+
+
+def _output_checks(student: _Stored, teacher: _Stored, target: Target) -> Iterator[Check]:
+    with torch.inference_mode():
+        program = student.network(student.images)
+    deployed = student.session().predict(student.images)
+    kind = torch.device(target.device).type
+    yield _outputs_check("outputs of model.pt2", program, student.logits, "cpu")
+    yield _outputs_check(f"outputs in {target.runtime}", deployed, student.logits, kind)
+    reference = teacher.session().predict(teacher.images)
+    yield _outputs_check(f"teacher's outputs in {target.runtime}", reference, teacher.logits, kind)
+    found, recorded = (_accuracy(logits, student.labels) for logits in (deployed, student.logits))
+    detail = f"{100 * found:.2f} % of {len(student.labels)} test images, recorded {100 * recorded:.2f} %"
+    yield Check("accuracy", found == recorded, detail)
+
+
+def _outputs_check(name: str, found: Tensor, recorded: Tensor, device: str) -> Check:
+    error = float((found - recorded).abs().max() / recorded.abs().max())
+    detail = f"differ from the recorded by {error:.1e} of the largest, allowed {_TOLERANCE[device]:.0e}"
+    return Check(name, error <= _TOLERANCE[device], detail)  # false for NaN
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def _processor_check(version: Version, here: str) -> Check:
+    registered = version.tags["processor"]
+    if here == registered:
+        return Check("processor", True, here)
+    return Check("processor", None, f"this is {here}; what is registered was measured on {registered}")
+
+
+def _latency_check(measured: Measurement, limit_ms: float, *, judged: bool) -> Check:
+    within = bool(measured.median_ms <= limit_ms)  # numpy's own booleans are neither True nor False
+    detail = (
+        f"{measured.median_ms:.4g} ms is {'within' if within else 'over'} the budget of {limit_ms:.4g} ms"
+    )
+    if not measured.settled:
+        detail += "; it did not settle, so try again when the machine is less busy"
+    if not judged:
+        return Check("latency", None, f"{detail} on other hardware; --target judges it all the same")
+    return Check("latency", within, detail)
+
+
+def _measure(student: _Stored, teacher: _Stored, target: Target, teacher_ms: float) -> Measurement:
+    """The median one of three measurements, each in sessions of its own: sessions of one program differ by
+    about 1 %, and few disturbances of a machine outlast one."""
+    taken = [_time(student.session(), target, teacher.session(), teacher_ms) for _ in range(_SESSIONS)]
+    return sorted(taken, key=lambda measurement: measurement.median_ms)[_SESSIONS // 2]
+
+
+def _time(
+    session: Session, target: Target, reference: Session | None = None, baseline_ms: float | None = None
+) -> Measurement:
+    return time_calls(
+        session.run,
+        rel_error=target.measure.rel_error,
+        time_limit_s=target.measure.time_limit_s * _PATIENCE,
+        reference=reference.run if reference else None,
+        baseline_ms=baseline_ms,
+    )
+
+
+@contextmanager
+def _pinned(threads: int) -> Iterator[None]:
+    """Keeps this process on ``threads`` CPUs, where the system allows it, and gives the others back."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cpus, torch_threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, sorted(cpus)[-threads:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+        torch.set_num_threads(torch_threads)
+
+
+def render(verification: Verification) -> RenderableType:
+    """The verification as tables for a terminal."""
+    version, measured = verification.version, verification.measured
+    checks = Table(title=f"{version.model_uri} for {version.tags['target']}", title_justify="left")
+    for heading in ("check", "", "found"):
+        checks.add_column(heading, overflow="fold")
+    words = {True: Text("ok", "green"), False: Text("failed", "bold red"), None: Text("note", "yellow")}
+    for check in verification.checks:
+        checks.add_row(Text(check.name), words[check.ok], Text(check.detail))
+    times = Table(title="Latency in ms", title_justify="left")
+    for heading in ("", "registered", "now, corrected", "now, by the clock"):
+        times.add_column(heading, justify="right" if heading else "left")
+    registered = [float(version.tags[tag]) for tag in ("latency_ms", "teacher_latency_ms", "budget_ms")]
+    found = (measured.median_ms, verification.teacher_ms, verification.limit_ms)
+    clock = (f"{measured.raw_ms:.4g}", f"{verification.teacher_ms * measured.drift:.4g}", "")
+    for row in zip(("student", "teacher", "budget"), registered, found, clock, strict=True):
+        times.add_row(row[0], f"{row[1]:.4g}", f"{row[2]:.4g}", row[3])
+    verdict = Text("verified", "green") if verification.ok else Text("failed", "bold red")
+    verdict.append(f": latency {100 * verification.difference:+.1f} % against registered", "default")
+    return Group(checks, times, verdict)

@@ -1,0 +1,382 @@
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lana_ray import registry
+from lana_ray.config import RegistryConfig
+from lana_ray.errors import UserError
+from lana_ray.export import to_onnx
+from lana_ray.registry import Model, Student, Version
+from lana_ray.storage import Storage
+
+SHAPE = (3, 8, 8)
+CLASSES = ("cat", "dog", "newt", "owl", "yak")
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(*layers, nn.Linear(4, len(CLASSES))).eval()
+
+
+def _model(network: nn.Module | None = None, onnx: bytes | None = None) -> Model:
+    return Model(
+        network=network or _network(),
+        input_shape=SHAPE,
+        classes=CLASSES,
+        verification={"images": torch.zeros(8, *SHAPE)},
+        preprocessing={"mean": [0.5, 0.5, 0.5]},
+        onnx=onnx,
+    )
+
+
+def _student(
+    key: str, *, accuracy: float = 0.9, budget: str = "50%", teacher: str = "t0", **other: object
+) -> Student:
+    tags = {
+        "latency_ms": "0.5",
+        "budget_ms": "0.625",
+        "teacher_latency_ms": "1.25",
+        "speedup": "2.5",
+        "accuracy": str(accuracy),
+        "teacher_accuracy": "0.95",
+        "architecture": "0,3,1",
+        "student_fingerprint": key,
+        "teacher_fingerprint": teacher,
+        "target_fingerprint": "x0",
+        "target_settings": "{}",
+        "processor": "Z80",
+    }
+    values: dict[str, object] = {
+        "model": _model(),
+        "target": "ort 1t",
+        "budget": budget,
+        "teacher": "tiny_net",
+        "tags": tags,
+    }
+    return Student(**{**values, **other})  # type: ignore[arg-type]
+
+
+def _register(uri: str, *students: Student, default_budget: str = "50%") -> list[Version]:
+    teachers = {"ort 1t": _model()}
+    return registry.register(
+        students, teachers, tracking_uri=uri, prefix="tiny/net", default_budget=default_budget
+    )
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with MLflow's tables, which take seconds to create."""
+    folder = tmp_path_factory.mktemp("empty")
+    _register(f"sqlite:///{folder}/mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def uri(empty: Path, tmp_path: Path) -> str:
+    """A registry of its own, in a folder whose name has signs that URIs escape."""
+    folder = tmp_path / "run 50% #1"
+    folder.mkdir()
+    shutil.copy(empty / "mlflow.db", folder)
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        connection.execute("DELETE FROM experiments")
+    connection.close()
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Registered:
+    uri: str
+    version: Version
+    onnx: bytes
+
+    @property
+    def artifacts(self) -> Path:
+        return Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    """A registry with one student, for tests that only read."""
+    folder = tmp_path_factory.mktemp("registered")
+    costs = folder / "measured.parquet"
+    costs.write_bytes(b"rows")
+    onnx = to_onnx(_network(), torch.randn(2, *SHAPE), dynamic_batch=True)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    (version,) = _register(
+        uri, _student("a", model=_model(onnx=onnx), artifacts={"costs/table.parquet": costs})
+    )
+    return Registered(uri, version, onnx)
+
+
+def _program(uri: str, version: Version) -> Path:
+    """The version's file; its teacher's has the same name."""
+    programs = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").rglob("model.pt2")
+    (own,) = (file for file in programs if version.tags["teacher_model"] not in file.parts)
+    return own
+
+
+def _aliases(uri: str) -> dict[str, int]:
+    return {alias: v.version for v in registry.list_models(uri) for alias in v.aliases}
+
+
+def test_version_has_tags_and_aliases(registered: Registered) -> None:
+    version, uri = registered.version, registered.uri
+    assert version.model_uri == "models:/tiny-net-ort-1t/1"
+    assert version.aliases == ("budget-50pct", "champion")
+    assert version.tags["target"] == "ort 1t"
+    assert version.tags["latency_ms"] == "0.5"
+    assert registry.find("models:/tiny-net-ort-1t@champion", uri) == version
+    assert registry.list_models(uri) == registry.list_models(uri, "ort 1t") == [version]
+    assert registry.list_models(uri, "another") == []
+
+
+def test_version_has_files(registered: Registered, tmp_path: Path) -> None:
+    names = ("preprocessing.json", "labels.json", "model.onnx")
+    files = [
+        registry.download(registered.version.model_uri, name, tmp_path, registered.uri) for name in names
+    ]
+    assert json.loads(files[0].read_text()) == {"mean": [0.5, 0.5, 0.5]}
+    assert json.loads(files[1].read_text()) == list(CLASSES)
+    assert files[2].read_bytes() == registered.onnx
+    assert [path.read_bytes() for path in registered.artifacts.rglob("costs/table.parquet")] == [b"rows"]
+
+
+def test_nothing_registered_names_the_machine(registered: Registered) -> None:
+    import mlflow
+
+    models = list(registered.artifacts.rglob("MLmodel"))
+    assert len(models) == 2  # the student's and the teacher's
+    roots = [sys.prefix, torch.__path__[0], str(Path.cwd()), str(registered.artifacts)]
+    for model in models:
+        for file in model.parent.rglob("*"):
+            assert not file.is_file() or not any(root.encode() in file.read_bytes() for root in roots), file
+        signature = mlflow.models.Model.load(str(model)).signature
+        assert [spec.shape for spec in signature.inputs.inputs] == [(-1, *SHAPE)]
+    (run,) = mlflow.MlflowClient(tracking_uri=registered.uri).search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["latency_ms"] == 0.5
+    assert not any("/" in value for value in {**run.data.tags, **run.data.params}.values())
+
+
+_READ_BACK = """
+import sys
+sys.modules["lana_ray"] = None
+import mlflow, mlflow.pytorch, torch
+mlflow.set_tracking_uri(sys.argv[1])
+network = mlflow.pytorch.load_model(sys.argv[2])
+torch.save([network(images) for images in torch.load(sys.argv[3])], sys.argv[4])
+"""
+
+
+def test_loads_back_without_this_package(registered: Registered, tmp_path: Path) -> None:
+    images = [torch.randn(batch, *SHAPE) for batch in (1, 7)]
+    torch.save(images, tmp_path / "images.pt")
+    arguments = (
+        registered.uri,
+        registered.version.model_uri,
+        str(tmp_path / "images.pt"),
+        str(tmp_path / "logits.pt"),
+    )
+    command = [sys.executable, "-c", _READ_BACK, *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    loaded = registry.load(registered.version.model_uri, registered.uri)
+    for batch, logits in zip(images, torch.load(tmp_path / "logits.pt"), strict=True):
+        torch.testing.assert_close(logits, _network()(batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded(batch), _network()(batch), rtol=0, atol=1e-5)
+
+
+def test_onnx_file_runs_with_any_batch(registered: Registered, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    file = registry.download(registered.version.model_uri, "model.onnx", tmp_path, registered.uri)
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        images = torch.randn(batch, *SHAPE)
+        (logits,) = session.run(None, {"input": images.numpy()})
+        np.testing.assert_allclose(logits, _network()(images).detach().numpy(), atol=1e-5)
+
+
+def test_registering_again_adds_nothing(uri: str) -> None:
+    first = _register(uri, _student("a"), _student("b", budget="12.5ms"))
+    again = _register(uri, _student("a"), _student("b", budget="12.5ms"))
+    assert first == again == registry.list_models(uri)
+    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-12_5ms": 2}
+
+
+def test_teacher_is_kept_once_and_not_registered(uri: str, tmp_path: Path) -> None:
+    import mlflow
+
+    first, second = _register(uri, _student("a"), _student("b", budget="70%"))
+    (third,) = _register(uri, _student("c", teacher="t1"))
+    assert first.teacher_uri == second.teacher_uri != third.teacher_uri
+    images = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(registry.load(first.teacher_uri, uri)(images), _network()(images))
+    labels = registry.download(first.teacher_uri, "labels.json", tmp_path, uri)
+    assert json.loads(labels.read_text()) == list(CLASSES)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    logged = client.search_logged_models(["1"], "name = 'teacher'")
+    assert sorted(model.model_uri for model in logged) == sorted([first.teacher_uri, third.teacher_uri])
+    assert [model.name for model in client.search_registered_models()] == ["tiny-net-ort-1t"]
+    with pytest.raises(UserError, match="no model URI"):
+        registry.find(first.teacher_uri, uri)
+
+
+def test_run_that_was_killed_is_closed_and_done_again(uri: str) -> None:
+    import mlflow
+
+    _register(uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("tiny/net").experiment_id
+    killed = client.create_run(experiment, tags={"student_fingerprint": "a"}).info.run_id
+    (version,) = _register(uri, _student("a"))
+    assert version.version == 1
+    assert client.get_run(killed).info.status == "KILLED"
+
+
+def test_champion_is_the_most_accurate_of_the_default_budget(uri: str) -> None:
+    _register(uri, _student("a", accuracy=0.9))
+    _register(uri, _student("b", accuracy=0.8), _student("c", accuracy=0.99, budget="70%"))
+    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-70pct": 3}
+    _register(uri, _student("d", accuracy=0.9))
+    assert _aliases(uri)["champion"] == 4
+    _register(uri, default_budget="70%")
+    _register(uri, _student("a", accuracy=0.9), default_budget="70%")
+    assert _aliases(uri)["champion"] == 3
+
+
+def test_another_teacher_starts_afresh(uri: str) -> None:
+    _register(uri, _student("a", accuracy=0.9))
+    _register(uri, _student("b", accuracy=0.5, teacher="t1", budget="70%"))
+    assert _aliases(uri) == {"champion": 2, "budget-50pct": 1, "budget-70pct": 2}
+    _register(uri, _student("a", accuracy=0.9))
+    assert _aliases(uri)["champion"] == 2
+
+
+class _OneBatch(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3)).reshape(2, 1).expand(2, len(CLASSES))
+
+
+def test_network_that_cannot_be_exported_leaves_no_version(uri: str) -> None:
+    import mlflow
+
+    with pytest.raises(UserError, match=r"ort 1t: torch.export cannot express _OneBatch"):
+        _register(uri, _student("a", model=_model(_OneBatch())))
+    assert registry.list_models(uri) == []
+    (run,) = mlflow.MlflowClient(tracking_uri=uri).search_runs(["1"])
+    assert run.info.status == "FAILED"
+    (version,) = _register(uri, _student("a"))
+    assert version.version == 1
+
+
+def test_registration_is_silent_and_leaves_no_trace_in_the_process(
+    uri: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    network = _network().train()
+    _register(uri, _student("a", model=_model(network)))
+    assert capfd.readouterr() == ("", "")
+    assert network.training
+    assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mine.db"
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "message"),
+    [
+        ("models:/tiny-net-ort-1t/9", "models:/tiny-net-ort-1t/9: not in this registry"),
+        ("models:/nobody/1", "models:/nobody/1: not in this registry"),
+        ("models:/tiny-net-ort-1t@best", "@best: not in this registry"),
+        ("tiny-net-ort-1t", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
+        ("../../etc", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
+    ],
+)
+def test_unknown_model_uri(registered: Registered, model_uri: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.load(model_uri, registered.uri)
+
+
+class _Trap:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.path,)
+
+
+def test_missing_and_damaged_files_are_named(uri: str, tmp_path: Path) -> None:
+    (version,) = _register(uri, _student("a"))
+    with pytest.raises(UserError, match=r"no file model\.onnx; it has labels\.json, prep"):
+        registry.download(version.model_uri, "model.onnx", tmp_path, uri)
+    program = _program(uri, version)
+    program.write_bytes(program.read_bytes()[:5000])
+    with pytest.raises(UserError, match="damaged or holds pickled code"):
+        registry.load(version.model_uri, uri)
+
+
+def test_pickled_code_is_never_run(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (version,) = _register(uri, _student("a"))
+    program = _program(uri, version)
+    program.unlink()
+    torch.save(_Trap(str(tmp_path / "sprung")), program.with_name("model.pth"))
+    program.with_name("pickle_module_info.txt").write_text("pickle")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    with pytest.raises(UserError, match="damaged or holds pickled code"):
+        registry.load(version.model_uri, uri)
+    assert not (tmp_path / "sprung").exists()
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "true"
+
+
+def test_database_of_another_mlflow(uri: str) -> None:
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+    connection.close()
+    with pytest.raises(UserError, match=r"another version of MLflow.*mlflow db upgrade"):
+        registry.list_models(uri)
+
+
+def test_unreachable_or_unfit_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"http://\*\*\*@127.0.0.1:9: no tracking server answers"):
+        registry.list_models("http://me:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match="no such database"):
+        registry.list_models(f"sqlite:///{tmp_path}/none.db")
+    (tmp_path / "text.db").write_text("this is no database at all")
+    with pytest.raises(UserError, match="not an SQLite database"):
+        _register(f"sqlite:///{tmp_path}/text.db")
+    with pytest.raises(UserError, match="registry"):
+        _register(str(tmp_path / "mlruns"))
+
+
+def test_default_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run, remote = Storage(str(tmp_path)), Storage("memory://run")
+    assert registry.default_tracking_uri(RegistryConfig(), run) == f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(UserError, match=r"memory://run.*set registry.tracking_uri"):
+        registry.default_tracking_uri(RegistryConfig(), remote)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team")
+    assert registry.default_tracking_uri(RegistryConfig(), remote) == "http://team"
+    assert registry.default_tracking_uri(RegistryConfig(tracking_uri="http://own"), remote) == "http://own"
+
+
+def test_student_needs_its_tags() -> None:
+    with pytest.raises(ValueError, match="tags without latency_ms"):
+        _student("a", tags={"accuracy": "1"})
