@@ -1,0 +1,176 @@
+"""The command line: ``lana-ray …``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lana_ray.config import Config, load_config
+from lana_ray.errors import UserError
+from lana_ray.progress import console
+
+# Read when torch is loaded: spinning OpenMP threads make a busy machine crawl, here as on a sampler.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="lana-ray",
+    help="Latency-aware network acceleration: a trained network in, a faster one for every target out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a setting; may be repeated."),
+]
+Registry = Annotated[
+    str | None,
+    typer.Option(help="MLflow's tracking URI, or a run directory; MLFLOW_TRACKING_URI by default."),
+]
+
+
+def _load(config: Path, overrides: list[str] | None) -> Config:
+    return load_config(config, tuple(overrides or ()))
+
+
+@app.command()
+def run(config: ConfigFile, set: Overrides = None) -> None:
+    """Every stage, resuming what exists; ends with a table of what was registered."""
+    _until(config, set, "report")
+
+
+def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
+    from lana_ray import pipeline
+    from lana_ray.report import results_table
+
+    loaded = _load(config, overrides)
+    summary = pipeline.run(loaded, until=stage)
+    if summary is not None:
+        console.print(results_table(summary))
+    if stage == "report":
+        console.print(f"report: {loaded.run.dir}/report.html", markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(config: ConfigFile, set: Overrides = None) -> None:
+    """What would run, how much of it and where; runs nothing."""
+    from lana_ray.plan import plan as make
+
+    console.print(make(_load(config, set)))
+
+
+@app.command()
+def sample(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to the cost tables of all targets."""
+    _until(config, set, "sample")
+
+
+@app.command()
+def distill(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to the distilled candidates."""
+    _until(config, set, "distill")
+
+
+@app.command()
+def score(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to the candidates' scores."""
+    _until(config, set, "score")
+
+
+@app.command()
+def select(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to one architecture for every target and budget, measured."""
+    _until(config, set, "select")
+
+
+@app.command()
+def finetune(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to the fine-tuned students, tested and measured."""
+    _until(config, set, "finetune")
+
+
+@app.command()
+def register(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to the registered models and summary.json."""
+    _until(config, set, "register")
+
+
+@app.command()
+def report(config: ConfigFile, set: Overrides = None) -> None:
+    """Makes report.html anew from a finished run."""
+    from lana_ray.report import results_table, write_page
+    from lana_ray.storage import Storage
+
+    storage = Storage(_load(config, set).run.dir)
+    write_page(storage)
+    console.print(results_table(storage.read_json("summary.json")))
+    console.print(f"report: {storage.url('report.html')}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address.")] = None) -> None:
+    """Nodes, labels, the targets they can serve, runtimes and versions, and what is missing."""
+    from lana_ray.doctor import diagnose, render
+
+    console.print(render(diagnose(address)))
+
+
+@app.command()
+def models(
+    target: Annotated[str | None, typer.Option(help="Only this target's.")] = None,
+    registry: Registry = None,
+) -> None:
+    """The registry as a table."""
+    from lana_ray.registry import list_models
+    from lana_ray.report import models_table
+
+    console.print(models_table(list_models(_tracking_uri(registry), target)))
+
+
+@app.command()
+def verify(
+    model_uri: Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or @ALIAS")],
+    target: Annotated[str | None, typer.Option(help="The target it must be registered for.")] = None,
+    registry: Registry = None,
+) -> None:
+    """Loads a model back, checks its outputs and accuracy, measures it again; exit status 1 if it fails."""
+    from lana_ray.verify import render
+    from lana_ray.verify import verify as check
+
+    verification = check(model_uri, tracking_uri=_tracking_uri(registry), target=target)
+    console.print(render(verification))
+    if not verification.ok:
+        raise typer.Exit(1)
+
+
+def _tracking_uri(given: str | None) -> str:
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError(
+            "no registry: set MLFLOW_TRACKING_URI, or --registry with a run directory or a tracking URI"
+        )
+    if "://" in uri:
+        return uri
+    database = Path(uri) / "mlflow.db"
+    if not database.is_file():
+        raise UserError(f"--registry {uri}: no run with an mlflow.db there")
+    return f"sqlite:///{database.resolve()}"
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"lana-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The stages in order. Each keeps what it makes in the run directory and reuses what still fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lana_ray.cluster import connect
+from lana_ray.config import Config, load_config
+from lana_ray.errors import UserError
+from lana_ray.progress import say
+from lana_ray.stages import distill, finetune, register, sample, score, select, summary, teacher
+from lana_ray.storage import Storage
+from lana_ray.workspace import Workspace
+
+STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
+RUN_FILE = "run.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    dir: str
+    """The run directory, with ``summary.json`` and ``report.html``."""
+    summary: dict[str, Any]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """One entry per target and budget; the keys are those of ``summary.json``."""
+        return list(self.summary["results"])
+
+
+def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
+    """Accelerates a network for every target and budget: what ``lana-ray run`` does.
+
+    Args:
+        config: a YAML file, its content as a dictionary, or a ``Config``.
+
+    Raises:
+        UserError: a mistake in the configuration, the data, the weights or the cluster, in one line.
+    """
+    summary = run(load_config(config), until="report")
+    assert summary is not None
+    return RunResult(dir=load_config(config).run.dir, summary=summary)
+
+
+def run(config: Config, until: str) -> dict[str, Any] | None:
+    """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
+    workspace = Workspace(config)
+    _claim(workspace.storage, config)
+    _say_splits(workspace)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - start
+
+    teacher.load_checked(workspace)  # mistakes are told before a cluster is started
+    with connect(config.ray):
+        with stage("teacher"):
+            loaded = teacher.run(workspace)
+        if until == "teacher":
+            return None
+        with stage("sample"):
+            costs = sample.run(workspace)
+            select.open_choices(workspace, costs)
+        if until == "sample":
+            return None
+        with stage("distill"):
+            distill.run(workspace, costs)
+        if until == "distill":
+            return None
+        with stage("score"):
+            scores = score.run(workspace)
+        if until == "score":
+            return None
+        with stage("select"):
+            choices = select.run(workspace, costs, scores)
+        if until == "select":
+            return None
+        with stage("finetune"):
+            finished = finetune.run(workspace, choices, costs)
+    if until == "finetune":
+        return None
+    with stage("register"):
+        uris = register.run(workspace, loaded, finished, costs)
+    found = summary.write(workspace, loaded, costs, finished, uris, seconds)
+    if until == "report":
+        from lana_ray.report import write_page  # matplotlib, only where a page is made
+
+        write_page(workspace.storage)
+    return found
+
+
+def _say_splits(workspace: Workspace) -> None:
+    sizes = workspace.data.sizes
+    say(
+        f"data: {sizes['train']} images to train with, {sizes['score']} to score and choose, "
+        f"{sizes['validation']} to validate, {sizes['test']} to test; {workspace.data.num_classes} classes"
+    )
+
+
+def _claim(storage: Storage, config: Config) -> None:
+    """Writes ``run.yaml``; refuses a directory that holds a run of another teacher or other data."""
+    storage.check_writable()
+    if storage.exists(RUN_FILE):
+        earlier = yaml.safe_load(storage.read_text(RUN_FILE))
+        now = yaml.safe_load(config.to_yaml())
+        for section in ("teacher", "data"):
+            for key, value in now[section].items():
+                if (
+                    key != "adapt"
+                    and isinstance(earlier, dict)
+                    and earlier.get(section, {}).get(key) != value
+                ):
+                    before = earlier.get(section, {}).get(key)
+                    raise UserError(
+                        f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
+                        f"{value!r}; choose another run.dir"
+                    )
+        changed = [
+            _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
+        ]
+        for change in filter(None, changed):
+            say(f"changed since the last run: {change}; what depends on it is made again")
+    storage.write_text(RUN_FILE, config.to_yaml())
+
+
+def _changes(section: str, before: Any, now: Any) -> str:
+    if before == now:
+        return ""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in now if before.get(key) != now[key]]
+        return ", ".join(f"{section}.{key} {before.get(key)!r} → {now[key]!r}" for key in keys)
+    return section

@@ -1,0 +1,102 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
+from lana_ray.config import Config
+from lana_ray.errors import UserError
+from lana_ray.latency.runtimes import missing
+from lana_ray.ops import Op
+from lana_ray.placement import assign_targets
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages.sample import planned_work
+from lana_ray.training.loop import steps_of
+from lana_ray.workspace import Workspace, structural_space
+
+_IMAGENET_CLASSES = 1000
+
+
+def plan(config: Config) -> Table:
+    """The stages of a run as a table, with their sizes and where they run.
+
+    Raises:
+        UserError: as the run itself would, except that data and nodes that are not here are only noted.
+    """
+    workspace = Workspace(config)
+    table = Table(title=f"plan for {config.run.dir}", title_justify="left", show_lines=True)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("what would run")
+    try:
+        data = workspace.data
+        sizes: dict[str, int] | None = data.sizes
+        classes = data.num_classes
+        splits = ", ".join(f"{size} {split}" for split, size in data.sizes.items())
+        table.add_row("data", f"{splits} images; {classes} classes, {config.data.image_size} px")
+    except UserError as error:
+        sizes, classes = None, _IMAGENET_CLASSES
+        table.add_row("data", f"not here: {error}")
+    space = structural_space(config, classes)
+    table.add_row("teacher", _teacher(config, space))
+    where = _placements(config)
+    for target in workspace.targets:
+        work, networks = planned_work(space, target, config.run.seed)
+        mend = missing(target.runtime)
+        settings = f"{target.runtime}, {target.threads} threads, batch {target.batch_size}, {target.device}"
+        lines = [
+            f"{target.name} ({settings}): {len(work)} measurements, {len(networks)} of them whole networks, "
+            f"at most {len(work) * target.measure.time_limit_s / 60:.0f} minutes of timing",
+            where.get(target.name, where.get("", "")),
+        ]
+        if mend:
+            lines.append(f"runtime missing on this machine: {mend}")
+        table.add_row("sample", "\n".join(lines))
+    trained = [op for ops in space.ops for op in ops if _is_trained(op)]
+    table.add_row(
+        "distill",
+        f"{len(trained)} candidates of {len(space.layers)} layers, {config.distill.steps} steps of "
+        f"{config.distill.batch_size} images; at most {config.distill.group_size} at once per worker",
+    )
+    table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
+    budgets = config.budgets.latency_ms
+    table.add_row(
+        "select",
+        f"budgets {', '.join(map(str, budgets))} on {len(config.targets)} targets, {config.select.count} "
+        f"students each measured and evaluated, in up to {config.select.rounds} rounds; "
+        f"{space.size:.2g} architectures to choose from",
+    )
+    most = len(budgets) * len(config.targets)
+    steps = f", {steps_of(config.finetune, sizes['train'])} steps each" if sizes else ""
+    table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
+    table.add_row("register", f"at most {most} versions in {len(config.targets)} registered models of MLflow")
+    return table
+
+
+def _is_trained(op: Op) -> bool:
+    return op.family not in ("teacher", "identity")
+
+
+def _teacher(config: Config, space: LayerwiseSpace) -> str:
+    parameters = sum(p.numel() for p in space.network.parameters())
+    source = config.teacher.timm or config.teacher.factory
+    return f"{source}, {parameters / 1e6:.1f} million parameters, {len(space.layers)} layers to replace"
+
+
+def _placements(config: Config) -> dict[str, str]:
+    """Where each target would be sampled; a problem instead under the empty name."""
+    address = find_cluster(config.ray.address)
+    try:
+        if address is None:
+            return _describe(config, [this_machine()])
+        with connect(config.ray):
+            return _describe(config, nodes())
+    except UserError as error:
+        return {"": f"cannot run now: {error}"}
+
+
+def _describe(config: Config, known: list[Node]) -> dict[str, str]:
+    return {
+        name: f"on {', '.join(p.nodes)}" + (", standing in: no node is labelled" if p.stand_in else "")
+        for name, p in assign_targets(config.targets, known).items()
+    }

@@ -1,0 +1,94 @@
+"""Losses and accuracies of whole networks, as Ray tasks whose results are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lana_ray.distill.score import batch_statistics_loss
+from lana_ray.layers import batch_statistics
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.storage import fingerprint
+from lana_ray.tasks import device, run_tasks
+from lana_ray.training.loop import accuracy
+from lana_ray.training.worker import TrainJob
+from lana_ray.workspace import Workspace
+
+_BATCH_SIZE = 256
+
+
+def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[Architecture, float]:
+    """Mean loss of distilled, not fine-tuned students on the scoring split, with batch statistics.
+
+    The paper keeps the student with the lowest one (LANA, arXiv 2107.10624, section 3.3).
+    """
+    keys = {
+        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, workspace.config.score)
+        for a in architectures
+    }
+    return _kept(workspace, _loss, keys, "evaluate")
+
+
+def accuracies_before(
+    workspace: Workspace, architectures: Sequence[Architecture]
+) -> dict[Architecture, float]:
+    """Test accuracy of distilled students before fine-tuning, with batch statistics."""
+    keys = {
+        a: fingerprint("before", workspace.student_key(a), workspace.data.fingerprint) for a in architectures
+    }
+    return _kept(workspace, _accuracy_before, keys, "test")
+
+
+def accuracies(workspace: Workspace, jobs: Sequence[TrainJob]) -> dict[TrainJob, float]:
+    """Test accuracy of trained networks, the teacher among them, all in the same way."""
+    keys = {job: fingerprint("accuracy", job.key, workspace.data.fingerprint) for job in jobs}
+    return _kept(workspace, _accuracy, keys, "test")
+
+
+def _kept(workspace: Workspace, function: Any, keys: dict[Any, str], title: str) -> dict[Any, float]:
+    """Results by subject, each computed unless the run directory has it."""
+    files = {subject: f"evaluations/{key}.json" for subject, key in keys.items()}
+    pending = [subject for subject, file in files.items() if not workspace.storage.exists(file)]
+    run_tasks(function, [(subject, files[subject]) for subject in pending], workspace.config, title=title)
+    return {subject: workspace.storage.read_json(file)["value"] for subject, file in files.items()}
+
+
+def _loss(workspace: Workspace, architecture: Architecture, file: str) -> None:
+    settings, where = workspace.config.score, device(workspace)
+    batches = workspace.data.batches("score", batch_size=settings.batch_size)
+    network = workspace.student(architecture).to(where)
+    value = batch_statistics_loss(network, ((x.to(where), y.to(where)) for x, y in batches))
+    _keep(workspace, file, value, architecture)
+
+
+def _accuracy_before(workspace: Workspace, architecture: Architecture, file: str) -> None:
+    network = workspace.student(architecture).eval()
+    with batch_statistics(network):
+        value = _test_accuracy(workspace, network)
+    _keep(workspace, file, value, architecture)
+
+
+def _accuracy(workspace: Workspace, job: TrainJob, file: str) -> None:
+    network = trained_network(workspace, job)
+    _keep(workspace, file, _test_accuracy(workspace, network), job.architecture)
+
+
+def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
+    """The teacher or a fine-tuned student, from its file, in evaluation mode."""
+    if job.architecture is None:
+        return workspace.teacher
+    network = workspace.space.build(job.architecture)
+    network.load_state_dict(workspace.storage.read_tensors(job.file))
+    return network.eval().requires_grad_(False)
+
+
+def _test_accuracy(workspace: Workspace, network: nn.Module) -> float:
+    where = device(workspace)
+    return accuracy(network.to(where), workspace.data.batches("test", batch_size=_BATCH_SIZE), where)
+
+
+def _keep(workspace: Workspace, file: str, value: float, architecture: Architecture | None) -> None:
+    what = "teacher" if architecture is None else workspace.space.label(architecture)
+    workspace.storage.write_json(file, {"value": value, "what": what})

@@ -1,0 +1,135 @@
+"""Stage 6: the chosen students learn from the teacher as whole networks, and are judged beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lana_ray.latency.fleet import Job
+from lana_ray.latency.sampler import student_work
+from lana_ray.latency.store import Sample
+from lana_ray.progress import say
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages.evaluate import accuracies, accuracies_before
+from lana_ray.stages.sample import TargetCosts, measure
+from lana_ray.stages.select import Choice
+from lana_ray.storage import fingerprint
+from lana_ray.training.driver import run_training
+from lana_ray.training.loop import steps_of
+from lana_ray.training.worker import TrainJob, is_trained, train_worker
+from lana_ray.workspace import TEACHER_FILE, Workspace
+
+MAX_REPLACED = 2
+"""How often a student over its budget may be replaced by the next best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A fine-tuned student and what it came to; accuracies are of the test split."""
+
+    choice: Choice
+    job: TrainJob
+    predicted_ms: float
+    sample: Sample
+    """Of the student with its final weights, measured in turn with the teacher."""
+    teacher_ms: float
+    accuracy_before: float
+    accuracy: float
+    teacher_accuracy: float
+
+    @property
+    def problem(self) -> str | None:
+        """Why it must not be registered; None when it may."""
+        if self.sample.error is not None:
+            return self.sample.error
+        if not _keeps_budget(self.sample, self.choice):
+            return (
+                f"measured {self.sample.median_ms:.3f} ms, over the budget of {self.choice.budget_ms:.3f} ms"
+            )
+        return None
+
+
+def student_job(workspace: Workspace, architecture: Architecture) -> TrainJob:
+    """The fine-tuning of an architecture; targets and budgets that chose the same share it."""
+    settings = (workspace.config.finetune, workspace.data.fingerprint, workspace.config.run.seed)
+    key = fingerprint(workspace.student_key(architecture), *settings)
+    return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture)
+
+
+def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> list[Finished]:
+    """Writes ``students/*.safetensors``, then tests and measures every student beside the teacher.
+
+    A student that its last, longest measurement finds over its budget is given up for the next best one,
+    as long as there is one.
+    """
+    samples = _train_and_measure(workspace, choices, costs)
+    for _ in range(MAX_REPLACED):
+        over = [
+            c for c in choices if c.architecture and not _keeps_budget(samples[c.target, c.architecture], c)
+        ]
+        replaced = [choice for choice in over if choice.replace()]
+        if not replaced:
+            break
+        for choice in replaced:
+            who = f"{choice.target} {choice.budget}"
+            say(f"finetune: {who}: over budget with its final weights; the next best is taken")
+        samples |= _train_and_measure(workspace, replaced, costs)
+    jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
+    teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
+    tested = accuracies(workspace, [teacher, *jobs.values()])
+    before = accuracies_before(workspace, list(jobs))
+    return [
+        Finished(
+            choice=choice,
+            job=jobs[choice.architecture],
+            predicted_ms=choice.students[choice.architecture][1].costs["latency_ms"],
+            sample=samples[choice.target, choice.architecture],
+            teacher_ms=costs[choice.target].teacher_ms,
+            accuracy_before=before[choice.architecture],
+            accuracy=tested[jobs[choice.architecture]],
+            teacher_accuracy=tested[teacher],
+        )
+        for choice in choices
+        if choice.architecture
+    ]
+
+
+def _keeps_budget(sample: Sample, choice: Choice) -> bool:
+    return sample.error is None and sample.median_ms <= choice.budget_ms
+
+
+def _train_and_measure(
+    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]
+) -> dict[tuple[str, Architecture], Sample]:
+    """Fine-tunes the chosen students that are not yet, and measures each on its target."""
+    config = workspace.config
+    jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
+    pending = [job for job in jobs.values() if not is_trained(workspace.storage, job)]
+    say(f"finetune: {len(pending)} students to train, {len(jobs) - len(pending)} reused")
+    if pending:
+        total = len(pending) * steps_of(config.finetune, workspace.data.sizes["train"])
+        run_training(
+            train_worker, {"jobs": pending}, config, title="finetune", total=total, process_group=True
+        )
+    return _measure(workspace, choices, jobs, costs)
+
+
+def _measure(
+    workspace: Workspace,
+    choices: Sequence[Choice],
+    chosen: Mapping[Architecture, TrainJob],
+    costs: Mapping[str, TargetCosts],
+) -> dict[tuple[str, Architecture], Sample]:
+    jobs, wanted = [], {}
+    for name in dict.fromkeys(choice.target for choice in choices):
+        known = costs[name]
+        mine = dict.fromkeys(c.architecture for c in choices if c.target == name and c.architecture)
+        work = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
+        wanted[name] = work
+        jobs.append(Job(target=known.target, placement=known.placement, work=list(work.values())))
+    measure(workspace, jobs, "measure")
+    return {
+        (job.target.name, architecture): job.samples[item.key]
+        for job in jobs
+        for architecture, item in wanted[job.target.name].items()
+    }

@@ -1,0 +1,155 @@
+"""Stage 7: students that keep their budget become versions of their target's registered model."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray import registry
+from lana_ray.config import Config, Target
+from lana_ray.export import to_onnx
+from lana_ray.latency.measure import example_input
+from lana_ray.latency.runtimes import loads_onnx
+from lana_ray.progress import say
+from lana_ray.stages.evaluate import trained_network
+from lana_ray.stages.finetune import Finished
+from lana_ray.stages.sample import TargetCosts
+from lana_ray.storage import fingerprint
+from lana_ray.teachers import Teacher
+from lana_ray.workspace import Workspace
+
+PACKAGES = ("lana-ray", "torch", "timm", "ray", "mlflow", "onnxruntime", "highspy")
+VERIFICATION_BYTES = 4 << 20
+"""Test images kept with every version, for ``lana-ray verify`` to hold it against."""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def default_budget(config: Config) -> str:
+    """The budget whose best student becomes champion."""
+    return config.registry.default_budget or str(config.budgets.latency_ms[0])
+
+
+def run(
+    workspace: Workspace, teacher: Teacher, finished: Sequence[Finished], costs: Mapping[str, TargetCosts]
+) -> dict[tuple[str, str], str]:
+    """Registers in MLflow what may be registered.
+
+    Returns:
+        ``models:/…`` URI by (target, budget).
+    """
+    sound = [f for f in finished if f.problem is None]
+    for f in finished:
+        if f.problem is not None:
+            say(f"register: {f.choice.target} {f.choice.budget} is not registered: {f.problem}")
+    if not sound:
+        return {}
+    uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
+    tests = _first_test_images(workspace)
+    with tempfile.TemporaryDirectory() as folder:
+        students, teachers = [], {}
+        for f in sound:
+            known, name = costs[f.choice.target], f.choice.target
+            model = _model(workspace, trained_network(workspace, f.job), known.target, tests)
+            table = _cost_table(workspace, name, Path(folder))
+            students.append(_student(workspace, teacher, f, known, model, table))
+            teachers[name] = _model(workspace, workspace.teacher, known.target, tests)
+        registered = registry.register(
+            students,
+            teachers,
+            tracking_uri=uri,
+            prefix=workspace.config.registry.name or teacher.name,
+            default_budget=default_budget(workspace.config),
+        )
+    say(f"register: {len(registered)} versions in MLflow; see them with lana-ray models")
+    return {
+        (f.choice.target, str(f.choice.budget)): version.model_uri
+        for f, version in zip(sound, registered, strict=True)
+    }
+
+
+def _cost_table(workspace: Workspace, target: str, folder: Path) -> Path:
+    """A copy of a target's cost table, whatever storage it is kept on."""
+    file = folder / f"{target}.parquet"
+    file.write_bytes(workspace.storage.read_bytes(f"costs/{target}.parquet"))
+    return file
+
+
+def _student(
+    workspace: Workspace,
+    teacher: Teacher,
+    f: Finished,
+    costs: TargetCosts,
+    model: registry.Model,
+    table: Path,
+) -> registry.Student:
+    budget = str(f.choice.budget)
+    assert f.job.architecture is not None
+    identity = (f.job.key, f.sample.key, costs.target_key, budget, f.sample.median_ms)
+    tags = {
+        "latency_ms": f"{f.sample.median_ms:.6g}",
+        "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
+        "predicted_ms": f"{f.predicted_ms:.6g}",
+        "budget_ms": f"{f.choice.budget_ms:.6g}",
+        "teacher_latency_ms": f"{f.teacher_ms:.6g}",
+        "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
+        "accuracy": f"{f.accuracy:.6g}",
+        "teacher_accuracy": f"{f.teacher_accuracy:.6g}",
+        "architecture": workspace.space.label(f.job.architecture),
+        "student_fingerprint": fingerprint(*identity),
+        "teacher_fingerprint": fingerprint(workspace.teacher_key, workspace.data.fingerprint),
+        "target_fingerprint": costs.target_key,
+        "processor": f.sample.processor,
+        "target_settings": costs.target.model_dump_json(exclude={"measure", "label"}),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    return registry.Student(
+        model=model,
+        target=costs.target.name,
+        budget=budget,
+        teacher=teacher.name,
+        tags=tags,
+        artifacts={"costs.parquet": table},
+    )
+
+
+def _model(
+    workspace: Workspace, network: nn.Module, target: Target, tests: tuple[Tensor, Tensor]
+) -> registry.Model:
+    assert target.input_shape is not None
+    images, labels = tests
+    network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
+    with torch.inference_mode():
+        logits = network(images)
+    onnx = to_onnx(network, example_input(target), dynamic_batch=True) if loads_onnx(target.runtime) else None
+    return registry.Model(
+        network=network,
+        input_shape=target.input_shape,
+        classes=workspace.data.classes,
+        preprocessing=workspace.data.preprocessing.as_dict(),
+        verification={"images": images, "labels": labels, "logits": logits},
+        onnx=onnx,
+    )
+
+
+def _first_test_images(workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """About 4 MB of test images, at least 8 of them: [n, C, H, W] float32, and their labels [n] int64."""
+    bytes_each = 4 * 3 * workspace.config.data.image_size**2
+    count = max(8, VERIFICATION_BYTES // bytes_each)
+    batches = list(workspace.data.batches("test", batch_size=count, max_images=count, channels_last=False))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])

@@ -1,0 +1,176 @@
+"""Stage 2: what every candidate costs on every target, as a table that adds up to whole networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lana_ray.cluster import nodes
+from lana_ray.config import Target
+from lana_ray.errors import UserError
+from lana_ray.latency.fleet import Job, run_jobs
+from lana_ray.latency.sampler import Work, candidate_work, empty_work, network_work
+from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.latency.table import CostTable, calibrate
+from lana_ray.placement import Placement, assign_targets
+from lana_ray.progress import progress, say
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.storage import fingerprint
+from lana_ray.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetCosts:
+    """Everything measured on one target so far, and the table made of it."""
+
+    target: Target
+    placement: Placement
+    target_key: str
+    teacher_ms: float
+    """The teacher's latency when this target was first sampled: the baseline of all drift."""
+    isolated_ms: tuple[NDArray[np.float64], ...]
+    networks: dict[Architecture, Sample]
+    table: CostTable
+
+    def with_networks(self, more: Mapping[Architecture, Sample]) -> TargetCosts:
+        """The same with further networks measured, and the table calibrated anew."""
+        networks = {**self.networks, **more}
+        return TargetCosts(
+            target=self.target,
+            placement=self.placement,
+            target_key=self.target_key,
+            teacher_ms=self.teacher_ms,
+            isolated_ms=self.isolated_ms,
+            networks=networks,
+            table=_calibrate(self.isolated_ms, networks),
+        )
+
+
+def planned_work(space: LayerwiseSpace, target: Target, seed: int) -> tuple[list[Work], list[Architecture]]:
+    """The structures to measure for a target's table, each once, and the whole networks among them."""
+    work: dict[str, Work] = {}
+    for layer, ops in enumerate(space.ops):
+        for item in (empty_work(space, layer), *(candidate_work(space, layer, j) for j in range(len(ops)))):
+            work.setdefault(item.key, item)
+    networks = list(dict.fromkeys(space.balanced(target.measure.architectures, np.random.default_rng(seed))))
+    for architecture in networks:
+        item = network_work(space, architecture)
+        work.setdefault(item.key, item)
+    return list(work.values()), networks
+
+
+def placements(workspace: Workspace) -> dict[str, Placement]:
+    """Where each target's sampler runs; says so where this machine stands in for one."""
+    config = workspace.config
+    found = assign_targets(config.targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
+    stand_ins = [name for name, placement in found.items() if placement.stand_in]
+    if stand_ins:
+        say(f"no node is labelled; this machine stands in for {', '.join(stand_ins)}")
+    return found
+
+
+def run(workspace: Workspace) -> dict[str, TargetCosts]:
+    """Samples every target and writes ``samples/*.parquet`` and ``costs/<target>.parquet``."""
+    space, where = workspace.space, placements(workspace)
+    plans = {t.name: planned_work(space, t, workspace.config.run.seed) for t in workspace.targets}
+    jobs = [
+        Job(target=target, placement=where[target.name], work=plans[target.name][0])
+        for target in workspace.targets
+    ]
+    measure(workspace, jobs, "sample")
+    costs = {}
+    for job in jobs:
+        costs[job.target.name] = _costs(space, job, plans[job.target.name][1])
+        _write(workspace, costs[job.target.name], job)
+    return costs
+
+
+def measure(workspace: Workspace, jobs: Sequence[Job], title: str) -> None:
+    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle."""
+    store = SampleStore(workspace.storage)
+    store.read()
+    for damaged in store.damaged:
+        say(f"left out: {damaged}")
+    with progress(title, sum(len(job.work) for job in jobs)) as show:
+        run_jobs(jobs, workspace.config, workspace.data.num_classes, store, show)
+    for job in jobs:
+        samples = [sample for key, sample in job.samples.items() if key != "reference"]
+        unsettled = sum(not sample.settled and sample.error is None for sample in samples)
+        notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
+        notes += [f"{unsettled} did not settle"] if unsettled else []
+        say(f"{title}: {job.target.name}: {', '.join(notes)}")
+
+
+def _costs(space: LayerwiseSpace, job: Job, networks: Sequence[Architecture]) -> TargetCosts:
+    samples = job.samples
+    reference = samples["reference"]
+    isolated = []
+    for layer, ops in enumerate(space.ops):
+        empty = samples[empty_work(space, layer).key].median_ms
+        taken = [samples[candidate_work(space, layer, choice).key] for choice in range(len(ops))]
+        if taken[0].error is not None:
+            raise UserError(
+                f"target {job.target.name!r}: the teacher's layer {space.layers[layer].name} "
+                f"does not run there: {taken[0].error}"
+            )
+        values = [s.median_ms - empty if s.error is None else np.inf for s in taken]
+        isolated.append(np.maximum(np.asarray(values), 0.0))
+    measured = {a: samples[network_work(space, a).key] for a in networks}
+    whole = {a: sample for a, sample in measured.items() if sample.error is None}
+    if len(whole) < 2:
+        reason = next((s.error for s in measured.values() if s.error), "too few networks")
+        raise UserError(f"target {job.target.name!r}: no student runs there: {reason}")
+    return TargetCosts(
+        target=job.target,
+        placement=job.placement,
+        target_key=job.target_key,
+        teacher_ms=reference.median_ms,
+        isolated_ms=tuple(isolated),
+        networks={space.teacher: reference, **whole},
+        table=_calibrate(isolated, {space.teacher: reference, **whole}),
+    )
+
+
+def _calibrate(isolated: Sequence[NDArray[np.float64]], networks: Mapping[Architecture, Sample]) -> CostTable:
+    return calibrate(isolated, list(networks), [sample.median_ms for sample in networks.values()])
+
+
+def _write(workspace: Workspace, costs: TargetCosts, job: Job) -> None:
+    space, table = workspace.space, costs.table
+    rows = []
+    for layer, ops in enumerate(space.ops):
+        for choice, op in enumerate(ops):
+            sample = job.samples[candidate_work(space, layer, choice).key]
+            rows.append(
+                {
+                    "target": costs.target.name,
+                    "layer": layer,
+                    "name": space.layers[layer].name,
+                    "choice": choice,
+                    "op": op.name,
+                    "latency_ms": float(table.costs_ms[layer][choice]),
+                    "isolated_ms": float(costs.isolated_ms[layer][choice]),
+                    "iqr_ms": sample.iqr_ms,
+                    "repeats": sample.repeats,
+                    "settled": sample.settled,
+                    "error": sample.error,
+                }
+            )
+    key = fingerprint(costs.target_key, space.fingerprint, [s.key for s in costs.networks.values()])
+    metadata = {
+        "teacher_ms": costs.teacher_ms,
+        "rest_ms": table.rest_ms,
+        "error_isolated": table.error_isolated,
+        "error": table.error,
+        "networks": len(costs.networks),
+    }
+    whole = pa.Table.from_pylist(rows).replace_schema_metadata({k: str(v) for k, v in metadata.items()})
+    workspace.storage.write_table(f"costs/{costs.target.name}.parquet", whole, key)
+    say(
+        f"sample: {costs.target.name}: teacher {costs.teacher_ms:.3f} ms; on networks left out the table errs by "
+        f"{100 * table.error:.1f} % in the median (isolated costs: {100 * table.error_isolated:.1f} %)"
+    )

@@ -1,0 +1,220 @@
+"""Stage 5: one architecture for every target and budget, chosen by the program and proven by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lana_ray.config import Budget
+from lana_ray.errors import UserError
+from lana_ray.latency.fleet import Job
+from lana_ray.latency.sampler import network_work
+from lana_ray.latency.store import Sample
+from lana_ray.progress import say
+from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages.evaluate import losses
+from lana_ray.stages.sample import TargetCosts, measure
+from lana_ray.storage import fingerprint
+from lana_ray.workspace import Workspace
+
+FILE = "selections.parquet"
+USE = 0.95
+"""Share of a budget that a student should use where the choices allow it."""
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """The students considered for one target and budget, and the one chosen."""
+
+    target: str
+    budget: Budget
+    budget_ms: float
+    limit_ms: float
+    """The budget less the margin kept for the spread of re-measurements."""
+    students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
+    """Every selection proposed, with the round that proposed it first."""
+    measured: dict[Architecture, Sample] = field(default_factory=dict)
+    loss: dict[Architecture, float] = field(default_factory=dict)
+    architecture: Architecture | None = None
+    given_up: set[Architecture] = field(default_factory=set)
+    """Chosen once, but over budget with their final weights."""
+    finished: bool = False
+
+    def within(self) -> list[Architecture]:
+        """The students that ran and kept the limit."""
+        return [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
+
+    def replace(self) -> bool:
+        """Gives the chosen student up for the one with the next lowest loss; False where there is none."""
+        others = [a for a in self.loss if a not in self.given_up and a != self.architecture]
+        if self.architecture is None or not others:
+            return False
+        self.given_up.add(self.architecture)
+        self.architecture = min(others, key=lambda a: (self.loss[a], a))
+        return True
+
+
+def run(
+    workspace: Workspace, costs: dict[str, TargetCosts], scores: Sequence[NDArray[np.float64]]
+) -> list[Choice]:
+    """Closes the loop on latency (DESIGN §2.7) and writes ``selections.parquet``.
+
+    Each round solves the program for every open budget, measures the students it proposes whole, and
+    calibrates the table with them. A budget is done when a student keeps it and uses 95 % of it, or when a
+    round proposes nothing new. Of those within, the one with the lowest loss is chosen.
+
+    Raises:
+        UserError: for a budget that no student can keep, naming target, budget and the cheapest possible.
+    """
+    settings = workspace.config.select
+    choices = open_choices(workspace, costs)
+    for number in range(settings.rounds):
+        new = _propose(workspace, choices, costs, scores, number)
+        if not new:
+            break
+        _measure(workspace, new, costs)
+        for choice in choices:
+            networks = costs[choice.target].networks
+            choice.measured = {a: networks[a] for a in choice.students if a in networks}
+            best = max((choice.measured[a].median_ms for a in choice.within()), default=0.0)
+            choice.finished = best >= USE * choice.limit_ms
+    for choice in choices:
+        _choose(workspace, choice, costs[choice.target])
+    _write(workspace, choices, costs)
+    return choices
+
+
+def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Choice]:
+    """What is to be chosen, one for every target and budget.
+
+    Raises:
+        UserError: for a budget below the cheapest student of the table; known before anything is trained.
+    """
+    choices = []
+    for name, measured in costs.items():
+        cheapest = measured.table.rest_ms + sum(float(c.min()) for c in measured.table.costs_ms)
+        for budget in workspace.config.budgets.latency_ms:
+            budget_ms = budget.limit_ms(measured.teacher_ms)
+            limit_ms = budget_ms * (1 - workspace.config.select.margin)
+            if cheapest > limit_ms:
+                raise UserError(_too_low(name, budget, limit_ms, cheapest))
+            choices.append(Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms))
+    return choices
+
+
+def _too_low(target: str, budget: Budget, limit_ms: float, cheapest: float) -> str:
+    return (
+        f"target {target!r}: budget {budget} ({limit_ms:.3f} ms with the margin) cannot be met: the cheapest "
+        f"student takes about {cheapest:.3f} ms; raise the budget or add cheaper operations to the pool"
+    )
+
+
+def _propose(
+    workspace: Workspace,
+    choices: Sequence[Choice],
+    costs: Mapping[str, TargetCosts],
+    scores: Sequence[NDArray[np.float64]],
+    number: int,
+) -> dict[str, list[Architecture]]:
+    """Solves the program of every open budget; the architectures not measured yet, by target."""
+    settings = workspace.config.select
+    new: dict[str, list[Architecture]] = {}
+    for choice in choices:
+        if choice.finished:
+            continue
+        table = costs[choice.target].table
+        # What every student pays is part of the first layer's cost, so that sums are whole latencies.
+        whole = [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
+        try:
+            found = select(
+                scores,
+                {"latency_ms": whole},
+                {"latency_ms": choice.limit_ms},
+                count=settings.count,
+                max_overlap=settings.max_overlap,
+                time_limit_s=settings.time_limit_s,
+            )
+        except NoSelectionFound as error:
+            raise UserError(f"target {choice.target!r}: budget {choice.budget}: {error}") from None
+        except InfeasibleBudget as error:
+            if choice.students:
+                choice.finished = True  # an earlier table proposed what could be proposed
+                continue
+            raise UserError(_too_low(choice.target, choice.budget, choice.limit_ms, error.cheapest)) from None
+        for selection in found:
+            choice.students.setdefault(selection.choices, (number, selection))
+            known = costs[choice.target].networks
+            if selection.choices not in known and selection.choices not in new.get(choice.target, []):
+                new.setdefault(choice.target, []).append(selection.choices)
+    return new
+
+
+def _measure(
+    workspace: Workspace, new: Mapping[str, Sequence[Architecture]], costs: dict[str, TargetCosts]
+) -> None:
+    jobs = []
+    for name, architectures in new.items():
+        work = [network_work(workspace.space, a, precise=True) for a in architectures]
+        jobs.append(Job(target=costs[name].target, placement=costs[name].placement, work=work))
+    measure(workspace, jobs, "select")
+    for job in jobs:
+        samples = {
+            a: job.samples[network_work(workspace.space, a, precise=True).key] for a in new[job.target.name]
+        }
+        usable = {a: sample for a, sample in samples.items() if sample.error is None}
+        costs[job.target.name] = costs[job.target.name].with_networks(usable)
+
+
+def _choose(workspace: Workspace, choice: Choice, costs: TargetCosts) -> None:
+    within = choice.within()
+    if not within:
+        nearest = min((s.median_ms for s in choice.measured.values()), default=float("nan"))
+        raise UserError(
+            f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the margin): "
+            f"no student measured kept it in {workspace.config.select.rounds} rounds, the fastest took "
+            f"{nearest:.3f} ms; raise the budget, select.count or select.rounds"
+        )
+    choice.loss = losses(workspace, within)
+    choice.architecture = min(within, key=lambda a: (choice.loss[a], a))
+    sample = choice.measured[choice.architecture]
+    share, loss = 100 * sample.median_ms / choice.budget_ms, choice.loss[choice.architecture]
+    say(
+        f"select: {choice.target} {choice.budget}: {len(choice.measured)} students measured, {len(within)} "
+        f"within {choice.limit_ms:.3f} ms; the best takes {sample.median_ms:.3f} ms ({share:.0f} % of the "
+        f"budget), loss {loss:.3f}"
+    )
+
+
+def _write(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
+    rows = [
+        {
+            "target": choice.target,
+            "budget": str(choice.budget),
+            "budget_ms": choice.budget_ms,
+            "round": number,
+            "rank": rank,
+            "architecture": workspace.space.label(architecture),
+            "choices": list(architecture),
+            "score": selection.score,
+            "gap": selection.gap,
+            "predicted_ms": selection.costs["latency_ms"],
+            "measured_ms": choice.measured[architecture].median_ms
+            if architecture in choice.measured
+            else None,
+            "iqr_ms": choice.measured[architecture].iqr_ms if architecture in choice.measured else None,
+            "loss": choice.loss.get(architecture),
+            "within": architecture in choice.loss,
+            "chosen": architecture == choice.architecture,
+        }
+        for choice in choices
+        for rank, (architecture, (number, selection)) in enumerate(choice.students.items())
+    ]
+    key = fingerprint(
+        [c.target_key for c in costs.values()], workspace.config.select, [r["architecture"] for r in rows]
+    )
+    workspace.storage.write_table(FILE, pa.Table.from_pylist(rows), key)

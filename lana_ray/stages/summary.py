@@ -1,0 +1,80 @@
+"""Stage 8: what the run came to, for machines: ``summary.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lana_ray.stages.finetune import Finished
+from lana_ray.stages.register import versions
+from lana_ray.stages.sample import TargetCosts
+from lana_ray.teachers import Teacher
+from lana_ray.workspace import Workspace
+
+FILE = "summary.json"
+
+
+def write(
+    workspace: Workspace,
+    teacher: Teacher,
+    costs: Mapping[str, TargetCosts],
+    finished: Sequence[Finished],
+    uris: Mapping[tuple[str, str], str],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Writes and returns the summary; latencies in milliseconds, accuracies as shares of the test split."""
+    data = workspace.data
+    summary = {
+        "teacher": {
+            "name": teacher.name,
+            "layers": len(workspace.layers),
+            "parameters": sum(p.numel() for p in workspace.teacher.parameters()),
+            "accuracy": finished[0].teacher_accuracy,
+            "trained": teacher.untrained,
+            "fingerprint": workspace.teacher_key,
+        },
+        "data": {"classes": list(data.classes), "sizes": data.sizes, "skipped": data.skipped},
+        "targets": [_target(known) for known in costs.values()],
+        "results": [_result(workspace, f, uris) for f in finished],
+        "versions": versions(),
+        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+    }
+    workspace.storage.write_json(FILE, summary)
+    return summary
+
+
+def _target(known: TargetCosts) -> dict[str, Any]:
+    target = known.target
+    return {
+        "name": target.name,
+        "runtime": target.runtime,
+        "threads": target.threads,
+        "batch_size": target.batch_size,
+        "processor": next(iter(known.networks.values())).processor,
+        "teacher_ms": known.teacher_ms,
+        "error": known.table.error,
+        "error_isolated": known.table.error_isolated,
+        "networks": len(known.networks),
+        "stand_in": known.placement.stand_in,
+    }
+
+
+def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    assert f.job.architecture is not None
+    budget = str(f.choice.budget)
+    return {
+        "target": f.choice.target,
+        "budget": budget,
+        "budget_ms": f.choice.budget_ms,
+        "predicted_ms": f.predicted_ms,
+        "measured_ms": f.sample.median_ms,
+        "iqr_ms": f.sample.iqr_ms,
+        "teacher_ms": f.teacher_ms,
+        "speedup": f.teacher_ms / f.sample.median_ms,
+        "accuracy": f.accuracy,
+        "accuracy_before": f.accuracy_before,
+        "teacher_accuracy": f.teacher_accuracy,
+        "architecture": workspace.space.label(f.job.architecture),
+        "model_uri": uris.get((f.choice.target, budget)),
+        "problem": f.problem,
+    }

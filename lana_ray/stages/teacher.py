@@ -1,0 +1,36 @@
+"""Stage 1: the teacher's weights in the run directory, trained on the data where they must be."""
+
+from __future__ import annotations
+
+from lana_ray.progress import say
+from lana_ray.storage import FINGERPRINT_KEY, fingerprint
+from lana_ray.teachers import Teacher, load_teacher
+from lana_ray.training.driver import run_training
+from lana_ray.training.loop import steps_of
+from lana_ray.training.worker import TrainJob, is_trained, train_worker
+from lana_ray.workspace import TEACHER_FILE, Workspace, check_teacher
+
+
+def load_checked(workspace: Workspace) -> Teacher:
+    """The teacher as configured, verified on the data's shape."""
+    teacher = load_teacher(workspace.config.teacher, workspace.data.num_classes)
+    check_teacher(workspace.config, teacher.network, workspace.data.num_classes)
+    return teacher
+
+
+def run(workspace: Workspace) -> Teacher:
+    """Writes ``teacher.safetensors``, after a short training where the head is new or the weights random."""
+    config, teacher = workspace.config, load_checked(workspace)
+    adapt = config.teacher.adapt if teacher.untrained else None
+    key = fingerprint(teacher.fingerprint, workspace.data.fingerprint, adapt, config.run.seed)
+    job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)
+    if is_trained(workspace.storage, job):
+        say(f"teacher: {teacher.name} reused")
+    elif adapt is None:
+        workspace.storage.write_tensors(TEACHER_FILE, teacher.network.state_dict(), {FINGERPRINT_KEY: key})
+        say(f"teacher: {teacher.name}")
+    else:
+        say(f"teacher: {teacher.name} is trained for {adapt.epochs:g} epochs, since {teacher.untrained}")
+        total = steps_of(adapt, workspace.data.sizes["train"])
+        run_training(train_worker, {"jobs": [job]}, config, title="teacher", total=total, process_group=True)
+    return teacher
