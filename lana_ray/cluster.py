@@ -85,6 +85,7 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     _authenticate()
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: all else disturbs a sampler
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # ours is merged into a job's, not refused
     address = find_cluster(config.address)
     machine: dict[str, Any] = {}

@@ -102,7 +102,7 @@ class TrainConfig(Section):
 class TeacherConfig(Section):
     timm: str | None = None
     """The name of a timm network."""
-    factory: str | None = None
+    factory: str | None = _location(default=None)
     """``package.module:function`` or ``file.py:function``, called with ``num_classes``."""
     pretrained: bool = False
     """Take timm's pretrained weights (from an installed weights package if there is one, else the hub)."""
@@ -274,6 +274,17 @@ class Config(Section):
                 raise ValueError(f"two targets are named {name!r}; names must differ")
         return self
 
+    @model_validator(mode="after")
+    def _targets_take_the_data(self) -> Config:
+        shape = (3, self.data.image_size, self.data.image_size)
+        for target in self.targets:
+            if target.input_shape not in (None, shape):
+                raise ValueError(
+                    f"target {target.name!r}: input_shape {list(target.input_shape or ())} is not the data's "
+                    f"{list(shape)}; leave it out or change data.image_size"
+                )
+        return self
+
     def to_yaml(self) -> str:
         data = self.model_dump(mode="json")
         data["budgets"]["latency_ms"] = [str(budget) for budget in self.budgets.latency_ms]
@@ -372,6 +383,11 @@ def _resolve_locations(section: Any, base: Path) -> Any:
         extra = field.json_schema_extra
         if isinstance(value, Section):
             changes[name] = _resolve_locations(value, base)
-        elif isinstance(extra, dict) and extra.get(_LOCATION) and value is not None and not _URL.match(value):
+        elif isinstance(extra, dict) and extra.get(_LOCATION) and value and _is_path(value):
             changes[name] = str((base / Path(value).expanduser()).resolve())
     return section.model_copy(update=changes)
+
+
+def _is_path(value: str) -> bool:
+    """Neither a URL nor ``package.module:function``."""
+    return not _URL.match(value) and (":" not in value or ".py:" in value)

@@ -33,6 +33,7 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
 def test_nodes_require_the_token(config: dict[str, Any], role: str) -> None:
     (start,) = (command for command in config[f"{role}_start_ray_commands"] if "ray start" in command)
     assert start.index("export RAY_AUTH_MODE=token") < start.index("ray start")
+    assert "RAY_worker_niceness=0" in start
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "0.0.0.0" not in start
 

@@ -73,7 +73,7 @@ def score_layer(
 
 @torch.no_grad()
 def batch_statistics_loss(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean cross-entropy of a student that is not fine-tuned, its batch-norms using each batch's statistics."""
+    """Mean cross-entropy of a student that is not fine-tuned, with each batch's own statistics."""
     losses = []
     network.eval()
     with batch_statistics(network):

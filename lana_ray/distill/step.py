@@ -1,4 +1,4 @@
-"""One step of layer-wise distillation, in plain torch: one teacher pass serves a whole group of candidates."""
+"""One step of layer-wise distillation: one teacher pass serves a whole group of candidates."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lana_ray.config import Target
-from lana_ray.errors import UserError
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session, prepare, version
 from lana_ray.latency.store import Sample
@@ -130,11 +129,7 @@ class Sampler:
                     reference=self._reference.run,
                     baseline_ms=baseline_ms,
                 )
-            except (
-                UserError,
-                RuntimeError,
-                ValueError,
-            ) as error:  # the runtime's own errors are RuntimeErrors
+            except Exception as error:  # runtimes raise what they like; the reason is kept with the sample
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 yield self._record(item.kind, item.key, item.what, None, reason)
             else:

@@ -14,7 +14,7 @@ Call = Callable[[], object]
 
 MIN_ROUNDS = 10
 """Rounds below which a confidence interval of the median means nothing."""
-_ROUND_S = 0.0005  # long enough for the clock, short enough that the machine is the same for its neighbour
+_ROUND_S = 0.002
 _WARMUP_S = 0.02
 _WARMUP_ROUNDS = 50
 
@@ -46,14 +46,19 @@ def time_calls(
 ) -> Measurement:
     """Times ``call`` until the median is known well enough.
 
-    After a warm-up that ends once a round is no faster than those before it, rounds of at least one call
-    and about half a millisecond are timed, each after a call that is not, so that the network finds its own
-    weights in the caches. A round in which the system took the CPU away from this process (its count of
-    involuntary context switches rose) is rejected, as long as enough others remain. With a reference, every
-    round of the call stands between two of the reference, and the ratio to their mean is what the median
-    is taken of: whatever slows the machine slows both (``median_ms`` = median ratio × ``baseline_ms``).
-    Measured on two busy virtual CPUs, whose speed wandered by 14 % from one 0.4 s window to the next: the
-    median ratio of such short rounds repeats within 1.5 to 3.5 %, that of rounds four times as long 3 to 10 %.
+    After a warm-up that ends once a round is no faster than those before it, rounds of about 2 ms are timed,
+    each after half as many calls that are not. A round in which the system took the CPU away from this
+    process (its count of involuntary context switches rose) is rejected, as long as enough others remain.
+    With a reference, every round of the call stands between two of the reference, and the ratio to their
+    mean is what the median is taken of (``median_ms`` = median ratio × ``baseline_ms``): whatever slows the
+    machine slows both.
+
+    How long a round is decides between two errors. The first calls after the other network find its weights
+    in the caches: a student that takes 0.27 of its teacher when timed by itself takes 0.34 in rounds of one
+    call, 0.32 with one untimed call before, 0.27 in rounds like these. The longer they are, the more the
+    machine may change between neighbours: on a shared virtual machine whose speed wandered by 5 to 18 % from
+    one half second to the next, the median ratio repeated within 2.4 to 2.8 % in rounds of 1 ms and within
+    4.4 % in rounds of 4 ms.
 
     Args:
         call: one inference; must be finished when it returns.
@@ -82,15 +87,15 @@ def time_calls(
         settled = len(quiet) >= MIN_ROUNDS and _half_width(np.asarray(ratios)[quiet]) <= rel_error
     kept = quiet if len(quiet) >= MIN_ROUNDS else np.arange(len(rounds))
     raw_ms = float(np.median(np.asarray(rounds)[kept]))
-    low, ratio, high = np.percentile(np.asarray(ratios)[kept], (25, 50, 75))
+    low, ratio, high = (float(q) for q in np.percentile(np.asarray(ratios)[kept], (25, 50, 75)))
     scale = baseline_ms if reference and baseline_ms is not None else raw_ms / ratio
     return Measurement(
-        median_ms=float(ratio) * scale,
-        iqr_ms=float(high - low) * scale,
+        median_ms=ratio * scale,
+        iqr_ms=(high - low) * scale,
         repeats=len(kept) * per_round,
         settled=bool(settled),
         raw_ms=raw_ms,
-        drift=raw_ms / (float(ratio) * scale) if ratio * scale > 0 else 1.0,
+        drift=raw_ms / (ratio * scale),
     )
 
 
@@ -110,8 +115,9 @@ def _half_width(values: NDArray[np.float64]) -> float:
 
 
 def _round(call: Call, repeats: int) -> float:
-    """Milliseconds per call, the first of ``repeats`` + 1 not counted."""
-    call()
+    """Milliseconds per call over ``repeats`` calls, after half as many that are not timed."""
+    for _ in range((repeats + 1) // 2):
+        call()
     start = time.perf_counter_ns()
     for _ in range(repeats):
         call()
