@@ -47,9 +47,24 @@ class Job:
     placement: Placement
     work: Sequence[Work]
     target_key: str = ""
+    """Known from an earlier job of this run, or set by the first actor."""
     reused: int = 0
     samples: dict[str, Sample] = field(default_factory=dict)
     """By structure key; the reference under ``reference``."""
+
+    def pending(self) -> list[Work]:
+        """What has no sample yet."""
+        return [work for work in self.work if work.key not in self.samples]
+
+    def recall(self, store: SampleStore) -> None:
+        """Takes what the store has for this very target."""
+        wanted = {work.key for work in self.work}
+        for sample in store.read(self.target_key):
+            if sample.kind == "reference":
+                self.samples.setdefault("reference", sample)  # the first stays the baseline of all drift
+            elif sample.key in wanted:
+                self.samples[sample.key] = sample
+        self.reused = len(self.work) - len(self.pending())
 
 
 @dataclass
@@ -57,7 +72,6 @@ class _Running:
     job: Job
     actor: Any
     store: SampleStore
-    pending: dict[str, Work] = field(default_factory=dict)
     stream: Any = None
     block: list[Sample] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
@@ -75,7 +89,8 @@ def run_jobs(
 
     The actor claims the target's label, one ``lana_device`` and the CPUs it measures on; targets that share
     a device wait for one another. Samples stream back and are stored in blocks; when an actor or its node
-    dies it is restarted, and only what was in flight is measured again.
+    dies it is restarted, and only what was in flight is measured again. No actor is started for a job whose
+    ``target_key`` is known and whose samples are all there.
 
     Args:
         on_sample: called with the number of finished structures over all jobs, reused ones included.
@@ -83,7 +98,14 @@ def run_jobs(
     Raises:
         UserError: when a target's actor cannot start or keeps dying, naming the target.
     """
-    running = [_Running(job, _start(job, config, num_classes), store) for job in jobs]
+    for job in jobs:
+        if job.target_key:
+            job.recall(store)
+    running = [
+        _Running(job, _start(job, config, num_classes), store)
+        for job in jobs
+        if not job.target_key or job.pending()
+    ]
     waiting = {run.actor.target_key.remote(): run for run in running}
     try:
         while waiting:
@@ -91,8 +113,7 @@ def run_jobs(
             run = waiting.pop(ready[0])
             try:
                 if run.stream is None:
-                    run.job.target_key = ray.get(ready[0])
-                    _resume(run)
+                    _begin(run, ray.get(ready[0]))
                 else:
                     _keep(run, ray.get(next(run.stream)))
             except StopIteration:
@@ -104,7 +125,7 @@ def run_jobs(
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, UserError) else error from None
             waiting[run.stream or run.actor.target_key.remote()] = run
-            on_sample(sum(len(r.job.work) - len(r.pending) for r in running if r.stream is not None))
+            on_sample(sum(len(job.work) - len(job.pending()) for job in jobs))
     finally:
         for run in running:
             _flush(run)
@@ -125,31 +146,23 @@ def _restart(run: _Running, config: Config, num_classes: int, error: Exception) 
     name, reason = run.job.target.name, str(error).strip().split("\n")[0]
     if run.restarts > MAX_RESTARTS:
         raise UserError(f"target {name!r}: its sampler died {run.restarts} times ({reason})") from None
-    say(f"target {name}: its sampler died; {len(run.pending)} structures go on in a new one")
+    say(f"target {name}: its sampler died; {len(run.job.pending())} structures go on in a new one")
     ray.kill(run.actor)
     run.actor, run.stream = _start(run.job, config, num_classes), None
 
 
-def _resume(run: _Running) -> None:
-    """Takes what the store has for this very target, and starts the stream of the rest."""
+def _begin(run: _Running, target_key: str) -> None:
+    """Starts the stream of what the store does not have."""
     job = run.job
-    wanted = {work.key: work for work in job.work}
-    for sample in run.store.read(job.target_key):
-        if sample.kind == "reference":
-            job.samples.setdefault("reference", sample)  # the first stays the baseline of all drift
-        elif sample.key in wanted:
-            job.samples[sample.key] = sample
-    run.pending = {key: work for key, work in wanted.items() if key not in job.samples}
-    job.reused = len(wanted) - len(run.pending)
+    job.target_key = target_key
+    if not run.restarts:
+        job.recall(run.store)
     reference = job.samples.get("reference")
-    run.stream = run.actor.sample.remote(
-        list(run.pending.values()), reference.median_ms if reference else None
-    )
+    run.stream = run.actor.sample.remote(job.pending(), reference.median_ms if reference else None)
 
 
 def _keep(run: _Running, sample: Sample) -> None:
     run.job.samples["reference" if sample.kind == "reference" else sample.key] = sample
-    run.pending.pop(sample.key, None)
     run.block.append(sample)
     if time.monotonic() - run.flushed >= _FLUSH_S:
         _flush(run)

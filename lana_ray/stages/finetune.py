@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lana_ray.latency.fleet import Job
 from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
@@ -126,7 +125,7 @@ def _measure(
         mine = dict.fromkeys(c.architecture for c in choices if c.target == name and c.architecture)
         work = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
         wanted[name] = work
-        jobs.append(Job(target=known.target, placement=known.placement, work=list(work.values())))
+        jobs.append(known.job(list(work.values())))
     measure(workspace, jobs, "measure")
     return {
         (job.target.name, architecture): job.samples[item.key]

@@ -36,6 +36,10 @@ class TargetCosts:
     networks: dict[Architecture, Sample]
     table: CostTable
 
+    def job(self, work: Sequence[Work]) -> Job:
+        """Further measurements on the same hardware."""
+        return Job(target=self.target, placement=self.placement, work=work, target_key=self.target_key)
+
     def with_networks(self, more: Mapping[Architecture, Sample]) -> TargetCosts:
         """The same with further networks measured, and the table calibrated anew."""
         networks = {**self.networks, **more}
@@ -170,7 +174,8 @@ def _write(workspace: Workspace, costs: TargetCosts, job: Job) -> None:
     }
     whole = pa.Table.from_pylist(rows).replace_schema_metadata({k: str(v) for k, v in metadata.items()})
     workspace.storage.write_table(f"costs/{costs.target.name}.parquet", whole, key)
+    name, mine, alone = costs.target.name, 100 * table.error, 100 * table.error_isolated
     say(
-        f"sample: {costs.target.name}: teacher {costs.teacher_ms:.3f} ms; on networks left out the table errs by "
-        f"{100 * table.error:.1f} % in the median (isolated costs: {100 * table.error_isolated:.1f} %)"
+        f"sample: {name}: teacher {costs.teacher_ms:.3f} ms; on networks left out the table errs by "
+        f"{mine:.1f} % in the median (isolated costs: {alone:.1f} %)"
     )

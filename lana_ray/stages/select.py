@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from lana_ray.config import Budget
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import Job
 from lana_ray.latency.sampler import network_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
@@ -43,11 +42,20 @@ class Choice:
     architecture: Architecture | None = None
     given_up: set[Architecture] = field(default_factory=set)
     """Chosen once, but over budget with their final weights."""
+    leader: Architecture | None = None
+    """The best student by the last round's table."""
     finished: bool = False
 
     def within(self) -> list[Architecture]:
         """The students that ran and kept the limit."""
         return [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
+
+    def leader_fits(self) -> bool:
+        """Whether the program's best student of the last round keeps the limit and makes use of it."""
+        sample = self.measured.get(self.leader) if self.leader else None
+        if sample is None or sample.error is not None:
+            return False
+        return USE * self.limit_ms <= sample.median_ms <= self.limit_ms
 
     def replace(self) -> bool:
         """Gives the chosen student up for the one with the next lowest loss; False where there is none."""
@@ -65,8 +73,9 @@ def run(
     """Closes the loop on latency (DESIGN §2.7) and writes ``selections.parquet``.
 
     Each round solves the program for every open budget, measures the students it proposes whole, and
-    calibrates the table with them. A budget is done when a student keeps it and uses 95 % of it, or when a
-    round proposes nothing new. Of those within, the one with the lowest loss is chosen.
+    calibrates the table with them. A budget is done when the program's best student keeps it and uses 95 %
+    of it: one that runs faster than predicted left accuracy behind. Of all students within, the one with
+    the lowest loss is chosen.
 
     Raises:
         UserError: for a budget that no student can keep, naming target, budget and the cheapest possible.
@@ -81,8 +90,7 @@ def run(
         for choice in choices:
             networks = costs[choice.target].networks
             choice.measured = {a: networks[a] for a in choice.students if a in networks}
-            best = max((choice.measured[a].median_ms for a in choice.within()), default=0.0)
-            choice.finished = best >= USE * choice.limit_ms
+            choice.finished = choice.finished or choice.leader_fits()
     for choice in choices:
         _choose(workspace, choice, costs[choice.target])
     _write(workspace, choices, costs)
@@ -146,6 +154,7 @@ def _propose(
                 choice.finished = True  # an earlier table proposed what could be proposed
                 continue
             raise UserError(_too_low(choice.target, choice.budget, choice.limit_ms, error.cheapest)) from None
+        choice.leader = found[0].choices
         for selection in found:
             choice.students.setdefault(selection.choices, (number, selection))
             known = costs[choice.target].networks
@@ -160,7 +169,7 @@ def _measure(
     jobs = []
     for name, architectures in new.items():
         work = [network_work(workspace.space, a, precise=True) for a in architectures]
-        jobs.append(Job(target=costs[name].target, placement=costs[name].placement, work=work))
+        jobs.append(costs[name].job(work))
     measure(workspace, jobs, "select")
     for job in jobs:
         samples = {
