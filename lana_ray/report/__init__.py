@@ -1,0 +1,9 @@
+"""What a run came to, for people: tables for the terminal and one self-contained page.
+
+Everything is read from the run directory, so that a report can be made again at any time.
+"""
+
+from lana_ray.report.page import write_page
+from lana_ray.report.table import models_table, results_table
+
+__all__ = ["models_table", "results_table", "write_page"]

@@ -1,0 +1,143 @@
+"""What stands at which layer, as grids of cells; every function returns SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
+
+from lana_ray.report.artifacts import family
+from lana_ray.report.canvas import ABSENT, FILLS, KEPT, REMOVED, picture
+from lana_ray.report.numbers import number
+
+Floats = NDArray[np.float64]
+
+_BAND = 16  # layers side by side; more go on below
+_CELL = (0.68, 0.55)  # inches
+_GAP = 0.3  # of a cell's height, between the layers above and those that go on below
+_LETTERS = 10  # in a line of a cell
+_WORDED = 18  # layers up to which a score is written in its cell
+_NOISE = 0.01  # nats: below, colours are linear in the score
+
+
+@picture
+def architecture_map(axes: Axes, students: Mapping[str, Mapping[str, str]]) -> None:
+    """Operations by student (a row each) and layer (a column each), coloured by family.
+
+    Args:
+        students: name of the row to (layer name to operation name); all have the same layers, in order.
+    """
+    layers = list(next(iter(students.values())))
+    bands = np.array_split(np.array(layers), math.ceil(len(layers) / _BAND))
+    colours = _colours(op for row in students.values() for op in row.values())
+    y = 0.0
+    for band in bands:
+        for x, layer in enumerate(band):
+            _write(axes, x + 0.5, y + 0.28, layer)
+        y += 0.5
+        for name, row in students.items():
+            axes.text(-0.12, y + 0.5, name, ha="right", va="center", fontsize=8.5)
+            for x, layer in enumerate(band):
+                colour = colours[family(row[layer])]
+                axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
+                _write(axes, x + 0.5, y + 0.5, _wrapped(row[layer]))
+            y += 1
+        y += _GAP
+    for name, colour in colours.items():
+        axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, edgecolor="#777777", label=_meaning(name)))
+    _bare(axes, max(map(len, bands)), y - _GAP)
+    names = 0.085 * max(map(len, students))
+    _resize(axes, _CELL[0] * max(map(len, bands)) + names + 0.2, _CELL[1] * y + 0.6)
+
+
+@picture
+def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Floats) -> None:
+    """Scores by operation (a row each) and layer (a column each); cells without a candidate stay grey.
+
+    Args:
+        scores: shape [ops, layers], in nats; NaN without a candidate, inf where it diverged.
+    """
+    finite = scores[np.isfinite(scores)]
+    top = max(float(finite.max(initial=0)), 10 * _NOISE)
+    norm = SymLogNorm(_NOISE, vmin=0, vmax=top)
+    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=ABSENT)
+    shown = np.where(np.isposinf(scores), top, scores)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=norm, aspect="auto")
+    worded = len(layers) <= _WORDED
+    if worded:
+        for (y, x), score in np.ndenumerate(scores):
+            if not np.isnan(score):
+                ink = "white" if norm(min(score, top)) > 0.55 else "black"
+                _write(axes, x, y, _score(score), ink)
+    axes.grid(False)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
+    axes.set_yticks(range(len(ops)), ops, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    ticks = [t for t in (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if t <= top]
+    bar = axes.figure.colorbar(
+        image, ax=axes, pad=0.01, ticks=ticks, format=FuncFormatter(lambda t, _: f"{t:g}")
+    )
+    bar.set_label("score (nats)")
+    bar.minorticks_off()
+    width = (0.46 if worded else 0.235) * len(layers)
+    _resize(axes, width + 0.075 * max(map(len, ops)) + 1.1, max(0.25 * len(ops) + 1, 2.2))
+
+
+def _write(axes: Axes, x: float, y: float, text: str, ink: str = "black") -> None:
+    """Text that is certain to lie within the axes, so that their layout need not measure it."""
+    axes.text(x, y, text, ha="center", va="center", fontsize=6.8, color=ink, in_layout=False)
+
+
+def _colours(ops: Iterable[str]) -> dict[str, str]:
+    """A fill for every family, the teacher's own layer and identity first."""
+    found = {family(op) for op in ops}
+    plain = {"teacher": KEPT, "identity": REMOVED}
+    others = sorted(found - set(plain))
+    return {name: fill for name, fill in plain.items() if name in found} | {
+        name: FILLS[i % len(FILLS)] for i, name in enumerate(others)
+    }
+
+
+def _meaning(name: str) -> str:
+    return {"teacher": "teacher's own layer", "identity": "identity (layer removed)"}.get(name, name)
+
+
+def _wrapped(op: str) -> str:
+    """An operation's name in short lines: its family, then its parameters."""
+    name = family(op)
+    lines: list[str] = []
+    for words in (name, op[len(name) + 1 :]):
+        line = ""
+        for word in words.split("_"):
+            if line and len(line) + 1 + len(word) > _LETTERS:
+                lines.append(f"{line}_")
+                line = word
+            else:
+                line = f"{line}_{word}" if line else word
+        lines.append(line)
+    return "\n".join(filter(None, lines))
+
+
+def _score(value: float) -> str:
+    if math.isinf(value):
+        return "div."
+    return f"{value:.2f}" if abs(value) < 10 else number(value)
+
+
+def _bare(axes: Axes, width: float, height: float) -> None:
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+
+
+def _resize(axes: Axes, width: float, height: float) -> None:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(width, height)

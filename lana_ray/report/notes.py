@@ -1,0 +1,78 @@
+"""What a reader must know to judge the numbers, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lana_ray.latency.store import Sample
+from lana_ray.report.artifacts import Row, RunFiles
+from lana_ray.report.numbers import count, percent, standard_error
+
+SPLITS = {
+    "train": "the teacher's own training where it needs one, distillation of the candidates, fine-tuning of "
+    "the students",
+    "score": "scores of the candidates, and the choice among the measured students",
+    "validation": "the best epoch of every training",
+    "test": "the accuracies of this report, and nothing else",
+}
+"""What each split of the images is used for."""
+
+
+def notes(run: RunFiles) -> list[str]:
+    """Everything that limits what the results mean; what went as it should is not mentioned."""
+    return [*_about_images(run.summary), *_about_latencies(run)]
+
+
+def _about_images(summary: Row) -> Iterator[str]:
+    teacher, data = summary["teacher"], summary["data"]
+    if teacher["trained"]:
+        yield (
+            f"The teacher was trained on this data first, since {teacher['trained']}. Compare the students "
+            "with this teacher, not with published accuracies."
+        )
+    images = data["sizes"].get("test", 0)
+    if images:
+        error = standard_error(teacher["accuracy"], images)
+        yield (
+            f"Accuracies rest on {count(images)} test images: one standard error is about "
+            f"{100 * error:.1f} percentage points, and smaller differences mean little."
+        )
+    if data["skipped"]:
+        yield f"Images that could not be decoded and were left out: {count(data['skipped'])}."
+
+
+def _about_latencies(run: RunFiles) -> Iterator[str]:
+    for row in run.summary["results"]:
+        if row.get("problem"):
+            yield f"{row['target']}, budget {row['budget']}: the student is not registered: {row['problem']}."
+    for target in run.summary["targets"]:
+        name = target["name"]
+        if target["stand_in"]:
+            yield (
+                f"No node carries the label of target {name}: the machine that ran this stood in for it, "
+                f"so its latencies are those of {target['processor']}."
+            )
+        yield from _about_samples(name, run.samples_of(target))
+        failed = run.costs[name].errors if name in run.costs else ()
+        if failed:
+            yield f"{name}: candidates that do not run there, left out: {len(failed)}; first {failed[0]}."
+    for reason in run.damaged:
+        yield f"Samples left out: {reason}."
+
+
+def _about_samples(name: str, samples: list[Sample]) -> Iterator[str]:
+    timed = [sample for sample in samples if sample.error is None]
+    unsettled = sum(not sample.settled for sample in timed)
+    if unsettled:
+        share = percent(unsettled / len(timed), 0)
+        yield (
+            f"{name}: {unsettled} of {len(timed)} measurements ({share}) did not settle within their time "
+            "limit; their medians are less certain than measure.rel_error asks for."
+        )
+    drifts = [sample.drift for sample in timed if sample.kind != "reference"]
+    if drifts:
+        low, high = min(drifts), max(drifts)
+        yield (
+            f"{name}: beside the measurements the teacher ran {low:.2f} to {high:.2f} times as long as at "
+            "the start; every latency is corrected for this drift."
+        )

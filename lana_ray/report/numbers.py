@@ -1,0 +1,48 @@
+"""Numbers as people read them; None and NaN are a dash."""
+
+from __future__ import annotations
+
+import math
+
+_DIGITS = 3
+
+
+def number(value: float | None) -> str:
+    """Three significant digits without an exponent, all digits before the decimal point kept."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(max(_DIGITS - 1 - magnitude, 0), 6)}f}"
+
+
+def spread(value: float, width: float) -> str:
+    """``0.512 ± 0.013``, both with the decimals of the value."""
+    text = number(value)
+    if not math.isfinite(value) or not math.isfinite(width):
+        return text
+    return f"{text} ± {width:.{len(text.partition('.')[2])}f}"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """``0.9144`` as ``91.4 %``."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
+
+
+def count(value: int) -> str:
+    """``3387160`` as ``3 387 160``, with narrow no-break spaces."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def duration(seconds: float) -> str:
+    """``83.2`` as ``1 min 23 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )
+
+
+def standard_error(share: float, images: int) -> float:
+    """Of an accuracy tested on so many images (binomial)."""
+    return math.sqrt(share * (1 - share) / images)

@@ -1,0 +1,226 @@
+"""The page of a run: one HTML file that needs nothing else, made from the run directory alone."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lana_ray.report import numbers
+from lana_ray.report.artifacts import Row, RunFiles, family, read_architecture
+from lana_ray.report.maps import architecture_map, score_map
+from lana_ray.report.notes import SPLITS, notes
+from lana_ray.report.plots import (
+    BAND,
+    accuracy_plot,
+    front_plot,
+    loss_plot,
+    median_error,
+    prediction_plot,
+)
+from lana_ray.storage import Storage
+
+FILE = "report.html"
+_MAP_ROWS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A plot with the sentence that says what it shows."""
+
+    title: str
+    svg: str
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """As the source of an image, which keeps one picture's names apart from another's."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+
+
+@dataclass(kw_only=True)
+class TargetPart:
+    """Pictures of one target, and why others are missing."""
+
+    facts: Row
+    pictures: list[Picture] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def write_page(storage: Storage) -> None:
+    """Writes ``report.html``. Parts whose files are not there yet are left out, with a sentence.
+
+    Raises:
+        UserError: without ``summary.json``, or where an artifact is damaged.
+    """
+    run = RunFiles.read(storage)
+    environment = Environment(
+        loader=PackageLoader("lana_ray.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=numbers.number,
+        percent=numbers.percent,
+        count=numbers.count,
+        duration=numbers.duration,
+    )
+    page = environment.get_template("page.html").render(
+        summary=run.summary,
+        spread=numbers.spread,
+        notes=notes(run),
+        splits=SPLITS,
+        targets=[_target(run, target) for target in run.summary["targets"]],
+        architectures=_architectures(run.summary["results"]),
+        operations=_operations(run.scores or []),
+        score_map=_score_map(run.scores or []),
+    )
+    storage.write_text(FILE, page)
+
+
+def _target(run: RunFiles, facts: Row) -> TargetPart:
+    part = TargetPart(facts=facts)
+    for title, made in (
+        ("Accuracy and latency", _accuracy(run, facts)),
+        ("Choice among measured students", _loss(run, facts)),
+        ("Predicted trade-offs", _front(run, facts)),
+        ("Predicted and measured latency", _prediction(run, facts)),
+    ):
+        if isinstance(made, str):
+            part.missing.append(f"{title}: {made}")
+        else:
+            part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
+    return part
+
+
+Made = tuple[str, str] | str  # SVG and caption, or why there is none
+
+
+def _accuracy(run: RunFiles, facts: Row) -> Made:
+    results = run.results_of(facts["name"])
+    if not results:
+        return "no student was finished for this target."
+    images = run.summary["data"]["sizes"]["test"]
+    return (
+        accuracy_plot(results, images),
+        "Students with their final weights, measured in turn with the teacher. Vertical bars: one standard "
+        "error of the accuracy; horizontal bars: the middle half of the timed rounds.",
+    )
+
+
+def _loss(run: RunFiles, facts: Row) -> Made:
+    students = run.measured_of(facts["name"])
+    rated = [row for row in students if row["loss"] is not None]
+    if not rated:
+        return "no student of this target has been measured and rated (stage select)."
+    over = len(students) - len(rated)
+    left_out = f" {over} more ran over their limit (the budget less select.margin)." if over else ""
+    return (
+        loss_plot(rated, _budgets(run, facts)),
+        f"{len(rated)} students that kept a budget, before fine-tuning, with batch statistics. The one with "
+        f"the lowest loss within each budget was chosen.{left_out}",
+    )
+
+
+def _front(run: RunFiles, facts: Row) -> Made:
+    costs, front = run.costs.get(facts["name"]), run.front_of(facts["name"])
+    if costs is None:
+        return f"costs/{facts['name']}.parquet is not there (stage sample)."
+    if not front:
+        return "scores.parquet is not there, or holds no candidate for some layer (stage score)."
+    students = [
+        (costs.predict(row["choices"]), row["score"], row["chosen"]) for row in run.measured_of(facts["name"])
+    ]
+    return (
+        front_plot(
+            front,
+            costs.predict([0] * len(costs.layers)),
+            [student for student in students if math.isfinite(student[0])],
+            _budgets(run, facts),
+        ),
+        "Every exact trade-off of cost table and scores (no selection lies below the line), and the students "
+        "measured. All latencies here are predicted by the table as first sampled; the students were chosen "
+        "with it re-calibrated, and kept apart from one another.",
+    )
+
+
+def _prediction(run: RunFiles, facts: Row) -> Made:
+    students = run.measured_of(facts["name"])
+    if not students:
+        return "no student of this target has been measured (stage select)."
+    return (
+        prediction_plot(students),
+        f"{len(students)} whole students as predicted when they were proposed: median absolute error "
+        f"{numbers.percent(median_error(students))} (band: ±{100 * BAND:g} %).",
+    )
+
+
+def _budgets(run: RunFiles, facts: Row) -> dict[str, float]:
+    rows = run.results_of(facts["name"]) or [
+        row for row in run.selections or [] if row["target"] == facts["name"]
+    ]
+    return {row["budget"]: row["budget_ms"] for row in rows}
+
+
+def _architectures(results: list[Row]) -> Picture | None:
+    if not results:
+        return None
+    return Picture(
+        title="Chosen architectures",
+        svg=architecture_map(
+            {f"{row['target']}, {row['budget']}": read_architecture(row["architecture"]) for row in results}
+        ),
+        caption="One row per target and budget, one column per layer in the order they run.",
+    )
+
+
+def _operations(scores: list[Row]) -> list[dict[str, Any]]:
+    """Distillation by operation, the best first: errors are ‖t − s‖² / ‖t‖² at the end."""
+    by_op: dict[str, list[Row]] = {}
+    for row in scores:
+        if family(row["op"]) not in ("teacher", "identity"):
+            by_op.setdefault(row["op"], []).append(row)
+    found = []
+    for op, rows in by_op.items():
+        sound = sorted(
+            (row for row in rows if math.isfinite(row["distill_error"])), key=lambda row: row["distill_error"]
+        )
+        finite = [row["score"] for row in sound if math.isfinite(row["score"])]
+        found.append(
+            {
+                "op": op,
+                "layers": len(rows),
+                "diverged": len(rows) - len(sound),
+                "best": sound[0] if sound else None,
+                "median": median(row["distill_error"] for row in sound) if sound else math.inf,
+                "worst": sound[-1] if sound else None,
+                "score": median(finite) if finite else None,
+            }
+        )
+    return sorted(found, key=lambda entry: (entry["median"], entry["op"]))
+
+
+def _score_map(scores: list[Row]) -> Picture | None:
+    if not scores:
+        return None
+    layers = [name for _, name in sorted({(row["layer"], row["name"]) for row in scores})]
+    values: dict[str, Any] = {}
+    for row in scores:
+        line = values.setdefault(row["op"], np.full(len(layers), np.nan))
+        line[row["layer"]] = np.inf if math.isnan(row["score"]) else row["score"]
+    ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
+    shown = ranked[:_MAP_ROWS]
+    some = f" The {len(shown)} operations with the lowest median of {len(ranked)}." if ranked != shown else ""
+    return Picture(
+        title="Scores",
+        svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
+        caption="Change of the loss on the score split when one candidate alone replaces its layer in the "
+        f"teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer.{some}",
+    )

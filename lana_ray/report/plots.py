@@ -1,0 +1,145 @@
+"""Trade-offs and predictions as pictures; every function returns SVG. Latencies in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lana_ray.report.artifacts import Row
+from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture
+from lana_ray.report.numbers import standard_error
+
+BAND = 0.03
+"""Relative error of a prediction that the design allows."""
+_LATENCY = "measured latency (ms per batch)"
+_PREDICTED = "predicted latency (ms per batch)"
+_DOT, _SMALL = 46.0, 18.0
+_FRONT_ABOVE = 1.5  # how far above the worst student's score the front is still shown
+
+
+@picture
+def accuracy_plot(axes: Axes, results: Sequence[Row], test_images: int) -> None:
+    """Test accuracy against measured latency: the fine-tuned students and their teacher.
+
+    Bars are one standard error of the accuracy and half the interquartile range of the latency.
+    """
+    first = results[0]
+    teacher = (first["teacher_ms"], first["teacher_accuracy"])
+    axes.errorbar(
+        [row["measured_ms"] for row in results],
+        [100 * row["accuracy"] for row in results],
+        xerr=[row["iqr_ms"] / 2 for row in results],
+        yerr=[100 * standard_error(row["accuracy"], test_images) for row in results],
+        fmt="o",
+        color=VERMILION,
+        markersize=7,
+        elinewidth=1.2,
+        label="fine-tuned student",
+    )
+    axes.errorbar(
+        teacher[0],
+        100 * teacher[1],
+        yerr=100 * standard_error(teacher[1], test_images),
+        fmt="*",
+        color=INK,
+        markersize=13,
+        elinewidth=1.2,
+        label="teacher",
+    )
+    axes.set(xlabel=_LATENCY, ylabel="test accuracy (%)")
+    _budgets(axes, _limits(results), [teacher[0], *(row["measured_ms"] for row in results)])
+
+
+@picture
+def loss_plot(axes: Axes, students: Sequence[Row], budgets: Mapping[str, float]) -> None:
+    """Loss on the score split against measured latency, of distilled students before fine-tuning."""
+    rated = [row for row in students if row["loss"] is not None]
+    for chosen in (False, True):
+        mine = [row for row in rated if row["chosen"] == chosen]
+        _marks(axes, [row["measured_ms"] for row in mine], [row["loss"] for row in mine], chosen)
+    axes.set(xlabel=_LATENCY, ylabel="loss on the score split (nats)")
+    _budgets(axes, budgets, [row["measured_ms"] for row in rated])
+
+
+@picture
+def front_plot(
+    axes: Axes,
+    front: Sequence[tuple[float, float]],
+    teacher_ms: float,
+    students: Sequence[tuple[float, float, bool]],
+    budgets: Mapping[str, float],
+) -> None:
+    """The exact front of the cost table, and where the students considered lie.
+
+    Args:
+        front: (predicted ms, summed score), cheapest first.
+        teacher_ms: what the same table predicts for the teacher, whose score is 0.
+        students: (predicted ms by the same table, summed score, chosen).
+    """
+    top = max([score for _, score, _ in students], default=float("inf"))
+    shown = [point for point in front if point[1] <= top * _FRONT_ABOVE] or list(front)
+    axes.step(*zip(*shown, strict=True), where="post", color=GREEN, linewidth=1.6, label="exact front")
+    for chosen in (False, True):
+        mine = [(ms, score) for ms, score, is_chosen in students if is_chosen == chosen]
+        _marks(axes, [ms for ms, _ in mine], [score for _, score in mine], chosen)
+    axes.plot(teacher_ms, 0, "*", color=INK, markersize=13, linestyle="none", label="teacher")
+    axes.set(xlabel=_PREDICTED, ylabel="summed score (nats)")
+    _budgets(axes, budgets, [teacher_ms, *(ms for ms, _ in shown), *(ms for ms, _, _ in students)])
+
+
+@picture
+def prediction_plot(axes: Axes, students: Sequence[Row]) -> None:
+    """Predicted against measured latency of whole students, each as predicted when it was proposed."""
+    ends = [value for row in students for value in (row["predicted_ms"], row["measured_ms"])]
+    pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
+    line = np.array([min(ends) - pad, max(ends) + pad])
+    axes.fill_between(
+        line, line * (1 - BAND), line * (1 + BAND), color="#d9e8f2", linewidth=0, label=f"±{100 * BAND:g} %"
+    )
+    axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
+    for chosen in (False, True):
+        mine = [row for row in students if row["chosen"] == chosen]
+        _marks(axes, [row["predicted_ms"] for row in mine], [row["measured_ms"] for row in mine], chosen)
+    axes.set(xlabel=_PREDICTED, ylabel=_LATENCY, xlim=tuple(line), ylim=tuple(line))
+
+
+def median_error(students: Sequence[Row]) -> float:
+    """Median absolute relative error of the predictions."""
+    return float(np.median([abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in students]))
+
+
+def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], chosen: bool) -> None:
+    if not x:
+        return
+    if chosen:
+        axes.scatter(x, y, _DOT, VERMILION, zorder=4, label="chosen student")
+    else:
+        axes.scatter(x, y, _SMALL, BLUE, alpha=0.75, linewidth=0, zorder=3, label="other student")
+
+
+def _limits(results: Sequence[Row]) -> dict[str, float]:
+    return {row["budget"]: row["budget_ms"] for row in results}
+
+
+def _budgets(axes: Axes, budgets: Mapping[str, float], values: Sequence[float]) -> None:
+    """Vertical lines at the budgets, named above the axes; names that would touch stand at two heights."""
+    ends = [*values, *budgets.values()]
+    pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
+    axes.set_xlim(min(ends) - pad, max(ends) + pad)
+    before, level = -np.inf, 0
+    for i, (name, ms) in enumerate(sorted(budgets.items(), key=lambda item: item[1])):
+        level = level + 1 if ms - before < 1.2 * pad * (1 + len(name) / 6) else 0
+        before = ms
+        label = "budget" if i == 0 else None
+        axes.axvline(ms, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=label)
+        axes.annotate(
+            name,
+            (ms, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 3 + 11 * level),
+            textcoords="offset points",
+            ha="center",
+            color="#555555",
+        )

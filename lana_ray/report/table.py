@@ -1,0 +1,85 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lana_ray.registry import Version
+from lana_ray.report.numbers import number, percent, spread
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """One row per target and budget of ``summary.json``; latencies in milliseconds per batch."""
+    table = _table(
+        f"Students of {summary['teacher']['name']}",
+        text=("target", "budget"),
+        numbers=(
+            "budget\nms",
+            "measured ms\n(± IQR)",
+            "teacher\nms",
+            "speed-up",
+            "accuracy",
+            "teacher\naccuracy",
+        ),
+        long="registered model",
+    )
+    for row in summary["results"]:
+        uri = row["model_uri"]
+        _add(
+            table,
+            row["target"],
+            row["budget"],
+            number(row["budget_ms"]),
+            spread(row["measured_ms"], row["iqr_ms"]),
+            number(row["teacher_ms"]),
+            f"{row['speedup']:.2f}×",
+            percent(row["accuracy"]),
+            percent(row["teacher_accuracy"]),
+            Text(uri) if uri else Text(row.get("problem") or "not registered", style="yellow"),
+        )
+    return table
+
+
+def models_table(versions: Iterable[Version]) -> Table:
+    """One row per version of the registry."""
+    table = _table(
+        "Registered models",
+        text=("target", "budget"),
+        numbers=("latency\nms", "speed-up", "accuracy", "teacher\naccuracy"),
+        long="model",
+    )
+    table.add_column("aliases", overflow="fold")
+    for version in versions:
+        tags = version.tags
+        _add(
+            table,
+            tags["target"],
+            tags["budget"],
+            number(float(tags["latency_ms"])),
+            f"{float(tags['speedup']):.2f}×",
+            percent(float(tags["accuracy"])),
+            percent(float(tags["teacher_accuracy"])),
+            version.model_uri,
+            ", ".join(version.aliases),
+        )
+    return table
+
+
+def _table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in text:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(long, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    """Adds a row whose texts are shown as they are, brackets included."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))

@@ -1,0 +1,222 @@
+"""A run directory as the stages leave it, made up in a second: the report reads nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.ops.presets import PRESETS
+from lana_ray.storage import Storage
+
+Row = dict[str, Any]
+
+OPS = PRESETS["tiny"]
+TARGETS = {"ort-1t": 1.0, "torch-2t": 1.9}  # name to how slow it is
+DIVERGED = (2, "bottleneck_w0.25_k3")
+"""The layer and operation of the one candidate without a score."""
+BUDGETS = {"70%": 0.7, "50%": 0.5}
+PROCESSOR = "Example CPU @ 2.10GHz"
+STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register")
+_SHARES = {"teacher": 1.0, "identity": 0.0, "mbconv_e3_k3": 0.6, "mbconv_e2_k3": 0.45, "mbconv_e1_k3": 0.3}
+_REST = 0.2  # of the teacher's latency, outside its layers
+
+
+def make_run(root: str, layers: int = 16, targets: tuple[str, ...] = tuple(TARGETS)) -> Storage:
+    """A finished run of a teacher with so many layers on some of ``TARGETS`` with two budgets each."""
+    return _Run(Storage(root), layers, targets).write()
+
+
+class _Run:
+    def __init__(self, storage: Storage, layers: int, targets: tuple[str, ...]) -> None:
+        self.storage = storage
+        self.targets = {name: TARGETS[name] for name in targets}
+        self.rng = np.random.default_rng(0)
+        self.layers = [f"blocks.{i // 3}.{i % 3}" for i in range(layers)]
+        # As in a network: the first layer of a stage changes the shape, so it has no identity.
+        self.ops = [[op for op in OPS if op != "identity" or i % 3] for i in range(layers)]
+        shares = [np.array([_SHARES.get(op, 0.25) for op in ops]) for ops in self.ops]
+        self.shares = [s * self.rng.uniform(0.9, 1.1, len(s)) for s in shares]
+        self.scores = [0.25 * (1 - s) ** 2 * self.rng.lognormal(-1, 0.9, len(s)) for s in shares]
+        for ops, scores in zip(self.ops, self.scores, strict=True):
+            scores[ops.index("teacher")] = 0.0
+        self.scores[DIVERGED[0]][self.ops[DIVERGED[0]].index(DIVERGED[1])] = np.inf
+
+    def write(self) -> Storage:
+        self.storage.write_table("scores.parquet", pa.Table.from_pylist(self._scores()), "key")
+        selections, results = [], []
+        for target, slow in self.targets.items():
+            self._costs(target, slow)
+            SampleStore(self.storage).append(self._samples(target, slow))
+            for budget, share in BUDGETS.items():
+                rows = self._students(target, budget, share * slow, slow)
+                selections += rows
+                results.append(self._result(next(row for row in rows if row["chosen"]), slow))
+        results[-1] |= {"model_uri": None, "problem": "measured 0.961 ms, over the budget of 0.950 ms"}
+        self.storage.write_table("selections.parquet", pa.Table.from_pylist(selections), "key")
+        self.storage.write_json("summary.json", self._summary(results))
+        return self.storage
+
+    def _scores(self) -> list[Row]:
+        return [
+            {
+                "layer": i,
+                "name": self.layers[i],
+                "choice": j,
+                "op": op,
+                "score": float(self.scores[i][j]),
+                "score_se": 0.01,
+                "kl": float(self.scores[i][j]),
+                "kl_se": 0.01,
+                "distill_error": 0.0 if op in ("teacher", "identity") else 0.1 + float(self.scores[i][j]),
+            }
+            for i, ops in enumerate(self.ops)
+            for j, op in enumerate(ops)
+            if (i, op) != DIVERGED
+        ]
+
+    def _latency(self, choices: list[int], slow: float) -> float:
+        per_layer = (1 - _REST) / len(self.layers)
+        chosen = sum(s[j] for s, j in zip(self.shares, choices, strict=True))
+        return float(slow * (_REST + per_layer * chosen))
+
+    def _costs(self, target: str, slow: float) -> None:
+        per_layer = slow * (1 - _REST) / len(self.layers)
+        rows = [
+            {
+                "target": target,
+                "layer": i,
+                "name": self.layers[i],
+                "choice": j,
+                "op": op,
+                "latency_ms": float(self.shares[i][j] * per_layer),
+                "isolated_ms": float(self.shares[i][j] * per_layer * 1.3),
+                "iqr_ms": 0.001,
+                "repeats": 400,
+                "settled": True,
+                "error": None,
+            }
+            for i, ops in enumerate(self.ops)
+            for j, op in enumerate(ops)
+        ]
+        rows[5] |= {"latency_ms": float("inf"), "error": "RuntimeError: no such kernel"}
+        metadata = {"teacher_ms": slow, "rest_ms": _REST * slow, "error": 0.021, "error_isolated": 0.24}
+        table = pa.Table.from_pylist(rows).replace_schema_metadata({k: str(v) for k, v in metadata.items()})
+        self.storage.write_table(f"costs/{target}.parquet", table, "key")
+
+    def _samples(self, target: str, slow: float) -> list[Sample]:
+        return [
+            Sample(
+                target=target,
+                target_key="key",
+                kind="reference" if n == 0 else "candidate",
+                key=f"{target}-{n}",
+                what="teacher" if n == 0 else f"candidate {n}",
+                median_ms=slow,
+                iqr_ms=0.01,
+                raw_ms=slow,
+                drift=1.0 if n == 0 else 0.97 + 0.15 * n / 40,
+                repeats=100,
+                settled=n % 13 != 5,
+                error=None,
+                node="node",
+                processor=PROCESSOR,
+                runtime="onnxruntime 1.20",
+                threads=1,
+                cpus="0",
+                time=float(n),
+            )
+            for n in range(40)
+        ]
+
+    def _students(self, target: str, budget: str, budget_ms: float, slow: float) -> list[Row]:
+        rows: list[Row] = []
+        while len(rows) < 10:
+            choices = [int(self.rng.integers(1, len(ops))) for ops in self.ops]
+            choices = [j if np.isfinite(self.scores[i][j]) else 0 for i, j in enumerate(choices)]
+            for i in self.rng.permutation(len(choices)):  # nearer to the teacher while the budget lasts
+                nearer = [*choices[:i], 0, *choices[i + 1 :]]
+                choices = nearer if self._latency(nearer, slow) < budget_ms else choices
+            predicted = self._latency(choices, slow)
+            measured = predicted * float(self.rng.normal(0.99, 0.015))
+            score = float(sum(s[j] for s, j in zip(self.scores, choices, strict=True)))
+            within = measured <= budget_ms
+            rows.append(
+                {
+                    "target": target,
+                    "budget": budget,
+                    "budget_ms": budget_ms,
+                    "round": 0,
+                    "rank": len(rows),
+                    "architecture": "|".join(
+                        f"{self.layers[i]}={self.ops[i][j]}" for i, j in enumerate(choices)
+                    ),
+                    "choices": choices,
+                    "score": score,
+                    "gap": 0.0,
+                    "predicted_ms": predicted,
+                    "measured_ms": measured,
+                    "iqr_ms": 0.01,
+                    "loss": 0.3 + score if within else None,
+                    "within": within,
+                    "chosen": False,
+                }
+            )
+        min((row for row in rows if row["within"]), key=lambda row: row["loss"])["chosen"] = True
+        return rows
+
+    def _result(self, row: Row, slow: float) -> Row:
+        accuracy = 0.93 - 0.03 * row["score"]
+        return {
+            "target": row["target"],
+            "budget": row["budget"],
+            "budget_ms": row["budget_ms"],
+            "predicted_ms": row["predicted_ms"],
+            "measured_ms": row["measured_ms"],
+            "iqr_ms": row["iqr_ms"],
+            "teacher_ms": slow,
+            "speedup": slow / row["measured_ms"],
+            "accuracy": accuracy,
+            "accuracy_before": accuracy - 0.2,
+            "teacher_accuracy": 0.931,
+            "architecture": row["architecture"],
+            "model_uri": f"models:/efficientnet_lite0-{row['target']}/{len(row['budget'])}",
+            "problem": None,
+        }
+
+    def _summary(self, results: list[Row]) -> Row:
+        return {
+            "teacher": {
+                "name": "efficientnet_lite0",
+                "layers": len(self.layers),
+                "parameters": 3387160,
+                "accuracy": 0.931,
+                "trained": "its head has 1000 classes and the data 10",
+                "fingerprint": "0123456789abcdef",
+            },
+            "data": {
+                "classes": [str(n) for n in range(10)],
+                "sizes": {"train": 1078, "score": 180, "validation": 179, "test": 360},
+                "skipped": 3,
+            },
+            "targets": [
+                {
+                    "name": name,
+                    "runtime": "onnxruntime" if name == "ort-1t" else "torch",
+                    "threads": 1,
+                    "batch_size": 1,
+                    "processor": PROCESSOR,
+                    "teacher_ms": slow,
+                    "error": 0.021,
+                    "error_isolated": 0.24,
+                    "networks": 49,
+                    "stand_in": name == "ort-1t",
+                }
+                for name, slow in self.targets.items()
+            ],
+            "results": results,
+            "versions": {"lana-ray": "0.1.0", "torch": "2.9.0"},
+            "seconds": {stage: 12.5 * (n + 1) for n, stage in enumerate(STAGES)},
+        }

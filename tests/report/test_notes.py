@@ -1,0 +1,55 @@
+"""What a reader is told beside the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from lana_ray.report.artifacts import RunFiles
+from lana_ray.report.notes import notes
+from lana_ray.storage import Storage
+
+from .rundir import PROCESSOR
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "The teacher was trained on this data first, since its head has 1000 classes and the data 10.",
+        "Accuracies rest on 360 test images: one standard error is about 1.3 percentage points",
+        "Images that could not be decoded and were left out: 3.",
+        "No node carries the label of target ort-1t: the machine that ran this stood in for it, so its "
+        f"latencies are those of {PROCESSOR}.",
+        "torch-2t: 3 of 40 measurements (8 %) did not settle",
+        "torch-2t: beside the measurements the teacher ran 0.97 to 1.12 times as long as at the start",
+        "torch-2t, budget 50%: the student is not registered: measured 0.961 ms, over the budget",
+        "left out: 1; first blocks.0.0 bottleneck_w0.25_k3: RuntimeError: no such kernel.",
+    ],
+)
+def test_notes_say_what_limits_the_results(finished: Storage, note: str) -> None:
+    assert any(note in found for found in notes(RunFiles.read(finished)))
+
+
+def test_what_went_as_it_should_is_not_mentioned(run: Storage) -> None:
+    summary = run.read_json("summary.json")
+    summary["teacher"]["trained"] = None
+    summary["data"]["skipped"] = 0
+    summary["targets"] = [{**target, "stand_in": False} for target in summary["targets"]]
+    summary["results"] = [{**row, "problem": None} for row in summary["results"]]
+    run.write_json("summary.json", summary)
+    for file in (*run.list("samples"), *run.list("costs")):
+        run.remove(file)
+    assert len(notes(RunFiles.read(run))) == 1  # the standard error
+
+
+def test_samples_of_other_hardware_are_not_counted(run: Storage) -> None:
+    assert any("did not settle" in note for note in notes(RunFiles.read(run)))
+    summary = run.read_json("summary.json")
+    summary["targets"][0]["processor"] = "another"
+    run.write_json("summary.json", summary)
+    assert not any("did not settle" in note for note in notes(RunFiles.read(run)))
+
+
+def test_a_damaged_file_of_samples_is_named(run: Storage) -> None:
+    [file] = run.list("samples")
+    run.write_bytes(file, run.read_bytes(file)[:50])
+    assert any(file in note for note in notes(RunFiles.read(run)))

@@ -1,0 +1,185 @@
+"""report.html: complete where the run is, honest where it is not, and in need of nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lana_ray.errors import UserError
+from lana_ray.report import write_page
+from lana_ray.report.artifacts import RunFiles
+from lana_ray.report.notes import notes
+from lana_ray.storage import Storage
+
+from .rundir import DIVERGED
+
+PICTURES_PER_TARGET = 4
+LOADING_TAGS = {"script", "link", "iframe", "object", "embed", "video", "audio", "base"}
+
+
+class _Page(HTMLParser):
+    """The tags, attributes and words of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.styles, self.words = "", ""
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open = tag
+        self.words += " "
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "style":
+            self.styles += data
+        else:
+            self.words += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words.split())
+
+    @property
+    def pictures(self) -> list[str]:
+        head = "data:image/svg+xml;base64,"
+        return [base64.b64decode(v.removeprefix(head)).decode() for n, v in self.attributes if n == "src"]
+
+
+def page_of(storage: Storage) -> _Page:
+    write_page(storage)
+    return _Page(storage.read_text("report.html"))
+
+
+@pytest.fixture(scope="session")
+def page(finished: Storage) -> _Page:
+    return _Page(finished.read_text("report.html"))
+
+
+def test_the_page_loads_nothing(page: _Page) -> None:
+    assert not LOADING_TAGS & set(page.tags)
+    assert not re.search(r"url\(|@import", page.styles)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("href", "srcset", "action")
+        assert name != "src" or value.startswith("data:image/svg+xml;base64,")
+
+
+def test_every_picture_is_sound_svg_with_a_description(page: _Page) -> None:
+    assert len(page.pictures) == 2 * PICTURES_PER_TARGET + 2
+    for picture in page.pictures:
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+    descriptions = [value for name, value in page.attributes if name == "alt"]
+    assert len(descriptions) == len(page.pictures)
+    assert all(len(text) > 40 for text in descriptions)
+
+
+def test_axes_carry_their_units(page: _Page) -> None:
+    whole = "".join(page.pictures)
+    for label in (
+        "measured latency (ms per batch)",
+        "predicted latency (ms per batch)",
+        "test accuracy (%)",
+        "loss on the score split (nats)",
+        "summed score (nats)",
+        "score (nats)",
+    ):
+        assert f"<!-- {label} -->" in whole
+
+
+def test_the_headline_has_every_result(finished: Storage, page: _Page) -> None:
+    for row in finished.read_json("summary.json")["results"]:
+        assert f"{100 * row['accuracy']:.1f} %" in page.text
+        assert f"{row['speedup']:.2f}×" in page.text
+        assert (row["model_uri"] or "not registered") in page.text
+
+
+def test_the_notes_stand_on_the_page(finished: Storage, page: _Page) -> None:
+    found = notes(RunFiles.read(finished))
+    assert found
+    assert all(note in page.text for note in found)
+
+
+def test_the_use_of_every_split_is_told(page: _Page) -> None:
+    assert "test 360 the accuracies of this report, and nothing else" in page.text
+    assert "score 180 scores of the candidates, and the choice among the measured students" in page.text
+
+
+def test_a_candidate_that_diverged_is_counted_and_marked(page: _Page) -> None:
+    row = re.search(rf"{DIVERGED[1]} 16 0\.\d+ 0\.\d+ 0\.\d+ blocks\.\d\.\d (\d)", page.text)
+    assert row is not None
+    assert row[1] == "1"
+    assert "<!-- div. -->" in page.pictures[-1]
+
+
+@pytest.mark.parametrize(
+    ("absent", "pictures", "sentence"),
+    [
+        ("scores.parquet", 4, "scores.parquet is not there"),
+        ("selections.parquet", 4, "no student of this target has been measured"),
+        ("costs/ort-1t.parquet", 5, "costs/ort-1t.parquet is not there"),
+    ],
+)
+def test_what_is_missing_is_left_out_with_a_sentence(
+    run: Storage, absent: str, pictures: int, sentence: str
+) -> None:
+    run.remove(absent)
+    page = page_of(run)
+    assert len(page.pictures) == pictures
+    assert sentence in page.text
+
+
+def test_a_summary_alone_makes_a_page(finished: Storage, tmp_path: Path) -> None:
+    summary = finished.read_json("summary.json")
+    empty = Storage(str(tmp_path))
+    empty.write_json("summary.json", {**summary, "results": []})
+    page = page_of(empty)
+    assert page.pictures == []
+    assert "No student was finished." in page.text
+
+
+def test_the_same_run_makes_the_same_page(run: Storage) -> None:
+    write_page(run)
+    first = run.read_bytes("report.html")
+    write_page(run)
+    assert run.read_bytes("report.html") == first
+
+
+def test_names_are_shown_as_they_are(run: Storage) -> None:
+    name = "<script>alert(1)</script> & $x^{"
+    summary = run.read_json("summary.json")
+    summary["teacher"]["name"] = name
+    summary["results"][0]["budget"] = "$\\frac"
+    run.write_json("summary.json", summary)
+    page = page_of(run)
+    assert "script" not in page.tags
+    assert name in page.text
+    assert html.escape(name) in run.read_text("report.html")
+
+
+def test_without_a_summary_the_command_that_makes_it_is_named(run: Storage) -> None:
+    run.remove("summary.json")
+    with pytest.raises(
+        UserError, match=r"summary\.json: not there yet; `lana-ray run CONFIG\.yaml` makes it"
+    ):
+        write_page(run)
+    run.write_text("summary.json", '{"teacher": ')
+    with pytest.raises(UserError, match=r"summary\.json: damaged .*`lana-ray run CONFIG\.yaml`"):
+        write_page(run)
+
+
+def test_a_damaged_table_is_named_and_no_page_is_left_half_written(run: Storage) -> None:
+    run.write_bytes("scores.parquet", run.read_bytes("scores.parquet")[:100])
+    with pytest.raises(UserError, match=r"scores\.parquet: damaged"):
+        write_page(run)
+    assert not run.exists("report.html")

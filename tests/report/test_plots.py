@@ -1,0 +1,78 @@
+"""Pictures of awkward data: one point, touching budgets, many layers."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from lana_ray.report.maps import architecture_map, score_map
+from lana_ray.report.plots import accuracy_plot, front_plot, loss_plot, median_error, prediction_plot
+
+STUDENT = {"predicted_ms": 1.1, "measured_ms": 1.0, "loss": 0.5, "chosen": True}
+RESULT = {
+    "budget": "50%",
+    "budget_ms": 1.0,
+    "measured_ms": 1.0,
+    "iqr_ms": 0.0,
+    "accuracy": 1.0,
+    "teacher_ms": 1.0,
+    "teacher_accuracy": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        accuracy_plot([RESULT], 10),
+        loss_plot([STUDENT], {"50%": 1.0}),
+        front_plot([(1.0, 0.0)], 1.0, [], {}),
+        prediction_plot([{**STUDENT, "predicted_ms": 1.0}]),
+        score_map(["a"], ["teacher"], np.zeros((1, 1))),
+        architecture_map({"x": {"a": "teacher"}}),
+    ],
+    ids=["accuracy", "loss", "front", "prediction", "scores", "architecture"],
+)
+def test_a_single_point_is_drawn(svg: str) -> None:
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_names_of_budgets_that_touch_stand_at_different_heights() -> None:
+    svg = loss_plot(
+        [STUDENT, {**STUDENT, "measured_ms": 2.0}], {"50%": 1.0, "1.01ms": 1.01, "1.02ms": 1.02, "2ms": 2.0}
+    )
+    assert len({_height(svg, name) for name in ("50%", "1.01ms", "1.02ms")}) == 3
+    assert _height(svg, "2ms") == _height(svg, "50%")
+
+
+def _height(svg: str, text: str) -> float:
+    found = re.search(rf"<!-- {re.escape(text)} -->\s*<g [^>]*translate\([\d.]+ ([\d.]+)\)", svg)
+    assert found is not None
+    return float(found[1])
+
+
+def test_the_median_error_is_relative_and_absolute() -> None:
+    students = [{"predicted_ms": p, "measured_ms": 2.0} for p in (1.8, 2.02, 2.1)]
+    assert median_error(students) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("layers", [16, 46])
+def test_an_architecture_of_many_layers_stays_as_wide_as_a_page(layers: int) -> None:
+    ops = ["teacher", "identity", "fused_mbconv_e1_k3", "bottleneck_w0.25_k3"]
+    row = {f"blocks.{i}.0": ops[i % 4] for i in range(layers)}
+    svg = architecture_map({"ort-1t, 50%": row, "torch-2t, 70%": row})
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    assert width is not None
+    assert float(width[1]) / 72 < 13
+    assert all(f"<!-- {name} -->" in svg for name in row)
+    for line in ("fused_", "mbconv", "e1_k3", "bottleneck", "w0.25_k3", "identity"):
+        assert f"<!-- {line} -->" in svg
+
+
+def test_scores_are_written_where_there_is_room() -> None:
+    scores = np.array([[0.0, 0.0], [0.25, np.nan], [np.inf, 123.0]])
+    svg = score_map(["a", "b"], ["teacher", "identity", "mbconv_e1_k3"], scores)
+    assert all(f"<!-- {text} -->" in svg for text in ("0.00", "0.25", "div.", "123"))
+    assert "<!-- 0.25 -->" not in score_map([str(i) for i in range(30)], ["x"], np.full((1, 30), 0.25))
