@@ -1,0 +1,205 @@
+"""The sampler: what it yields, under which keys, and what becomes of a structure that cannot be measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import MeasureConfig, Target
+from lana_ray.latency.sampler import (
+    Sampler,
+    Work,
+    candidate_work,
+    empty_work,
+    network_work,
+    processor,
+    student_work,
+)
+from lana_ray.latency.store import Sample
+from lana_ray.layers import find_layers
+from lana_ray.spaces import LayerwiseSpace
+from lana_ray.storage import Storage
+
+from ..networks import Block
+
+pytestmark = pytest.mark.usefixtures("own_process")
+QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
+POOL = ["identity", "mbconv_e1_k3"]
+
+
+class Twins(nn.Module):
+    """Two layers of the same structure and a third of another."""
+
+    def __init__(self, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), act(), act(), act(), act())
+        self.blocks = nn.ModuleList([Block(8, 8, 1), Block(8, 8, 1), Block(8, 16, 2)])
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def space(act: type[nn.Module] = nn.ReLU) -> LayerwiseSpace:
+    torch.manual_seed(0)
+    network = Twins(act).eval()
+    return LayerwiseSpace(network, find_layers(network, torch.randn(2, 3, 16, 16)), POOL)
+
+
+def target(runtime: str = "torch", **settings: object) -> Target:
+    if runtime != "torch":
+        pytest.importorskip(runtime)
+    return Target.model_validate(
+        {"name": "here", "runtime": runtime, "input_shape": (3, 16, 16), "measure": QUICK, **settings}
+    )
+
+
+def work(of: LayerwiseSpace) -> list[Work]:
+    return [
+        empty_work(of, 0),
+        candidate_work(of, 0, 0),
+        candidate_work(of, 2, 1),
+        network_work(of, (1, 2, 0)),
+    ]
+
+
+def write_student(storage: Storage, of: LayerwiseSpace, architecture: tuple[int, ...], name: str) -> None:
+    storage.write_tensors(name, of.build(architecture).state_dict(), {})
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_the_reference_comes_first_and_then_every_structure(tmp_path: Path, runtime: str) -> None:
+    of, storage = space(), Storage(str(tmp_path))
+    write_student(storage, of, (2, 0, 1), "students/a.safetensors")
+    asked = [*work(of), student_work(of, (2, 0, 1), "students/a.safetensors", "a")]
+    sampler = Sampler(of, target(runtime, batch_size=2), storage)
+    samples = list(sampler.sample(asked, None))
+    assert [s.kind for s in samples] == ["reference", "empty", "candidate", "candidate", "network", "student"]
+    assert [s.key for s in samples[1:]] == [item.key for item in asked]
+    assert [s.what for s in samples] == [
+        "teacher",
+        "empty (8, 16, 16)",
+        "blocks.0=teacher",
+        "blocks.2=mbconv_e1_k3",
+        "blocks.0=identity|blocks.1=mbconv_e1_k3|blocks.2=teacher",
+        "blocks.0=mbconv_e1_k3|blocks.1=teacher|blocks.2=mbconv_e1_k3",
+    ]
+    for sample in samples:
+        assert sample.error is None
+        assert sample.target == "here"
+        assert sample.target_key == sampler.target_key()
+        assert np.isfinite([sample.median_ms, sample.iqr_ms, sample.raw_ms, sample.drift]).all()
+        assert sample.median_ms > 0
+        assert sample.repeats >= 10
+        assert sample.runtime.startswith(f"{runtime} ")
+        assert sample.threads == 1
+        assert sample.processor == processor(target())
+    assert [s.time for s in samples] == sorted(s.time for s in samples)
+
+
+def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
+    of = space()
+    sampler = Sampler(of, target(), Storage(str(tmp_path)))
+    (sample,) = sampler.sample([network_work(of, of.teacher)], baseline_ms=1000.0)
+    assert sample.kind == "network"
+    assert sample.median_ms > 10 * sample.raw_ms  # relative to what the teacher is said to take
+    assert sample.drift == pytest.approx(sample.raw_ms / sample.median_ms)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(tmp_path: Path, runtime: str) -> None:
+    of, storage = space(), Storage(str(tmp_path))
+    write_student(storage, of, (0, 0, 0), "other.safetensors")
+    storage.write_bytes("damaged.safetensors", b"not weights")
+    asked = [
+        student_work(of, (1, 1, 1), "other.safetensors", "a"),
+        student_work(of, (1, 1, 1), "damaged.safetensors", "b"),
+        student_work(of, (1, 1, 1), "missing.safetensors", "c"),
+        network_work(of, (1, 1, 1)),
+    ]
+    samples = list(Sampler(of, target(runtime), storage).sample(asked, baseline_ms=1.0))
+    assert [s.key for s in samples] == [item.key for item in asked]
+    wrong, damaged, missing, fine = samples
+    assert "Missing key" in str(wrong.error) or "Unexpected key" in str(wrong.error)
+    assert "damaged.safetensors: damaged safetensors file" in str(damaged.error)
+    assert "missing.safetensors" in str(missing.error)
+    assert fine.error is None
+    for sample in (wrong, damaged, missing):
+        assert np.isnan([sample.median_ms, sample.iqr_ms, sample.raw_ms, sample.drift]).all()
+        assert not sample.settled
+        assert "\n" not in str(sample.error)
+
+
+def test_equal_structures_have_equal_keys_and_others_do_not() -> None:
+    of, again = space(), space()
+    with torch.no_grad():
+        for parameter in again.network.parameters():
+            parameter.normal_()
+    assert [item.key for item in work(of)] == [item.key for item in work(again)]
+    assert candidate_work(of, 0, 2).key == candidate_work(of, 1, 2).key
+    assert empty_work(of, 0).key == empty_work(of, 1).key
+    distinct = [
+        candidate_work(of, 0, 0),
+        candidate_work(of, 0, 1),
+        candidate_work(of, 0, 2),
+        candidate_work(of, 1, 0),
+        candidate_work(of, 2, 1),
+        candidate_work(space(nn.SiLU), 0, 2),
+        empty_work(of, 0),
+        network_work(of, (0, 0, 0)),
+        network_work(of, (1, 0, 0)),
+        network_work(of, (0, 1, 0)),
+        network_work(of, (0, 0, 0), precise=True),
+        student_work(of, (0, 0, 0), "a.safetensors", "a"),
+        student_work(of, (0, 0, 0), "a.safetensors", "b"),
+    ]
+    assert len({item.key for item in distinct}) == len(distinct)
+
+
+def test_samples_mix_only_between_equal_targets(tmp_path: Path) -> None:
+    of, storage = space(), Storage(str(tmp_path))
+    first = Sampler(of, target(), storage).target_key()
+    patient = MeasureConfig(time_limit_s=9.0)
+    same = [target(), target(name="there"), target(label="x"), target(measure=patient)]
+    assert {Sampler(of, t, storage).target_key() for t in same} == {first}
+    others = [target(batch_size=2), target(threads=2), target("onnxruntime"), target(input_shape=(3, 24, 24))]
+    keys = {Sampler(of, t, storage).target_key() for t in others}
+    assert len(keys) == len(others)
+    assert first not in keys
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no processes")
+def test_the_process_is_pinned_to_the_targets_threads(tmp_path: Path) -> None:
+    of = space()
+    sampler = Sampler(of, target(threads=1), Storage(str(tmp_path)))
+    assert len(os.sched_getaffinity(0)) == 1
+    assert torch.get_num_threads() == 1
+    (sample,) = sampler.sample([empty_work(of, 0)], baseline_ms=1.0)
+    assert sample.cpus == ",".join(map(str, os.sched_getaffinity(0)))
+
+
+def test_samples_are_yielded_as_they_are_taken(tmp_path: Path) -> None:
+    """A driver stores them in blocks: work must be drawn one by one, never all at once."""
+    of = space()
+    drawn: list[str] = []
+
+    def asked() -> Iterator[Work]:
+        for item in work(of):
+            drawn.append(item.kind)
+            yield item
+
+    stream = Sampler(of, target(), Storage(str(tmp_path))).sample(asked(), None)
+    assert isinstance(next(stream), Sample)
+    assert drawn == []
+    next(stream)
+    assert drawn == ["empty"]

@@ -1,0 +1,119 @@
+"""Samples on disk: appended by several writers, damaged files left out and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from lana_ray.latency.store import FOLDER, Sample, SampleStore
+from lana_ray.storage import Storage
+
+TAKEN = Sample(
+    target="cpu",
+    target_key="k",
+    kind="candidate",
+    key="c0",
+    what="blocks.0=identity",
+    median_ms=1.25,
+    iqr_ms=0.5,
+    raw_ms=1.5,
+    drift=1.2,
+    repeats=40,
+    settled=True,
+    error=None,
+    node="here",
+    processor="a processor",
+    runtime="torch 2",
+    threads=1,
+    cpus="1",
+    time=100.0,
+)
+
+
+def sample(**changes: Any) -> Sample:
+    return dataclasses.replace(TAKEN, **changes)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "run") if request.param == "disk" else f"memory://{uuid.uuid4().hex}")
+
+
+def test_samples_come_back_equal_and_oldest_first(storage: Storage) -> None:
+    samples = [sample(key=f"c{k}", time=float(k)) for k in range(4)]
+    store = SampleStore(storage)
+    store.append(samples[2:])
+    store.append(samples[:2])
+    assert SampleStore(storage).read() == samples
+
+
+def test_a_failed_measurement_comes_back(storage: Storage) -> None:
+    nan = float("nan")
+    store = SampleStore(storage)
+    store.append(
+        [sample(median_ms=nan, iqr_ms=nan, raw_ms=nan, drift=nan, settled=False, error="refused: ü")]
+    )
+    (read,) = store.read()
+    assert read.error == "refused: ü"
+    assert math.isnan(read.median_ms)
+
+
+def test_nothing_is_nothing(storage: Storage) -> None:
+    store = SampleStore(storage)
+    assert store.read() == []
+    store.append([])
+    assert storage.list(FOLDER) == []
+
+
+def test_samples_of_one_target(storage: Storage) -> None:
+    store = SampleStore(storage)
+    store.append([sample(target_key="k", key="a"), sample(target_key="other", key="b")])
+    assert [s.key for s in store.read("other")] == ["b"]
+    assert store.read("third") == []
+
+
+def test_two_writers_do_not_disturb_one_another(storage: Storage) -> None:
+    first, second = SampleStore(storage), SampleStore(Storage(storage.root))
+    for k in range(3):
+        first.append([sample(key=f"a{k}", time=2.0 * k)])
+        second.append([sample(key=f"b{k}", time=2.0 * k + 1)])
+    for store in (first, second):
+        assert [s.key for s in store.read()] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_truncated_file_is_left_out_and_named(storage: Storage, keep: int) -> None:
+    store = SampleStore(storage)
+    store.append([sample(key="lost")])
+    (name,) = storage.list(FOLDER)
+    store.append([sample(key="kept")])
+    storage.write_bytes(name, storage.read_bytes(name)[:keep])
+    assert [s.key for s in store.read()] == ["kept"]
+    (damaged,) = store.damaged
+    assert name in damaged
+    storage.remove(name)
+    assert [s.key for s in store.read()] == ["kept"]
+    assert store.damaged == []
+
+
+def test_samples_of_another_version_are_left_out_and_named(storage: Storage) -> None:
+    store = SampleStore(storage)
+    store.append([sample(key="kept")])
+    rows = [{key: value for key, value in dataclasses.asdict(TAKEN).items() if key != "drift"}]
+    storage.write_table(f"{FOLDER}/older.parquet", pa.Table.from_pylist(rows), "x")
+    assert [s.key for s in store.read()] == ["kept"]
+    assert store.damaged == [f"{storage.url(FOLDER)}/older.parquet: samples of another version; left out"]
+
+
+def test_an_unfinished_write_is_no_sample(tmp_path: Path) -> None:
+    store = SampleStore(Storage(str(tmp_path)))
+    store.append([sample()])
+    (tmp_path / FOLDER / ".cpu-1.parquet.abc").write_bytes(b"PAR1 half")
+    assert len(store.read()) == 1
+    assert store.damaged == []

@@ -1,0 +1,180 @@
+"""Timing on a simulated machine, whose clock moves by what its calls cost and by nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from lana_ray.latency import timing
+from lana_ray.latency.timing import MIN_ROUNDS, Call, time_calls
+
+
+class Machine:
+    """Stands in for ``time`` and for the system's count of involuntary switches."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10**12
+        self.switches = 7
+        self.slowdown = 1.0
+        self.wear = 0.0
+        """By how much a second of work slows the machine."""
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def perf_counter(self) -> float:
+        return self.now_ns / 1e9
+
+    def spend(self, ms: float) -> None:
+        self.now_ns += round(ms * 1e6 * self.slowdown)
+        self.slowdown += self.wear * ms / 1e3
+
+    def call(self, costs_ms: float | Iterable[float]) -> Call:
+        """A call that costs so much, or these amounts in turn."""
+        costs = itertools.repeat(costs_ms) if isinstance(costs_ms, float) else iter(costs_ms)
+        return lambda: self.spend(next(costs))
+
+    def interrupted(self, cost_ms: float, every: int) -> Call:
+        """A call that the system interrupts now and then for a long time."""
+        counter = itertools.count(1)
+
+        def run() -> None:
+            self.spend(cost_ms)
+            if next(counter) % every == 0:
+                self.spend(50.0)
+                self.switches += 1
+
+        return run
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    simulated = Machine()
+    monkeypatch.setattr(timing, "time", simulated)
+    monkeypatch.setattr(timing, "_involuntary_switches", lambda: simulated.switches)
+    return simulated
+
+
+def noise(median_ms: float, spread: float) -> Iterable[float]:
+    rng = np.random.default_rng(0)
+    while True:
+        yield median_ms * (1 + spread * float(rng.uniform(-1, 1)))
+
+
+def test_a_steady_call_is_known_exactly(machine: Machine) -> None:
+    m = time_calls(machine.call(3.0))
+    assert m.median_ms == pytest.approx(3.0)
+    assert m.raw_ms == pytest.approx(3.0)
+    assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
+    assert m.drift == pytest.approx(1.0)
+    assert m.settled
+    assert m.repeats == MIN_ROUNDS
+
+
+@pytest.mark.parametrize("cost_ms", [0.0005, 0.02, 0.7, 40.0])
+def test_short_calls_are_timed_many_at_a_time(machine: Machine, cost_ms: float) -> None:
+    m = time_calls(machine.call(cost_ms), time_limit_s=0.0)
+    assert m.median_ms == pytest.approx(cost_ms, rel=1e-3)
+    assert m.repeats % MIN_ROUNDS == 0
+    assert m.repeats * cost_ms >= MIN_ROUNDS * 0.5  # rounds are long enough for any clock
+
+
+def test_the_first_slow_calls_do_not_count(machine: Machine) -> None:
+    falling = [30.0, 20.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
+    m = time_calls(machine.call(itertools.chain(falling, itertools.repeat(3.0))))
+    assert m.median_ms == pytest.approx(3.0)
+    assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
+
+
+def test_quartiles_are_reported(machine: Machine) -> None:
+    m = time_calls(machine.call(noise(10.0, 0.1)), rel_error=1e-9, time_limit_s=20.0)
+    assert m.median_ms == pytest.approx(10.0, rel=0.02)
+    assert m.iqr_ms == pytest.approx(1.0, rel=0.2)  # of a uniform distribution over ±10 %
+
+
+def test_it_stops_when_the_median_is_known_and_not_before(machine: Machine) -> None:
+    rough, fine = (
+        time_calls(machine.call(noise(3.0, 0.2)), rel_error=error, time_limit_s=60.0) for error in (0.1, 0.02)
+    )
+    assert rough.settled
+    assert fine.settled
+    assert MIN_ROUNDS <= rough.repeats < fine.repeats
+    assert fine.median_ms == pytest.approx(3.0, rel=0.04)
+
+
+def test_it_stops_at_the_time_limit_and_says_so(machine: Machine) -> None:
+    begin = machine.perf_counter()
+    m = time_calls(machine.call(noise(3.0, 0.5)), rel_error=1e-6, time_limit_s=1.0)
+    assert not m.settled
+    assert 1.0 <= machine.perf_counter() - begin < 1.5
+    assert m.repeats > MIN_ROUNDS
+
+
+def test_even_without_time_there_are_enough_rounds(machine: Machine) -> None:
+    m = time_calls(machine.call(noise(30.0, 0.5)), rel_error=1e-6, time_limit_s=0.0)
+    assert m.repeats == MIN_ROUNDS
+    assert not m.settled
+
+
+def test_a_slower_machine_slows_the_reference_too(machine: Machine) -> None:
+    machine.slowdown = 1.5
+    m = time_calls(machine.call(2.0), reference=machine.call(4.0), baseline_ms=4.0)
+    assert m.median_ms == pytest.approx(2.0)
+    assert m.raw_ms == pytest.approx(3.0)
+    assert m.drift == pytest.approx(1.5)
+
+
+def test_a_machine_that_slows_down_meanwhile(machine: Machine) -> None:
+    machine.wear = 1.0  # twice as slow after a second
+    m = time_calls(
+        machine.call(2.0), reference=machine.call(4.0), baseline_ms=4.0, rel_error=1e-9, time_limit_s=0.5
+    )
+    assert m.median_ms == pytest.approx(2.0, rel=0.01)
+    assert m.raw_ms > 2.2
+    assert m.drift == pytest.approx(m.raw_ms / m.median_ms)
+
+
+def test_the_reference_measured_against_itself_is_its_baseline(machine: Machine) -> None:
+    machine.slowdown = 0.8
+    m = time_calls(machine.call(4.0), reference=machine.call(4.0), baseline_ms=4.0)
+    assert m.median_ms == pytest.approx(4.0)
+    assert m.drift == pytest.approx(0.8)
+
+
+def test_a_reference_without_a_baseline_changes_nothing(machine: Machine) -> None:
+    m = time_calls(machine.call(2.0), reference=machine.call(4.0))
+    assert m.median_ms == pytest.approx(2.0)
+    assert m.drift == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_interrupted_rounds_are_rejected(machine: Machine, with_reference: bool) -> None:
+    reference = machine.call(4.0) if with_reference else None
+    m = time_calls(
+        machine.interrupted(3.0, every=5),
+        reference=reference,
+        baseline_ms=4.0 if reference else None,
+        time_limit_s=5.0,
+    )
+    assert m.median_ms == pytest.approx(3.0)
+    assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
+    assert m.settled
+    assert m.repeats >= MIN_ROUNDS
+
+
+def test_rounds_beside_an_interrupted_reference_are_rejected(machine: Machine) -> None:
+    reference = machine.interrupted(4.0, every=7)
+    m = time_calls(machine.call(3.0), reference=reference, baseline_ms=4.0, time_limit_s=5.0)
+    assert m.median_ms == pytest.approx(3.0)
+    assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
+    assert m.drift == pytest.approx(1.0)
+
+
+def test_where_every_round_is_interrupted_all_count(machine: Machine) -> None:
+    m = time_calls(machine.interrupted(3.0, every=1), time_limit_s=0.0)
+    assert m.median_ms == pytest.approx(53.0)
+    assert m.repeats == MIN_ROUNDS
+    assert not m.settled

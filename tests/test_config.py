@@ -1,0 +1,285 @@
+"""One YAML file: its units, its paths, and what a mistake in it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from lana_ray.config import Budget, load_config
+from lana_ray.errors import UserError
+
+SMALLEST: dict[str, Any] = {
+    "teacher": {"timm": "resnet18"},
+    "data": {"source": "digits"},
+    "targets": [{"name": "cpu"}],
+    "budgets": {"latency_ms": "50%"},
+}
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**SMALLEST, **sections}
+
+
+def write(folder: Path, settings: Any) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    return path
+
+
+def message(settings: Any, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(settings, overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "relative"),
+    [
+        ("12.5ms", 12.5, False),
+        (" 12.5 ms ", 12.5, False),
+        ("800us", 0.8, False),
+        ("800µs", 0.8, False),
+        ("0.02s", 20.0, False),
+        ("50%", 0.5, True),
+        ("1e1ms", 10.0, False),
+        (7, 7.0, False),
+        (0.25, 0.25, False),
+    ],
+)
+def test_budgets_have_units(text: Any, value: float, relative: bool) -> None:
+    budget = Budget.parse(text)
+    assert budget.value == pytest.approx(value)
+    assert budget.relative == relative
+
+
+def test_a_relative_budget_is_a_share_of_the_teacher() -> None:
+    assert Budget.parse("25%").limit_ms(8.0) == pytest.approx(2.0)
+    assert Budget.parse("3ms").limit_ms(8.0) == 3.0
+
+
+@pytest.mark.parametrize(
+    "bad", ["fast", "", "0ms", "-3ms", "50 %%", "12.5min", "1e", "nan", "inf", "1e999ms", True]
+)
+def test_a_malformed_budget_names_its_key(bad: Any) -> None:
+    text = message(changed(budgets={"latency_ms": ["50%", bad]}))
+    assert text.startswith("configuration: budgets.latency_ms.1: ")
+    assert f"{bad!r} is no budget; write for example 50% or 12.5ms" in text
+
+
+@hypothesis_settings(deadline=None)
+@given(st.floats(1e-6, 1e9), st.booleans())
+def test_budgets_survive_being_written(value: float, relative: bool) -> None:
+    budget = Budget(value=value, relative=relative)
+    again = Budget.parse(str(budget))
+    assert again.relative == relative
+    assert again.value == pytest.approx(value, rel=1e-9)
+
+
+def test_one_budget_needs_no_list() -> None:
+    assert len(load_config(SMALLEST).budgets.latency_ms) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (changed(distil={}), "unknown key distil; did you mean distill?"),
+        (changed(teacher={"tim": "resnet18"}), "unknown key teacher.tim; did you mean timm?"),
+        (
+            changed(targets=[{"name": "a"}, {"name": "b", "measure": {"rel_eror": 0.1}}]),
+            "unknown key targets.1.measure.rel_eror; did you mean rel_error?",
+        ),
+        (
+            changed(teacher={"timm": "resnet18", "adapt": {"epoch": 3}}),
+            "unknown key teacher.adapt.epoch; did you mean epochs?",
+        ),
+        (changed(pool={"zzz": 1}), "unknown key pool.zzz; known keys: ops, preset"),
+        (
+            changed(budgets={"latency_ms": [{"value": 1, "relative": True, "values": 2}]}),
+            "unknown key budgets.latency_ms.0.values; did you mean value?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(settings: dict[str, Any], says: str) -> None:
+    assert message(settings) == f"configuration: {says}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (changed(finetune={"epochs": 0}), "finetune.epochs"),
+        (changed(finetune={"label_smoothing": 1.0}), "finetune.label_smoothing"),
+        (changed(targets=[]), "targets"),
+        (changed(targets=[{"name": "no spaces"}]), "targets.0.name"),
+        (changed(targets=[{"name": "a", "runtime": "abacus"}]), "targets.0.runtime"),
+        (changed(targets=[{"name": "a", "device": "cuda:x"}]), "targets.0.device"),
+        (changed(budgets={"latency_ms": []}), "budgets.latency_ms"),
+        (changed(data={"source": "digits", "image_size": "big"}), "data.image_size"),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(settings: dict[str, Any], key: str) -> None:
+    assert message(settings).startswith(f"configuration: {key}: ")
+
+
+@pytest.mark.parametrize("section", ["teacher", "data", "targets", "budgets"])
+def test_what_every_run_needs_must_be_there(section: str) -> None:
+    rest = {key: value for key, value in SMALLEST.items() if key != section}
+    assert message(rest).startswith(f"configuration: {section}: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (changed(teacher={}), "teacher: give exactly one of timm and factory"),
+        (changed(teacher={"timm": "a", "factory": "b:c"}), "teacher: give exactly one of timm and factory"),
+        (
+            changed(teacher={"timm": "a", "pretrained": True, "weights": "w.pt"}),
+            "teacher: pretrained goes with timm and without weights",
+        ),
+        (changed(data={}), "data: give exactly one of source, parquet, folder and torchvision"),
+        (
+            changed(data={"parquet": "a", "torchvision": "CIFAR10"}),
+            "data: give exactly one of source, parquet, folder and torchvision",
+        ),
+        (
+            changed(targets=[{"name": "a"}, {"name": "b"}, {"name": "a", "threads": 2}]),
+            "two targets are named 'a'; names must differ",
+        ),
+    ],
+)
+def test_rules_between_settings(settings: dict[str, Any], says: str) -> None:
+    assert message(settings) == f"configuration: {says}"
+
+
+def test_overrides_reach_everything() -> None:
+    config = load_config(
+        changed(targets=[{"name": "a"}, {"name": "b"}]),
+        (
+            "run.seed=7",
+            "finetune.epochs=0.5",
+            "targets.1.measure.rel_error=0.1",
+            "pool.ops=[identity, mbconv_e3_k3]",
+            "budgets.latency_ms=12.5ms",
+            "registry.name=a=b",
+        ),
+    )
+    assert config.run.seed == 7
+    assert config.finetune.epochs == 0.5
+    assert [t.measure.rel_error for t in config.targets] == [0.02, 0.1]
+    assert config.pool.ops == ("identity", "mbconv_e3_k3")
+    assert config.budgets.latency_ms == (Budget(value=12.5, relative=False),)
+    assert config.registry.name == "a=b"
+
+
+def test_overrides_leave_the_given_dictionary_alone() -> None:
+    given_settings = changed(run={"seed": 1})
+    load_config(given_settings, ("run.seed=2",))
+    assert given_settings["run"] == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed",
+        "=3",
+        "targets.4.threads=2",
+        "targets.first.threads=2",
+        "teacher.timm.name=a",
+        "run.seed=[1",
+    ],
+)
+def test_a_malformed_override_is_named(override: str) -> None:
+    assert message(SMALLEST, override).startswith(f"--set {override}: ")
+
+
+def test_an_override_of_an_unknown_key_is_refused() -> None:
+    assert "unknown key run.sed; did you mean seed?" in message(SMALLEST, "run.sed=3")
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = changed(
+        run={"dir": "runs/a"},
+        teacher={"factory": "nets.py:small", "weights": "/weights/a.pt"},
+        data={"parquet": "../images", "test": "s3://bucket/test", "root": "~/data"},
+    )
+    config = load_config(write(tmp_path, settings))
+    assert config.run.dir == str(tmp_path / "runs/a")
+    assert config.teacher.factory == f"{tmp_path}/nets.py:small"
+    assert config.teacher.weights == "/weights/a.pt"
+    assert config.data.parquet == str(tmp_path.parent / "images")
+    assert config.data.test == "s3://bucket/test"
+    assert config.data.root == str(Path.home() / "data")
+
+
+def test_a_factory_of_a_package_is_no_path(tmp_path: Path) -> None:
+    settings = changed(teacher={"factory": "package.module:function"})
+    assert load_config(write(tmp_path, settings)).teacher.factory == "package.module:function"
+
+
+def test_a_dictionarys_paths_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(changed(run={"dir": "here"})).run.dir == str(tmp_path / "here")
+
+
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(
+        changed(
+            run={"dir": str(tmp_path / "run"), "seed": 3},
+            teacher={"timm": "resnet18", "layers": ["layer*.*"], "adapt": {"epochs": 0.25}},
+            data={"source": "digits", "image_size": 32},
+            targets=[{"name": "a", "input_shape": [3, 32, 32], "measure": {"time_limit_s": 1.5}}],
+            budgets={"latency_ms": ["33.3%", "1.23456789ms", 4]},
+            finetune={"kd_weight": 1},
+        )
+    )
+    (tmp_path / "elsewhere").mkdir()
+    assert load_config(write(tmp_path / "elsewhere", config.to_yaml())) == config
+    assert load_config(config) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("teacher: [", "not valid YAML"),
+        ("a: b: c", "not valid YAML"),
+        ("", "expected keys such as teacher"),
+        ("- teacher", "expected keys such as teacher"),
+        ("just words", "expected keys such as teacher"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str, says: str) -> None:
+    path = write(tmp_path, content)
+    text = message(path)
+    assert text.startswith(f"{path}: ")
+    assert says in text
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    assert message(tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such configuration file"
+    assert message(tmp_path).startswith(f"{tmp_path}: cannot be read")
+    (tmp_path / "latin.yaml").write_bytes(b"run: {dir: \xff}")
+    assert message(tmp_path / "latin.yaml").startswith(f"{tmp_path / 'latin.yaml'}: cannot be read")
+
+
+def test_mistakes_in_a_file_name_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(run={"sead": 1}))
+    assert message(path) == f"{path}: unknown key run.sead; did you mean seed?"
+
+
+def test_targets_take_their_name_as_label() -> None:
+    config = load_config(changed(targets=[{"name": "a"}, {"name": "b", "label": "xeon"}]))
+    assert [target.node_label for target in config.targets] == ["a", "xeon"]
+
+
+def test_a_target_of_another_shape_than_the_datas_is_refused() -> None:
+    text = message(changed(targets=[{"name": "a", "input_shape": [3, 32, 32]}]))
+    assert "target 'a': input_shape [3, 32, 32] is not the data's [3, 224, 224]" in text

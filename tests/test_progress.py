@@ -1,0 +1,54 @@
+"""Lines for people where there is no terminal, and a bar where there is one."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from lana_ray import progress as module
+from lana_ray.progress import progress, say
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, set by the test."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "layer [blocks.1.0] " * 20
+    say(long)
+    assert capsys.readouterr().out == long + "\n"
+
+
+def test_plain_lines_come_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("score", 40) as update:
+        for done, seconds in [(0, 5), (1, 5), (10, 65), (11, 2), (20, 65), (40, 1), (40, 30)]:
+            clock[0] += seconds
+            update(done)
+    assert capsys.readouterr().out.splitlines() == [
+        "score 1/40 (2 %), 0:10 elapsed, 6:30 left",
+        "score 10/40 (25 %), 1:15 elapsed, 3:45 left",
+        "score 20/40 (50 %), 2:22 elapsed, 2:22 left",
+        "score 40/40 (100 %), 2:23 elapsed",
+    ]
+
+
+def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("score", 0) as update:
+        update(0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=100))
+    with progress("distill", 4) as update:
+        update(4)
+    assert "distill" in screen.getvalue()
+    assert "4/4" in screen.getvalue()

@@ -1,0 +1,163 @@
+"""The run directory on a disk and on an fsspec URL: whole files, fingerprints, and what damage looks like."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from lana_ray.config import RunConfig
+from lana_ray.errors import UserError
+from lana_ray.storage import Storage, concat_tables, fingerprint
+
+TABLE = pa.table({"layer": [0, 1], "cost": [0.5, float("inf")]})
+TENSORS = {"weight": torch.arange(6.0).reshape(2, 3).T, "steps": torch.tensor(3)}
+
+
+@pytest.fixture(params=["disk", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    root = str(tmp_path / "run") if request.param == "disk" else f"memory://{uuid.uuid4().hex}/run"
+    return Storage(root)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "run"))
+
+
+def test_what_is_written_is_read(storage: Storage) -> None:
+    assert not storage.exists("a/b.txt")
+    storage.write_text("a/b.txt", "première")
+    storage.write_json("c.json", {"x": (1, 2)})
+    assert storage.exists("a/b.txt")
+    assert storage.read_text("a/b.txt") == "première"
+    assert storage.read_json("c.json") == {"x": [1, 2]}
+    storage.write_text("a/b.txt", "zweite")
+    assert storage.read_text("a/b.txt") == "zweite"
+    storage.remove("a/b.txt")
+    storage.remove("a/b.txt")
+    assert not storage.exists("a/b.txt")
+    storage.check_writable()
+
+
+def test_tables_carry_their_fingerprint(storage: Storage) -> None:
+    assert storage.table_fingerprint("t.parquet") is None
+    storage.write_table("t.parquet", TABLE.replace_schema_metadata({"unit": "ms"}), "abc")
+    assert storage.read_table("t.parquet").equals(TABLE)
+    assert storage.read_table("t.parquet").schema.metadata[b"unit"] == b"ms"
+    assert storage.table_fingerprint("t.parquet") == "abc"
+
+
+def test_tensors_carry_their_metadata(storage: Storage) -> None:
+    assert storage.tensor_metadata("t.safetensors") is None
+    storage.write_tensors("t.safetensors", TENSORS, {"key": "abc"})
+    assert storage.tensor_metadata("t.safetensors") == {"key": "abc"}
+    again = storage.read_tensors("t.safetensors")
+    assert again.keys() == TENSORS.keys()
+    assert all(torch.equal(again[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_list_names_the_files_of_one_folder(storage: Storage) -> None:
+    assert storage.list("samples") == []
+    for name in ("b.parquet", "a.parquet", "notes.txt", ".a.parquet.1234", "deeper/c.parquet"):
+        storage.write_bytes(f"samples/{name}", b"")
+    assert storage.list("samples", ".parquet") == ["samples/a.parquet", "samples/b.parquet"]
+
+
+def test_list_sees_what_another_process_wrote(storage: Storage) -> None:
+    storage.write_bytes("samples/a", b"")
+    storage.list("samples")
+    Storage(storage.root).write_bytes("samples/b", b"")
+    assert storage.list("samples") == ["samples/a", "samples/b"]
+
+
+def test_a_failing_write_leaves_the_old_file(disk: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.write_text("a/file", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        disk.write_text("a/file", "new")
+    assert disk.read_text("a/file") == "old"
+    assert os.listdir(f"{disk.root}/a") == ["file"]
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"run\.dir .*file/run: cannot be written .*choose another run\.dir"):
+        Storage(str(tmp_path / "file" / "run")).check_writable()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere"
+)
+def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"run\.dir .*cannot be written \(Permission denied\)"):
+        Storage(str(tmp_path)).check_writable()
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(UserError, match=r"run\.dir nosuch://bucket/run"):
+        Storage("nosuch://bucket/run")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, -9])
+def test_damaged_tables_are_named(storage: Storage, keep: int) -> None:
+    storage.write_table("t.parquet", TABLE, "abc")
+    storage.write_bytes("t.parquet", storage.read_bytes("t.parquet")[:keep])
+    with pytest.raises(UserError, match=r"t\.parquet: damaged Parquet file .*; remove it"):
+        storage.read_table("t.parquet")
+    assert storage.table_fingerprint("t.parquet") is None
+
+
+def test_a_table_with_a_damaged_footer_has_no_fingerprint(disk: Storage) -> None:
+    disk.write_table("t.parquet", TABLE, "abc")
+    data = bytearray(disk.read_bytes("t.parquet"))
+    length = int.from_bytes(data[-8:-4], "little")
+    data[-8 - length : -8] = b"\xff" * length
+    disk.write_bytes("t.parquet", bytes(data))
+    with pytest.raises(UserError, match=r"t\.parquet: damaged Parquet file"):
+        disk.read_table("t.parquet")
+    assert disk.table_fingerprint("t.parquet") is None
+
+
+@pytest.mark.parametrize("keep", [0, 5, 30, -1])
+def test_truncated_tensors_are_named(storage: Storage, keep: int) -> None:
+    storage.write_tensors("t.safetensors", TENSORS, {"key": "abc"})
+    storage.write_bytes("t.safetensors", storage.read_bytes("t.safetensors")[:keep])
+    with pytest.raises(UserError, match=r"t\.safetensors: damaged safetensors file .*; remove it"):
+        storage.read_tensors("t.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"short", b"\xff" * 64, b"a text of more than eight characters"],
+    ids=["empty", "short", "ones", "text"],
+)
+def test_what_is_no_safetensors_file_has_no_metadata(storage: Storage, content: bytes) -> None:
+    storage.write_bytes("t.safetensors", content)
+    assert storage.tensor_metadata("t.safetensors") is None
+
+
+def test_fingerprints_tell_values_apart() -> None:
+    config = RunConfig(dir="a", seed=1)
+    assert fingerprint(config, {"b": 1, "a": (2, 3)}) == fingerprint(
+        RunConfig(dir="a", seed=1), {"a": [2, 3], "b": 1}
+    )
+    different = [fingerprint(*parts) for parts in ([1], ["1"], [1, 2], [[1, 2]], [None], [], [config])]
+    assert len(set(different)) == len(different)
+    assert fingerprint("lana") == "4d82351b2ddcf081"  # the same in every process and version
+
+
+def test_tables_are_joined() -> None:
+    whole = concat_tables([TABLE, pa.table({"layer": [2], "note": ["x"]})])
+    assert whole is not None
+    assert whole.column("layer").to_pylist() == [0, 1, 2]
+    assert concat_tables([]) is None

