@@ -354,7 +354,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(where: str, error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is the cause of the key that is missing, so it is told first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])

@@ -85,7 +85,7 @@ def test_no_code_of_a_weights_file_runs(tmp_path: Path, plain: bool) -> None:
     path, marker = tmp_path / "w.pt", tmp_path / "ran"
     content = {**other_weights(), "extra": _Malicious(marker)}
     if plain:
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
     with pytest.raises(UserError, match=r"w\.pt: not safetensors and not a plain state dict"):

@@ -100,7 +100,8 @@ def _target(run: RunFiles, facts: Row) -> TargetPart:
     return part
 
 
-Made = tuple[str, str] | str  # SVG and caption, or why there is none
+Made = tuple[str, str] | str
+"""A picture and its caption, or why there is none."""
 
 
 def _accuracy(run: RunFiles, facts: Row) -> Made:

@@ -12,6 +12,8 @@ from rich.text import Text
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
 
+MEASURED = "measured\nms ± IQR"
+
 
 def results_table(summary: Mapping[str, Any]) -> Table:
     """One row per target and budget of ``summary.json``; latencies in milliseconds per batch."""
@@ -20,7 +22,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         text=("target", "budget"),
         numbers=(
             "budget\nms",
-            "measured ms\n(± IQR)",
+            MEASURED,
             "teacher\nms",
             "speed-up",
             "accuracy",
@@ -71,11 +73,19 @@ def models_table(versions: Iterable[Version]) -> Table:
 
 
 def _table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    """An empty table whose long texts and spreads break on a narrow terminal, its numbers never."""
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+    )
     for heading in text:
         table.add_column(heading, overflow="fold")
     for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=heading != MEASURED)
     table.add_column(long, overflow="fold")
     return table
 

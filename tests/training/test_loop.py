@@ -183,9 +183,7 @@ def test_the_best_epoch_is_kept(data: ImageData) -> None:
                 for parameter in network.parameters():
                     parameter.fill_(float("nan"))
 
-    labels = [
-        label for _, batch in data.batches("validation", batch_size=64) for label in batch.tolist()
-    ]
+    labels = [label for _, batch in data.batches("validation", batch_size=64) for label in batch.tolist()]
     trained, _ = train(data, config, network=network, on_step=spoil)
     accuracies = [point["accuracy"] for point in trained.curve]
     assert trained.validation_accuracy == max(accuracies)

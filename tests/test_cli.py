@@ -1,0 +1,76 @@
+"""The command line: exit statuses, one-line errors, and the recipes of jobs/ through ``plan``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lana_ray import cli
+from lana_ray.config import load_config
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "jobs").glob("*.yaml"))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of ``lana-ray`` called with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["lana-ray", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_help_lists_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("run", "plan", "doctor", "sample", "distill", "score", "select", "finetune", "verify"):
+        assert command in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such configuration file"),
+        ("teacher: [", "not valid YAML"),
+        ("techer: {timm: resnet18}", "unknown key techer; did you mean teacher?"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(
+    content: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert call(monkeypatch, "plan", str(file)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(file) in error
+    assert message in error
+
+
+def test_without_a_registry_the_mend_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert call(monkeypatch, "models") == 2
+    assert "MLFLOW_TRACKING_URI" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_can_be_planned(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(recipe)
+    assert call(monkeypatch, "plan", str(recipe), "--set", f"run.dir={tmp_path}/run") == 0
+    shown = capsys.readouterr().out
+    for target in config.targets:
+        assert target.name in shown
+    assert not (tmp_path / "run").exists()
