@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -62,7 +63,7 @@ class Budget(Section):
         return self.value * teacher_ms if self.relative else self.value
 
     def __str__(self) -> str:
-        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}ms"
+        return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}ms"
 
 
 def _as_budget(value: Any) -> Any:
@@ -369,12 +370,17 @@ def _explain(where: str, error: ValidationError) -> str:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     node: Any = Config
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = node.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        node = next(a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section))
+        if isinstance(part, str):
+            node = next(_sections(node.model_fields[part].annotation))
     return sorted(node.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
 
 
 def _resolve_locations(section: Any, base: Path) -> Any:

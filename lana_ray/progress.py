@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False)
-"""Where people read; machines read the files of the run directory."""
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+"""Where people read; machines read the files of the run directory. Lines of a log may be long."""
 
 _LINE_EVERY_S = 10.0
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from lana_ray.errors import UserError
 
 FINGERPRINT_KEY = "lana_ray.fingerprint"
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 def fingerprint(*parts: Any) -> str:
@@ -40,7 +41,10 @@ class Storage:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+            raise UserError(f"run.dir {self.root}: {error}") from None
         self.is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else ())
 
     def check_writable(self) -> None:
@@ -129,7 +133,7 @@ class Storage:
             return None
         try:
             metadata = pq.read_schema(io.BytesIO(self.read_bytes(name))).metadata or {}
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, OSError):
             return None
         value = metadata.get(FINGERPRINT_KEY.encode())
         return value.decode() if value else None
@@ -152,11 +156,13 @@ class Storage:
         if not self.exists(name):
             return None
         size = int.from_bytes(self._head(name, 8), "little")
+        if size > _LONGEST_HEADER:
+            return None
         try:
             header = json.loads(self._head(name, 8 + size)[8:])
         except ValueError:
             return None
-        return dict(header.get("__metadata__", {}))
+        return dict(header.get("__metadata__", {})) if isinstance(header, dict) else None
 
     def _head(self, name: str, length: int) -> bytes:
         with self._fs.open(self.path(name), "rb") as file:

@@ -195,7 +195,7 @@ def _call_factory(factory: str, num_classes: int) -> nn.Module:
 def import_object(path: str, key: str) -> Callable[..., Any]:
     """Imports ``package.module:name`` or ``file.py:name``; UserError names ``key`` where it cannot."""
     module_name, colon, attribute = path.rpartition(":")
-    if not colon:
+    if not (module_name and colon and attribute):
         raise UserError(f"{key}: {path!r} is not of the form package.module:function")
     try:
         if module_name.endswith(".py"):
@@ -208,9 +208,10 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
         else:
             module = importlib.import_module(module_name)
         found = getattr(module, attribute)
-    except (ImportError, FileNotFoundError, AttributeError) as error:
+    except (ImportError, FileNotFoundError, AttributeError, SyntaxError) as error:
         raise UserError(f"{key}: {path}: {_one_line(error)}") from None
-    assert callable(found)
+    if not callable(found):
+        raise UserError(f"{key}: {path} is not callable, but {type(found).__name__}")
     return found
 
 

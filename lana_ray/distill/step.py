@@ -76,5 +76,5 @@ def cosine(step: int, steps: int, warmup: float) -> float:
     """Factor of the learning rate: a linear rise over ``warmup`` of the steps, then half a cosine to zero."""
     rise = max(1.0, warmup * steps)
     if step < rise:
-        return (step + 1) / rise
+        return min(1.0, (step + 1) / rise)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))

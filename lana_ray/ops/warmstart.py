@@ -225,8 +225,8 @@ def _spread(weight: Tensor, covariance: Tensor) -> Tensor:
 
 def _take_statistics(module: nn.Module, inputs: Tensor) -> None:
     """Replaces the running statistics of every batch-norm by those of one batch."""
-    with batch_statistics(module):  # puts the momentum back
+    with batch_statistics(module):  # puts momentum and tracking back
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = 1.0
+                norm.track_running_stats, norm.momentum = True, 1.0
         module(inputs)

@@ -112,7 +112,7 @@ def _accuracy(run: RunFiles, facts: Row) -> Made:
     return (
         accuracy_plot(results, images),
         "Students with their final weights, measured in turn with the teacher. Vertical bars: one standard "
-        "error of the accuracy; horizontal bars: the middle half of the timed rounds.",
+        "error of the accuracy; horizontal bars: as wide as the middle half of the rounds.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,7 +58,8 @@ class LayerwiseSpace:
         """Identity of the structures in the space, whatever the weights."""
         shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
         layers = [[x.name, list(x.input_shape), list(x.output_shape), x.residual] for x in self.layers]
-        return fingerprint(type(self.network).__name__, shapes, layers)
+        described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
+        return fingerprint(described, shapes, layers)
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Every layer's candidate drawn uniformly."""

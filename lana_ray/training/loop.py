@@ -49,7 +49,11 @@ class Trained:
 
 def steps_of(config: TrainConfig, images: int) -> int:
     """Optimiser steps of a training on ``images`` training images."""
-    return max(1, round(config.epochs * (images // config.batch_size)))
+    return max(1, round(config.epochs * _per_epoch(config, images)))
+
+
+def _per_epoch(config: TrainConfig, images: int) -> int:
+    return max(1, images // config.batch_size)
 
 
 def train_network(
@@ -74,7 +78,7 @@ def train_network(
         wrap: makes the network data-parallel; identity where one process trains alone.
     """
     network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)
-    per_epoch = data.sizes["train"] // config.batch_size
+    per_epoch = _per_epoch(config, data.sizes["train"])
     steps = steps_of(config, data.sizes["train"])
     decayed = [p for p in network.parameters() if p.ndim >= 2]
     others = [p for p in network.parameters() if p.ndim < 2]
@@ -157,7 +161,7 @@ def _pack(
     state = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "schedule": {"last_epoch": schedule.last_epoch, "_step_count": schedule._step_count},
+        "schedule": schedule.state_dict(),
         "step": step,
         "curve": curve,
         "best": best,

@@ -26,7 +26,7 @@ def _teacher(op: str, at: Layer) -> nn.Module:
     with batch_statistics(module):
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
-                part.momentum = 1.0
+                part.track_running_stats, part.momentum = True, 1.0
         module(_images(at, seed=3))
     return module.eval()
 
