@@ -68,7 +68,7 @@ def time_calls(
         reference: a call of similar length whose time at the target's normal speed is ``baseline_ms``.
     """
     per_round = _warm_up(call)
-    per_reference = _warm_up(reference) if reference else 0
+    per_reference = _repeats(baseline_ms) if baseline_ms else _warm_up(reference) if reference else 0
     rounds: list[float] = []  # milliseconds per call
     ratios: list[float] = []  # the same over the reference's
     disturbed: list[bool] = []
