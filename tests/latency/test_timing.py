@@ -128,7 +128,7 @@ def test_a_slower_machine_slows_the_reference_too(machine: Machine) -> None:
 
 
 def test_a_machine_that_slows_down_meanwhile(machine: Machine) -> None:
-    machine.wear = 1.0  # twice as slow after a second
+    machine.wear = 2.0  # three times as slow after a second
     m = time_calls(
         machine.call(2.0), reference=machine.call(4.0), baseline_ms=4.0, rel_error=1e-9, time_limit_s=0.5
     )
