@@ -135,3 +135,15 @@ def test_a_damaged_program_names_the_target() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match="target 'here': ONNX Runtime refuses the network"):
         load(b"no program", EXAMPLE, Target(name="here", runtime="onnxruntime"))
+
+
+def test_an_onnx_program_of_a_fixed_batch_answers_any_number_of_images() -> None:
+    pytest.importorskip("onnxruntime", reason="the runtime is an optional extra")
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 5)
+    ).eval()
+    images = torch.randn((5, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    target = Target(name="two", runtime="onnxruntime", batch_size=2, input_shape=(3, 8, 8))
+    session = runtimes.prepare(network, images[:2], target)
+    with torch.no_grad():
+        torch.testing.assert_close(session.predict(images), network(images), rtol=1e-4, atol=1e-5)

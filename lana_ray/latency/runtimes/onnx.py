@@ -35,12 +35,20 @@ class OnnxSession:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"target {target.name!r}: ONNX Runtime refuses the network ({reason})") from None
         self._name = self._session.get_inputs()[0].name
+        self._batch = self._session.get_inputs()[0].shape[0]
         self._feed = {self._name: example.contiguous().numpy()}
 
     def run(self) -> object:
         return self._session.run(None, self._feed)
 
     def predict(self, images: Tensor) -> Tensor:
+        if not isinstance(self._batch, int):  # the program takes any number of images at once
+            return self._outputs(images)
+        missing = -len(images) % self._batch
+        padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+        return torch.cat([self._outputs(part) for part in torch.split(padded, self._batch)])[: len(images)]
+
+    def _outputs(self, images: Tensor) -> Tensor:
         (output,) = self._session.run(None, {self._name: images.contiguous().numpy()})
         return torch.from_numpy(output)
 
