@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
+from lana_ray.layers import evaluating
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
@@ -36,7 +37,7 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
     Raises:
         UserError: where neither exporter can express the network, or the newer one is not installed.
     """
-    with _evaluating(network), _quiet():
+    with evaluating(network), torch.no_grad(), _quiet():
         try:
             with _muted():
                 return _trace(network, example, dynamic_batch)
@@ -100,18 +101,6 @@ def anonymise_program(path: str | Path) -> torch.export.ExportedProgram:
             node.meta.pop("stack_trace", None)
     torch.export.save(program, path)
     return program
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session
-from lana_ray.latency.sampler import processor
+from lana_ray.latency.sampler import pin, processor
 from lana_ray.latency.timing import Measurement, time_calls
 from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
 
@@ -244,7 +244,7 @@ def _pinned(threads: int) -> Iterator[None]:
         yield
         return
     cpus, torch_threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, sorted(cpus)[-threads:])
+    pin(threads)
     try:
         yield
     finally:

@@ -90,7 +90,7 @@ class Sampler:
         self._space = space
         self._storage = storage
         self._target = target
-        self._cpus = _pin(target.threads)
+        self._cpus = pin(target.threads)
         self._node = platform.node()
         self._processor = processor(target)
         self._runtime = f"{target.runtime} {version(target.runtime)}"
@@ -183,7 +183,7 @@ def processor(target: Target) -> str:
         return platform.processor() or platform.machine()
 
 
-def _pin(threads: int) -> tuple[int, ...]:
+def pin(threads: int) -> tuple[int, ...]:
     """Keeps this process on ``threads`` CPUs, the last ones, where the system allows it."""
     if not hasattr(os, "sched_setaffinity"):
         return ()
