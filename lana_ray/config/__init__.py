@@ -1,0 +1,31 @@
+"""One YAML file says everything: ``sections.py`` what can be asked for, ``load.py`` how it is read."""
+
+from lana_ray.config.load import load_config
+from lana_ray.config.sections import (
+    Budget,
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    MeasureConfig,
+    RayConfig,
+    RegistryConfig,
+    RunConfig,
+    Target,
+    TeacherConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Budget",
+    "Config",
+    "DataConfig",
+    "FinetuneConfig",
+    "MeasureConfig",
+    "RayConfig",
+    "RegistryConfig",
+    "RunConfig",
+    "Target",
+    "TeacherConfig",
+    "TrainConfig",
+    "load_config",
+]
