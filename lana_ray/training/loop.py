@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
-from lana_ray.distill.step import cosine
 from lana_ray.layers import evaluating
+from lana_ray.training.state import TrainingState
 
-_WARMUP = 0.1
 _SAVE_EVERY_S = 60.0
 
 
@@ -63,118 +61,81 @@ def train_network(
     *,
     teacher: nn.Module | None,
     rank: Rank,
-    wrap: Callable[[nn.Module], nn.Module],
+    seed: int,
     checkpoint: Checkpoint,
     on_step: Callable[[], None],
     device: torch.device,
 ) -> Trained:
-    """Trains ``network`` in place with AdamW under a one-cycle cosine schedule, and keeps its best epoch.
+    """Trains ``network`` in place, data-parallel over the ranks, and keeps its best epoch.
 
     With a teacher (and a ``FinetuneConfig``) the loss is ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)``
     at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
-    section 3.4). The state is saved about once a minute and resumed from, batch by batch the same.
-
-    Args:
-        wrap: makes the network data-parallel; identity where one process trains alone.
+    section 3.4). The state is saved about once a minute and resumed from, step by step the same: what a step
+    draws at random (images, augmentation, dropout) depends on the seed and on its number alone.
     """
     network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)
     per_epoch = _per_epoch(config, data.sizes["train"])
     steps = steps_of(config, data.sizes["train"])
-    decayed = [p for p in network.parameters() if p.ndim >= 2]
-    others = [p for p in network.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.lr,
-        foreach=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: cosine(k, steps, _WARMUP))
-    step, curve, best, best_accuracy, total = 0, [], {}, -1.0, 0.0
-    saved = checkpoint.load()
-    if saved is not None:
-        state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        step, curve, best, best_accuracy = (
-            state["step"],
-            state["curve"],
-            state["best"],
-            state["best_accuracy"],
-        )
-        total = state["total"]
-        for _ in range(step):
+    state = TrainingState.begin(network, config, steps)
+    if (saved := checkpoint.load()) is not None:
+        state.restore(saved, device)
+        for _ in range(state.step):
             on_step()
-    model = wrap(network)
+    model = DistributedDataParallel(network) if rank.size > 1 else network
     last_save = time.monotonic()
-    while step < steps:
-        epoch, start = divmod(step, per_epoch)
-        batches = data.batches(
-            "train",
-            batch_size=config.batch_size // rank.size,
-            epoch=epoch,
-            shuffle=True,
-            augment=True,
-            rank=rank.index,
-            world_size=rank.size,
-            start_step=start,
-            drop_last=True,
-        )
-        for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
+    while state.step < steps:
+        epoch, start = divmod(state.step, per_epoch)
+        end = min(steps, (epoch + 1) * per_epoch)
+        for images, labels in _batches(data, config, rank, epoch, start, end):
+            torch.manual_seed(_step_seed(seed, state.step, rank))
             model.train()
-            loss = _loss(model(images), labels, config, teacher, images)
-            optimizer.zero_grad(set_to_none=True)
+            loss = _loss(model, images.to(device), labels.to(device), config, teacher)
+            state.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach())
-            step += 1
+            state.optimizer.step()
+            state.schedule.step()
+            state.loss_sum += float(loss.detach())
+            state.step += 1
             on_step()
-            if step % per_epoch == 0 or step == steps:
-                break
-            if rank.index == 0 and time.monotonic() - last_save > _SAVE_EVERY_S:
-                checkpoint.save(_pack(network, optimizer, schedule, step, curve, best, best_accuracy, total))
+            if rank.index == 0 and state.step < end and time.monotonic() - last_save > _SAVE_EVERY_S:
+                checkpoint.save(state.dump())
                 last_save = time.monotonic()
         if rank.index == 0:
             with evaluating(network):
-                score = accuracy(network, data.batches("validation", batch_size=256), device)
-            seen = step - epoch * per_epoch
-            curve.append({"epoch": step / per_epoch, "loss": total / seen, "accuracy": score})
-            if score >= best_accuracy:
-                best_accuracy = score
-                best = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-        total = 0.0
-    return Trained(state=best, validation_accuracy=best_accuracy, curve=curve)
+                found = accuracy(network, data.batches("validation", batch_size=256), device)
+            state.end_epoch(end / per_epoch, end - epoch * per_epoch, found)
+        state.loss_sum = 0.0
+    return Trained(state=state.best, validation_accuracy=state.best_accuracy, curve=state.curve)
 
 
-def _pack(
-    network: nn.Module,
-    optimizer: Any,
-    schedule: Any,
-    step: int,
-    curve: Any,
-    best: Any,
-    accuracy: float,
-    total: float,
-) -> bytes:
-    buffer = io.BytesIO()
-    state = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "step": step,
-        "curve": curve,
-        "best": best,
-        "best_accuracy": accuracy,
-        "total": total,
-    }
-    torch.save(state, buffer)
-    return buffer.getvalue()
+def _batches(
+    data: ImageData, config: TrainConfig, rank: Rank, epoch: int, start: int, end: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of the batches from step ``start`` of an epoch to step ``end`` of the training."""
+    batches = data.batches(
+        "train",
+        batch_size=config.batch_size // rank.size,
+        epoch=epoch,
+        shuffle=True,
+        augment=True,
+        rank=rank.index,
+        world_size=rank.size,
+        start_step=start,
+        drop_last=True,
+    )
+    first = epoch * _per_epoch(config, data.sizes["train"]) + start
+    for _, batch in zip(range(first, end), batches, strict=False):
+        yield batch
+
+
+def _step_seed(seed: int, step: int, rank: Rank) -> int:
+    return hash((seed, step, rank.index)) & 0x7FFFFFFFFFFFFFFF
 
 
 def _loss(
-    output: Tensor, labels: Tensor, config: TrainConfig, teacher: nn.Module | None, images: Tensor
+    model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, teacher: nn.Module | None
 ) -> Tensor:
+    output = model(images)
     loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
     if teacher is None or not isinstance(config, FinetuneConfig):
         return loss

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from ray import train
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lana_ray.config import Config, FinetuneConfig, TrainConfig
 from lana_ray.storage import FINGERPRINT_KEY, Storage
@@ -38,7 +36,6 @@ def train_worker(setting: dict[str, Any]) -> None:
     rank = Rank(index=context.get_world_rank(), size=context.get_world_size())
     config: Config = setting["config"]
     torch.set_num_threads(config.ray.cpus_per_worker)
-    torch.manual_seed(config.run.seed)
     workspace = Workspace(config)
     jobs: list[TrainJob] = setting["jobs"]
     for job in jobs:
@@ -55,6 +52,8 @@ def is_trained(storage: Storage, job: TrainJob) -> bool:
 
 def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
+    seed = workspace.config.run.seed
+    torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
     storage, partial = workspace.storage, f"training/{job.key}.pt"
     settings: TrainConfig | FinetuneConfig
     if job.architecture is None:
@@ -64,16 +63,13 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
         settings, teacher = workspace.config.finetune, workspace.teacher.to(device)
         network = workspace.student(job.architecture)
 
-    def wrap(module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module) if rank.size > 1 else module
-
     trained = train_network(
         network,
         workspace.data,
         settings,
         teacher=teacher,
         rank=rank,
-        wrap=wrap,
+        seed=seed,
         checkpoint=Checkpoint(
             load=lambda: storage.read_bytes(partial) if storage.exists(partial) else None,
             save=lambda state: storage.write_bytes(partial, state),

@@ -80,7 +80,7 @@ def train(
         config,
         teacher=teacher,
         rank=rank,
-        wrap=lambda module: module,
+        seed=0,
         checkpoint=(memory or Memory()).checkpoint(),
         on_step=on_step,
         device=CPU,
@@ -158,6 +158,24 @@ def test_a_resumed_training_starts_where_it_stopped(data: ImageData, monkeypatch
     assert len(forwards) == 2  # of five steps, three were saved
 
 
+def test_dropout_goes_on_as_if_the_training_had_not_been_killed(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SAVE_EVERY_S", -1.0)
+    config = TrainConfig(epochs=2, batch_size=20)
+
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), net(3))
+
+    whole, _ = train(data, config, network=dropping())
+    memory = Memory()
+    with pytest.raises(Interrupted):
+        train(data, config, network=dropping(), memory=memory, on_step=interrupt_after(2))
+    torch.manual_seed(99)  # another process draws from elsewhere
+    resumed, _ = train(data, config, network=dropping(), memory=memory)
+    assert_equal(resumed.state, whole.state)
+
+
 def test_the_state_is_saved_now_and_then_and_by_the_first_rank_only(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +184,7 @@ def test_the_state_is_saved_now_and_then_and_by_the_first_rank_only(
     train(data, config, memory=seldom)
     monkeypatch.setattr(loop, "_SAVE_EVERY_S", -1.0)
     train(data, config, memory=often)
+    monkeypatch.setattr(loop, "DistributedDataParallel", lambda network: network)  # there is no other process
     train(data, config, memory=other, rank=Rank(index=1, size=2))
     assert (seldom.saves, other.saves) == (0, 0)
     assert often.saves == 4  # the end of the epoch ends the training

@@ -1,0 +1,70 @@
+"""Everything that a training changes as it goes on, so that a killed one continues as if it had not been."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lana_ray.config import TrainConfig
+from lana_ray.distill.step import cosine
+
+_WARMUP = 0.1
+_MODULES = ("network", "optimizer", "schedule")
+_VALUES = ("step", "loss_sum", "curve", "best", "best_accuracy")
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """A network in training."""
+
+    network: nn.Module
+    optimizer: AdamW
+    schedule: LambdaLR
+    step: int = 0
+    loss_sum: float = 0.0
+    """Over this epoch's steps so far."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Per evaluated epoch: ``epoch``, ``loss`` (training) and ``accuracy`` (validation)."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The weights of the epoch with the highest ``best_accuracy``."""
+    best_accuracy: float = -1.0
+
+    @classmethod
+    def begin(cls, network: nn.Module, config: TrainConfig, steps: int) -> TrainingState:
+        """AdamW under a one-cycle cosine schedule of ``steps``; vectors (biases, scales) are not decayed."""
+        matrices = [p for p in network.parameters() if p.ndim >= 2]
+        vectors = [p for p in network.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=config.lr, foreach=True)
+        schedule = LambdaLR(optimizer, lambda step: cosine(step, steps, _WARMUP))
+        return cls(network=network, optimizer=optimizer, schedule=schedule)
+
+    def dump(self) -> bytes:
+        """All of it as bytes that ``restore`` reads without unpickling code."""
+        buffer = io.BytesIO()
+        state = {name: getattr(self, name).state_dict() for name in _MODULES}
+        torch.save(state | {name: getattr(self, name) for name in _VALUES}, buffer)
+        return buffer.getvalue()
+
+    def restore(self, saved: bytes, device: torch.device) -> None:
+        """Takes up what ``dump`` kept of a training of the same network under the same settings."""
+        state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+        for name in _MODULES:
+            getattr(self, name).load_state_dict(state[name])
+        for name in _VALUES:
+            setattr(self, name, state[name])
+
+    def end_epoch(self, epoch: float, steps: int, accuracy: float) -> None:
+        """Adds a point to the curve, and keeps the weights if they are the best so far."""
+        self.curve.append({"epoch": epoch, "loss": self.loss_sum / steps, "accuracy": accuracy})
+        if accuracy >= self.best_accuracy:
+            self.best_accuracy = accuracy
+            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
