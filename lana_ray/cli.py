@@ -13,9 +13,6 @@ from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import console
 
-# Read when torch is loaded: spinning OpenMP threads make a busy machine crawl, here as on a sampler.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 app = typer.Typer(
     name="lana-ray",
     help="Latency-aware network acceleration: a trained network in, a faster one for every target out.",
