@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from lana_ray.config import MeasureConfig, Target
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
 from lana_ray.latency.sampler import processor
+from lana_ray.latency.timing import Measurement
 from lana_ray.registry import Model, Student
-from lana_ray.verify import Verification, render, verify
+from lana_ray.verify import Verification, _latency_check, render, verify
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt")
@@ -163,6 +165,27 @@ def test_latency_over_the_budget_fails(registered: Registered) -> None:
     verification = registered.verify(uri)
     assert _failed(verification) == ["latency"]
     assert "over the budget of 1e-06 ms" in _text(verification)
+
+
+@pytest.mark.parametrize(
+    ("sessions_ms", "ok", "says"),
+    [
+        ([0.8, 0.9, 1.2], True, "0.9 ms is within the budget of 1 ms; 3 sessions took 0.8 to 1.2 ms"),
+        ([0.8, 1.0, 1.2], True, "1 ms is within"),
+        ([0.9, 1.1, 1.2], None, "1.1 ms is over the budget of 1 ms; .*not quiet enough to tell"),
+        ([1.01, 1.1, 1.2], False, "1.1 ms is over the budget of 1 ms; 3 sessions took 1.01 to 1.2 ms"),
+    ],
+)
+def test_sessions_on_both_sides_of_the_budget_are_no_verdict(
+    sessions_ms: list[float], ok: bool | None, says: str
+) -> None:
+    sessions = [
+        Measurement(median_ms=ms, iqr_ms=0, repeats=10, settled=True, raw_ms=ms, drift=1)
+        for ms in reversed(sessions_ms)
+    ]
+    check = _latency_check(sessions, 1.0, judged=True)
+    assert check.ok is ok
+    assert re.search(says, check.detail)
 
 
 def test_other_hardware_is_judged_only_as_the_target(registered: Registered) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import MeasureConfig, Target
+from lana_ray.latency import sampler as sampler_module
 from lana_ray.latency.sampler import (
     Sampler,
     Work,
@@ -22,6 +23,7 @@ from lana_ray.latency.sampler import (
     student_work,
 )
 from lana_ray.latency.store import Sample
+from lana_ray.latency.timing import Measurement
 from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.storage import Storage
@@ -116,6 +118,33 @@ def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
     assert sample.drift == pytest.approx(sample.raw_ms / sample.median_ms)
 
 
+def test_what_is_judged_by_a_budget_is_measured_in_sessions_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each session is a load of its own, and all networks have theirs before one has its next."""
+    of, loaded = space(), []
+    programs = iter(["a", "b"])
+    times = iter([3.0, 10.0, 1.0, 30.0, 2.0, 20.0])
+    monkeypatch.setattr(sampler_module, "program", lambda *_: next(programs))
+    sampler = Sampler(of, target(), Storage(str(tmp_path)))
+
+    def load(program: str, *_: object) -> str:
+        loaded.append(program)
+        return program
+
+    def time(session: str, *_: object) -> Measurement:
+        took, settled = next(times), session == "b" or len(loaded) > 1
+        return Measurement(median_ms=took, iqr_ms=0.1, repeats=7, settled=settled, raw_ms=took, drift=1.0)
+
+    monkeypatch.setattr(sampler_module, "load", load)
+    monkeypatch.setattr(sampler, "_time", time)
+    asked = [network_work(of, (i, 0, 0), precise=True) for i in (1, 2)]
+    first, second = sampler.sample(asked, baseline_ms=1.0)
+    assert loaded == ["a", "b"] * 3
+    assert (first.key, first.median_ms, first.repeats, first.settled) == (asked[0].key, 2.0, 21, False)
+    assert (second.key, second.median_ms, second.repeats, second.settled) == (asked[1].key, 20.0, 21, True)
+
+
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(tmp_path: Path, runtime: str) -> None:
     of, storage = space(), Storage(str(tmp_path))
@@ -127,9 +156,9 @@ def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(tmp_path: Path, r
         student_work(of, (1, 1, 1), "missing.safetensors", "c"),
         network_work(of, (1, 1, 1)),
     ]
-    samples = list(Sampler(of, target(runtime), storage).sample(asked, baseline_ms=1.0))
-    assert [s.key for s in samples] == [item.key for item in asked]
-    wrong, damaged, missing, fine = samples
+    samples = {s.key: s for s in Sampler(of, target(runtime), storage).sample(asked, baseline_ms=1.0)}
+    wrong, damaged, missing, fine = (samples.pop(item.key) for item in asked)
+    assert not samples
     assert "Missing key" in str(wrong.error) or "Unexpected key" in str(wrong.error)
     assert "damaged.safetensors: damaged safetensors file" in str(damaged.error)
     assert "missing.safetensors" in str(missing.error)

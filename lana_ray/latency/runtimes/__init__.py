@@ -1,6 +1,6 @@
 """Runtimes: how a network runs on a target.
 
-A new one is a module with ``PACKAGE``, the ``EXTRA`` that installs it, ``LOADS_ONNX``, ``prepare``, ``load``.
+A new one is a module with ``PACKAGE``, the ``EXTRA`` that installs it, ``LOADS_ONNX``, ``program``, ``load``.
 """
 
 from __future__ import annotations
@@ -48,14 +48,23 @@ def loads_onnx(runtime: str) -> bool:
     return bool(_RUNTIMES[runtime].LOADS_ONNX)
 
 
-def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
-    """Loads ``module`` into the target's runtime, in evaluation mode, with ``example`` bound.
+def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | bytes:
+    """``module`` in evaluation mode as the target's runtime deploys it; the module is left unchanged.
 
     Raises:
         UserError: when the runtime is not installed or refuses the network.
     """
-    session: Session = _installed(target).prepare(module, example, target)
-    return session
+    deployed: nn.Module | bytes = _installed(target).program(module, example)
+    return deployed
+
+
+def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
+    """Loads ``module`` into the target's runtime, in evaluation mode, with ``example`` bound.
+
+    Raises:
+        UserError: as ``program``.
+    """
+    return load(program(module, example, target), example, target)
 
 
 def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session:
@@ -65,7 +74,7 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
         program: the ONNX program where ``loads_onnx``, else what an exported PyTorch program loads as.
 
     Raises:
-        UserError: as ``prepare``.
+        UserError: as ``program``.
     """
     session: Session = _installed(target).load(program, example, target)
     return session

@@ -42,9 +42,9 @@ class EagerSession:
         return output.cpu().clone()
 
 
-def prepare(module: nn.Module, example: Tensor, target: Target) -> EagerSession:
-    return EagerSession(copy.deepcopy(module).eval(), example, target)
+def program(module: nn.Module, example: Tensor) -> nn.Module:
+    return copy.deepcopy(module).eval()
 
 
 def load(program: nn.Module, example: Tensor, target: Target) -> EagerSession:
-    return EagerSession(copy.deepcopy(program), example, target)  # exported for inference; it has no eval()
+    return EagerSession(copy.deepcopy(program), example, target)

@@ -53,8 +53,8 @@ class OnnxSession:
         return torch.from_numpy(output)
 
 
-def prepare(module: nn.Module, example: Tensor, target: Target) -> OnnxSession:
-    return load(to_onnx(module, example, dynamic_batch=False), example, target)
+def program(module: nn.Module, example: Tensor) -> bytes:
+    return to_onnx(module, example, dynamic_batch=False)
 
 
 def load(program: bytes, example: Tensor, target: Target) -> OnnxSession:
