@@ -51,9 +51,11 @@ def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     return Work(kind="candidate", key=key, what=f"{place.name}={op.name}", layer=layer, choice=choice)
 
 
-def network_work(space: LayerwiseSpace, architecture: Architecture, *, precise: bool = False) -> Work:
-    """A whole network, whatever its weights."""
-    key = fingerprint("network", space.fingerprint, space.describe(architecture), precise)
+def network_work(
+    space: LayerwiseSpace, architecture: Architecture, *, precise: bool = False, again: bool = False
+) -> Work:
+    """A whole network, whatever its weights; ``again`` is a second measurement of the same."""
+    key = fingerprint("network", space.fingerprint, space.describe(architecture), precise, again)
     what = space.label(architecture)
     return Work(kind="network", key=key, what=what, architecture=architecture, precise=precise)
 

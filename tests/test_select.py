@@ -1,0 +1,85 @@
+"""The choice among measured students: a second measurement must confirm it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from lana_ray.config import Budget
+from lana_ray.errors import UserError
+from lana_ray.latency.fleet import Job
+from lana_ray.latency.store import Sample
+from lana_ray.layers import find_layers
+from lana_ray.spaces import LayerwiseSpace
+from lana_ray.stages import select
+from lana_ray.stages.select import Choice
+
+from .networks import net
+
+NET = net(3).eval()
+SPACE = LayerwiseSpace(NET, find_layers(NET, torch.zeros(2, 3, 16, 16)), ["identity", "mbconv_e1_k3"])
+WORKSPACE = cast(Any, SimpleNamespace(space=SPACE))
+COSTS = cast(Any, {"edge": SimpleNamespace(job=lambda work: SimpleNamespace(work=work, samples={}))})
+FAST, MIDDLE, SLOW = (1, 1, 1), (1, 1, 0), (0, 0, 0)
+
+
+def sample(median_ms: float, error: str | None = None) -> Sample:
+    return cast(Sample, SimpleNamespace(median_ms=median_ms, error=error))
+
+
+def choice() -> Choice:
+    """Three students within 1 ms, the slowest of the lowest loss."""
+    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98)
+    found.loss = {FAST: 0.9, MIDDLE: 0.5, SLOW: 0.2}
+    found.measured = {FAST: sample(0.5), MIDDLE: sample(0.8), SLOW: sample(0.97)}
+    found.architecture = SLOW
+    return found
+
+
+def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) -> list[str]:
+    """Lets ``measure`` give these; which it was asked for."""
+    asked: list[str] = []
+
+    def measure(workspace: Any, jobs: Sequence[Job], title: str) -> None:
+        for job in jobs:
+            for work in job.work:
+                asked.append(work.what)
+                job.samples[work.key] = times[work.architecture]
+
+    monkeypatch.setattr(select, "measure", measure)
+    return asked
+
+
+def test_a_student_that_was_lucky_gives_way_to_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured_again(monkeypatch, {SLOW: sample(1.2), MIDDLE: sample(0.9)})
+    chosen = choice()
+    select._confirm(WORKSPACE, [chosen], COSTS)
+    assert chosen.architecture == MIDDLE
+    assert asked == [SPACE.label(SLOW), SPACE.label(MIDDLE)]
+    assert (chosen.given_up, chosen.confirmed) == ({SLOW}, {MIDDLE})
+
+
+def test_a_student_that_fails_the_second_time_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = float("nan")
+    measured_again(monkeypatch, {SLOW: sample(nan, "out of memory"), MIDDLE: sample(nan), FAST: sample(0.98)})
+    chosen = choice()
+    select._confirm(WORKSPACE, [chosen], COSTS)
+    assert chosen.architecture == FAST
+
+
+def test_one_measurement_serves_all_budgets_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured_again(monkeypatch, {SLOW: sample(0.9)})
+    select._confirm(WORKSPACE, [choice(), choice()], COSTS)
+    assert asked == [SPACE.label(SLOW)]
+
+
+def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(1.5)))
+    with pytest.raises(
+        UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"
+    ):
+        select._confirm(WORKSPACE, [choice()], COSTS)
