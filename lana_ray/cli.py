@@ -69,6 +69,20 @@ def sample(config: ConfigFile, set: Overrides = None) -> None:
 
 
 @app.command()
+def fit(config: ConfigFile, set: Overrides = None) -> None:
+    """Up to a latency predictor for every target, and how well it does."""
+    from lana_ray import pipeline
+    from lana_ray.report import fits_table, write_fit_plots
+    from lana_ray.storage import Storage
+
+    loaded = _load(config, set)
+    fits = pipeline.fit_predictors(loaded)
+    console.print(fits_table(fits))
+    for plot in write_fit_plots(Storage(loaded.run.dir), fits):
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def distill(config: ConfigFile, set: Overrides = None) -> None:
     """Up to the distilled candidates."""
     _until(config, set, "distill")

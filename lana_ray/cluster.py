@@ -108,6 +108,10 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             f"ray.address {address}: the cluster refuses the connection; "
             "copy ~/.ray/auth_token of its head node to this machine"
         ) from None
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError("Ray did not start in time, as this machine is very busy; run it again") from None
     try:
         yield
     finally:

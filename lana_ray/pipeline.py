@@ -15,7 +15,7 @@ from lana_ray.cluster import connect
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import say
-from lana_ray.stages import distill, finetune, register, sample, score, select, summary, teacher
+from lana_ray.stages import distill, finetune, fit, register, sample, score, select, summary, teacher
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
@@ -53,9 +53,7 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 
 def run(config: Config, until: str) -> dict[str, Any] | None:
     """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
-    workspace = Workspace(config)
-    _claim(workspace.storage, config)
-    _say_splits(workspace)
+    workspace = _open(config)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -64,7 +62,6 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
         yield
         seconds[name] = time.monotonic() - start
 
-    teacher.load_checked(workspace)  # mistakes are told before a cluster is started
     with connect(config.ray):
         with stage("teacher"):
             loaded = teacher.run(workspace)
@@ -101,12 +98,33 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
     return found
 
 
+def fit_predictors(config: Config) -> list[fit.Fit]:
+    """Samples every target and fits a latency predictor to what was measured there."""
+    workspace = _open(config)
+    with connect(config.ray):
+        teacher.run(workspace)
+        costs = sample.run(workspace)
+    return fit.run(workspace, costs)
+
+
+def _open(config: Config) -> Workspace:
+    """The run's workspace; mistakes are told before a cluster is started."""
+    workspace = Workspace(config)
+    _claim(workspace.storage, config)
+    _say_splits(workspace)
+    teacher.load_checked(workspace)
+    return workspace
+
+
 def _say_splits(workspace: Workspace) -> None:
     sizes = workspace.data.sizes
     say(
         f"data: {sizes['train']} images to train with, {sizes['score']} to score and choose, "
         f"{sizes['validation']} to validate, {sizes['test']} to test; {workspace.data.num_classes} classes"
     )
+
+
+_NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data
 
 
 def _claim(storage: Storage, config: Config) -> None:
@@ -118,7 +136,7 @@ def _claim(storage: Storage, config: Config) -> None:
         for section in ("teacher", "data"):
             for key, value in now[section].items():
                 if (
-                    key != "adapt"
+                    key not in _NO_IDENTITY
                     and isinstance(earlier, dict)
                     and earlier.get(section, {}).get(key) != value
                 ):

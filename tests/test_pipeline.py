@@ -18,10 +18,14 @@ import yaml
 
 from lana_ray import UserError, accelerate
 from lana_ray.config import load_config
+from lana_ray.latency import LatencyPredictor, predictor
 from lana_ray.latency.store import SampleStore
+from lana_ray.pipeline import fit_predictors
 from lana_ray.registry import list_models, load
+from lana_ray.report import write_fit_plots
 from lana_ray.storage import Storage
 from lana_ray.verify import verify
+from lana_ray.workspace import Workspace
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("onnxruntime", reason="one of the targets runs ONNX")
@@ -142,6 +146,27 @@ def test_samples_of_a_truncated_file_are_named_and_left_out(finished: Path) -> N
     assert len(store.damaged) == 1
     assert "ort-broken.parquet" in store.damaged[0]
     victim.unlink()
+
+
+def test_a_predictor_is_fitted_to_what_was_sampled(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
+    target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 40, "time_limit_s": 0.02}}
+    config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny"}))
+    (fit,) = fit_predictors(config)
+    assert [count for count, _ in fit.curve] == [8, 16, 33]  # of 41 with the teacher, 8 are for testing
+    assert fit.predicted_ms.shape == fit.measured_ms.shape == (8,)
+    space = Workspace(config).space
+    loaded = LatencyPredictor.load(tmp_path / fit.file)
+    assert loaded.predict(space.encode(space.teacher)[None])[0] > 0
+    (plot,) = write_fit_plots(Storage(str(tmp_path)), [fit])
+    assert Path(plot).read_text().startswith("<?xml")
+
+
+def test_too_few_networks_for_a_predictor_are_told(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"target 'ort': \d+ networks measured, a predictor needs 20; raise"):
+        fit_predictors(load_config(settings(finished)))
 
 
 def test_a_directory_of_another_teacher_or_data_is_refused(finished: Path) -> None:

@@ -79,7 +79,5 @@ def test_one_measurement_serves_all_budgets_of_a_target(monkeypatch: pytest.Monk
 
 def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(1.5)))
-    with pytest.raises(
-        UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"
-    ):
+    with pytest.raises(UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"):
         select._confirm(WORKSPACE, [choice()], COSTS)

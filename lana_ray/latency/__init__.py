@@ -1,7 +1,9 @@
-"""What networks cost on a target: measured, stored, and made into a table that adds up."""
+"""What networks cost on a target: measured, stored, made into a table that adds up, and predicted."""
 
 from lana_ray.config import Target
 from lana_ray.latency.measure import measure
+from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.timing import Measurement
+from lana_ray.latency.transfer import TransferPredictor
 
-__all__ = ["Measurement", "Target", "measure"]
+__all__ = ["LatencyPredictor", "Measurement", "Target", "TransferPredictor", "measure"]

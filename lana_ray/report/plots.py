@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture
 from lana_ray.report.numbers import standard_error
+from lana_ray.stages.fit import Fit
+from lana_ray.storage import Storage
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""
@@ -103,6 +105,44 @@ def prediction_plot(axes: Axes, students: Sequence[Row]) -> None:
         mine = [row for row in students if row["chosen"] == chosen]
         _marks(axes, [row["predicted_ms"] for row in mine], [row["measured_ms"] for row in mine], chosen)
     axes.set(xlabel=_PREDICTED, ylabel=_LATENCY, xlim=tuple(line), ylim=tuple(line))
+
+
+@picture
+def fit_plot(axes: Axes, fit: Fit) -> None:
+    """Predicted against measured latency of the test architectures of a predictor."""
+    line = np.array([min(fit.measured_ms.min(), fit.predicted_ms.min()), fit.measured_ms.max()])
+    for share, colour in ((0.1, "#ecf3f8"), (0.05, "#d9e8f2")):
+        axes.fill_between(
+            line,
+            line * (1 - share),
+            line * (1 + share),
+            color=colour,
+            linewidth=0,
+            label=f"±{100 * share:g} %",
+        )
+    axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
+    axes.scatter(
+        fit.predicted_ms,
+        fit.measured_ms,
+        _SMALL,
+        BLUE,
+        alpha=0.75,
+        linewidth=0,
+        label="network not trained on",
+    )
+    axes.set(
+        xlabel=_PREDICTED, ylabel=_LATENCY, title=f"{fit.target}, {fit.curve[-1][0]} networks trained on"
+    )
+
+
+def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
+    """Writes ``predictors/<target>.svg``; where they are."""
+    names = []
+    for fit in fits:
+        name = f"predictors/{fit.target}.svg"
+        storage.write_text(name, fit_plot(fit))
+        names.append(storage.url(name))
+    return names
 
 
 def median_error(students: Sequence[Row]) -> float:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
+from lana_ray.stages.fit import Fit
 
 MEASURED = "measured\nms ± IQR"
 
@@ -69,6 +70,29 @@ def models_table(versions: Iterable[Version]) -> Table:
             version.model_uri,
             ", ".join(version.aliases),
         )
+    return table
+
+
+def fits_table(fits: Iterable[Fit]) -> Table:
+    """The learning curve of every target's predictor; errors on architectures it was not trained on."""
+    table = _table(
+        "Latency predictors",
+        text=("target",),
+        numbers=("networks\ntrained on", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
+        long="predictor",
+    )
+    for fit in fits:
+        for count, found in fit.curve:
+            _add(
+                table,
+                fit.target,
+                str(count),
+                percent(found.median_error),
+                percent(found.within_5),
+                percent(found.within_10),
+                f"{found.spearman:.3f}",
+                fit.file if found is fit.quality else "",
+            )
     return table
 
 

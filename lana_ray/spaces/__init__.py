@@ -1,5 +1,6 @@
 """Search spaces: what an architecture is, how it is drawn, encoded and built."""
 
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.nasbench201 import NasBench201Space
 
-__all__ = ["Architecture", "LayerwiseSpace"]
+__all__ = ["Architecture", "LayerwiseSpace", "NasBench201Space"]

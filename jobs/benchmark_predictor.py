@@ -1,0 +1,149 @@
+"""Latency predictors on published measurements, beside published figures.
+
+    python jobs/benchmark_predictor.py PATH/latency --seeds 3 --json predictor.json
+
+PATH/latency holds ``nb201/`` (``archs.txt``, ``latency_ms.npz``, ``i7_7820x_latency_ms.npz``) and ``fbnet/``
+(``latency_ms.npz``): HELP's and BRP-NAS' measurements as numpy archives, milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from lana_ray.errors import UserError
+from lana_ray.latency import LatencyPredictor, TransferPredictor
+from lana_ray.latency.quality import quality
+from lana_ray.progress import console
+from lana_ray.spaces import NasBench201Space
+
+Floats = NDArray[np.float64]
+
+SAMPLES, NEW_DEVICE_SAMPLES = 900, 20
+BRP_NAS = (0.360, 0.852, 0.964)  # within ±1, ±5, ±10 % (arXiv 2007.08668)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Source devices, new devices, and published mean rank correlations: HELP, MultiPredict, NASFLAT."""
+
+    space: str
+    sources: str
+    targets: str
+    samples: int
+    published: tuple[float, float, float]
+
+
+TASKS = {
+    "ND": Task(
+        "nb201",
+        "1080ti_1 1080ti_32 1080ti_256 silver_4114 silver_4210r samsung_a50 pixel3 essential_ph_1 samsung_s7",
+        "titan_rtx_256 gold_6226 fpga pixel2 raspi4 eyeriss",
+        512,
+        (0.948, 0.930, 0.959),
+    ),
+    "FD": Task(
+        "fbnet",
+        "1080ti_1 1080ti_32 1080ti_64 silver_4114 silver_4210r samsung_a50 pixel3 essential_ph_1 samsung_s7",
+        "fpga raspi4 eyeriss",
+        800,
+        (0.910, 0.960, 0.961),
+    ),
+    "F1": Task(
+        "fbnet",
+        "2080ti_1 essential_ph_1 silver_4114 titan_rtx_1 titan_rtx_32",
+        "eyeriss fpga raspi4 samsung_a50 samsung_s7",
+        800,
+        (0.793, 0.756, 0.809),
+    ),
+}
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="The folder with nb201/ and fbnet/.")],
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+) -> None:
+    """Prints both tables."""
+    if not (folder / "nb201" / "archs.txt").is_file():
+        raise UserError(f"{folder}: no nb201/archs.txt there")
+    scratch = list(_from_scratch(folder, seeds))
+    table = Table(title=f"i7-7820X, NAS-Bench-201, {SAMPLES} samples", title_justify="left")
+    for heading in ("", "±1 %", "±5 %", "±10 %", "Spearman", "fit s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("BRP-NAS, published", *(f"{100 * share:.1f}" for share in BRP_NAS), "", "")
+    means, spreads = (np.array(scratch).mean(0), np.array(scratch).std(0))
+    shown = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(means[:3], spreads[:3], strict=True)]
+    table.add_row("LatencyPredictor", *shown, f"{means[3]:.4f} ± {spreads[3]:.4f}", f"{means[4]:.0f}")
+    console.print(table)
+    transfers = {name: np.array(list(_transfer(folder, task, seeds))) for name, task in TASKS.items()}
+    table = Table(title=f"Spearman on a new device, {NEW_DEVICE_SAMPLES} samples", title_justify="left")
+    for heading in ("task", "HELP", "MultiPredict", "NASFLAT", "TransferPredictor"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for name, found in transfers.items():
+        mean, spread = found.mean(), found.mean(1).std()
+        table.add_row(name, *(f"{p:.3f}" for p in TASKS[name].published), f"{mean:.4f} ± {spread:.4f}")
+    console.print(table)
+    if to:
+        figures = {"i7": scratch, "transfer": {name: found.tolist() for name, found in transfers.items()}}
+        to.write_text(json.dumps(figures, indent=1))
+
+
+def _cells(folder: Path, *, live: bool) -> Floats:
+    space = NasBench201Space()
+    lines = (folder / "nb201" / "archs.txt").read_text().splitlines()
+    return np.stack([space.encode_string(line, live=live) for line in lines]).astype(np.float64)
+
+
+def _from_scratch(folder: Path, seeds: int) -> Iterator[tuple[float, ...]]:
+    """Shares within the bounds, Spearman and seconds to fit, of each seed."""
+    with np.load(folder / "nb201" / "i7_7820x_latency_ms.npz", allow_pickle=False) as file:
+        latency = file[file.files[0]]
+    encodings = _cells(folder, live=True)
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(latency)))
+        known, rest = order[:SAMPLES], order[SAMPLES:]
+        start = time.perf_counter()
+        predictor = LatencyPredictor(seed=seed).fit(encodings[known], latency[known])
+        seconds = time.perf_counter() - start
+        found = quality(predictor.predict(encodings[rest]), latency[rest])
+        yield found.within_1, found.within_5, found.within_10, found.spearman, seconds
+
+
+def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[float]]:
+    """Rank correlation over the whole space on each new device, of each seed."""
+    with np.load(folder / task.space / "latency_ms.npz", allow_pickle=False) as file:
+        latencies = {name: file[name].astype(np.float64) for name in file.files}
+    if task.space == "fbnet":
+        chosen = latencies.pop("arch").astype(int)
+        encodings = np.eye(chosen.max() + 1)[chosen].reshape(len(chosen), -1)
+    else:
+        encodings = _cells(folder, live=False)  # these devices run dead edges as well
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        sources = {}
+        for device in task.sources.split():
+            sources[device] = np.full(len(encodings), np.nan)
+            known = rng.permutation(len(encodings))[: task.samples]
+            sources[device][known] = latencies[device][known]
+        transfer = TransferPredictor(seed=seed).fit(encodings, sources)
+        found = []
+        for device in task.targets.split():
+            few = rng.permutation(len(encodings))[:NEW_DEVICE_SAMPLES]
+            predictor = transfer.adapt(encodings[few], latencies[device][few])
+            found.append(float(spearmanr(predictor.predict(encodings), latencies[device]).statistic))
+        yield found
+
+
+if __name__ == "__main__":
+    typer.run(main)
