@@ -54,7 +54,11 @@ def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) ->
     return asked
 
 
-def test_a_student_that_was_lucky_gives_way_to_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_student_that_was_lucky_gives_way_to_the_next_best(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(select, "_AT_ONCE", at_once)
     asked = measured_again(monkeypatch, {SLOW: sample(1.2), MIDDLE: sample(0.9)})
     chosen = choice()
     select._confirm(WORKSPACE, [chosen], COSTS)
@@ -72,9 +76,9 @@ def test_a_student_that_fails_the_second_time_gives_way(monkeypatch: pytest.Monk
 
 
 def test_one_measurement_serves_all_budgets_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = measured_again(monkeypatch, {SLOW: sample(0.9)})
+    asked = measured_again(monkeypatch, {SLOW: sample(0.9), MIDDLE: sample(0.8), FAST: sample(0.5)})
     select._confirm(WORKSPACE, [choice(), choice()], COSTS)
-    assert asked == [SPACE.label(SLOW)]
+    assert asked == [SPACE.label(a) for a in (SLOW, MIDDLE, FAST)]
 
 
 def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

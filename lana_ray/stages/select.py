@@ -24,6 +24,7 @@ from lana_ray.workspace import Workspace
 FILE = "selections.parquet"
 USE = 0.95
 """Share of a budget that a student should use where the choices allow it."""
+_AT_ONCE = 3  # students measured again together: starting a sampler takes longer than one of them
 
 
 @dataclass(kw_only=True)
@@ -59,13 +60,17 @@ class Choice:
             return False
         return USE * self.limit_ms <= sample.median_ms <= self.limit_ms
 
+    def candidates(self) -> list[Architecture]:
+        """The students within the limit that were not given up, the lowest loss first."""
+        return sorted((a for a in self.loss if a not in self.given_up), key=lambda a: (self.loss[a], a))
+
     def replace(self) -> bool:
         """Gives the chosen student up for the one with the next lowest loss; False where there is none."""
-        others = [a for a in self.loss if a not in self.given_up and a != self.architecture]
+        others = [a for a in self.candidates() if a != self.architecture]
         if self.architecture is None or not others:
             return False
         self.given_up.add(self.architecture)
-        self.architecture = min(others, key=lambda a: (self.loss[a], a))
+        self.architecture = others[0]
         return True
 
 
@@ -194,7 +199,7 @@ def _choose(workspace: Workspace, choice: Choice) -> None:
             f"{nearest:.3f} ms; raise the budget, select.count or select.rounds"
         )
     choice.loss = losses(workspace, within)
-    choice.architecture = min(within, key=lambda a: (choice.loss[a], a))
+    choice.architecture = choice.candidates()[0]
 
 
 def _confirm(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
@@ -203,25 +208,31 @@ def _confirm(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str
     The best of many students within a limit is likely to be one whose measurement erred to its favour (the
     winner's curse); fine-tuning is too dear to find that out afterwards.
     """
+    again: dict[tuple[str, Architecture], Sample] = {}
     while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
-        jobs = {}
+        jobs = []
         for name in dict.fromkeys(choice.target for choice in unsure):
-            chosen = dict.fromkeys(c.architecture for c in unsure if c.target == name and c.architecture)
-            work = [network_work(workspace.space, a, precise=True, again=True) for a in chosen]
-            jobs[name] = costs[name].job(work)
-        measure(workspace, list(jobs.values()), "confirm")
+            best = dict.fromkeys(a for c in unsure if c.target == name for a in c.candidates()[:_AT_ONCE])
+            work = {a: network_work(workspace.space, a, precise=True, again=True) for a in best}
+            jobs.append((name, work, costs[name].job(list(work.values()))))
+        measure(workspace, [job for _, _, job in jobs], "confirm")
+        again |= {(name, a): job.samples[item.key] for name, work, job in jobs for a, item in work.items()}
         for choice in unsure:
-            assert choice.architecture is not None
-            key = network_work(workspace.space, choice.architecture, precise=True, again=True).key
-            sample = jobs[choice.target].samples[key]
-            if sample.error is None and sample.median_ms <= choice.limit_ms:
-                choice.confirmed.add(choice.architecture)
-            elif not choice.replace():
-                raise UserError(
-                    f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the "
-                    f"margin): none of {len(choice.loss)} students kept it when measured again, the last "
-                    f"took {sample.median_ms:.3f} ms; raise the budget, select.count or select.margin"
-                )
+            _accept(choice, again)
+
+
+def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Sample]) -> None:
+    """Takes the best student that kept the limit again, or the best that was not measured again yet."""
+    while choice.architecture and (sample := again.get((choice.target, choice.architecture))):
+        if sample.error is None and sample.median_ms <= choice.limit_ms:
+            choice.confirmed.add(choice.architecture)
+            return
+        if not choice.replace():
+            raise UserError(
+                f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the "
+                f"margin): none of {len(choice.loss)} students kept it when measured again, the last took "
+                f"{sample.median_ms:.3f} ms; raise the budget, select.count or select.margin"
+            )
 
 
 def _say(choice: Choice) -> None:
