@@ -80,7 +80,7 @@ class LatencyPredictor:
     order of their batches. They learn the logarithm of the latency under an absolute loss, so that the
     relative error counts; their mean is the prediction and their spread its uncertainty. A high learning
     rate and a strong decoupled weight decay matter most: of 900 samples of NAS-Bench-201 on an i7-7820X,
-    learning rate 1e-3 and decay 0.01 put 75 % of the other cells within ±5 %, 1e-2 and 0.1 85 %.
+    learning rate 1e-3 and decay 0.01 put 75 % of the other cells within ±5 %, 1e-2 and 0.15 86 %.
     The one-cycle schedule ends at zero, so the last epoch is the best and no samples are held out for
     stopping early.
     """
