@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,8 +11,10 @@ from matplotlib.axes import Axes
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture
 from lana_ray.report.numbers import standard_error
-from lana_ray.stages.fit import Fit
 from lana_ray.storage import Storage
+
+if TYPE_CHECKING:  # a plot needs no cluster
+    from lana_ray.stages.fit import Fit
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""

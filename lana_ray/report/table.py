@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,9 @@ from rich.text import Text
 
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
-from lana_ray.stages.fit import Fit
+
+if TYPE_CHECKING:  # a table needs no cluster
+    from lana_ray.stages.fit import Fit
 
 MEASURED = "measured\nms ± IQR"
 
