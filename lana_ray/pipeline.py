@@ -46,9 +46,10 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
     Raises:
         UserError: a mistake in the configuration, the data, the weights or the cluster, in one line.
     """
-    summary = run(load_config(config), until="report")
+    loaded = load_config(config)
+    summary = run(loaded, until="report")
     assert summary is not None
-    return RunResult(dir=load_config(config).run.dir, summary=summary)
+    return RunResult(dir=loaded.run.dir, summary=summary)
 
 
 def run(config: Config, until: str) -> dict[str, Any] | None:
