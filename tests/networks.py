@@ -30,7 +30,7 @@ class Net(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.stem: nn.Module = nn.Conv2d(3, 8, 3, 1, 1)
         self.blocks = nn.ModuleList([Block(8, 8, 1), Block(8, 16, 2), Block(16, 16, 1)])
         self.head = nn.Linear(16, num_classes)
 

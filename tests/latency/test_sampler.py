@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.latency import sampler as sampler_module
@@ -28,28 +28,20 @@ from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.storage import Storage
 
-from ..networks import Block
+from ..networks import Block, Net
 
 pytestmark = pytest.mark.usefixtures("own_process")
 QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
 POOL = ["identity", "mbconv_e1_k3"]
 
 
-class Twins(nn.Module):
+class Twins(Net):
     """Two layers of the same structure and a third of another."""
 
     def __init__(self, act: type[nn.Module] = nn.ReLU) -> None:
-        super().__init__()
+        super().__init__(num_classes=5)
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), act(), act(), act(), act())
         self.blocks = nn.ModuleList([Block(8, 8, 1), Block(8, 8, 1), Block(8, 16, 2)])
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(x.mean((2, 3)))
-        return out
 
 
 def space(act: type[nn.Module] = nn.ReLU) -> LayerwiseSpace:
