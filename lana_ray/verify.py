@@ -3,11 +3,7 @@
 Everything it needs is in the registry: the version's programs, the first test images with the outputs
 recorded for them, the target's settings, and the teacher in the same form.
 
-What is measured is what is deployed: the registered ``model.onnx``, or the registered PyTorch program. The
-latter's registered latency is of the same network in eager mode. Of teachers, the program takes 0.95 to 1.05
-times as long (EfficientNet-Lite0 at 32 to 160 pixels and ResNet-18 at 64, one thread, paired calls), of a
-student of Lite0 at 32 pixels 1.14 times: looking its parameters up takes longer than the eager modules, where
-a call is short. The teacher, measured in turn, is a program too, but only what both pay cancels.
+What is measured is what is deployed: the registered ``model.onnx``, or the registered PyTorch program.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) 
     model = str(client.create_logged_model(experiment, name=_TEACHER, tags=tags).model_id)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = save(teacher, f"teacher for {student.target}", Path(scratch), model_id=model)
+            folder = save(teacher, Path(scratch), model_id=model)
             client.log_model_artifacts(model, str(folder))
     except BaseException:
         client.finalize_logged_model(model, "FAILED")
@@ -133,8 +133,7 @@ def publish(client: Any, experiment: str, name: str, student: Student, teacher_m
                 client.log_metric(run, key, float(tags[key]), model_id=model)
         with tempfile.TemporaryDirectory() as scratch:
             client.log_artifacts(run, str(_collect(student.artifacts, Path(scratch, "artifacts"))))
-            what = f"student for {student.target}"
-            folder = save(student.model, what, Path(scratch), model_id=model, run_id=run)
+            folder = save(student.model, Path(scratch), model_id=model, run_id=run)
             client.log_model_artifacts(model, str(folder))
         client.finalize_logged_model(model, "READY")
     except BaseException:

@@ -23,7 +23,7 @@ class Session(Protocol):
         """One inference of the bound input, finished when it returns."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """The network's output for another batch."""
+        """The network's output for another batch; of the bound one's size, unless the program takes any."""
 
 
 _RUNTIMES: dict[str, ModuleType] = {"torch": eager, "onnxruntime": onnx}

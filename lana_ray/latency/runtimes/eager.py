@@ -1,4 +1,4 @@
-"""PyTorch itself: eager mode, channels-last."""
+"""PyTorch itself, operator by operator, channels-last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
+from lana_ray.export import to_program
 
 PACKAGE = "torch"
 EXTRA = "torch"
@@ -15,7 +16,7 @@ LOADS_ONNX = False
 
 
 class EagerSession:
-    """Runs a module, which it takes over; images are laid out channels-last, which CPUs and GPUs prefer."""
+    """Runs a program, which it takes over; images are laid out channels-last, which CPUs and GPUs prefer."""
 
     def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
         torch.set_num_threads(target.threads)
@@ -43,7 +44,7 @@ class EagerSession:
 
 
 def program(module: nn.Module, example: Tensor) -> nn.Module:
-    return copy.deepcopy(module).eval()
+    return to_program(module, example, dynamic_batch=False)
 
 
 def load(program: nn.Module, example: Tensor, target: Target) -> EagerSession:

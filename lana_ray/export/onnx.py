@@ -1,4 +1,4 @@
-"""A network as a portable file: ONNX bytes for runtimes, a PyTorch program for whoever has only torch."""
+"""A network as an ONNX program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,20 +86,6 @@ def _capture(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
     for node in model.graph.node:  # stack traces of the machine that exported
         del node.metadata_props[:]
     return bytes(model.SerializeToString())
-
-
-def anonymise_program(path: str | Path) -> torch.export.ExportedProgram:
-    """Rewrites a saved ``.pt2`` program without the stack traces of the machine that exported it.
-
-    Only for files of our own making: loading a program from elsewhere can execute its pickles.
-    """
-    program = torch.export.load(path)
-    for module in program.graph_module.modules():
-        graph: Any = getattr(module, "graph", None)
-        for node in graph.nodes if graph is not None else ():
-            node.meta.pop("stack_trace", None)
-    torch.export.save(program, path)
-    return program
 
 
 @contextmanager

@@ -1,12 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
-from lana_ray.export import anonymise_program, to_onnx
+from lana_ray.export import to_onnx
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -79,13 +77,3 @@ def test_newer_exporter_takes_what_tracing_cannot(capfd: pytest.CaptureFixture[s
 def test_what_onnx_cannot_express_is_named() -> None:
     with pytest.raises(UserError, match=r"_Bessel: ONNX cannot express it .*aten::i0"):
         to_onnx(_Bessel(), torch.randn(2, 3, 8, 8), dynamic_batch=True)
-
-
-def test_anonymised_program_has_no_paths(tmp_path: Path) -> None:
-    network, images = _network().eval(), torch.randn(2, 3, 8, 8)
-    path = tmp_path / "network.pt2"
-    torch.export.save(torch.export.export(network, (images,)), path)
-    assert torch.__path__[0].encode() in path.read_bytes()
-    anonymise_program(path)
-    assert torch.__path__[0].encode() not in path.read_bytes()
-    assert torch.equal(torch.export.load(path).module()(images), network(images))
