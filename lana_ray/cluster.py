@@ -25,9 +25,12 @@ from lana_ray.errors import UserError
 LABEL = "lana.target"
 DEVICE = "lana_device"
 
+TRAINING_ENV = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+"""Runtime environment of whatever trains or evaluates: OpenMP threads that wait awake for work make a machine
+crawl that is busy with other workers. Samplers have their CPUs to themselves and measure with OpenMP's
+defaults, as networks are deployed."""
+
 _REACH_S = 5.0
-# Read by worker processes before Python starts. Spinning OpenMP threads make a busy machine crawl.
-_WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,10 +86,8 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
         yield
         return
     _authenticate()
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: all else disturbs a sampler
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # ours is merged into a job's, not refused
     address = find_cluster(config.address)
     machine: dict[str, Any] = {}
     if address is None:
@@ -98,7 +99,6 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     try:
         ray.init(
             address=address or "local",
-            runtime_env={"env_vars": {key: os.environ.get(key, value) for key, value in _WORKER_ENV.items()}},
             logging_level=logging.WARNING,
             log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
             **machine,

@@ -9,6 +9,7 @@ import ray
 import ray.exceptions
 import torch
 
+from lana_ray.cluster import TRAINING_ENV
 from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.progress import progress
@@ -33,7 +34,10 @@ def run_tasks(
         return function(workspace_in_worker(config), *values)
 
     remote = ray.remote(task).options(
-        num_cpus=config.ray.cpus_per_worker, num_gpus=config.ray.gpus_per_worker, max_retries=_MAX_RETRIES
+        num_cpus=config.ray.cpus_per_worker,
+        num_gpus=config.ray.gpus_per_worker,
+        max_retries=_MAX_RETRIES,
+        runtime_env=TRAINING_ENV,
     )
     waiting = {remote.remote(*values): k for k, values in enumerate(arguments)}
     results: list[Any] = [None] * len(arguments)

@@ -50,14 +50,16 @@ def test_a_dashboards_address_points_to_jobs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_local_cluster_offers_one_device_and_quiet_openmp() -> None:
+def test_a_local_cluster_offers_one_device_and_training_is_quiet() -> None:
     @ray.remote
     def environment() -> tuple[str | None, str | None]:
         return os.environ.get("OMP_WAIT_POLICY"), os.environ.get("RAY_AUTH_MODE")
 
+    training = environment.options(runtime_env=cluster.TRAINING_ENV)
+
     (node,) = cluster.nodes()
     assert (node.cpus, node.devices, node.labels) == (2, 1, {})
-    assert ray.get(environment.remote()) == ("PASSIVE", "token")
+    assert ray.get([environment.remote(), training.remote()]) == [(None, "token"), ("PASSIVE", "token")]
 
 
 @pytest.mark.usefixtures("ray_cluster")

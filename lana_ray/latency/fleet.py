@@ -21,10 +21,6 @@ from lana_ray.storage import Storage
 MAX_RESTARTS = 3
 """How often the sampler of one target may die before the run gives up on it."""
 _FLUSH_S = 10.0
-# What OpenMP (GNU's, LLVM's) does by default and therefore where networks are deployed: threads wait awake
-# for the next parallel region. Our other workers let them sleep; EfficientNet-Lite0 at 32 pixels takes 2.5
-# times as long so, on two threads.
-_SPIN = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 
 
 class SamplerActor:
@@ -137,7 +133,7 @@ def run_jobs(
 
 
 def _start(job: Job, config: Config, num_classes: int) -> Any:
-    environment = {"OMP_NUM_THREADS": str(job.target.threads)} | _SPIN
+    environment = {"OMP_NUM_THREADS": str(job.target.threads)}
     actor_class = ray.remote(SamplerActor).options(
         runtime_env={"env_vars": environment}, **job.placement.options()
     )

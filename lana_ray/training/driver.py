@@ -13,7 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lana_ray.cluster import worker_count
+from lana_ray.cluster import TRAINING_ENV, worker_count
 from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.progress import progress
@@ -77,6 +77,7 @@ def run_training(
             name=name,
             storage_path=f"{config.run.dir}/ray",
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env=TRAINING_ENV,
         ),
     }
     if process_group:
