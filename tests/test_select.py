@@ -15,9 +15,11 @@ from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
+from lana_ray.stages import sample as sample_stage
 from lana_ray.stages import select
-from lana_ray.stages.select import Choice
+from lana_ray.stages.choice import Choice
 
+from .measured import sample
 from .networks import net
 
 NET = net(3).eval()
@@ -27,30 +29,32 @@ COSTS = cast(Any, {"edge": SimpleNamespace(job=lambda work: SimpleNamespace(work
 FAST, MIDDLE, SLOW = (1, 1, 1), (1, 1, 0), (0, 0, 0)
 
 
-def sample(median_ms: float, error: str | None = None) -> Sample:
-    return cast(Sample, SimpleNamespace(median_ms=median_ms, error=error))
-
-
 def choice() -> Choice:
     """Three students within 1 ms, the slowest of the lowest loss."""
     found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98)
     found.loss = {FAST: 0.9, MIDDLE: 0.5, SLOW: 0.2}
-    found.measured = {FAST: sample(0.5), MIDDLE: sample(0.8), SLOW: sample(0.97)}
+    found.measured = {
+        FAST: sample(median_ms=0.5),
+        MIDDLE: sample(median_ms=0.8),
+        SLOW: sample(median_ms=0.97),
+    }
     found.architecture = SLOW
     return found
 
 
 def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) -> list[str]:
-    """Lets ``measure`` give these; which it was asked for."""
+    """Lets every session find these; which networks were asked for."""
     asked: list[str] = []
 
     def measure(workspace: Any, jobs: Sequence[Job], title: str) -> None:
         for job in jobs:
             for work in job.work:
-                asked.append(work.what)
+                assert work.session not in (None, *sample_stage.SESSIONS)  # those chose it
+                if work.what not in asked:
+                    asked.append(work.what)
                 job.samples[work.key] = times[work.architecture]
 
-    monkeypatch.setattr(select, "measure", measure)
+    monkeypatch.setattr(sample_stage, "measure", measure)
     return asked
 
 
@@ -59,7 +63,7 @@ def test_a_student_that_was_lucky_gives_way_to_the_next_best(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(select, "_AT_ONCE", at_once)
-    asked = measured_again(monkeypatch, {SLOW: sample(1.2), MIDDLE: sample(0.9)})
+    asked = measured_again(monkeypatch, {SLOW: sample(median_ms=1.2), MIDDLE: sample(median_ms=0.9)})
     chosen = choice()
     select._confirm(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == MIDDLE
@@ -69,19 +73,28 @@ def test_a_student_that_was_lucky_gives_way_to_the_next_best(
 
 def test_a_student_that_fails_the_second_time_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     nan = float("nan")
-    measured_again(monkeypatch, {SLOW: sample(nan, "out of memory"), MIDDLE: sample(nan), FAST: sample(0.98)})
+    measured_again(
+        monkeypatch,
+        {
+            SLOW: sample(median_ms=nan, error="out of memory"),
+            MIDDLE: sample(median_ms=nan),
+            FAST: sample(median_ms=0.98),
+        },
+    )
     chosen = choice()
     select._confirm(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == FAST
 
 
-def test_one_measurement_serves_all_budgets_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = measured_again(monkeypatch, {SLOW: sample(0.9), MIDDLE: sample(0.8), FAST: sample(0.5)})
+def test_the_same_sessions_serve_all_budgets_of_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured_again(
+        monkeypatch, {SLOW: sample(median_ms=0.9), MIDDLE: sample(median_ms=0.8), FAST: sample(median_ms=0.5)}
+    )
     select._confirm(WORKSPACE, [choice(), choice()], COSTS)
     assert asked == [SPACE.label(a) for a in (SLOW, MIDDLE, FAST)]
 
 
 def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(1.5)))
+    measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(median_ms=1.5)))
     with pytest.raises(UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"):
         select._confirm(WORKSPACE, [choice()], COSTS)

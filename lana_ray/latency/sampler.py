@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -16,15 +16,14 @@ from lana_ray.config import Target
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session, load, prepare, program, version
 from lana_ray.latency.store import Sample
-from lana_ray.latency.timing import Measurement, middle, time_calls
+from lana_ray.latency.timing import Measurement, time_calls
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace, activation
 from lana_ray.storage import Storage, fingerprint
 
 _PATIENCE = 4.0
 """How many times longer the reference is timed once, to be the baseline of all drift."""
-_SESSIONS = 3
 _SESSION_PATIENCE = 2.0
-"""What is judged by a budget is measured in so many sessions, each so many times longer."""
+"""How many times longer a session is of what is measured in several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +31,46 @@ class Work:
     """One structure to measure: a candidate of a layer, or a whole network."""
 
     kind: str
-    key: str
+    structure: str
+    """Its identity, whatever its weights."""
     what: str
     architecture: Architecture | None = None
     layer: int | None = None
     choice: int | None = None
     weights: str | None = None
     """File of the run directory with the network's weights, where it is a finished student."""
-    precise: bool = False
-    """Measured in several sessions, for networks judged by a budget."""
+    session: int | None = None
+    """Which one this is, where a structure is judged by a budget and measured in several."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the measurement."""
+        return self.structure if self.session is None else fingerprint(self.structure, self.session)
+
+
+def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
+    """Every structure in every session, in turn, so that the sessions of one lie apart in time."""
+    return [replace(item, session=session) for session in sessions for item in work]
 
 
 def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     """One candidate alone; equal structures at different layers have the same key."""
     place, op = space.layers[layer], space.ops[layer][choice]
     own = (space.fingerprint, place.name) if choice == 0 else activation(space.network).__name__
-    key = fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
-    return Work(kind="candidate", key=key, what=f"{place.name}={op.name}", layer=layer, choice=choice)
+    structure = fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
+    what = f"{place.name}={op.name}"
+    return Work(kind="candidate", structure=structure, what=what, layer=layer, choice=choice)
 
 
-def network_work(
-    space: LayerwiseSpace, architecture: Architecture, *, precise: bool = False, again: bool = False
-) -> Work:
-    """A whole network, whatever its weights; ``again`` is a second measurement of the same."""
-    key = fingerprint("network", space.fingerprint, space.describe(architecture), precise, again)
+def network_work(space: LayerwiseSpace, architecture: Architecture) -> Work:
+    """A whole network, whatever its weights."""
+    structure = fingerprint("network", space.fingerprint, space.describe(architecture))
     what = space.label(architecture)
-    return Work(kind="network", key=key, what=what, architecture=architecture, precise=precise)
+    return Work(kind="network", structure=structure, what=what, architecture=architecture)
 
 
 def student_work(space: LayerwiseSpace, architecture: Architecture, weights: str, identity: str) -> Work:
-    """A finished student with its own weights, measured with patience.
+    """A finished student with its own weights.
 
     Args:
         weights: file of the run directory.
@@ -69,18 +78,17 @@ def student_work(space: LayerwiseSpace, architecture: Architecture, weights: str
     """
     return Work(
         kind="student",
-        key=fingerprint("student", space.fingerprint, identity),
+        structure=fingerprint("student", space.fingerprint, identity),
         what=space.label(architecture),
         architecture=architecture,
         weights=weights,
-        precise=True,
     )
 
 
 def empty_work(space: LayerwiseSpace, layer: int) -> Work:
     """A graph that hands a layer's input on: what a call costs by itself."""
     shape = space.layers[layer].input_shape
-    return Work(kind="empty", key=fingerprint("empty", shape), what=f"empty {shape}", layer=layer)
+    return Work(kind="empty", structure=fingerprint("empty", shape), what=f"empty {shape}", layer=layer)
 
 
 class Sampler:
@@ -102,6 +110,7 @@ class Sampler:
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
         self._reference = prepare(space.network, example_input(target), target)
+        self._programs: dict[str, tuple[nn.Module | bytes, Tensor]] = {}
 
     def target_key(self) -> str:
         """Identity of the settings and hardware a sample of this process was taken on."""
@@ -109,8 +118,7 @@ class Sampler:
         return fingerprint(settings, self._processor, self._runtime)
 
     def sample(self, work: Iterable[Work], baseline_ms: float | None) -> Iterator[Sample]:
-        """Measures each structure against the drift of the reference network, the teacher; what must be
-        precise comes last.
+        """Measures each structure against the drift of the reference network, the teacher.
 
         Args:
             baseline_ms: the reference's latency by an earlier sample; None measures it first and yields
@@ -121,43 +129,27 @@ class Sampler:
             baseline_ms = measured.median_ms
             reference = network_work(self._space, self._space.teacher)
             yield self._record("reference", reference.key, "teacher", measured, None)
-        precise = []
         for item in work:
-            if item.precise:
-                precise.append(item)
-            else:
-                yield self._sample(item, baseline_ms)
-        yield from self._sample_precisely(precise, baseline_ms)
+            yield self._sample(item, baseline_ms)
 
     def _sample(self, item: Work, baseline_ms: float) -> Sample:
         try:
-            module, example = self._build(item)
-            measured = self._time(prepare(module, example, self._target), baseline_ms)
+            session = load(*self._program(item), self._target)
+            patience = 1.0 if item.session is None else _SESSION_PATIENCE
+            measured = self._time(session, baseline_ms, patience)
         except Exception as error:  # runtimes raise what they like; the reason is kept with the sample
-            return self._failed(item, error)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            return self._record(item.kind, item.key, item.what, None, reason)
         return self._record(item.kind, item.key, item.what, measured, None)
 
-    def _sample_precisely(self, items: Sequence[Work], baseline_ms: float) -> Iterator[Sample]:
-        """Several sessions of each, in turn, so that the sessions of one lie apart in time as well."""
-        programs: dict[Work, tuple[nn.Module | bytes, Tensor]] = {}
-        taken: dict[Work, list[Measurement]] = {}
-        for turn in range(_SESSIONS):
-            for item in items:
-                try:
-                    if turn == 0:
-                        module, example = self._build(item)
-                        programs[item] = program(module, example, self._target), example
-                    if item not in programs:
-                        continue
-                    session = load(*programs[item], self._target)
-                    measured = self._time(session, baseline_ms, _SESSION_PATIENCE)
-                except Exception as error:  # as above
-                    programs.pop(item, None)
-                    yield self._failed(item, error)
-                    continue
-                taken.setdefault(item, []).append(measured)
-                if turn == _SESSIONS - 1:
-                    yield self._record(item.kind, item.key, item.what, middle(taken[item]), None)
+    def _program(self, item: Work) -> tuple[nn.Module | bytes, Tensor]:
+        """The structure as the target deploys it, and an input of its; made once for all its sessions."""
+        if item.session is None:
+            module, example = self._build(item)
+            return program(module, example, self._target), example
+        if item.structure not in self._programs:
+            self._programs[item.structure] = self._program(replace(item, session=None))
+        return self._programs[item.structure]
 
     def _time(self, session: Session, baseline_ms: float | None, patience: float = 1.0) -> Measurement:
         """Against the drift of the reference where its baseline is known."""
@@ -180,10 +172,6 @@ class Sampler:
         module = nn.Identity() if work.choice is None else self._space.candidate(work.layer, work.choice)
         shape = (self._target.batch_size, *self._space.layers[work.layer].input_shape)
         return module, torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-    def _failed(self, item: Work, error: Exception) -> Sample:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return self._record(item.kind, item.key, item.what, None, reason)
 
     def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:
         nan = float("nan")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lana_ray.errors import UserError
+from lana_ray.latency.timing import Measurement
 from lana_ray.storage import Storage, fingerprint
 
 FOLDER = "samples"
@@ -17,8 +18,8 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One measured (structure, target) with its spread and provenance; latencies in milliseconds."""
+class Sample(Measurement):
+    """A measurement of a structure on a target, with its provenance."""
 
     target: str
     target_key: str
@@ -27,15 +28,9 @@ class Sample:
     """``reference`` (the teacher, the measure of drift), ``empty``, ``candidate``, ``network`` or
     ``student`` (a network with its final weights)."""
     key: str
-    """Identity of the measured structure, whatever its weights."""
+    """Identity of the measured structure, whatever its weights, and of the session."""
     what: str
     """The same for people: the operation and its layer, or the operations of a network."""
-    median_ms: float
-    iqr_ms: float
-    raw_ms: float
-    drift: float
-    repeats: int
-    settled: bool
     error: str | None
     """Why it could not be measured; the numbers are NaN then."""
     node: str

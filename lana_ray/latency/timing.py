@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ class Measurement:
     """The median as the clock gave it."""
     drift: float
     """How much slower the reference ran beside this measurement than its baseline; 1 without one."""
+
+
+M = TypeVar("M", bound=Measurement)
 
 
 def time_calls(
@@ -100,7 +104,7 @@ def time_calls(
     )
 
 
-def middle(sessions: Sequence[Measurement]) -> Measurement:
+def middle(sessions: Sequence[M]) -> M:
     """One measurement from several of the same network, each in a session of its own.
 
     Where a session's memory lies, and who shares the caches with it in those seconds, changes what a call
@@ -108,11 +112,11 @@ def middle(sessions: Sequence[Measurement]) -> Measurement:
     session to session (EfficientNet-Lite0 at 64 and 32 pixels against its teacher), as much after 5 s as
     after half a second. So it is the median session that counts, and it has settled if all have.
     """
-    chosen = sorted(sessions, key=lambda measurement: measurement.median_ms)[(len(sessions) - 1) // 2]
+    chosen = sorted(sessions, key=lambda session: session.median_ms)[(len(sessions) - 1) // 2]
     return dataclasses.replace(
         chosen,
-        repeats=sum(measurement.repeats for measurement in sessions),
-        settled=all(measurement.settled for measurement in sessions),
+        repeats=sum(session.repeats for session in sessions),
+        settled=all(session.settled for session in sessions),
     )
 
 

@@ -9,9 +9,9 @@ from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages.choice import Choice
 from lana_ray.stages.evaluate import accuracies, accuracies_before
-from lana_ray.stages.sample import TargetCosts, measure
-from lana_ray.stages.select import Choice
+from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
 from lana_ray.training.driver import run_training
 from lana_ray.training.loop import steps_of
@@ -119,16 +119,8 @@ def _measure(
     chosen: Mapping[Architecture, TrainJob],
     costs: Mapping[str, TargetCosts],
 ) -> dict[tuple[str, Architecture], Sample]:
-    jobs, wanted = [], {}
+    asked = {}
     for name in dict.fromkeys(choice.target for choice in choices):
-        known = costs[name]
         mine = dict.fromkeys(c.architecture for c in choices if c.target == name and c.architecture)
-        work = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
-        wanted[name] = work
-        jobs.append(known.job(list(work.values())))
-    measure(workspace, jobs, "measure")
-    return {
-        (job.target.name, architecture): job.samples[item.key]
-        for job in jobs
-        for architecture, item in wanted[job.target.name].items()
-    }
+        asked[name] = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
+    return judge(workspace, asked, costs, SESSIONS, "measure")

@@ -13,14 +13,18 @@ from lana_ray.cluster import nodes
 from lana_ray.config import Target
 from lana_ray.errors import UserError
 from lana_ray.latency.fleet import Job, run_jobs
-from lana_ray.latency.sampler import Work, candidate_work, empty_work, network_work
+from lana_ray.latency.sampler import Work, candidate_work, empty_work, in_sessions, network_work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.latency.table import CostTable, calibrate
+from lana_ray.latency.timing import middle
 from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import progress, say
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
+
+SESSIONS = range(3)
+"""In which students are measured to be judged by a budget; later ones confirm what these found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,29 @@ def measure(workspace: Workspace, jobs: Sequence[Job], title: str) -> None:
         notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
         notes += [f"{unsettled} did not settle"] if unsettled else []
         say(f"{title}: {job.target.name}: {', '.join(notes)}")
+
+
+def judge(
+    workspace: Workspace,
+    asked: Mapping[str, Mapping[Architecture, Work]],
+    costs: Mapping[str, TargetCosts],
+    sessions: range,
+    title: str,
+) -> dict[tuple[str, Architecture], Sample]:
+    """Measures networks that are judged by a budget: the median of several sessions of each.
+
+    Args:
+        asked: by target.
+    """
+    jobs = {name: costs[name].job(in_sessions(list(work.values()), sessions)) for name, work in asked.items()}
+    measure(workspace, list(jobs.values()), title)
+    found = {}
+    for name, work in asked.items():
+        for architecture, item in work.items():
+            taken = [jobs[name].samples[again.key] for again in in_sessions([item], sessions)]
+            failed = next((sample for sample in taken if sample.error is not None), None)
+            found[name, architecture] = failed or middle(taken)
+    return found
 
 
 def _costs(space: LayerwiseSpace, job: Job, networks: Sequence[Architecture]) -> TargetCosts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,64 +13,17 @@ from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
-from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
+from lana_ray.selection import InfeasibleBudget, NoSelectionFound, select
 from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages.choice import Choice
 from lana_ray.stages.evaluate import losses
-from lana_ray.stages.sample import TargetCosts, measure
+from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 FILE = "selections.parquet"
-USE = 0.95
-"""Share of a budget that a student should use where the choices allow it."""
+_CONFIRMING = range(len(SESSIONS), 2 * len(SESSIONS))
 _AT_ONCE = 3  # students measured again together: starting a sampler takes longer than one of them
-
-
-@dataclass(kw_only=True)
-class Choice:
-    """The students considered for one target and budget, and the one chosen."""
-
-    target: str
-    budget: Budget
-    budget_ms: float
-    limit_ms: float
-    """The budget less the margin kept for the spread of re-measurements."""
-    students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
-    """Every selection proposed, with the round that proposed it first."""
-    measured: dict[Architecture, Sample] = field(default_factory=dict)
-    loss: dict[Architecture, float] = field(default_factory=dict)
-    architecture: Architecture | None = None
-    given_up: set[Architecture] = field(default_factory=set)
-    """Chosen once, but over budget when measured again."""
-    confirmed: set[Architecture] = field(default_factory=set)
-    """Within the limit when measured again."""
-    leader: Architecture | None = None
-    """The best student by the last round's table."""
-    finished: bool = False
-
-    def within(self) -> list[Architecture]:
-        """The students that ran and kept the limit."""
-        return [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
-
-    def leader_fits(self) -> bool:
-        """Whether the program's best student of the last round keeps the limit and makes use of it."""
-        sample = self.measured.get(self.leader) if self.leader else None
-        if sample is None or sample.error is not None:
-            return False
-        return USE * self.limit_ms <= sample.median_ms <= self.limit_ms
-
-    def candidates(self) -> list[Architecture]:
-        """The students within the limit that were not given up, the lowest loss first."""
-        return sorted((a for a in self.loss if a not in self.given_up), key=lambda a: (self.loss[a], a))
-
-    def replace(self) -> bool:
-        """Gives the chosen student up for the one with the next lowest loss; False where there is none."""
-        others = [a for a in self.candidates() if a != self.architecture]
-        if self.architecture is None or not others:
-            return False
-        self.given_up.add(self.architecture)
-        self.architecture = others[0]
-        return True
 
 
 def run(
@@ -176,17 +128,14 @@ def _propose(
 def _measure(
     workspace: Workspace, new: Mapping[str, Sequence[Architecture]], costs: dict[str, TargetCosts]
 ) -> None:
-    jobs = []
-    for name, architectures in new.items():
-        work = [network_work(workspace.space, a, precise=True) for a in architectures]
-        jobs.append(costs[name].job(work))
-    measure(workspace, jobs, "select")
-    for job in jobs:
-        samples = {
-            a: job.samples[network_work(workspace.space, a, precise=True).key] for a in new[job.target.name]
-        }
-        usable = {a: sample for a, sample in samples.items() if sample.error is None}
-        costs[job.target.name] = costs[job.target.name].with_networks(usable)
+    asked = {
+        name: {a: network_work(workspace.space, a) for a in architectures}
+        for name, architectures in new.items()
+    }
+    found = judge(workspace, asked, costs, SESSIONS, "select")
+    for name in new:
+        usable = {a: sample for (where, a), sample in found.items() if where == name and sample.error is None}
+        costs[name] = costs[name].with_networks(usable)
 
 
 def _choose(workspace: Workspace, choice: Choice) -> None:
@@ -210,13 +159,11 @@ def _confirm(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str
     """
     again: dict[tuple[str, Architecture], Sample] = {}
     while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
-        jobs = []
+        asked = {}
         for name in dict.fromkeys(choice.target for choice in unsure):
             best = dict.fromkeys(a for c in unsure if c.target == name for a in c.candidates()[:_AT_ONCE])
-            work = {a: network_work(workspace.space, a, precise=True, again=True) for a in best}
-            jobs.append((name, work, costs[name].job(list(work.values()))))
-        measure(workspace, [job for _, _, job in jobs], "confirm")
-        again |= {(name, a): job.samples[item.key] for name, work, job in jobs for a, item in work.items()}
+            asked[name] = {a: network_work(workspace.space, a) for a in best}
+        again |= judge(workspace, asked, costs, _CONFIRMING, "confirm")
         for choice in unsure:
             _accept(choice, again)
 

@@ -18,6 +18,7 @@ from lana_ray.latency.sampler import (
     Work,
     candidate_work,
     empty_work,
+    in_sessions,
     network_work,
     processor,
     student_work,
@@ -110,31 +111,35 @@ def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
     assert sample.drift == pytest.approx(sample.raw_ms / sample.median_ms)
 
 
-def test_what_is_judged_by_a_budget_is_measured_in_sessions_apart(
+def test_every_session_is_a_load_of_its_own_of_one_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each session is a load of its own, and all networks have theirs before one has its next."""
-    of, loaded = space(), []
-    programs = iter(["a", "b"])
-    times = iter([3.0, 10.0, 1.0, 30.0, 2.0, 20.0])
-    monkeypatch.setattr(sampler_module, "program", lambda *_: next(programs))
+    """All networks have their session before one has its next; alone, a structure is made anew."""
+    of = space()
     sampler = Sampler(of, target(), Storage(str(tmp_path)))
+    made: list[str] = []
+    loaded: list[str] = []
+
+    def program(*_: object) -> str:
+        made.append(f"program {len(made)}")
+        return made[-1]
 
     def load(program: str, *_: object) -> str:
         loaded.append(program)
         return program
 
-    def time(session: str, *_: object) -> Measurement:
-        took, settled = next(times), session == "b" or len(loaded) > 1
-        return Measurement(median_ms=took, iqr_ms=0.1, repeats=7, settled=settled, raw_ms=took, drift=1.0)
+    def time(session: str, baseline_ms: float, patience: float) -> Measurement:
+        return Measurement(median_ms=1, iqr_ms=0.1, repeats=7, settled=True, raw_ms=patience, drift=1)
 
+    monkeypatch.setattr(sampler_module, "program", program)
     monkeypatch.setattr(sampler_module, "load", load)
     monkeypatch.setattr(sampler, "_time", time)
-    asked = [network_work(of, (i, 0, 0), precise=True) for i in (1, 2)]
-    first, second = sampler.sample(asked, baseline_ms=1.0)
-    assert loaded == ["a", "b"] * 3
-    assert (first.key, first.median_ms, first.repeats, first.settled) == (asked[0].key, 2.0, 21, False)
-    assert (second.key, second.median_ms, second.repeats, second.settled) == (asked[1].key, 20.0, 21, True)
+    networks = [network_work(of, (i, 0, 0)) for i in (1, 2)]
+    asked = in_sessions(networks, range(3))
+    samples = list(sampler.sample([*asked, networks[0]], baseline_ms=1.0))
+    assert loaded == ["program 0", "program 1"] * 3 + ["program 2"]
+    assert [sample.key for sample in samples] == [item.key for item in [*asked, networks[0]]]
+    assert [sample.raw_ms for sample in samples] == [2.0] * 6 + [1.0]  # sessions are given more time
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
@@ -180,7 +185,7 @@ def test_equal_structures_have_equal_keys_and_others_do_not() -> None:
         network_work(of, (0, 0, 0)),
         network_work(of, (1, 0, 0)),
         network_work(of, (0, 1, 0)),
-        network_work(of, (0, 0, 0), precise=True),
+        *in_sessions([network_work(of, (0, 0, 0))], range(2)),
         student_work(of, (0, 0, 0), "a.safetensors", "a"),
         student_work(of, (0, 0, 0), "a.safetensors", "b"),
     ]

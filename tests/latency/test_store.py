@@ -6,38 +6,14 @@ import dataclasses
 import math
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from lana_ray.latency.store import FOLDER, Sample, SampleStore
+from lana_ray.latency.store import FOLDER, SampleStore
 from lana_ray.storage import Storage
 
-TAKEN = Sample(
-    target="cpu",
-    target_key="k",
-    kind="candidate",
-    key="c0",
-    what="blocks.0=identity",
-    median_ms=1.25,
-    iqr_ms=0.5,
-    raw_ms=1.5,
-    drift=1.2,
-    repeats=40,
-    settled=True,
-    error=None,
-    node="here",
-    processor="a processor",
-    runtime="torch 2",
-    threads=1,
-    cpus="1",
-    time=100.0,
-)
-
-
-def sample(**changes: Any) -> Sample:
-    return dataclasses.replace(TAKEN, **changes)
+from ..measured import sample
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -105,7 +81,7 @@ def test_a_truncated_file_is_left_out_and_named(storage: Storage, keep: int) -> 
 def test_samples_of_another_version_are_left_out_and_named(storage: Storage) -> None:
     store = SampleStore(storage)
     store.append([sample(key="kept")])
-    rows = [{key: value for key, value in dataclasses.asdict(TAKEN).items() if key != "drift"}]
+    rows = [{key: value for key, value in dataclasses.asdict(sample()).items() if key != "drift"}]
     storage.write_table(f"{FOLDER}/older.parquet", pa.Table.from_pylist(rows), "x")
     assert [s.key for s in store.read()] == ["kept"]
     assert store.damaged == [f"{storage.url(FOLDER)}/older.parquet: samples of another version; left out"]

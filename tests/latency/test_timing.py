@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lana_ray.latency import timing
-from lana_ray.latency.timing import MIN_ROUNDS, Call, time_calls
+from lana_ray.latency.timing import MIN_ROUNDS, Call, Measurement, middle, time_calls
 
 
 class Machine:
@@ -178,3 +178,15 @@ def test_where_every_round_is_interrupted_all_count(machine: Machine) -> None:
     assert m.median_ms == pytest.approx(53.0)
     assert m.repeats == MIN_ROUNDS
     assert not m.settled
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_of_several_sessions_the_median_counts(count: int) -> None:
+    sessions = [
+        Measurement(median_ms=ms, iqr_ms=ms / 10, repeats=7, settled=ms != 4, raw_ms=2 * ms, drift=2)
+        for ms in (5.0, 1.0, 4.0, 3.0, 2.0)[:count]
+    ]
+    found = middle(sessions)
+    assert found.median_ms == np.quantile([s.median_ms for s in sessions], 0.5, method="lower")
+    assert (found.iqr_ms, found.raw_ms) == (found.median_ms / 10, 2 * found.median_ms)
+    assert (found.repeats, found.settled) == (7 * count, count < 3)
