@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +20,10 @@ from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.progress import progress
 from lana_ray.storage import fingerprint
+from lana_ray.training.launch import Board, run_worker
 
 MAX_FAILURES = 3
 _POLL_S = 0.5
-
-
-class _Board:
-    """Counts what the workers have done."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-
-    def done(self) -> int:
-        return self._done
 
 
 def run_training(
@@ -60,31 +50,16 @@ def run_training(
     """
     here = ray.get_runtime_context().get_node_id()
     board = (
-        ray.remote(_Board)
+        ray.remote(Board)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False))
         .remote()
     )
-    setting = {**setting, "config": config, "board": board}
-    count = workers or worker_count(config.ray)
-    gpus = config.ray.gpus_per_worker
-    resources = {"CPU": float(config.ray.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    call = pickle.dumps((worker, {**setting, "config": config}))
     # The same name would silently resume the earlier run of that name, so it carries what is trained.
-    name = f"{title}-{fingerprint(config, [repr(setting[key]) for key in sorted(setting) if key != 'board'])}"
-    options: dict[str, Any] = {
-        "train_loop_config": setting,
-        "scaling_config": ScalingConfig(num_workers=count, use_gpu=gpus > 0, resources_per_worker=resources),
-        "run_config": RunConfig(
-            name=name,
-            storage_path=f"{config.run.dir}/ray",
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env=TRAINING_ENV,
-        ),
-    }
-    if process_group:
-        backend = TorchConfig(backend="nccl" if gpus else "gloo")
-        trainer: Any = TorchTrainer(worker, torch_config=backend, **options)
-    else:
-        trainer = DataParallelTrainer(worker, **options)
+    name = f"{title}-{fingerprint(config, [repr(setting[key]) for key in sorted(setting)])}"
+    trainer = _trainer(
+        {"call": call, "board": board}, config, name, workers or worker_count(config.ray), process_group
+    )
     failures: list[BaseException] = []
 
     def fit() -> None:
@@ -94,6 +69,7 @@ def run_training(
             failures.append(error)
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))  # how soon the end is noticed
     thread = threading.Thread(target=fit, name=title, daemon=True)
     thread.start()
     with progress(title, total) as show:
@@ -103,6 +79,28 @@ def run_training(
     ray.kill(board)
     if failures:
         raise _user_error(failures[0]) or failures[0]
+
+
+def _trainer(
+    setting: dict[str, Any], config: Config, name: str, workers: int, process_group: bool
+) -> DataParallelTrainer:
+    gpus = config.ray.gpus_per_worker
+    resources = {"CPU": float(config.ray.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    options: dict[str, Any] = {
+        "train_loop_config": setting,
+        "scaling_config": ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        "run_config": RunConfig(
+            name=name,
+            storage_path=f"{config.run.dir}/ray",
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env=TRAINING_ENV,
+        ),
+    }
+    if not process_group:
+        return DataParallelTrainer(run_worker, **options)
+    return TorchTrainer(run_worker, torch_config=TorchConfig(backend="nccl" if gpus else "gloo"), **options)
 
 
 def _user_error(error: BaseException) -> UserError | None:
