@@ -98,3 +98,38 @@ def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch)
     measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(median_ms=1.5)))
     with pytest.raises(UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"):
         select._confirm(WORKSPACE, [choice()], COSTS)
+
+
+def test_a_budget_that_no_student_kept_has_twice_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two budgets, one is kept from the first round on and one in the third of at most four."""
+    loose, tight = choice(), choice()
+    loose.limit_ms, tight.limit_ms = 5.0, 0.55
+    networks: dict[Any, Sample] = {}
+    times = dict(zip((SLOW, MIDDLE, FAST), (0.9, 0.7, 0.5), strict=True))
+    proposed: list[tuple[int, list[str]]] = []
+
+    def propose(*arguments: Any) -> dict[str, Any]:
+        choices, number = arguments[1], arguments[4]
+        unfinished = [c for c in choices if not c.finished]
+        if not unfinished:
+            return {}
+        new = list(times)[number]
+        for c in unfinished:
+            c.students[new] = cast(Any, (number, None))
+        proposed.append((number, ["tight" if c is tight else "loose" for c in unfinished]))
+        return {"edge": [new]}
+
+    def measure(workspace: Any, new: dict[str, Any], costs: Any) -> None:
+        networks.update({a: sample(median_ms=times[a]) for a in new["edge"]})
+
+    monkeypatch.setattr(select, "open_choices", lambda *_: [loose, tight])
+    monkeypatch.setattr(select, "_propose", propose)
+    monkeypatch.setattr(select, "_measure", measure)
+    monkeypatch.setattr(select, "losses", lambda _, within: dict.fromkeys(within, 1.0))
+    for name in ("_confirm", "_say", "_write"):
+        monkeypatch.setattr(select, name, lambda *_: None)
+    settings = SimpleNamespace(select=SimpleNamespace(rounds=2))
+    workspace = cast(Any, SimpleNamespace(config=settings))
+    select.run(workspace, cast(Any, {"edge": SimpleNamespace(networks=networks)}), [])
+    assert proposed == [(0, ["loose", "tight"]), (1, ["loose", "tight"]), (2, ["tight"])]
+    assert (list(loose.loss), list(tight.loss)) == ([SLOW, MIDDLE], [FAST])

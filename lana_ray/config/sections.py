@@ -219,7 +219,8 @@ class SelectConfig(Section):
     time_limit_s: float = Field(default=10.0, gt=0)
     """For all students of one target and budget; what is not proven optimal by then says its gap."""
     rounds: int = Field(default=4, ge=1)
-    """How often the table may be re-calibrated and the program solved again."""
+    """How often the program is solved, each time with a table calibrated by the students measured before;
+    twice as often for a budget that none of them kept."""
     margin: _FRACTION = 0.02
     """Share of the budget kept free against the spread of re-measurements."""
 

@@ -33,15 +33,19 @@ def run(
 
     Each round solves the program for every open budget, measures the students it proposes whole, and
     calibrates the table with them. A budget is done when the program's best student keeps it and uses 95 %
-    of it: one that runs faster than predicted left accuracy behind. Of all students within, the one with
-    the lowest loss is chosen, once a second measurement confirms it.
+    of it: one that runs faster than predicted left accuracy behind. A budget that no student kept has twice
+    as many rounds. Of all students within, the one with the lowest loss is chosen, once a second measurement
+    confirms it.
 
     Raises:
         UserError: for a budget that no student can keep, naming target, budget and the cheapest possible.
     """
     settings = workspace.config.select
     choices = open_choices(workspace, costs)
-    for number in range(settings.rounds):
+    for number in range(2 * settings.rounds):
+        if number >= settings.rounds:
+            for choice in choices:
+                choice.finished = choice.finished or bool(choice.within())
         new = _propose(workspace, choices, costs, scores, number)
         if not new:
             break
@@ -144,7 +148,7 @@ def _choose(workspace: Workspace, choice: Choice) -> None:
         nearest = min((s.median_ms for s in choice.measured.values()), default=float("nan"))
         raise UserError(
             f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the margin): "
-            f"no student measured kept it in {workspace.config.select.rounds} rounds, the fastest took "
+            f"none of {len(choice.measured)} students measured kept it, the fastest took "
             f"{nearest:.3f} ms; raise the budget, select.count or select.rounds"
         )
     choice.loss = losses(workspace, within)
