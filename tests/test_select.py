@@ -15,8 +15,8 @@ from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
+from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
-from lana_ray.stages import select
 from lana_ray.stages.choice import Choice
 
 from .measured import sample
@@ -29,16 +29,20 @@ COSTS = cast(Any, {"edge": SimpleNamespace(job=lambda work: SimpleNamespace(work
 FAST, MIDDLE, SLOW = (1, 1, 1), (1, 1, 0), (0, 0, 0)
 
 
+def losses(workspace: Any, architectures: Sequence[Any]) -> dict[Any, float]:
+    """The slower the better."""
+    return {a: {FAST: 0.9, MIDDLE: 0.5, SLOW: 0.2}[a] for a in architectures}
+
+
 def choice() -> Choice:
     """Three students within 1 ms, the slowest of the lowest loss."""
-    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98)
-    found.loss = {FAST: 0.9, MIDDLE: 0.5, SLOW: 0.2}
+    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98, aim_ms=0.98)
     found.measured = {
         FAST: sample(median_ms=0.5),
         MIDDLE: sample(median_ms=0.8),
         SLOW: sample(median_ms=0.97),
     }
-    found.architecture = SLOW
+    found.finished = True
     return found
 
 
@@ -55,6 +59,7 @@ def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) ->
                 job.samples[work.key] = times[work.architecture]
 
     monkeypatch.setattr(sample_stage, "measure", measure)
+    monkeypatch.setattr(confirm, "losses", losses)
     return asked
 
 
@@ -62,10 +67,10 @@ def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) ->
 def test_a_student_that_was_lucky_gives_way_to_the_next_best(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(select, "_AT_ONCE", at_once)
+    monkeypatch.setattr(confirm, "_AT_ONCE", at_once)
     asked = measured_again(monkeypatch, {SLOW: sample(median_ms=1.2), MIDDLE: sample(median_ms=0.9)})
     chosen = choice()
-    select._confirm(WORKSPACE, [chosen], COSTS)
+    confirm.run(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == MIDDLE
     assert asked == [SPACE.label(SLOW), SPACE.label(MIDDLE)]
     assert (chosen.given_up, chosen.confirmed) == ({SLOW}, {MIDDLE})
@@ -82,7 +87,7 @@ def test_a_student_that_fails_the_second_time_gives_way(monkeypatch: pytest.Monk
         },
     )
     chosen = choice()
-    select._confirm(WORKSPACE, [chosen], COSTS)
+    confirm.run(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == FAST
 
 
@@ -90,46 +95,94 @@ def test_the_same_sessions_serve_all_budgets_of_a_target(monkeypatch: pytest.Mon
     asked = measured_again(
         monkeypatch, {SLOW: sample(median_ms=0.9), MIDDLE: sample(median_ms=0.8), FAST: sample(median_ms=0.5)}
     )
-    select._confirm(WORKSPACE, [choice(), choice()], COSTS)
+    confirm.run(WORKSPACE, [choice(), choice()], COSTS)
     assert asked == [SPACE.label(a) for a in (SLOW, MIDDLE, FAST)]
 
 
-def test_no_student_that_keeps_it_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_without_a_student_that_keeps_it_twice_is_left_unfinished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(median_ms=1.5)))
-    with pytest.raises(UserError, match=r"'edge': budget 1ms .*none of 3 .* the last took 1\.500 ms"):
-        select._confirm(WORKSPACE, [choice()], COSTS)
+    chosen = choice()
+    confirm.run(WORKSPACE, [chosen], COSTS)
+    assert (chosen.architecture, chosen.finished, chosen.within()) == (None, False, [])
+    assert chosen.given_up == {SLOW, MIDDLE, FAST}
 
 
-def test_a_budget_that_no_student_kept_has_twice_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two budgets, one is kept from the first round on and one in the third of at most four."""
-    loose, tight = choice(), choice()
-    loose.limit_ms, tight.limit_ms = 5.0, 0.55
-    networks: dict[Any, Sample] = {}
-    times = dict(zip((SLOW, MIDDLE, FAST), (0.9, 0.7, 0.5), strict=True))
-    proposed: list[tuple[int, list[str]]] = []
+class Loop:
+    """``select.run`` on students that take as long as told, one proposed for all open budgets a round."""
 
-    def propose(*arguments: Any) -> dict[str, Any]:
-        choices, number = arguments[1], arguments[4]
-        unfinished = [c for c in choices if not c.finished]
-        if not unfinished:
-            return {}
-        new = list(times)[number]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, choices: list[Choice], times: list[float]) -> None:
+        architectures = [(i, 0, 0) for i in range(len(times))]
+        self.choices, self.proposed = choices, list[tuple[int, list[float]]]()
+        self.times = dict(zip(architectures, times, strict=True))
+        self.unlucky: set[Any] = set()
+        """Students that are slower in further sessions."""
+        self.networks: dict[Any, Sample] = {}
+        monkeypatch.setattr(select, "open_choices", lambda *_: choices)
+        monkeypatch.setattr(select, "_propose", self._propose)
+        monkeypatch.setattr(select, "_measure", self._measure)
+        monkeypatch.setattr(confirm, "losses", lambda _, found: {a: -self.times[a] for a in found})
+        monkeypatch.setattr(confirm, "judge", self._judge)
+        for name in ("_say", "_write"):
+            monkeypatch.setattr(select, name, lambda *_: None)
+
+    def run(self, rounds: int) -> None:
+        workspace = SimpleNamespace(
+            config=SimpleNamespace(select=SimpleNamespace(rounds=rounds)), space=SPACE
+        )
+        costs = {"edge": SimpleNamespace(networks=self.networks)}
+        select.run(cast(Any, workspace), cast(Any, costs), [])
+
+    def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
+        number = rest[-1]
+        new = list(self.times)[number]
+        self.proposed.append((number, [round(c.aim_ms / c.limit_ms, 2) for c in unfinished]))
         for c in unfinished:
             c.students[new] = cast(Any, (number, None))
-        proposed.append((number, ["tight" if c is tight else "loose" for c in unfinished]))
         return {"edge": [new]}
 
-    def measure(workspace: Any, new: dict[str, Any], costs: Any) -> None:
-        networks.update({a: sample(median_ms=times[a]) for a in new["edge"]})
+    def _measure(self, _: Any, new: dict[str, Any], costs: Any) -> None:
+        self.networks.update({a: sample(median_ms=self.times[a]) for a in new["edge"]})
 
-    monkeypatch.setattr(select, "open_choices", lambda *_: [loose, tight])
-    monkeypatch.setattr(select, "_propose", propose)
-    monkeypatch.setattr(select, "_measure", measure)
-    monkeypatch.setattr(select, "losses", lambda _, within: dict.fromkeys(within, 1.0))
-    for name in ("_confirm", "_say", "_write"):
-        monkeypatch.setattr(select, name, lambda *_: None)
-    settings = SimpleNamespace(select=SimpleNamespace(rounds=2))
-    workspace = cast(Any, SimpleNamespace(config=settings))
-    select.run(workspace, cast(Any, {"edge": SimpleNamespace(networks=networks)}), [])
-    assert proposed == [(0, ["loose", "tight"]), (1, ["loose", "tight"]), (2, ["tight"])]
-    assert (list(loose.loss), list(tight.loss)) == ([SLOW, MIDDLE], [FAST])
+    def _judge(self, _: Any, asked: dict[str, Any], *rest: Any) -> dict[Any, Sample]:
+        again = {a: sample(median_ms=self.times[a] + 9 * (a in self.unlucky)) for a in asked["edge"]}
+        return {("edge", a): found for a, found in again.items()}
+
+
+def budget(limit_ms: float) -> Choice:
+    return Choice(target="edge", budget=Budget.parse("9ms"), budget_ms=9, limit_ms=limit_ms, aim_ms=limit_ms)
+
+
+def test_a_budget_that_no_student_kept_has_twice_the_rounds_and_aims_lower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two budgets, one is kept from the first round on and one in the third of at most four."""
+    loop = Loop(monkeypatch, [budget(5.0), budget(0.55)], [0.9, 0.7, 0.5, 0.4])
+    loop.run(rounds=2)
+    assert loop.proposed == [(0, [1.0, 1.0]), (1, [1.0, 1.0]), (2, [0.96])]
+    assert [c.architecture for c in loop.choices] == [(0, 0, 0), (2, 0, 0)]
+
+
+def test_a_budget_whose_students_were_only_lucky_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, [budget(1.0)], [0.9, 0.8, 0.6])
+    loop.unlucky = {(0, 0, 0), (1, 0, 0)}
+    loop.run(rounds=2)
+    assert loop.proposed == [(0, [1.0]), (1, [1.0]), (2, [0.96])]
+    assert loop.choices[0].architecture == (2, 0, 0)
+
+
+def test_a_student_that_uses_the_budget_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, [budget(1.0)], [0.9, 0.97, 0.6])
+    for c in loop.choices:
+        monkeypatch.setattr(type(c), "leader_fits", lambda c: list(c.measured.values())[-1].median_ms >= 0.95)
+    loop.run(rounds=3)
+    assert [number for number, _ in loop.proposed] == [0, 1]
+    assert loop.choices[0].architecture == (1, 0, 0)
+
+
+def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, [budget(0.5)], [0.9, 0.4, 0.6, 0.7])
+    loop.unlucky = {(1, 0, 0)}
+    with pytest.raises(UserError, match=r"'edge': budget 9ms .* none of 4 .*\(1 did once.* took 0\.400 ms"):
+        loop.run(rounds=2)

@@ -22,6 +22,8 @@ class Choice:
     budget_ms: float
     limit_ms: float
     """The budget less the margin kept for the spread of re-measurements."""
+    aim_ms: float
+    """What the program is asked for: the limit, or less where it has been missed."""
     students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
     """Every selection proposed, with the round that proposed it first."""
     measured: dict[Architecture, Sample] = field(default_factory=dict)
@@ -34,10 +36,12 @@ class Choice:
     leader: Architecture | None = None
     """The best student by the last round's table."""
     finished: bool = False
+    """No more students need be proposed."""
 
     def within(self) -> list[Architecture]:
-        """The students that ran and kept the limit."""
-        return [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
+        """The students that ran, kept the limit and were not given up."""
+        kept = [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
+        return [a for a in kept if a not in self.given_up]
 
     def leader_fits(self) -> bool:
         """Whether the program's best student of the last round keeps the limit and makes use of it."""

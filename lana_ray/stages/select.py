@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from lana_ray.config import Budget
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
-from lana_ray.latency.store import Sample
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, select
 from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice
-from lana_ray.stages.evaluate import losses
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 FILE = "selections.parquet"
-_CONFIRMING = range(len(SESSIONS), 2 * len(SESSIONS))
-_AT_ONCE = 3  # students measured again together: starting a sampler takes longer than one of them
+_STEP = 0.04
+"""By how much lower the next round aims for a budget that no student has kept yet."""
 
 
 def run(
@@ -33,30 +32,33 @@ def run(
 
     Each round solves the program for every open budget, measures the students it proposes whole, and
     calibrates the table with them. A budget is done when the program's best student keeps it and uses 95 %
-    of it: one that runs faster than predicted left accuracy behind. A budget that no student kept has twice
-    as many rounds. Of all students within, the one with the lowest loss is chosen, once a second measurement
-    confirms it.
+    of it: one that runs faster than predicted left accuracy behind. After the last round any student within
+    will do; the one with the lowest loss is chosen, once further sessions confirm it. A budget that has none
+    goes on for as many rounds again, each aiming a little lower: the table's errors are scattered around it.
 
     Raises:
         UserError: for a budget that no student can keep, naming target, budget and the cheapest possible.
     """
-    settings = workspace.config.select
+    rounds = workspace.config.select.rounds
     choices = open_choices(workspace, costs)
-    for number in range(2 * settings.rounds):
-        if number >= settings.rounds:
-            for choice in choices:
-                choice.finished = choice.finished or bool(choice.within())
-        new = _propose(workspace, choices, costs, scores, number)
-        if not new:
-            break
+    for number in range(2 * rounds):
+        unfinished = [choice for choice in choices if not choice.finished]
+        new = _propose(workspace, unfinished, costs, scores, number)
         _measure(workspace, new, costs)
-        for choice in choices:
+        for choice in unfinished:
             networks = costs[choice.target].networks
             choice.measured = {a: networks[a] for a in choice.students if a in networks}
-            choice.finished = choice.finished or choice.leader_fits()
-    for choice in choices:
-        _choose(workspace, choice)
-    _confirm(workspace, choices, costs)
+            enough = choice.leader_fits() or number + 1 >= rounds or not new
+            choice.finished = enough and bool(choice.within())
+        if number + 1 >= rounds or all(choice.finished for choice in choices):
+            confirm.run(workspace, [choice for choice in choices if choice.finished], costs)
+        missed = [choice for choice in choices if not choice.finished]
+        if not missed:
+            break
+        for choice in missed if number else ():  # the first table is not calibrated yet
+            choice.aim_ms *= 1.0 if choice.within() else 1 - _STEP
+    if missed:
+        raise UserError(_unmet(missed[0]))
     for choice in choices:
         _say(choice)
     _write(workspace, choices, costs)
@@ -77,7 +79,9 @@ def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list
             limit_ms = budget_ms * (1 - workspace.config.select.margin)
             if cheapest > limit_ms:
                 raise UserError(_too_low(name, budget, limit_ms, cheapest))
-            choices.append(Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms))
+            choices.append(
+                Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms, aim_ms=limit_ms)
+            )
     return choices
 
 
@@ -99,8 +103,6 @@ def _propose(
     settings = workspace.config.select
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
-        if choice.finished:
-            continue
         table = costs[choice.target].table
         # What every student pays is part of the first layer's cost, so that sums are whole latencies.
         whole = [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
@@ -108,7 +110,7 @@ def _propose(
             found = select(
                 scores,
                 {"latency_ms": whole},
-                {"latency_ms": choice.limit_ms},
+                {"latency_ms": choice.aim_ms},
                 count=settings.count,
                 max_overlap=settings.max_overlap,
                 time_limit_s=settings.time_limit_s,
@@ -116,8 +118,7 @@ def _propose(
         except NoSelectionFound as error:
             raise UserError(f"target {choice.target!r}: budget {choice.budget}: {error}") from None
         except InfeasibleBudget as error:
-            if choice.students:
-                choice.finished = True  # an earlier table proposed what could be proposed
+            if choice.students:  # an earlier table proposed what could be proposed
                 continue
             raise UserError(_too_low(choice.target, choice.budget, choice.limit_ms, error.cheapest)) from None
         choice.leader = found[0].choices
@@ -142,48 +143,13 @@ def _measure(
         costs[name] = costs[name].with_networks(usable)
 
 
-def _choose(workspace: Workspace, choice: Choice) -> None:
-    within = choice.within()
-    if not within:
-        nearest = min((s.median_ms for s in choice.measured.values()), default=float("nan"))
-        raise UserError(
-            f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the margin): "
-            f"none of {len(choice.measured)} students measured kept it, the fastest took "
-            f"{nearest:.3f} ms; raise the budget, select.count or select.rounds"
-        )
-    choice.loss = losses(workspace, within)
-    choice.architecture = choice.candidates()[0]
-
-
-def _confirm(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
-    """Measures every chosen student once more, and gives up those that do not keep the limit again.
-
-    The best of many students within a limit is likely to be one whose measurement erred to its favour (the
-    winner's curse); fine-tuning is too dear to find that out afterwards.
-    """
-    again: dict[tuple[str, Architecture], Sample] = {}
-    while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
-        asked = {}
-        for name in dict.fromkeys(choice.target for choice in unsure):
-            best = dict.fromkeys(a for c in unsure if c.target == name for a in c.candidates()[:_AT_ONCE])
-            asked[name] = {a: network_work(workspace.space, a) for a in best}
-        again |= judge(workspace, asked, costs, _CONFIRMING, "confirm")
-        for choice in unsure:
-            _accept(choice, again)
-
-
-def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Sample]) -> None:
-    """Takes the best student that kept the limit again, or the best that was not measured again yet."""
-    while choice.architecture and (sample := again.get((choice.target, choice.architecture))):
-        if sample.error is None and sample.median_ms <= choice.limit_ms:
-            choice.confirmed.add(choice.architecture)
-            return
-        if not choice.replace():
-            raise UserError(
-                f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the "
-                f"margin): none of {len(choice.loss)} students kept it when measured again, the last took "
-                f"{sample.median_ms:.3f} ms; raise the budget, select.count or select.margin"
-            )
+def _unmet(choice: Choice) -> str:
+    nearest = min((s.median_ms for s in choice.measured.values()), default=float("nan"))
+    return (
+        f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the margin): none "
+        f"of {len(choice.measured)} students measured kept it ({len(choice.given_up)} did once, but not "
+        f"again), the fastest took {nearest:.3f} ms; raise the budget, select.count or select.rounds"
+    )
 
 
 def _say(choice: Choice) -> None:

@@ -1,0 +1,48 @@
+"""The best student of a budget keeps it, and does so again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lana_ray.latency.sampler import network_work
+from lana_ray.latency.store import Sample
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages.choice import Choice
+from lana_ray.stages.evaluate import losses
+from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
+from lana_ray.workspace import Workspace
+
+CONFIRMING = range(len(SESSIONS), 2 * len(SESSIONS))
+_AT_ONCE = 2  # students measured again together: starting a sampler takes longer than one of them
+
+
+def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
+    """Chooses the student with the lowest loss that keeps its limit in further sessions as well.
+
+    The best of many students within a limit is likely to be one whose measurement erred to its favour (the
+    winner's curse); fine-tuning is too dear to find that out afterwards. A choice without any such student is
+    left unfinished.
+    """
+    for choice in choices:
+        choice.loss |= losses(workspace, choice.within())
+        choice.architecture = choice.candidates()[0]
+    again: dict[tuple[str, Architecture], Sample] = {}
+    while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
+        asked = {}
+        for name in dict.fromkeys(choice.target for choice in unsure):
+            best = dict.fromkeys(a for c in unsure if c.target == name for a in c.candidates()[:_AT_ONCE])
+            asked[name] = {a: network_work(workspace.space, a) for a in best}
+        again |= judge(workspace, asked, costs, CONFIRMING, "confirm")
+        for choice in unsure:
+            _accept(choice, again)
+
+
+def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Sample]) -> None:
+    """Takes the best student that kept the limit again, or the best that was not measured again yet."""
+    while choice.architecture and (sample := again.get((choice.target, choice.architecture))):
+        if sample.error is None and sample.median_ms <= choice.limit_ms:
+            choice.confirmed.add(choice.architecture)
+            return
+        if not choice.replace():
+            choice.given_up.add(choice.architecture)
+            choice.architecture, choice.finished = None, False
