@@ -24,6 +24,10 @@ from lana_ray.training.launch import Board, run_worker
 
 MAX_FAILURES = 3
 _POLL_S = 0.5
+_RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL_S),  # how soon the end is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: our workers save what they have anyway
+}
 
 
 def run_training(
@@ -69,7 +73,8 @@ def run_training(
             failures.append(error)
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))  # how soon the end is noticed
+    for variable, value in _RAY_TRAIN.items():
+        os.environ.setdefault(variable, value)
     thread = threading.Thread(target=fit, name=title, daemon=True)
     thread.start()
     with progress(title, total) as show:
