@@ -32,7 +32,7 @@ class Choice:
     given_up: set[Architecture] = field(default_factory=set)
     """Chosen once, but over budget when measured again."""
     confirmed: set[Architecture] = field(default_factory=set)
-    """Within the limit when measured again."""
+    """Well within the budget when measured again."""
     leader: Architecture | None = None
     """The best student by the last round's table."""
     finished: bool = False

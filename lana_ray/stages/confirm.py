@@ -17,7 +17,7 @@ _AT_ONCE = 2  # students measured again together: starting a sampler takes longe
 
 
 def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
-    """Chooses the student with the lowest loss that keeps its limit in further sessions as well.
+    """Chooses the student with the lowest loss that keeps its budget in further sessions as well.
 
     The best of many students within a limit is likely to be one whose measurement erred to its favour (the
     winner's curse); fine-tuning is too dear to find that out afterwards. A choice without any such student is
@@ -38,9 +38,12 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
 
 
 def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Sample]) -> None:
-    """Takes the best student that kept the limit again, or the best that was not measured again yet."""
+    """Takes the best student that did it again, or the best that was not measured again yet.
+
+    Of the margin, half is left for measurements to come.
+    """
     while choice.architecture and (sample := again.get((choice.target, choice.architecture))):
-        if sample.error is None and sample.median_ms <= choice.limit_ms:
+        if sample.error is None and sample.median_ms <= (choice.limit_ms + choice.budget_ms) / 2:
             choice.confirmed.add(choice.architecture)
             return
         if not choice.replace():
