@@ -25,7 +25,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor, TransferPredictor
 from lana_ray.latency.quality import quality
 from lana_ray.progress import console
-from lana_ray.spaces import NasBench201Space
+from lana_ray.spaces import FBNetSpace, NasBench201Space
 
 Floats = NDArray[np.float64]
 
@@ -125,8 +125,8 @@ def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[float]]:
     with np.load(folder / task.space / "latency_ms.npz", allow_pickle=False) as file:
         latencies = {name: file[name].astype(np.float64) for name in file.files}
     if task.space == "fbnet":
-        chosen = latencies.pop("arch").astype(int)
-        encodings = np.eye(chosen.max() + 1)[chosen].reshape(len(chosen), -1)
+        rows = latencies.pop("arch").astype(int)
+        encodings = np.stack([FBNetSpace().encode(tuple(row)) for row in rows]).astype(np.float64)
     else:
         encodings = _cells(folder, live=False)  # these devices run dead edges as well
     for seed in range(seeds):
