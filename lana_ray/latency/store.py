@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from lana_ray.latency.timing import Measurement
 from lana_ray.storage import Storage, fingerprint
 
 FOLDER = "samples"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Changes whenever a column does, or what the numbers mean."""
+_VERSION_KEY = b"lana_ray.samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,8 @@ _SCHEMA = pa.schema(
             {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}.get(str(field.type), pa.string()),
         )
         for field in dataclasses.fields(Sample)
-    ]
+    ],
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 
 
@@ -59,7 +63,7 @@ class SampleStore:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self.damaged: list[str] = []
-        """Files left out of the last ``read`` because they are truncated or of another schema."""
+        """What the last ``read`` left out: files truncated or of another version, impossible samples."""
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Writes one block as one file, whole or not at all."""
@@ -75,13 +79,25 @@ class SampleStore:
         samples = []
         for name in self._storage.list(FOLDER, ".parquet"):
             try:
-                table = self._storage.read_table(name)
+                samples += self._file(name)
             except UserError as error:
                 self.damaged.append(str(error))
-                continue
-            if table.schema.names != _SCHEMA.names:
-                self.damaged.append(f"{self._storage.url(name)}: samples of another version; left out")
-                continue
-            samples += [Sample(**row) for row in table.to_pylist()]
         wanted = (s for s in samples if target_key is None or s.target_key == target_key)
         return sorted(wanted, key=lambda sample: sample.time)
+
+    def _file(self, name: str) -> list[Sample]:
+        table = self._storage.read_table(name)
+        version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+        if version != str(SCHEMA_VERSION):
+            raise UserError(
+                f"{self._storage.url(name)}: samples of version {version}, not {SCHEMA_VERSION}; left out"
+            )
+        if table.schema.names != _SCHEMA.names:
+            raise UserError(f"{self._storage.url(name)}: its columns are not those of samples; left out")
+        samples = [Sample(**row) for row in table.to_pylist()]
+        possible = [s for s in samples if s.error is not None or 0 < s.median_ms < math.inf]
+        if impossible := len(samples) - len(possible):
+            self.damaged.append(
+                f"{self._storage.url(name)}: {impossible} samples whose latency is not a positive number"
+            )
+        return possible

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import uuid
 from pathlib import Path
@@ -81,10 +80,29 @@ def test_a_truncated_file_is_left_out_and_named(storage: Storage, keep: int) -> 
 def test_samples_of_another_version_are_left_out_and_named(storage: Storage) -> None:
     store = SampleStore(storage)
     store.append([sample(key="kept")])
-    rows = [{key: value for key, value in dataclasses.asdict(sample()).items() if key != "drift"}]
-    storage.write_table(f"{FOLDER}/older.parquet", pa.Table.from_pylist(rows), "x")
+    (name,) = storage.list(FOLDER)
+    table = storage.read_table(name)
+    older = table.replace_schema_metadata({"lana_ray.samples": "1"})
+    storage.write_table(f"{FOLDER}/older.parquet", older, "x")
+    storage.write_table(f"{FOLDER}/narrow.parquet", table.drop_columns(["drift"]), "x")
+    storage.write_table(f"{FOLDER}/strange.parquet", pa.table({"a": [1]}), "x")
     assert [s.key for s in store.read()] == ["kept"]
-    assert store.damaged == [f"{storage.url(FOLDER)}/older.parquet: samples of another version; left out"]
+    folder = storage.url(FOLDER)
+    assert store.damaged == [
+        f"{folder}/narrow.parquet: its columns are not those of samples; left out",
+        f"{folder}/older.parquet: samples of version 1, not 2; left out",
+        f"{folder}/strange.parquet: samples of version none, not 2; left out",
+    ]
+
+
+def test_impossible_latencies_are_left_out_and_counted(storage: Storage) -> None:
+    store = SampleStore(storage)
+    values = {"nan": math.nan, "negative": -1.0, "zero": 0.0, "infinite": math.inf, "fine": 1.0}
+    failed = sample(key="failed", median_ms=math.nan, error="no such kernel")
+    store.append([failed, *(sample(key=key, median_ms=value) for key, value in values.items())])
+    assert [s.key for s in store.read()] == ["failed", "fine"]
+    (damaged,) = store.damaged
+    assert damaged.endswith(": 4 samples whose latency is not a positive number")
 
 
 def test_an_unfinished_write_is_no_sample(tmp_path: Path) -> None:
