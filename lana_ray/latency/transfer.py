@@ -19,6 +19,8 @@ _NOISES = np.logspace(-5, 1, 25)
 """Variances of a new device's measurements, likewise."""
 _OWN = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """How far a device may have costs of its own, relative to what it shares with the sources."""
+_TYPICAL_OWN, _TYPICAL_NOISE = 0.8, 1e-2
+"""What is assumed of a device of which nothing is known yet."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,36 @@ class TransferPredictor:
         self._prior = _Prior(mean=mean, weights=stacked, scale=scale / spread)
         return self
 
+    def choose(self, encodings: ArrayLike, count: int) -> NDArray[np.int64]:
+        """Which architectures to measure on a new device: indices [count], the most telling first.
+
+        One after the other, each the one whose measurement takes most from the variance that is left over
+        all of the encodings (A-optimal design); latencies are not needed for that.
+
+        Args:
+            encodings: [n, d], of the architectures that could be measured, the more the better.
+
+        Raises:
+            ValueError: before ``fit``, for encodings of another width, or more wanted than there are.
+        """
+        prior = self._fitted()
+        x = np.asarray(encodings, dtype=np.float64)
+        if x.ndim != 2 or x.shape[1] != len(prior.mean) or not 0 <= count <= len(x):
+            raise ValueError(f"cannot choose {count} of encodings {x.shape}, expected [n, {len(prior.mean)}]")
+        features = np.column_stack([np.ones(len(x)), prior.features(x, _TYPICAL_OWN)])
+        second = features.T @ features / len(x)
+        noise = _TYPICAL_NOISE * float((features**2).sum(1).mean())
+        covariance, chosen = np.eye(features.shape[1]), list[int]()
+        for _ in range(count):
+            spread = features @ covariance
+            variance = (spread * features).sum(1) + noise
+            gain = ((spread @ second) * spread).sum(1) / variance
+            gain[chosen] = -np.inf
+            chosen.append(int(gain.argmax()))
+            told = spread[chosen[-1]]
+            covariance -= np.outer(told, told) / variance[chosen[-1]]
+        return np.array(chosen, dtype=np.int64)
+
     def adapt(self, encodings: ArrayLike, latency_ms: ArrayLike) -> AdaptedPredictor:
         """A predictor for a device of which only a few measurements are there.
 
@@ -106,22 +138,26 @@ class TransferPredictor:
         Raises:
             ValueError: before ``fit``, for fewer than three measurements, or shapes that do not match.
         """
-        if self._prior is None:
-            raise ValueError("the transfer is not fitted; call fit with the source devices first")
+        prior = self._fitted()
         x, y = checked(encodings, latency_ms)
-        if len(y) < 3 or x.shape[1] != len(self._prior.mean):
+        if len(y) < 3 or x.shape[1] != len(prior.mean):
             raise ValueError(
-                f"needs at least three measurements of encodings [k, {len(self._prior.mean)}], not {x.shape}"
+                f"needs at least three measurements of encodings [k, {len(prior.mean)}], not {x.shape}"
             )
         mean, spread = float(y.mean()), max(float(y.std()), 1e-12)
-        evidence, offsets, weights = _posteriors(self._prior, x, (y - mean) / spread)
+        evidence, offsets, weights = _posteriors(prior, x, (y - mean) / spread)
         shares = np.exp(evidence - evidence.max())
         shares /= shares.sum()
         return AdaptedPredictor(
-            centre=self._prior.mean,
+            centre=prior.mean,
             offset=mean + spread * float(shares @ offsets),
             weights=spread * (shares @ weights),
         )
+
+    def _fitted(self) -> _Prior:
+        if self._prior is None:
+            raise ValueError("the transfer is not fitted; call fit with the source devices first")
+        return self._prior
 
 
 @dataclass(frozen=True, kw_only=True)
