@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,11 +31,23 @@ def say(message: str) -> None:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that sets how many of ``total`` are done."""
-    if total <= 0:
-        yield lambda _: None
+    with progress_of({title: total}) as show:
+        show(title, 0)
+        yield lambda done: show(title, done)
+
+
+@contextmanager
+def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """The same for several things at once: yields a function of the title and how many of its total are done.
+
+    The clock of each starts when it is first told of.
+    """
+    totals = {title: total for title, total in totals.items() if total > 0}
+    if not totals:
+        yield lambda title, done: None
     elif console.is_terminal:
         columns = (
-            TextColumn(f"{title:<10}"),
+            TextColumn("{task.description:<10}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -43,10 +55,24 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
             TimeRemainingColumn(elapsed_when_finished=False),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+            tasks = {title: bar.add_task(title, total=totals[title], start=False) for title in totals}
+
+            def show(title: str, done: int) -> None:
+                if title in tasks:
+                    bar.start_task(tasks[title])
+                    bar.update(tasks[title], completed=done)
+
+            yield show
     else:
-        yield _plain_lines(title, total)
+        lines: dict[str, Callable[[int], None]] = {}
+
+        def tell(title: str, done: int) -> None:
+            if title in totals:
+                if title not in lines:
+                    lines[title] = _plain_lines(title, totals[title])
+                lines[title](done)
+
+        yield tell
 
 
 def _plain_lines(title: str, total: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lana_ray import progress as module
-from lana_ray.progress import progress, say
+from lana_ray.progress import progress, progress_of, say
 
 
 @pytest.fixture
@@ -39,6 +39,29 @@ def test_plain_lines_come_now_and_then(clock: list[float], capsys: pytest.Captur
     ]
 
 
+def test_of_several_things_each_has_a_clock_of_its_own(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_of({"a": 10, "b": 4, "nothing": 0}) as show:
+        for title, done, seconds in [
+            ("a", 0, 5),
+            ("a", 5, 20),
+            ("b", 0, 3),
+            ("b", 1, 12),
+            ("a", 10, 1),
+            ("b", 4, 1),
+        ]:
+            clock[0] += seconds
+            show(title, done)
+        show("nothing", 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "a 5/10 (50 %), 0:20 elapsed, 0:20 left",
+        "b 1/4 (25 %), 0:12 elapsed, 0:36 left",
+        "a 10/10 (100 %), 0:36 elapsed",
+        "b 4/4 (100 %), 0:14 elapsed",
+    ]
+
+
 def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("score", 0) as update:
         update(0)
@@ -50,5 +73,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=100))
     with progress("distill", 4) as update:
         update(4)
-    assert "distill" in screen.getvalue()
-    assert "4/4" in screen.getvalue()
+    with progress_of({"sample a": 7, "sample b": 9}) as show:
+        show("sample b", 5)
+    for shown in ("distill", "4/4", "sample a", "0/7", "sample b", "5/9"):
+        assert shown in screen.getvalue()

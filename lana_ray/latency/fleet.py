@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,16 +13,17 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from lana_ray.cluster import nodes
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import Sampler, Work
 from lana_ray.latency.store import Sample, SampleStore
-from lana_ray.placement import Placement
+from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import say
 from lana_ray.storage import Storage
 
-MAX_RESTARTS = 3
-"""How often the sampler of one target may die before the run gives up on it."""
+MAX_DEATHS = 3
+"""How many samplers of one target may die in a row, without a sample in between, before it is given up."""
 _FLUSH_S = 10.0
 
 
@@ -50,7 +54,12 @@ class Job:
     """Known from an earlier job of this run, or set by the first actor."""
     reused: int = 0
     samples: dict[str, Sample] = field(default_factory=dict)
-    """By structure key; the reference under ``reference``."""
+    """By the key of the work; the reference under ``reference``."""
+
+    @property
+    def done(self) -> int:
+        """Pieces of work that have a sample."""
+        return len(self.samples) - ("reference" in self.samples)
 
     def pending(self) -> list[Work]:
         """What has no sample yet."""
@@ -64,111 +73,206 @@ class Job:
                 self.samples.setdefault("reference", sample)  # the first stays the baseline of all drift
             elif sample.key in wanted:
                 self.samples[sample.key] = sample
-        self.reused = len(self.work) - len(self.pending())
+        self.reused = self.done
 
 
-@dataclass
-class _Running:
-    job: Job
-    actor: Any
-    store: SampleStore
-    stream: Any = None
-    block: list[Sample] = field(default_factory=list)
-    flushed: float = field(default_factory=time.monotonic)
-    restarts: int = 0
+Start = Callable[[Job], Any]
+"""Makes an actor with the methods of ``SamplerActor`` for a job."""
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    config: Config,
-    num_classes: int,
-    store: SampleStore,
-    on_sample: Callable[[int], None],
-) -> None:
-    """Measures what the store does not hold yet, on all targets at once, each through an actor of its own.
+def sampler_start(config: Config, num_classes: int) -> Start:
+    """Samplers that claim the target's label, one ``lana_device`` and the CPUs they measure on.
 
-    The actor claims the target's label, one ``lana_device`` and the CPUs it measures on; targets that share
-    a device wait for one another. Samples stream back and are stored in blocks; when an actor or its node
-    dies it is restarted, and only what was in flight is measured again. No actor is started for a job whose
-    ``target_key`` is known and whose samples are all there.
+    The function they are started with raises UserError when no node serves the target, or none any more.
+    """
+
+    def start(job: Job) -> Any:
+        wait_s = config.ray.label_wait_s
+        placement = assign_targets([job.target], nodes(), wait_s=wait_s, on_wait=say)[job.target.name]
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(job.target.threads)}}
+        actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
+        return actor_class.remote(config, num_classes, job.target)
+
+    return start
+
+
+def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: Callable[[Job], None]) -> None:
+    """Measures what the store does not hold yet, on all targets at once, each on all of its nodes.
+
+    Targets that share a device wait for one another. Samples stream back and are stored in blocks. When an
+    actor or its node dies, the others of its target take over what it had in hand, and another is started in
+    its place; a structure that two samplers died of is recorded as failed. No actor is started for a job
+    whose ``target_key`` is known and whose samples are all there.
 
     Args:
-        on_sample: called with the number of finished structures over all jobs, reused ones included.
+        on_sample: called with a job when more of it is done.
 
     Raises:
-        UserError: when a target's actor cannot start or keeps dying, naming the target.
+        UserError: when a target's actors cannot start or keep dying, naming the target, or when its nodes are
+            not of one kind.
     """
     for job in jobs:
         if job.target_key:
             job.recall(store)
-    running = [
-        _Running(job, _start(job, config, num_classes), store)
-        for job in jobs
-        if not job.target_key or job.pending()
-    ]
-    waiting = {run.actor.target_key.remote(): run for run in running}
+    fleets = [_Fleet(job, store, start) for job in jobs if not job.target_key or job.pending()]
     try:
-        while waiting:
+        while waiting := {w.awaited: (f, w) for f in fleets for w in f.workers if w.awaited is not None}:
             ready, _ = ray.wait(list(waiting), num_returns=1)
-            run = waiting.pop(ready[0])
-            try:
-                if run.stream is None:
-                    _begin(run, ray.get(ready[0]))
-                else:
-                    _keep(run, ray.get(next(run.stream)))
-            except StopIteration:
-                _flush(run)
-                ray.kill(run.actor)  # frees the device for the next target
-                continue
-            except ray.exceptions.RayActorError as error:
-                _restart(run, config, num_classes, error)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
-            waiting[run.stream or run.actor.target_key.remote()] = run
-            on_sample(sum(len(job.work) - len(job.pending()) for job in jobs))
+            fleet, worker = waiting[ready[0]]
+            fleet.receive(worker)
+            on_sample(fleet.job)
     finally:
-        for run in running:
-            _flush(run)
-            ray.kill(run.actor)
+        for fleet in fleets:
+            fleet.close()
 
 
-def _start(job: Job, config: Config, num_classes: int) -> Any:
-    environment = {"OMP_NUM_THREADS": str(job.target.threads)}
-    actor_class = ray.remote(SamplerActor).options(
-        runtime_env={"env_vars": environment}, **job.placement.options()
+@dataclass(eq=False)
+class _Worker:
+    """An actor and what it has in hand."""
+
+    actor: Any
+    awaited: Any
+    """Its answer that comes next: the key of its target, then samples; None while it has nothing to do."""
+    share: list[Work] | None = None
+    """None until it has told its target."""
+
+    @property
+    def busy(self) -> bool:
+        return self.share is not None and self.awaited is not None
+
+
+class _Fleet:
+    """The actors of one job."""
+
+    def __init__(self, job: Job, store: SampleStore, start: Start) -> None:
+        self.job = job
+        self._store = store
+        self._start = start
+        self._queue: deque[Work] | None = None  # until the first actor tells which target it is
+        self._block: list[Sample] = []
+        self._flushed = time.monotonic()
+        self._deaths = 0
+        self._suspects: set[str] = set()
+        self.workers: list[_Worker] = []
+        count = min(job.placement.actors, len(job.pending()))
+        for _ in range(max(1, count)):
+            self._hire()
+
+    def receive(self, worker: _Worker) -> None:
+        """Takes the answer of a worker that is ready."""
+        try:
+            if worker.share is None:
+                self._greet(worker, ray.get(worker.awaited))
+            else:
+                self._keep(ray.get(next(worker.awaited)))
+        except StopIteration:
+            self._feed(worker)
+        except ray.exceptions.RayActorError as error:
+            self._bury(worker, error)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None
+        if not self._queue and self._queue is not None and not any(w.busy for w in self.workers):
+            self.close()
+
+    def close(self) -> None:
+        """Stores what came and frees the devices."""
+        self._flush()
+        for worker in self.workers:
+            ray.kill(worker.actor)
+        self.workers = []
+
+    def _hire(self) -> None:
+        actor = self._start(self.job)
+        self.workers.append(_Worker(actor, actor.target_key.remote()))
+
+    def _greet(self, worker: _Worker, target_key: str) -> None:
+        job = self.job
+        if not job.target_key:
+            job.target_key = target_key
+            job.recall(self._store)
+        if target_key != job.target_key:
+            raise UserError(
+                f"target {job.target.name!r}: its nodes differ in processor or runtime version; give each "
+                "kind a label and a target of its own"
+            )
+        if self._queue is None:
+            self._queue = deque(job.pending())
+        self._feed(worker)
+
+    def _feed(self, worker: _Worker) -> None:
+        """Gives a worker its next share, smaller and smaller ones, so that all end together.
+
+        The first worker measures the reference, whose latency is the baseline of all others' drift; they
+        wait for it. What a sampler had in hand when it died is given out one by one.
+        """
+        assert self._queue is not None
+        worker.share, worker.awaited = [], None
+        reference = self.job.samples.get("reference")
+        if reference is None and any(other.busy for other in self.workers):
+            return
+        hands = len(self.workers)
+        count = len(self._queue) if hands == 1 else math.ceil(len(self._queue) / (2 * hands))
+        if self._queue and self._queue[0].key in self._suspects:
+            count = 1
+        if count or reference is None:
+            worker.share = [self._queue.popleft() for _ in range(count)]
+            worker.awaited = worker.actor.sample.remote(worker.share, reference and reference.median_ms)
+
+    def _keep(self, sample: Sample) -> None:
+        self._deaths = 0
+        self._block.append(sample)
+        if time.monotonic() - self._flushed >= _FLUSH_S:
+            self._flush()
+        if sample.kind != "reference":
+            self.job.samples[sample.key] = sample
+            return
+        self.job.samples["reference"] = sample
+        for worker in self.workers:
+            if worker.awaited is None:
+                self._feed(worker)
+
+    def _bury(self, worker: _Worker, error: Exception) -> None:
+        """Hands on what a dead worker left, and finds another."""
+        job, name = self.job, self.job.target.name
+        self._flush()
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        self._deaths += 1
+        reason = str(error).strip().split("\n")[0]
+        if self._deaths > MAX_DEATHS:
+            raise UserError(f"target {name!r}: its samplers died {self._deaths} times in a row ({reason})")
+        left = [work for work in worker.share or () if work.key not in job.samples]
+        if len(left) == 1 and left[0].key in self._suspects and "reference" in job.samples:
+            self._keep(_lost(left.pop(), job.samples["reference"]))
+        self._suspects.update(work.key for work in left)
+        if self._queue is not None:
+            self._queue.extendleft(reversed(left))
+        say(f"target {name}: a sampler died; what it had in hand ({len(left)} structures) goes to another")
+        self._hire()
+        for other in self.workers:
+            if other.share is not None and other.awaited is None:
+                self._feed(other)
+
+    def _flush(self) -> None:
+        self._store.append(self._block)
+        self._block = []
+        self._flushed = time.monotonic()
+
+
+def _lost(work: Work, reference: Sample) -> Sample:
+    """The record of a structure that samplers died of."""
+    nan = float("nan")
+    return dataclasses.replace(
+        reference,
+        kind=work.kind,
+        key=work.key,
+        what=work.what,
+        median_ms=nan,
+        iqr_ms=nan,
+        raw_ms=nan,
+        drift=nan,
+        repeats=0,
+        settled=False,
+        error="two samplers died while measuring it",
+        time=time.time(),
     )
-    return actor_class.remote(config, num_classes, job.target)
-
-
-def _restart(run: _Running, config: Config, num_classes: int, error: Exception) -> None:
-    _flush(run)
-    run.restarts += 1
-    name, reason = run.job.target.name, str(error).strip().split("\n")[0]
-    if run.restarts > MAX_RESTARTS:
-        raise UserError(f"target {name!r}: its sampler died {run.restarts} times ({reason})") from None
-    say(f"target {name}: its sampler died; {len(run.job.pending())} structures go on in a new one")
-    ray.kill(run.actor)
-    run.actor, run.stream = _start(run.job, config, num_classes), None
-
-
-def _begin(run: _Running, target_key: str) -> None:
-    """Starts the stream of what the store does not have."""
-    job = run.job
-    job.target_key = target_key
-    if not run.restarts:
-        job.recall(run.store)
-    reference = job.samples.get("reference")
-    run.stream = run.actor.sample.remote(job.pending(), reference.median_ms if reference else None)
-
-
-def _keep(run: _Running, sample: Sample) -> None:
-    run.job.samples["reference" if sample.kind == "reference" else sample.key] = sample
-    run.block.append(sample)
-    if time.monotonic() - run.flushed >= _FLUSH_S:
-        _flush(run)
-
-
-def _flush(run: _Running) -> None:
-    run.store.append(run.block)
-    run.block = []
-    run.flushed = time.monotonic()

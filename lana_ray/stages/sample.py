@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from lana_ray.cluster import nodes
 from lana_ray.config import Target
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import Job, run_jobs
+from lana_ray.latency.fleet import Job, run_jobs, sampler_start
 from lana_ray.latency.sampler import Work, candidate_work, empty_work, in_sessions, network_work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.latency.table import CostTable, calibrate
 from lana_ray.latency.timing import middle
 from lana_ray.placement import Placement, assign_targets
-from lana_ray.progress import progress, say
+from lana_ray.progress import progress_of, say
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
@@ -103,13 +103,16 @@ def measure(workspace: Workspace, jobs: Sequence[Job], title: str) -> None:
     store.read()
     for damaged in store.damaged:
         say(f"left out: {damaged}")
-    with progress(title, sum(len(job.work) for job in jobs)) as show:
-        run_jobs(jobs, workspace.config, workspace.data.num_classes, store, show)
+    start = sampler_start(workspace.config, workspace.data.num_classes)
+    with progress_of({f"{title} {job.target.name}": len(job.work) for job in jobs}) as show:
+        run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
         samples = [sample for key, sample in job.samples.items() if key != "reference"]
-        unsettled = sum(not sample.settled and sample.error is None for sample in samples)
+        failed = [sample for sample in samples if sample.error is not None]
+        unsettled = sum(not sample.settled for sample in samples) - len(failed)
         notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
         notes += [f"{unsettled} did not settle"] if unsettled else []
+        notes += [f"{len(failed)} failed, {failed[0].what} with {failed[0].error}"] if failed else []
         say(f"{title}: {job.target.name}: {', '.join(notes)}")
 
 

@@ -1,0 +1,149 @@
+"""Samplers that share a target's work, die, and are replaced: with actors that answer at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from lana_ray.config import Target
+from lana_ray.errors import UserError
+from lana_ray.latency.fleet import MAX_DEATHS, Job, Start, run_jobs
+from lana_ray.latency.sampler import Work
+from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.placement import Placement
+from lana_ray.storage import Storage
+
+from ..measured import sample
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def samplers(
+    deadly: Sequence[str] = (), keys: Sequence[str] = ("k",), stillborn: int = 0, endless: str = ""
+) -> Start:
+    """Actors that answer at once, and whose process ends at work called so, the first ones at birth.
+
+    A sample's ``node`` is the number of its actor, its ``median_ms`` the reference it was given.
+    """
+    take = sample  # the class travels by value, what it names with it
+
+    class Sampler:
+        def __init__(self, number: int) -> None:
+            self._number = number
+            if number < stillborn:
+                os._exit(1)
+
+        def target_key(self) -> str:
+            return keys[self._number % len(keys)]
+
+        def sample(self, work: Sequence[Work], baseline_ms: float | None) -> Iterator[Sample]:
+            common = {"target_key": keys[0], "node": str(self._number), "error": None}
+            if baseline_ms is None:
+                baseline_ms = 2.0
+                yield take(kind="reference", key="teacher", median_ms=baseline_ms, **common)
+            for item in work:
+                if item.what in deadly:
+                    time.sleep(0.5)  # until what was yielded has arrived
+                    os._exit(1)
+                if item.what == endless:
+                    time.sleep(600)
+                yield take(kind=item.kind, key=item.key, what=item.what, median_ms=baseline_ms, **common)
+
+    started = []
+
+    def start(job: Job) -> Any:
+        started.append(job)
+        return ray.remote(Sampler).options(num_cpus=0).remote(len(started) - 1)
+
+    start.started = started  # type: ignore[attr-defined]
+    return start
+
+
+def job(count: int, *, actors: int = 1, name: str = "edge", extra: Sequence[str] = ()) -> Job:
+    whats = [f"w{k}" for k in range(count)]
+    whats[count // 2 : count // 2] = extra
+    placement = Placement(
+        nodes=("a",), actors=actors, label_selector=None, resources={}, num_cpus=0, num_gpus=0, stand_in=True
+    )
+    work = [Work(kind="network", structure=what, what=what) for what in whats]
+    return Job(target=Target(name=name), placement=placement, work=work)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SampleStore:
+    return SampleStore(Storage(str(tmp_path)))
+
+
+def test_the_actors_of_a_target_share_its_work(store: SampleStore) -> None:
+    asked, done = job(200, actors=3), []
+    run_jobs([asked], store, samplers(), lambda job: done.append(job.done))
+    stored = store.read("k")
+    assert Counter(s.key for s in stored) == Counter(["teacher", *(work.key for work in asked.work)])
+    assert {s.median_ms for s in stored} == {2.0}  # one reference for all
+    assert min(Counter(s.node for s in stored).values()) > 20
+    assert (done[-1], sorted(done)) == (200, done)
+
+
+def test_what_is_stored_is_not_measured_again(store: SampleStore) -> None:
+    start = samplers()
+    run_jobs([job(5)], store, start, lambda _: None)
+    again, more = job(5), job(8)
+    again.target_key = "k"
+    run_jobs([again], store, start, lambda _: None)
+    assert len(start.started) == 1  # type: ignore[attr-defined]
+    assert (again.reused, again.done, again.pending()) == (5, 5, [])
+    run_jobs([more], store, start, lambda _: None)
+    assert (more.reused, more.done) == (5, 8)
+    assert len(store.read("k")) == 9
+
+
+def test_the_work_of_a_dead_sampler_goes_to_others(store: SampleStore, capsys: Any) -> None:
+    """A structure that kills whoever measures it is left out, with the reason, and everything else done."""
+    asked = job(40, actors=2, extra=["deadly"])
+    run_jobs([asked], store, samplers(deadly=["deadly"]), lambda _: None)
+    samples = {s.what: s for s in store.read("k") if s.kind != "reference"}
+    assert asked.done == len(samples) == 41
+    assert samples.pop("deadly").error == "two samplers died while measuring it"
+    assert all(s.error is None for s in samples.values())
+    assert capsys.readouterr().out.count("target edge: a sampler died") == 2
+
+
+def test_samplers_that_keep_dying_end_the_run(store: SampleStore) -> None:
+    with pytest.raises(UserError, match=rf"'edge': its samplers died {MAX_DEATHS + 1} times in a row"):
+        run_jobs([job(3)], store, samplers(stillborn=99), lambda _: None)
+    asked = job(3)
+    run_jobs([asked], store, samplers(stillborn=MAX_DEATHS), lambda _: None)
+    assert asked.done == 3
+
+
+def test_nodes_of_two_kinds_cannot_serve_one_target(store: SampleStore) -> None:
+    with pytest.raises(UserError, match=r"'edge': its nodes differ in processor or runtime version"):
+        run_jobs([job(9, actors=2)], store, samplers(keys=["k", "other"], endless="w0"), lambda _: None)
+
+
+def test_a_target_nobody_serves_any_more_is_told_and_what_came_is_kept(store: SampleStore) -> None:
+    start = samplers(deadly=["deadly"])
+
+    def once(job: Job) -> Any:
+        if start.started:  # type: ignore[attr-defined]
+            raise UserError("target 'edge': no node carries label lana.target=edge")
+        return start(job)
+
+    with pytest.raises(UserError, match="no node carries"):
+        run_jobs([job(10, extra=["deadly"])], store, once, lambda _: None)
+    assert {s.what for s in store.read("k") if s.kind == "network"} == {f"w{k}" for k in range(5)}
+
+
+def test_several_targets_are_measured_in_one_go(store: SampleStore) -> None:
+    jobs = [job(30, name="a"), job(20, actors=2, name="b")]
+    order: list[str] = []
+    run_jobs(jobs, store, samplers(), lambda job: order.append(job.target.name))
+    assert [(j.target.name, j.done) for j in jobs] == [("a", 30), ("b", 20)]
+    assert set(order) == {"a", "b"}
