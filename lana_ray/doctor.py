@@ -20,7 +20,7 @@ from rich.text import Text
 from lana_ray import cluster
 from lana_ray.cluster import Node
 from lana_ray.config import RayConfig, Target
-from lana_ray.latency import runtimes
+from lana_ray.latency import meters, runtimes
 
 RUNTIMES: tuple[str, ...] = get_args(Target.model_fields["runtime"].annotation)
 PACKAGES = (
@@ -53,6 +53,8 @@ class Machine:
     """The version behind each runtime; None where it is missing."""
     mends: dict[str, str]
     """What to install for each missing runtime."""
+    meters: dict[str, dict[str, str]]
+    """By device: the meters that are not available for it, and why."""
     cuda: str | None
     """The CUDA version torch was built for."""
     shm_bytes: int | None
@@ -100,6 +102,11 @@ def examine() -> Machine:
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         runtimes={name: runtimes.version(name) for name in RUNTIMES},
         mends={name: mend for name in RUNTIMES if (mend := runtimes.missing(name))},
+        meters={
+            device: meters.unavailable(Target(name="this", device=device))
+            for device in ("cpu", "cuda")
+            if device == "cpu" or torch.cuda.is_available()
+        },
         cuda=torch.version.cuda,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         load=os.getloadavg()[0],
@@ -180,6 +187,7 @@ def render(report: Report) -> RenderableType:
     """The report as tables for a terminal."""
     where = f"cluster at {report.address}" if report.address else "this machine"
     parts: list[RenderableType] = [_node_table(report, where), _version_table(report)]
+    parts += [Text(line) for entry in report.nodes for line in _meter_lines(entry)]
     parts += [Text(f"! {warning}", style="yellow") for warning in report.warnings]
     return Group(*parts)
 
@@ -205,6 +213,14 @@ def _node_table(report: Report, where: str) -> Table:
 
 def _runtime_cell(machine: Machine) -> str:
     return "\n".join(f"{name} {version or 'missing'}" for name, version in machine.runtimes.items())
+
+
+def _meter_lines(entry: Examined) -> Iterator[str]:
+    """One line for each device of a node: what can be metered on it, and why the rest cannot."""
+    for device, reasons in (entry.machine.meters if entry.machine else {}).items():
+        available = ", ".join(name for name in meters.METERS if name not in reasons)
+        lacking = "".join(f"; no {name}, because {reason}" for name, reason in reasons.items())
+        yield f"{entry.node.name}: meters on {device}: {available}{lacking}"
 
 
 def _version_table(report: Report) -> Table:

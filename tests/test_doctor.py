@@ -22,6 +22,7 @@ def _machine(**changes: object) -> Machine:
         "versions": {"python": "3.12.1", **dict.fromkeys(doctor.PACKAGES, "1.0")},
         "runtimes": {"torch": "2.9", "onnxruntime": "1.20"},
         "mends": {},
+        "meters": {"cpu": {"energy_mj": "it is hidden"}},
         "cuda": None,
         "shm_bytes": 8 << 30,
         "load": 0.0,
@@ -46,6 +47,8 @@ def test_without_a_cluster_this_machine_is_looked_at(monkeypatch: pytest.MonkeyP
     assert "no cluster is running" in report.warnings[0]
     assert "this machine" in _text(report)
     assert "any (stands in)" in _text(report)
+    assert entry.machine.meters["cpu"].keys() <= {"energy_mj", "peak_memory_mb"}
+    assert "meters on cpu: latency_ms" in _text(report)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -89,6 +92,8 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     text = _text(Report(address="192.0.2.1:6379", nodes=examined, warnings=tuple(warnings)))
     for word in ("lana.target=xeon", "onnxruntime missing", "no answer within 120 s"):
         assert word in text
+    able = "latency_ms, peak_memory_mb, params, macs"
+    assert f"xeon: meters on cpu: {able}; no energy_mj, because it is hidden" in text
 
 
 def test_a_healthy_machine_gives_no_warning() -> None:
