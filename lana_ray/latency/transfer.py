@@ -19,7 +19,7 @@ _NOISES = np.logspace(-5, 1, 25)
 """Variances of a new device's measurements, likewise."""
 _OWN = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """How far a device may have costs of its own, relative to what it shares with the sources."""
-_TYPICAL_OWN, _TYPICAL_NOISE = 0.8, 1e-2
+_TYPICAL_OWN, _TYPICAL_NOISE = 2.0, 1e-2
 """What is assumed of a device of which nothing is known yet."""
 
 
