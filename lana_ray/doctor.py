@@ -50,7 +50,7 @@ class Machine:
     versions: dict[str, str | None]
     """Python's and the packages' versions; None where a package is not installed."""
     runtimes: dict[str, str | None]
-    """The version behind each runtime; None where it is missing."""
+    """The version behind each runtime that this machine has the device for; None where it is missing."""
     mends: dict[str, str]
     """What to install for each missing runtime."""
     meters: dict[str, dict[str, str]]
@@ -78,6 +78,8 @@ class Report:
     """The cluster looked at; None: only this machine, Ray was not started."""
     nodes: tuple[Examined, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What could be added, where a target asks for it."""
 
 
 def diagnose(address: str | None = None) -> Report:
@@ -92,16 +94,23 @@ def diagnose(address: str | None = None) -> Report:
     else:
         with cluster.connect(RayConfig(address=found)):
             examined = _examine_nodes(cluster.nodes())
-    return Report(address=found, nodes=tuple(examined), warnings=tuple(_warnings(found, examined)))
+    return Report(
+        address=found,
+        nodes=tuple(examined),
+        warnings=tuple(_warnings(found, examined)),
+        notes=tuple(_notes(examined)),
+    )
 
 
 def examine() -> Machine:
     """Looks at the machine this runs on."""
+    kinds = {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}
+    usable = [name for name in RUNTIMES if not kinds.isdisjoint(runtimes.precisions(name))]
     return Machine(
         architecture=platform.machine(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        runtimes={name: runtimes.version(name) for name in RUNTIMES},
-        mends={name: mend for name in RUNTIMES if (mend := runtimes.missing(name))},
+        runtimes={name: runtimes.version(name) for name in usable},
+        mends={name: mend for name in usable if (mend := runtimes.missing(name))},
         meters={
             device: meters.unavailable(Target(name="this", device=device))
             for device in ("cpu", "cuda")
@@ -165,8 +174,6 @@ def _node_warnings(entry: Examined) -> Iterator[str]:
     if machine is None:
         yield f"{node.name}: could not be examined ({entry.error}); is lana-ray installed there?"
         return
-    for name, mend in machine.mends.items():
-        yield f"{node.name}: runtime {name} is missing; {mend}"
     if node.gpus and machine.cuda is None:
         yield f"{node.name}: has a GPU, but its torch was built without CUDA; install torch's CUDA build"
     if machine.shm_bytes is not None and machine.shm_bytes < _SMALL_SHM_BYTES:
@@ -174,6 +181,15 @@ def _node_warnings(entry: Examined) -> Iterator[str]:
         yield f"{node.name}: /dev/shm has {size:.2f} GiB and objects spill to disk; docker run --shm-size=2g"
     if machine.load > max(1.0, node.cpus / 2):
         yield f"{node.name}: busy (load {machine.load:.1f} on {node.cpus} CPUs); latencies will spread"
+
+
+def _notes(examined: Sequence[Examined]) -> Iterator[str]:
+    """One line per runtime that is missing somewhere: none is needed unless a target asks for it."""
+    machines = {entry.node.name: entry.machine for entry in examined if entry.machine}
+    mends = {name: mend for machine in machines.values() for name, mend in machine.mends.items()}
+    for name, mend in mends.items():
+        where = ", ".join(node for node, machine in machines.items() if name in machine.mends)
+        yield f"runtime {name} is not installed on {where}; where a target asks for it: {mend}"
 
 
 def serves(node: Node, *, alone: bool) -> str:
@@ -189,6 +205,7 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_node_table(report, where), _version_table(report)]
     parts += [Text(line) for entry in report.nodes for line in _meter_lines(entry)]
     parts += [Text(f"! {warning}", style="yellow") for warning in report.warnings]
+    parts += [Text(f"  {note}", style="dim") for note in report.notes]
     return Group(*parts)
 
 

@@ -14,6 +14,7 @@ import yaml
 from lana_ray.cluster import connect
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
+from lana_ray.latency import runtimes
 from lana_ray.progress import say
 from lana_ray.stages import distill, finetune, fit, register, sample, score, select, summary, teacher
 from lana_ray.storage import Storage
@@ -110,6 +111,8 @@ def fit_predictors(config: Config) -> list[fit.Fit]:
 
 def _open(config: Config) -> Workspace:
     """The run's workspace; mistakes are told before a cluster is started."""
+    for target in config.targets:
+        runtimes.check(target)
     workspace = Workspace(config)
     _claim(workspace.storage, config)
     _say_splits(workspace)

@@ -7,7 +7,7 @@ from rich.table import Table
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config
 from lana_ray.errors import UserError
-from lana_ray.latency.runtimes import missing
+from lana_ray.latency.runtimes import check, missing
 from lana_ray.ops import Op
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.layerwise import LayerwiseSpace
@@ -24,6 +24,8 @@ def plan(config: Config) -> Table:
     Raises:
         UserError: as the run itself would, except that data and nodes that are not here are only noted.
     """
+    for target in config.targets:
+        check(target)
     workspace = Workspace(config)
     table = Table(title=f"plan for {config.run.dir}", title_justify="left", show_lines=True)
     table.add_column("stage", no_wrap=True)
@@ -43,7 +45,10 @@ def plan(config: Config) -> Table:
     for target in workspace.targets:
         work, networks = planned_work(space, target, config.run.seed)
         mend = missing(target.runtime)
-        settings = f"{target.runtime}, {target.threads} threads, batch {target.batch_size}, {target.device}"
+        settings = (
+            f"{target.runtime}, {target.precision}, {target.threads} threads, batch {target.batch_size}, "
+            f"{target.device}"
+        )
         lines = [
             f"{target.name} ({settings}): {len(work)} measurements, {len(networks)} of them whole networks, "
             f"at most {len(work) * target.measure.time_limit_s / 60:.0f} minutes of timing",

@@ -56,6 +56,20 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(
     assert message in error
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_a_runtime_cannot_do_is_refused_before_anything_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "run: {dir: made}\nteacher: {timm: resnet18}\ndata: {source: digits}\n"
+        "targets: [{name: edge, runtime: openvino, device: cuda}]\nbudgets: {latency_ms: 50%}\n"
+    )
+    assert call(monkeypatch, command, str(file)) == 2
+    assert capsys.readouterr().err.count("target 'edge': runtime openvino does not run on cuda; set its") == 1
+    assert not (tmp_path / "made").exists()
+
+
 def test_without_a_registry_the_mend_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

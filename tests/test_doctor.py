@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import ray
+import torch
 from rich.console import Console
 
 from lana_ray import doctor
@@ -44,6 +45,7 @@ def test_without_a_cluster_this_machine_is_looked_at(monkeypatch: pytest.MonkeyP
     (entry,) = report.nodes
     assert entry.machine is not None
     assert entry.machine.runtimes["torch"] == entry.machine.versions["torch"]
+    assert ("tensorrt" in entry.machine.runtimes) == torch.cuda.is_available()
     assert "no cluster is running" in report.warnings[0]
     assert "this machine" in _text(report)
     assert "any (stands in)" in _text(report)
@@ -65,12 +67,8 @@ def test_every_node_of_a_cluster_is_asked() -> None:
 def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     old = {**_machine().versions, "ray": "0.9"}
-    missing = _machine(
-        runtimes={"torch": "2.9", "onnxruntime": None},
-        mends={"onnxruntime": "pip install 'lana-ray[onnx]'"},
-    )
     examined = (
-        _examined("xeon", missing, lana_device=1),
+        _examined("xeon", _machine(), lana_device=1),
         _examined("t4", _machine(shm_bytes=64 << 20, versions=old), GPU=1, lana_device=1),
         _examined("arm", _machine(load=9.0)),
         _examined("dead", None, lana_device=1),
@@ -78,7 +76,6 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     warnings = list(doctor._warnings("192.0.2.1:6379", examined))
     expected = [
         "RAY_AUTH_MODE is not token",
-        "xeon: runtime onnxruntime is missing; pip install 'lana-ray[onnx]'",
         "t4: has a GPU, but its torch was built without CUDA",
         "t4: /dev/shm has 0.06 GiB",
         "arm: carries lana.target=arm but no lana_device",
@@ -89,8 +86,31 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(warnings) == len(expected)
     for part in expected:
         assert any(warning.startswith(part) for warning in warnings), part
-    text = _text(Report(address="192.0.2.1:6379", nodes=examined, warnings=tuple(warnings)))
-    for word in ("lana.target=xeon", "onnxruntime missing", "no answer within 120 s"):
+    text = _text(Report(address="192.0.2.1:6379", nodes=examined, warnings=tuple(warnings), notes=()))
+    for word in ("lana.target=xeon", "no answer within 120 s"):
+        assert word in text
+
+
+def test_what_could_be_installed_is_one_line_per_runtime_and_no_warning() -> None:
+    lacking = _machine(
+        runtimes={"torch": "2.9", "onnxruntime": None, "openvino": None},
+        mends={"onnxruntime": "pip install 'lana-ray[onnx]'", "openvino": "pip install 'lana-ray[openvino]'"},
+    )
+    some = _machine(mends={"openvino": "pip install 'lana-ray[openvino]'"})
+    examined = [
+        _examined(name, machine, lana_device=1)
+        for name, machine in (("xeon", lacking), ("arm", some), ("t4", _machine()), ("dead", None))
+    ]
+    notes = tuple(doctor._notes(examined))
+    assert notes == (
+        "runtime onnxruntime is not installed on xeon; where a target asks for it: "
+        "pip install 'lana-ray[onnx]'",
+        "runtime openvino is not installed on xeon, arm; where a target asks for it: "
+        "pip install 'lana-ray[openvino]'",
+    )
+    assert list(doctor._warnings("192.0.2.1:6379", examined[:3])) == []
+    text = _text(Report(address="192.0.2.1:6379", nodes=tuple(examined), warnings=(), notes=notes))
+    for word in ("onnxruntime missing", *notes):
         assert word in text
     able = "latency_ms, peak_memory_mb, params, macs"
     assert f"xeon: meters on cpu: {able}; no energy_mj, because it is hidden" in text

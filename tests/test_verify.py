@@ -16,6 +16,7 @@ from lana_ray import registry
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
+from lana_ray.latency.runtimes import loads_onnx
 from lana_ray.latency.sampler import processor
 from lana_ray.latency.timing import Measurement
 from lana_ray.registry import Model, Student
@@ -26,6 +27,8 @@ CLASSES = ("cat", "dog", "newt")
 QUICK = MeasureConfig(time_limit_s=0.02)
 ORT = Target(name="ort-1t", runtime="onnxruntime", input_shape=SHAPE, measure=QUICK)
 TORCH = Target(name="torch-1t", runtime="torch", input_shape=SHAPE, measure=QUICK)
+BF16 = TORCH.model_copy(update={"name": "torch-bf16", "precision": "bf16"})
+OPENVINO = ORT.model_copy(update={"name": "openvino-1t", "runtime": "openvino"})
 
 
 def _network(width: int) -> nn.Module:
@@ -50,7 +53,7 @@ def _model(width: int, target: Target) -> Model:
         input_shape=SHAPE,
         classes=CLASSES,
         verification={"images": images, "labels": torch.arange(16) % len(CLASSES), "logits": logits},
-        onnx=to_onnx(network, images, dynamic_batch=True) if target.runtime == "onnxruntime" else None,
+        onnx=to_onnx(network, images, dynamic_batch=True) if loads_onnx(target.runtime) else None,
     )
 
 
@@ -117,10 +120,10 @@ def _text(verification: Verification) -> str:
     return captured.get()
 
 
-@pytest.mark.parametrize("target", [ORT, TORCH])
+@pytest.mark.parametrize("target", [ORT, OPENVINO, TORCH, BF16], ids=lambda target: target.name)
 def test_sound_version_is_verified(registered: Registered, target: Target) -> None:
-    if target.runtime == "onnxruntime":
-        pytest.importorskip("onnxruntime")
+    if loads_onnx(target.runtime):
+        pytest.importorskip(target.runtime)
     uri = registered.register("sound", target)
     cpus, threads = os.sched_getaffinity(0), torch.get_num_threads()
     verification = registered.verify(uri, target.name)

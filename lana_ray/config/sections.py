@@ -174,11 +174,12 @@ class Target(Section):
     """A named piece of hardware and how networks run on it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    runtime: Literal["torch", "onnxruntime"] = "torch"
+    runtime: Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt"] = "torch"
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int = Field(default=1, ge=1)
     batch_size: int = Field(default=1, ge=1)
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """What the network computes in there; which a runtime knows on which device is checked before a run."""
     input_shape: tuple[int, ...] | None = None
     """One input without the batch dimension; the data's (3, image_size, image_size) by default."""
     label: str | None = None

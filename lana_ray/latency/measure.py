@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.errors import UserError
 from lana_ray.latency.runtimes import prepare
 from lana_ray.latency.timing import Call, Measurement, time_calls
 
@@ -39,10 +38,8 @@ def measure(
         reference: a prepared call that is timed in turn, to correct drift against ``baseline_ms``.
 
     Raises:
-        UserError: when the runtime is not installed or cannot run the module, or the device is missing.
+        UserError: as ``runtimes.prepare``.
     """
-    if target.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"target {target.name!r}: device {target.device} is not available on this machine")
     session = prepare(module, example_input(target) if example is None else example, target)
     return time_calls(
         session.run,

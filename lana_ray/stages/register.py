@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from lana_ray import registry
 from lana_ray.config import Config, Target
-from lana_ray.export import to_onnx
 from lana_ray.latency.measure import example_input
-from lana_ray.latency.runtimes import loads_onnx
+from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.progress import say
 from lana_ray.stages.evaluate import trained_network
 from lana_ray.stages.finetune import Finished
@@ -24,7 +23,18 @@ from lana_ray.storage import fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace
 
-PACKAGES = ("lana-ray", "torch", "timm", "ray", "mlflow", "onnxruntime", "highspy")
+PACKAGES = (
+    "lana-ray",
+    "torch",
+    "timm",
+    "ray",
+    "mlflow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "highspy",
+)
 VERIFICATION_BYTES = 4 << 20
 """Test images kept with every version, for ``lana-ray verify`` to hold it against."""
 
@@ -138,9 +148,8 @@ def _model(
         logits = network(images)
     # With the target's own batch size, as measured: a free one keeps the runtime from folding shapes, and an
     # EfficientNet-Lite0 student at 64 pixels then takes 1.8 times as long.
-    onnx = (
-        to_onnx(network, example_input(target), dynamic_batch=False) if loads_onnx(target.runtime) else None
-    )
+    onnx = program(network, example_input(target), target) if loads_onnx(target.runtime) else None
+    assert not isinstance(onnx, nn.Module)
     return registry.Model(
         network=network,
         input_shape=target.input_shape,
