@@ -53,6 +53,36 @@ def test_twenty_measurements_and_the_sources_beat_either_alone(fitted: TransferP
     assert rank > source - 0.01
 
 
+def test_chosen_measurements_tell_more_than_random_ones(fitted: TransferPredictor) -> None:
+    rest, encodings = space(1000, 2)
+    chosen = fitted.choose(encodings, 12)
+    ranks: dict[str, list[float]] = {"chosen": [], "random": []}
+    for seed in range(50, 60):
+        truth = latency(device(seed), rest)
+        random = np.random.default_rng(seed).permutation(len(rest))[:12]
+        for name, few in (("chosen", chosen), ("random", random)):
+            predicted = fitted.adapt(encodings[few], truth[few]).predict(encodings)
+            ranks[name].append(spearmanr(predicted, truth).statistic)
+    assert np.mean(ranks["chosen"]) > np.mean(ranks["random"])
+
+
+def test_a_choice_is_distinct_reproducible_and_grows_at_its_end(fitted: TransferPredictor) -> None:
+    encodings = space(40, 4)[1]
+    everything = fitted.choose(encodings, 40)
+    assert sorted(everything) == list(range(40))
+    assert list(fitted.choose(encodings, 7)) == list(everything[:7])
+    assert fitted.choose(encodings, 0).shape == (0,)
+
+
+def test_what_cannot_be_chosen_is_refused(fitted: TransferPredictor) -> None:
+    encodings = space(10, 3)[1]
+    with pytest.raises(ValueError, match="not fitted"):
+        TransferPredictor().choose(encodings, 3)
+    for wrong, count in ((encodings, 11), (encodings, -1), (encodings[:, 1:], 3), (encodings[0], 1)):
+        with pytest.raises(ValueError, match=f"cannot choose {count} of encodings"):
+            fitted.choose(wrong, count)
+
+
 def test_what_cannot_be_transferred_is_refused(fitted: TransferPredictor) -> None:
     encodings = space(10, 3)[1]
     ones = np.ones(10)
