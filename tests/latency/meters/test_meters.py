@@ -65,7 +65,7 @@ def test_an_unknown_name_lists_the_meters() -> None:
 
 
 def test_what_is_missing_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(onnx, "PACKAGES", ("no-such-package",))
     target = TARGET.model_copy(update={"runtime": "onnxruntime"})
     reasons = unavailable(target)
     assert set(reasons) == {"latency_ms", "peak_memory_mb", "energy_mj"}
