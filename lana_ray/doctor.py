@@ -104,18 +104,14 @@ def diagnose(address: str | None = None) -> Report:
 
 def examine() -> Machine:
     """Looks at the machine this runs on."""
-    kinds = {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}
-    usable = [name for name in RUNTIMES if not kinds.isdisjoint(runtimes.precisions(name))]
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    usable = [name for name in RUNTIMES if not runtimes.precisions(name).keys().isdisjoint(kinds)]
     return Machine(
         architecture=platform.machine(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         runtimes={name: runtimes.version(name) for name in usable},
         mends={name: mend for name in usable if (mend := runtimes.missing(name))},
-        meters={
-            device: meters.unavailable(Target(name="this", device=device))
-            for device in ("cpu", "cuda")
-            if device == "cpu" or torch.cuda.is_available()
-        },
+        meters={kind: meters.unavailable(Target(name="this", device=kind)) for kind in kinds},
         cuda=torch.version.cuda,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         load=os.getloadavg()[0],
