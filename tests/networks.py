@@ -1,4 +1,4 @@
-"""A small teacher for tests: three layers, two of them residual, seconds to train."""
+"""Small networks for tests: a teacher of three layers, two of them residual, and a plain one without."""
 
 from __future__ import annotations
 
@@ -72,3 +72,16 @@ def tuple_net(num_classes: int) -> nn.Module:
             return out
 
     return Outer()
+
+
+def plain(num_classes: int) -> nn.Module:
+    """A convolution, its batch-norm and a classifier, with the same weights whenever it is asked for."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(*layers, nn.Linear(4, num_classes))

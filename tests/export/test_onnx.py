@@ -6,19 +6,9 @@ from torch import Tensor, nn
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
 
+from ..networks import plain
+
 ort = pytest.importorskip("onnxruntime")
-
-
-def _network() -> nn.Module:
-    torch.manual_seed(0)
-    layers = (
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    return nn.Sequential(*layers, nn.Linear(4, 5))
 
 
 def _run(program: bytes, images: Tensor) -> np.ndarray:
@@ -28,20 +18,20 @@ def _run(program: bytes, images: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_dynamic_batch_answers_as_the_network(batch: int) -> None:
-    network = _network().eval()
+    network = plain(5).eval()
     program = to_onnx(network, torch.randn(2, 3, 8, 8), dynamic_batch=True)
     images = torch.randn(batch, 3, 8, 8)
     np.testing.assert_allclose(_run(program, images), network(images).detach().numpy(), atol=1e-5)
 
 
 def test_fixed_batch_is_fixed() -> None:
-    program = to_onnx(_network(), torch.randn(2, 3, 8, 8), dynamic_batch=False)
+    program = to_onnx(plain(5), torch.randn(2, 3, 8, 8), dynamic_batch=False)
     session = ort.InferenceSession(program, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [2, 3, 8, 8]
 
 
 def test_modes_and_statistics_are_left_as_they_were() -> None:
-    network = _network().train()
+    network = plain(5).train()
     network[1].eval()  # type: ignore[index]
     before = [module.training for module in network.modules()]
     mean = network[1].running_mean.clone()  # type: ignore[index]
