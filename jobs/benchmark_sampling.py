@@ -42,6 +42,7 @@ TEMPLATE = Sample(
     raw_ms=1.0,
     drift=1.0,
     repeats=1,
+    seconds=0.0,
     settled=True,
     error=None,
     node="here",

@@ -18,6 +18,7 @@ TAKEN = Sample(
     raw_ms=1.5,
     drift=1.2,
     repeats=40,
+    seconds=0.2,
     settled=True,
     error=None,
     node="here",

@@ -183,7 +183,7 @@ def test_sessions_on_both_sides_of_the_budget_are_no_verdict(
     sessions_ms: list[float], ok: bool | None, says: str
 ) -> None:
     sessions = [
-        Measurement(median_ms=ms, iqr_ms=0, repeats=10, settled=True, raw_ms=ms, drift=1)
+        Measurement(median_ms=ms, iqr_ms=0, repeats=10, seconds=0.1, settled=True, raw_ms=ms, drift=1)
         for ms in reversed(sessions_ms)
     ]
     check = _latency_check(sessions, 1.0, judged=True)

@@ -19,7 +19,8 @@ from lana_ray.layers import evaluating
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
-_OPSET = 18  # the lowest both exporters write without converting
+OPSET = 18
+"""The lowest that both exporters write without converting."""
 
 
 def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> bytes:
@@ -62,7 +63,7 @@ def _trace(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
         (example,),
         buffer,
         dynamo=False,
-        opset_version=_OPSET,
+        opset_version=OPSET,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
         dynamic_axes=axes,
@@ -76,7 +77,7 @@ def _capture(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
         (example,),
         dynamo=True,
         verbose=False,
-        opset_version=_OPSET,
+        opset_version=OPSET,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
         dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,

@@ -46,6 +46,11 @@ def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> f
     with evaluating(network), torch.no_grad(), _exporting(network):
         exported = torch.export.export(network, (example,), dynamic_shapes=shapes)
         program: Any = exported.module(check_guards=False)
+    return finished(program)
+
+
+def finished(program: fx.GraphModule) -> fx.GraphModule:
+    """A program of torch.export, folded and flattened; changed in doing so."""
     _fold_batch_norms(program)
     return _flattened(program)
 

@@ -272,6 +272,7 @@ def _lost(work: Work, reference: Sample) -> Sample:
         raw_ms=nan,
         drift=nan,
         repeats=0,
+        seconds=0.0,
         settled=False,
         error="two samplers died while measuring it",
         time=time.time(),

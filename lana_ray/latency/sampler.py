@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.latency.measure import example_input
+from lana_ray.latency.programs import Programs, layer_input
 from lana_ray.latency.runtimes import Session, load, prepare, program, version
 from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, time_calls
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace, activation
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import Storage, fingerprint
 
 _PATIENCE = 4.0
@@ -55,10 +56,8 @@ def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
 
 def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     """One candidate alone; equal structures at different layers have the same key."""
-    place, op = space.layers[layer], space.ops[layer][choice]
-    own = (space.fingerprint, place.name) if choice == 0 else activation(space.network).__name__
-    structure = fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
-    what = f"{place.name}={op.name}"
+    what = f"{space.layers[layer].name}={space.ops[layer][choice].name}"
+    structure = space.structure(layer, choice)
     return Work(kind="candidate", structure=structure, what=what, layer=layer, choice=choice)
 
 
@@ -109,8 +108,9 @@ class Sampler:
         self._processor = processor(target)
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
+        self._programs = Programs(space, target)
+        self._students: dict[str, nn.Module | bytes] = {}
         self._reference = prepare(space.network, example_input(target), target)
-        self._programs: dict[str, tuple[nn.Module | bytes, Tensor]] = {}
 
     def target_key(self) -> str:
         """Identity of the settings and hardware a sample of this process was taken on."""
@@ -134,7 +134,7 @@ class Sampler:
 
     def _sample(self, item: Work, baseline_ms: float) -> Sample:
         try:
-            session = load(*self._program(item), self._target)
+            session = load(self._program(item), self._example(item), self._target)
             patience = 1.0 if item.session is None else _SESSION_PATIENCE
             measured = self._time(session, baseline_ms, patience)
         except Exception as error:  # runtimes raise what they like; the reason is kept with the sample
@@ -142,14 +142,32 @@ class Sampler:
             return self._record(item.kind, item.key, item.what, None, reason)
         return self._record(item.kind, item.key, item.what, measured, None)
 
-    def _program(self, item: Work) -> tuple[nn.Module | bytes, Tensor]:
-        """The structure as the target deploys it, and an input of its; made once for all its sessions."""
-        if item.session is None:
-            module, example = self._build(item)
-            return program(module, example, self._target), example
-        if item.structure not in self._programs:
-            self._programs[item.structure] = self._program(replace(item, session=None))
-        return self._programs[item.structure]
+    def _program(self, item: Work) -> nn.Module | bytes:
+        """The structure as the target deploys it."""
+        if item.weights is not None:
+            return self._student(item)
+        if item.architecture is not None:
+            return self._programs.network(item.architecture)
+        assert item.layer is not None
+        if item.choice is None:
+            return program(nn.Identity(), self._example(item), self._target)
+        return self._programs.candidate(item.layer, item.choice)
+
+    def _student(self, item: Work) -> nn.Module | bytes:
+        """Exported once for all its sessions."""
+        if item.structure not in self._students:
+            assert item.architecture is not None
+            assert item.weights is not None
+            network = self._space.build(item.architecture)
+            network.load_state_dict(self._storage.read_tensors(item.weights))
+            self._students[item.structure] = program(network, self._example(item), self._target)
+        return self._students[item.structure]
+
+    def _example(self, item: Work) -> Tensor:
+        """An input of the structure."""
+        if item.layer is None:
+            return example_input(self._target)
+        return layer_input(self._space, item.layer, self._target)
 
     def _time(self, session: Session, baseline_ms: float | None, patience: float = 1.0) -> Measurement:
         """Against the drift of the reference where its baseline is known."""
@@ -160,18 +178,6 @@ class Sampler:
             reference=None if baseline_ms is None else self._reference.run,
             baseline_ms=baseline_ms,
         )
-
-    def _build(self, work: Work) -> tuple[nn.Module, Tensor]:
-        """The structure and an input of its."""
-        if work.architecture is not None:
-            network = self._space.build(work.architecture)
-            if work.weights is not None:
-                network.load_state_dict(self._storage.read_tensors(work.weights))
-            return network, example_input(self._target)
-        assert work.layer is not None
-        module = nn.Identity() if work.choice is None else self._space.candidate(work.layer, work.choice)
-        shape = (self._target.batch_size, *self._space.layers[work.layer].input_shape)
-        return module, torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:
         nan = float("nan")
@@ -186,6 +192,7 @@ class Sampler:
             raw_ms=m.raw_ms if m else nan,
             drift=m.drift if m else nan,
             repeats=m.repeats if m else 0,
+            seconds=m.seconds if m else 0.0,
             settled=m.settled if m else False,
             error=error,
             node=self._node,

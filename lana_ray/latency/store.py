@@ -15,7 +15,7 @@ from lana_ray.latency.timing import Measurement
 from lana_ray.storage import Storage, fingerprint
 
 FOLDER = "samples"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Changes whenever a column does, or what the numbers mean."""
 _VERSION_KEY = b"lana_ray.samples"
 

@@ -30,6 +30,8 @@ class Measurement:
     """Distance between the quartiles of the rounds."""
     repeats: int
     """Timed inferences that the median rests on."""
+    seconds: float
+    """How long all that took: warm-up and timed inferences, the reference's among them."""
     settled: bool
     """The 95 % confidence interval of the median became narrow enough within the time limit."""
     raw_ms: float
@@ -72,6 +74,7 @@ def time_calls(
         time_limit_s: when to stop in any case; at least ``MIN_ROUNDS`` rounds are made.
         reference: a call of similar length whose time at the target's normal speed is ``baseline_ms``.
     """
+    begin = time.perf_counter()
     per_round = _warm_up(call)
     per_reference = _repeats(baseline_ms) if baseline_ms else _warm_up(reference) if reference else 0
     rounds: list[float] = []  # milliseconds per call
@@ -98,6 +101,7 @@ def time_calls(
         median_ms=ratio * scale,
         iqr_ms=(high - low) * scale,
         repeats=len(kept) * per_round,
+        seconds=time.perf_counter() - begin,
         settled=bool(settled),
         raw_ms=raw_ms,
         drift=raw_ms / (ratio * scale),
@@ -116,6 +120,7 @@ def middle(sessions: Sequence[M]) -> M:
     return dataclasses.replace(
         chosen,
         repeats=sum(session.repeats for session in sessions),
+        seconds=sum(session.seconds for session in sessions),
         settled=all(session.settled for session in sessions),
     )
 

@@ -61,6 +61,12 @@ class LayerwiseSpace:
         described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
         return fingerprint(described, shapes, layers)
 
+    def structure(self, layer: int, choice: int) -> str:
+        """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
+        place, op = self.layers[layer], self.ops[layer][choice]
+        own = (self.fingerprint, place.name) if choice == 0 else activation(self.network).__name__
+        return fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
+
     def random(self, rng: np.random.Generator) -> Architecture:
         """Every layer's candidate drawn uniformly."""
         return tuple(int(rng.integers(len(ops))) for ops in self.ops)

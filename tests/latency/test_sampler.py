@@ -114,9 +114,9 @@ def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
 def test_every_session_is_a_load_of_its_own_of_one_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All networks have their session before one has its next; alone, a structure is made anew."""
-    of = space()
-    sampler = Sampler(of, target(), Storage(str(tmp_path)))
+    """All students have their session before one has its next."""
+    of, storage = space(), Storage(str(tmp_path))
+    sampler = Sampler(of, target(), storage)
     made: list[str] = []
     loaded: list[str] = []
 
@@ -129,16 +129,21 @@ def test_every_session_is_a_load_of_its_own_of_one_program(
         return program
 
     def time(session: str, baseline_ms: float, patience: float) -> Measurement:
-        return Measurement(median_ms=1, iqr_ms=0.1, repeats=7, settled=True, raw_ms=patience, drift=1)
+        return Measurement(
+            median_ms=1, iqr_ms=0.1, repeats=7, seconds=1, settled=True, raw_ms=patience, drift=1
+        )
 
     monkeypatch.setattr(sampler_module, "program", program)
     monkeypatch.setattr(sampler_module, "load", load)
     monkeypatch.setattr(sampler, "_time", time)
-    networks = [network_work(of, (i, 0, 0)) for i in (1, 2)]
-    asked = in_sessions(networks, range(3))
-    samples = list(sampler.sample([*asked, networks[0]], baseline_ms=1.0))
-    assert loaded == ["program 0", "program 1"] * 3 + ["program 2"]
-    assert [sample.key for sample in samples] == [item.key for item in [*asked, networks[0]]]
+    students = []
+    for i in (1, 2):
+        write_student(storage, of, (i, 0, 0), f"{i}.safetensors")
+        students.append(student_work(of, (i, 0, 0), f"{i}.safetensors", str(i)))
+    asked = in_sessions(students, range(3))
+    samples = list(sampler.sample([*asked, students[0]], baseline_ms=1.0))
+    assert loaded == ["program 0", "program 1"] * 3 + ["program 0"]
+    assert [sample.key for sample in samples] == [item.key for item in [*asked, students[0]]]
     assert [sample.raw_ms for sample in samples] == [2.0] * 6 + [1.0]  # sessions are given more time
 
 

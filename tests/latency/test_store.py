@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lana_ray.latency.store import FOLDER, SampleStore
+from lana_ray.latency.store import FOLDER, SCHEMA_VERSION, SampleStore
 from lana_ray.storage import Storage
 
 from ..measured import sample
@@ -90,8 +90,8 @@ def test_samples_of_another_version_are_left_out_and_named(storage: Storage) -> 
     folder = storage.url(FOLDER)
     assert store.damaged == [
         f"{folder}/narrow.parquet: its columns are not those of samples; left out",
-        f"{folder}/older.parquet: samples of version 1, not 2; left out",
-        f"{folder}/strange.parquet: samples of version none, not 2; left out",
+        f"{folder}/older.parquet: samples of version 1, not {SCHEMA_VERSION}; left out",
+        f"{folder}/strange.parquet: samples of version none, not {SCHEMA_VERSION}; left out",
     ]
 
 

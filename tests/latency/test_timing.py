@@ -110,6 +110,7 @@ def test_it_stops_at_the_time_limit_and_says_so(machine: Machine) -> None:
     m = time_calls(machine.call(noise(3.0, 0.5)), rel_error=1e-6, time_limit_s=1.0)
     assert not m.settled
     assert 1.0 <= machine.perf_counter() - begin < 1.5
+    assert m.seconds == machine.perf_counter() - begin
     assert m.repeats > MIN_ROUNDS
 
 
@@ -183,10 +184,12 @@ def test_where_every_round_is_interrupted_all_count(machine: Machine) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_of_several_sessions_the_median_counts(count: int) -> None:
     sessions = [
-        Measurement(median_ms=ms, iqr_ms=ms / 10, repeats=7, settled=ms != 4, raw_ms=2 * ms, drift=2)
+        Measurement(
+            median_ms=ms, iqr_ms=ms / 10, repeats=7, seconds=2, settled=ms != 4, raw_ms=2 * ms, drift=2
+        )
         for ms in (5.0, 1.0, 4.0, 3.0, 2.0)[:count]
     ]
     found = middle(sessions)
     assert found.median_ms == np.quantile([s.median_ms for s in sessions], 0.5, method="lower")
     assert (found.iqr_ms, found.raw_ms) == (found.median_ms / 10, 2 * found.median_ms)
-    assert (found.repeats, found.settled) == (7 * count, count < 3)
+    assert (found.repeats, found.seconds, found.settled) == (7 * count, 2 * count, count < 3)

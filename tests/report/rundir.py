@@ -119,6 +119,7 @@ class _Run:
                 raw_ms=slow,
                 drift=1.0 if n == 0 else 0.97 + 0.15 * n / 40,
                 repeats=100,
+                seconds=0.2,
                 settled=n % 13 != 5,
                 error=None,
                 node="node",
