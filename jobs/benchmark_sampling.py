@@ -60,8 +60,8 @@ class InstantSampler:
     def target_key(self) -> str:
         return TEMPLATE.target_key
 
-    def sample(self, work: Sequence[Work], baseline_ms: float | None) -> Iterator[Sample]:
-        if baseline_ms is None:
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+        if not baselines_ms:
             yield dataclasses.replace(TEMPLATE, kind="reference", key="teacher")
         for item in work:
             yield dataclasses.replace(TEMPLATE, key=item.key, what=item.what, time=time.time())

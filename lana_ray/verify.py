@@ -33,7 +33,7 @@ from lana_ray.latency import runtimes
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session
 from lana_ray.latency.sampler import pin, processor
-from lana_ray.latency.timing import Measurement, middle, time_calls
+from lana_ray.latency.timing import Measurement, Reference, middle, time_calls
 from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
 
 _TOLERANCE = {  # of the largest logit, against the outputs in float32
@@ -232,16 +232,15 @@ def _latency_check(sessions: Sequence[Measurement], limit_ms: float, *, judged: 
 
 
 def _time(
-    stored: _Stored, target: Target, reference: _Stored | None = None, baseline_ms: float | None = None
+    stored: _Stored, target: Target, teacher: _Stored | None = None, teacher_ms: float = 0
 ) -> Measurement:
-    """One measurement in sessions made for it."""
-    beside = reference.session() if reference else None
+    """One measurement in sessions made for it, at the speed at which the teacher takes ``teacher_ms``."""
+    references = [Reference(run=teacher.session().run, baseline_ms=teacher_ms)] if teacher else []
     return time_calls(
         stored.session().run,
         rel_error=target.measure.rel_error,
         time_limit_s=target.measure.time_limit_s * _PATIENCE,
-        reference=beside.run if beside else None,
-        baseline_ms=baseline_ms,
+        references=references,
     )
 
 

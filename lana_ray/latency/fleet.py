@@ -39,8 +39,8 @@ class SamplerActor:
     def target_key(self) -> str:
         return self._sampler.target_key()
 
-    def sample(self, work: Sequence[Work], baseline_ms: float | None) -> Iterator[Sample]:
-        yield from self._sampler.sample(work, baseline_ms)
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+        yield from self._sampler.sample(work, baselines_ms)
 
 
 @dataclass
@@ -54,12 +54,14 @@ class Job:
     """Known from an earlier job of this run, or set by the first actor."""
     reused: int = 0
     samples: dict[str, Sample] = field(default_factory=dict)
-    """By the key of the work; the reference under ``reference``."""
+    """By the key of the work."""
+    references: dict[str, Sample] = field(default_factory=dict)
+    """``teacher``, and ``floor`` where there is one."""
 
     @property
     def done(self) -> int:
         """Pieces of work that have a sample."""
-        return len(self.samples) - ("reference" in self.samples)
+        return len(self.samples)
 
     def pending(self) -> list[Work]:
         """What has no sample yet."""
@@ -70,7 +72,8 @@ class Job:
         wanted = {work.key for work in self.work}
         for sample in store.read(self.target_key):
             if sample.kind == "reference":
-                self.samples.setdefault("reference", sample)  # the first stays the baseline of all drift
+                if "teacher" not in self.references:  # the first stays the baseline of all drift
+                    self.references[sample.key] = sample
             elif sample.key in wanted:
                 self.samples[sample.key] = sample
         self.reused = self.done
@@ -202,21 +205,22 @@ class _Fleet:
     def _feed(self, worker: _Worker) -> None:
         """Gives a worker its next share, smaller and smaller ones, so that all end together.
 
-        The first worker measures the reference, whose latency is the baseline of all others' drift; they
+        The first worker measures the references, whose latencies are the baseline of all drift; the others
         wait for it. What a sampler had in hand when it died is given out one by one.
         """
         assert self._queue is not None
         worker.share, worker.awaited = [], None
-        reference = self.job.samples.get("reference")
-        if reference is None and any(other.busy for other in self.workers):
+        known = self.job.references if "teacher" in self.job.references else {}
+        if not known and any(other.busy for other in self.workers):
             return
         hands = len(self.workers)
         count = len(self._queue) if hands == 1 else math.ceil(len(self._queue) / (2 * hands))
         if self._queue and self._queue[0].key in self._suspects:
             count = 1
-        if count or reference is None:
+        if count or not known:
             worker.share = [self._queue.popleft() for _ in range(count)]
-            worker.awaited = worker.actor.sample.remote(worker.share, reference and reference.median_ms)
+            baselines = [known[key].median_ms for key in ("teacher", "floor") if key in known]
+            worker.awaited = worker.actor.sample.remote(worker.share, baselines)
 
     def _keep(self, sample: Sample) -> None:
         self._deaths = 0
@@ -226,7 +230,7 @@ class _Fleet:
         if sample.kind != "reference":
             self.job.samples[sample.key] = sample
             return
-        self.job.samples["reference"] = sample
+        self.job.references[sample.key] = sample
         for worker in self.workers:
             if worker.awaited is None:
                 self._feed(worker)
@@ -242,8 +246,8 @@ class _Fleet:
         if self._deaths > MAX_DEATHS:
             raise UserError(f"target {name!r}: its samplers died {self._deaths} times in a row ({reason})")
         left = [work for work in worker.share or () if work.key not in job.samples]
-        if len(left) == 1 and left[0].key in self._suspects and "reference" in job.samples:
-            self._keep(_lost(left.pop(), job.samples["reference"]))
+        if len(left) == 1 and left[0].key in self._suspects and "teacher" in job.references:
+            self._keep(_lost(left.pop(), job.references["teacher"]))
         self._suspects.update(work.key for work in left)
         if self._queue is not None:
             self._queue.extendleft(reversed(left))

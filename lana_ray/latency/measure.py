@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.latency.runtimes import prepare
-from lana_ray.latency.timing import Call, Measurement, time_calls
+from lana_ray.latency.timing import Measurement, Reference, time_calls
 
 DEFAULT_INPUT_SHAPE = (3, 224, 224)
 
@@ -25,8 +27,7 @@ def measure(
     example: Tensor | None = None,
     rel_error: float | None = None,
     time_limit_s: float | None = None,
-    reference: Call | None = None,
-    baseline_ms: float | None = None,
+    references: Sequence[Reference] = (),
 ) -> Measurement:
     """Latency of ``module`` on ``target`` in milliseconds per batch.
 
@@ -35,7 +36,7 @@ def measure(
             the runtime does so in deployment.
         example: the input batch; by default random numbers of shape [batch_size, *input_shape].
         rel_error: see ``time_calls``; by default, like ``time_limit_s``, what ``target.measure`` says.
-        reference: a prepared call that is timed in turn, to correct drift against ``baseline_ms``.
+        references: prepared networks that are timed in turn, to correct the machine's drift.
 
     Raises:
         UserError: as ``runtimes.prepare``.
@@ -45,6 +46,5 @@ def measure(
         session.run,
         rel_error=rel_error or target.measure.rel_error,
         time_limit_s=time_limit_s or target.measure.time_limit_s,
-        reference=reference,
-        baseline_ms=baseline_ms,
+        references=references,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -17,17 +17,21 @@ from lana_ray.latency.measure import example_input
 from lana_ray.latency.programs import Programs, layer_input
 from lana_ray.latency.runtimes import Session, load, prepare, program, version
 from lana_ray.latency.store import Sample
-from lana_ray.latency.timing import Measurement, time_calls
+from lana_ray.latency.timing import Measurement, Reference, time_calls
+from lana_ray.layers import replace
+from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import Storage, fingerprint
 
 _PATIENCE = 4.0
-"""How many times longer the reference is timed once, to be the baseline of all drift."""
+"""How many times longer the references are timed once, to be the baseline of all drift."""
+_FLOOR_SHARE = 0.8
+"""Of the teacher's latency, below which the floor is a second reference."""
 _SESSION_PATIENCE = 2.0
 """How many times longer a session is of what is measured in several."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """One structure to measure: a candidate of a layer, or a whole network."""
 
@@ -51,7 +55,7 @@ class Work:
 
 def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
     """Every structure in every session, in turn, so that the sessions of one lie apart in time."""
-    return [replace(item, session=session) for session in sessions for item in work]
+    return [dataclasses.replace(item, session=session) for session in sessions for item in work]
 
 
 def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
@@ -110,33 +114,57 @@ class Sampler:
         torch.set_num_threads(target.threads)
         self._programs = Programs(space, target)
         self._students: dict[str, nn.Module | bytes] = {}
-        self._reference = prepare(space.network, example_input(target), target)
+        self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
+
+    def _floor(self) -> Iterator[Session]:
+        """The teacher without the layers that can be left out, if there are any and the rest runs here."""
+        spare = {x.name: nn.Identity() for x in self._space.layers if x.input_shape == x.output_shape}
+        if not spare:
+            return
+        try:
+            yield prepare(replace(self._space.network, spare), example_input(self._target), self._target)
+        except Exception as error:  # runtimes raise what they like
+            say(f"target {self._target.name}: drift is told from the teacher alone, since {error}")
 
     def target_key(self) -> str:
-        """Identity of the settings and hardware a sample of this process was taken on."""
+        """Identity of the settings, the hardware and the references of this process's samples."""
         settings = self._target.model_dump(exclude={"name", "label", "measure"}, mode="json")
-        return fingerprint(settings, self._processor, self._runtime)
+        return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint)
 
-    def sample(self, work: Iterable[Work], baseline_ms: float | None) -> Iterator[Sample]:
-        """Measures each structure against the drift of the reference network, the teacher.
+    def sample(self, work: Iterable[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+        """Measures each structure against the drift of the references: the teacher, and the floor.
 
         Args:
-            baseline_ms: the reference's latency by an earlier sample; None measures it first and yields
-                that sample before the others.
+            baselines_ms: what the references took in an earlier session, the teacher first; without, they are
+                measured first, and their samples come before the others, the teacher's last.
         """
-        if baseline_ms is None:
-            measured = self._time(self._reference, None, _PATIENCE)
-            baseline_ms = measured.median_ms
-            reference = network_work(self._space, self._space.teacher)
-            yield self._record("reference", reference.key, "teacher", measured, None)
+        references = [
+            Reference(run=session.run, baseline_ms=baseline_ms)  # a floor without a baseline is not used
+            for session, baseline_ms in zip(self._sessions, baselines_ms, strict=False)
+        ]
+        if not references:
+            for what, measured, reference in self._baselines():
+                references.insert(0, reference)
+                yield self._record("reference", what, what, measured, None)
         for item in work:
-            yield self._sample(item, baseline_ms)
+            yield self._sample(item, references)
 
-    def _sample(self, item: Work, baseline_ms: float) -> Sample:
+    def _baselines(self) -> Iterator[tuple[str, Measurement, Reference]]:
+        """The floor's, where it is far enough from the teacher to tell anything, and the teacher's."""
+        teacher, *floors = self._sessions
+        measured = self._time(teacher, (), _PATIENCE)
+        reference = Reference(run=teacher.run, baseline_ms=measured.median_ms)
+        for floor in floors:
+            found = self._time(floor, [reference], _PATIENCE)
+            if found.median_ms < _FLOOR_SHARE * measured.median_ms:
+                yield "floor", found, Reference(run=floor.run, baseline_ms=found.median_ms)
+        yield "teacher", measured, reference
+
+    def _sample(self, item: Work, references: Sequence[Reference]) -> Sample:
         try:
             session = load(self._program(item), self._example(item), self._target)
             patience = 1.0 if item.session is None else _SESSION_PATIENCE
-            measured = self._time(session, baseline_ms, patience)
+            measured = self._time(session, references, patience)
         except Exception as error:  # runtimes raise what they like; the reason is kept with the sample
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return self._record(item.kind, item.key, item.what, None, reason)
@@ -169,14 +197,12 @@ class Sampler:
             return example_input(self._target)
         return layer_input(self._space, item.layer, self._target)
 
-    def _time(self, session: Session, baseline_ms: float | None, patience: float = 1.0) -> Measurement:
-        """Against the drift of the reference where its baseline is known."""
+    def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
         return time_calls(
             session.run,
             rel_error=self._target.measure.rel_error / sqrt(patience),
             time_limit_s=self._target.measure.time_limit_s * patience,
-            reference=None if baseline_ms is None else self._reference.run,
-            baseline_ms=baseline_ms,
+            references=references,
         )
 
     def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:

@@ -26,10 +26,11 @@ class Sample(Measurement):
 
     target: str
     target_key: str
-    """Identity of the target's settings, hardware and runtime version: samples mix only where it is equal."""
+    """Identity of the target's settings, hardware and runtime version and of the teacher's structure: samples
+    mix only where it is equal."""
     kind: str
-    """``reference`` (the teacher, the measure of drift), ``empty``, ``candidate``, ``network`` or
-    ``student`` (a network with its final weights)."""
+    """``reference`` (``teacher`` and ``floor``, the measure of drift), ``empty``, ``candidate``, ``network``
+    or ``student`` (a network with its final weights)."""
     key: str
     """Identity of the measured structure, whatever its weights, and of the session."""
     what: str

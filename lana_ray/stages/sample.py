@@ -107,7 +107,7 @@ def measure(workspace: Workspace, jobs: Sequence[Job], title: str) -> None:
     with progress_of({f"{title} {job.target.name}": len(job.work) for job in jobs}) as show:
         run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
-        samples = [sample for key, sample in job.samples.items() if key != "reference"]
+        samples = list(job.samples.values())
         failed = [sample for sample in samples if sample.error is not None]
         unsettled = sum(not sample.settled for sample in samples) - len(failed)
         notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
@@ -141,7 +141,7 @@ def judge(
 
 def _costs(space: LayerwiseSpace, job: Job, networks: Sequence[Architecture]) -> TargetCosts:
     samples = job.samples
-    reference = samples["reference"]
+    reference = job.references["teacher"]
     isolated = []
     for layer, ops in enumerate(space.ops):
         empty = samples[empty_work(space, layer).key].median_ms

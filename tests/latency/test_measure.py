@@ -12,7 +12,7 @@ from lana_ray.config import MeasureConfig
 from lana_ray.errors import UserError
 from lana_ray.latency import Measurement, Target, measure
 from lana_ray.latency.measure import example_input
-from lana_ray.latency.timing import MIN_ROUNDS
+from lana_ray.latency.timing import MIN_ROUNDS, Reference
 
 from ..networks import net
 
@@ -71,7 +71,8 @@ def test_a_reference_is_timed_in_turn() -> None:
     network = net(5).eval()
     images = example_input(target())
     with torch.no_grad():
-        m = measure(net(5), target(), reference=lambda: network(images), baseline_ms=1000.0)
+        reference = Reference(run=lambda: network(images), baseline_ms=1000.0)
+        m = measure(net(5), target(), references=[reference])
     assert m.median_ms > 10 * m.raw_ms
     assert m.drift == pytest.approx(m.raw_ms / m.median_ms)
 

@@ -30,9 +30,9 @@ SCRIPT = """
         def target_key(self):
             return "k"
 
-        def sample(self, work, baseline_ms):
+        def sample(self, work, baselines_ms):
             node = ray.get_runtime_context().get_node_id()
-            if baseline_ms is None:
+            if not baselines_ms:
                 yield take(kind="reference", key="teacher", target_key="k", median_ms=2.0, node=node)
             for item in work:
                 time.sleep(0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from lana_ray.latency.sampler import (
     processor,
     student_work,
 )
+from lana_ray.latency.measure import example_input
 from lana_ray.latency.store import Sample
-from lana_ray.latency.timing import Measurement
+from lana_ray.latency.timing import Measurement, Reference
 from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.storage import Storage
@@ -78,7 +79,7 @@ def test_the_reference_comes_first_and_then_every_structure(tmp_path: Path, runt
     write_student(storage, of, (2, 0, 1), "students/a.safetensors")
     asked = [*work(of), student_work(of, (2, 0, 1), "students/a.safetensors", "a")]
     sampler = Sampler(of, target(runtime, batch_size=2), storage)
-    samples = list(sampler.sample(asked, None))
+    samples = [s for s in sampler.sample(asked, []) if s.key != "floor"]  # nearly as fast as the teacher
     assert [s.kind for s in samples] == ["reference", "empty", "candidate", "candidate", "network", "student"]
     assert [s.key for s in samples[1:]] == [item.key for item in asked]
     assert [s.what for s in samples] == [
@@ -105,7 +106,7 @@ def test_the_reference_comes_first_and_then_every_structure(tmp_path: Path, runt
 def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
     of = space()
     sampler = Sampler(of, target(), Storage(str(tmp_path)))
-    (sample,) = sampler.sample([network_work(of, of.teacher)], baseline_ms=1000.0)
+    (sample,) = sampler.sample([network_work(of, of.teacher)], [1000.0])
     assert sample.kind == "network"
     assert sample.median_ms > 10 * sample.raw_ms  # relative to what the teacher is said to take
     assert sample.drift == pytest.approx(sample.raw_ms / sample.median_ms)
@@ -128,7 +129,7 @@ def test_every_session_is_a_load_of_its_own_of_one_program(
         loaded.append(program)
         return program
 
-    def time(session: str, baseline_ms: float, patience: float) -> Measurement:
+    def time(session: str, references: object, patience: float) -> Measurement:
         return Measurement(
             median_ms=1, iqr_ms=0.1, repeats=7, seconds=1, settled=True, raw_ms=patience, drift=1
         )
@@ -141,7 +142,7 @@ def test_every_session_is_a_load_of_its_own_of_one_program(
         write_student(storage, of, (i, 0, 0), f"{i}.safetensors")
         students.append(student_work(of, (i, 0, 0), f"{i}.safetensors", str(i)))
     asked = in_sessions(students, range(3))
-    samples = list(sampler.sample([*asked, students[0]], baseline_ms=1.0))
+    samples = list(sampler.sample([*asked, students[0]], [1.0]))
     assert loaded == ["program 0", "program 1"] * 3 + ["program 0"]
     assert [sample.key for sample in samples] == [item.key for item in [*asked, students[0]]]
     assert [sample.raw_ms for sample in samples] == [2.0] * 6 + [1.0]  # sessions are given more time
@@ -158,7 +159,7 @@ def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(tmp_path: Path, r
         student_work(of, (1, 1, 1), "missing.safetensors", "c"),
         network_work(of, (1, 1, 1)),
     ]
-    samples = {s.key: s for s in Sampler(of, target(runtime), storage).sample(asked, baseline_ms=1.0)}
+    samples = {s.key: s for s in Sampler(of, target(runtime), storage).sample(asked, [1.0])}
     wrong, damaged, missing, fine = (samples.pop(item.key) for item in asked)
     assert not samples
     assert "Missing key" in str(wrong.error) or "Unexpected key" in str(wrong.error)
@@ -215,8 +216,42 @@ def test_the_process_is_pinned_to_the_targets_threads(tmp_path: Path) -> None:
     sampler = Sampler(of, target(threads=1), Storage(str(tmp_path)))
     assert len(os.sched_getaffinity(0)) == 1
     assert torch.get_num_threads() == 1
-    (sample,) = sampler.sample([empty_work(of, 0)], baseline_ms=1.0)
+    (sample,) = sampler.sample([empty_work(of, 0)], [1.0])
     assert sample.cpus == ",".join(map(str, os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("floor_ms", "used"), [(1.0, True), (1.9, False)])
+def test_the_floor_is_the_teacher_without_the_layers_that_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor_ms: float, used: bool
+) -> None:
+    """It is timed beside the teacher, and used where it is much faster."""
+    of = space()
+    sampler = Sampler(of, target(), Storage(str(tmp_path)))
+    images = example_input(target())
+    with torch.no_grad():
+        for session, architecture in zip(sampler._sessions, [of.teacher, (1, 1, 0)], strict=True):
+            torch.testing.assert_close(session.predict(images), of.build(architecture).eval()(images))
+
+    def time(session: object, references: Sequence[Reference], patience: float) -> Measurement:
+        median_ms = 2.0 if session is sampler._sessions[0] else floor_ms
+        beside = sum(reference.baseline_ms for reference in references)
+        return Measurement(
+            median_ms=median_ms, iqr_ms=0, repeats=7, seconds=1, settled=True, raw_ms=1, drift=beside
+        )
+
+    monkeypatch.setattr(sampler, "_time", time)
+    *floor, teacher, network = sampler.sample([network_work(of, (1, 1, 0))], [])
+    assert [(s.kind, s.key, s.median_ms, s.drift) for s in floor] == [("reference", "floor", 1.0, 2.0)] * used
+    assert (teacher.kind, teacher.key, teacher.median_ms) == ("reference", "teacher", 2.0)
+    assert network.drift == 2.0 + used  # what it was measured beside
+    (again,) = sampler.sample([network_work(of, (1, 1, 0))], [2.0, 1.0][: 1 + used])
+    assert again.drift == network.drift
+
+
+def test_a_teacher_that_needs_all_its_layers_is_the_only_reference(tmp_path: Path) -> None:
+    of = space()
+    narrow = LayerwiseSpace(of.network, of.layers[-1:], POOL)
+    assert [s.key for s in Sampler(narrow, target(), Storage(str(tmp_path))).sample([], [])] == ["teacher"]
 
 
 def test_samples_are_yielded_as_they_are_taken(tmp_path: Path) -> None:
@@ -229,8 +264,8 @@ def test_samples_are_yielded_as_they_are_taken(tmp_path: Path) -> None:
             drawn.append(item.kind)
             yield item
 
-    stream = Sampler(of, target(), Storage(str(tmp_path))).sample(asked(), None)
-    assert isinstance(next(stream), Sample)
+    stream = Sampler(of, target(), Storage(str(tmp_path))).sample(asked(), [])
+    assert next(s for s in stream if s.key == "teacher")
     assert drawn == []
-    next(stream)
+    assert isinstance(next(stream), Sample)
     assert drawn == ["empty"]

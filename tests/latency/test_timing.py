@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lana_ray.latency import timing
-from lana_ray.latency.timing import MIN_ROUNDS, Call, Measurement, middle, time_calls
+from lana_ray.latency.timing import MIN_ROUNDS, Call, Measurement, Reference, middle, time_calls
 
 
 class Machine:
@@ -122,7 +122,7 @@ def test_even_without_time_there_are_enough_rounds(machine: Machine) -> None:
 
 def test_a_slower_machine_slows_the_reference_too(machine: Machine) -> None:
     machine.slowdown = 1.5
-    m = time_calls(machine.call(2.0), reference=machine.call(4.0), baseline_ms=4.0)
+    m = time_calls(machine.call(2.0), references=[Reference(run=machine.call(4.0), baseline_ms=4.0)])
     assert m.median_ms == pytest.approx(2.0)
     assert m.raw_ms == pytest.approx(3.0)
     assert m.drift == pytest.approx(1.5)
@@ -131,7 +131,10 @@ def test_a_slower_machine_slows_the_reference_too(machine: Machine) -> None:
 def test_a_machine_that_slows_down_meanwhile(machine: Machine) -> None:
     machine.wear = 2.0  # three times as slow after a second
     m = time_calls(
-        machine.call(2.0), reference=machine.call(4.0), baseline_ms=4.0, rel_error=1e-9, time_limit_s=0.5
+        machine.call(2.0),
+        references=[Reference(run=machine.call(4.0), baseline_ms=4.0)],
+        rel_error=1e-9,
+        time_limit_s=0.5,
     )
     assert m.median_ms == pytest.approx(2.0, rel=0.01)
     assert m.raw_ms > 2.2
@@ -140,26 +143,46 @@ def test_a_machine_that_slows_down_meanwhile(machine: Machine) -> None:
 
 def test_the_reference_measured_against_itself_is_its_baseline(machine: Machine) -> None:
     machine.slowdown = 0.8
-    m = time_calls(machine.call(4.0), reference=machine.call(4.0), baseline_ms=4.0)
+    m = time_calls(machine.call(4.0), references=[Reference(run=machine.call(4.0), baseline_ms=4.0)])
     assert m.median_ms == pytest.approx(4.0)
     assert m.drift == pytest.approx(0.8)
 
 
-def test_a_reference_without_a_baseline_changes_nothing(machine: Machine) -> None:
-    m = time_calls(machine.call(2.0), reference=machine.call(4.0))
-    assert m.median_ms == pytest.approx(2.0)
-    assert m.drift == pytest.approx(1.0)
+def test_two_references_tell_how_each_part_of_the_machine_slows(machine: Machine) -> None:
+    """A call is overhead and computing, which slow down by factors of their own."""
+
+    def call(overhead_ms: float, computing_ms: float) -> Call:
+        return machine.call(1.7 * overhead_ms + 1.2 * computing_ms)
+
+    small, large = (Reference(run=call(1.0, c), baseline_ms=1 + c) for c in (1.0, 7.0))
+    for references in ([small, large], [large, small]):
+        m = time_calls(call(1.0, 3.0), references=references)
+        assert m.median_ms == pytest.approx(4.0)
+        assert m.raw_ms == pytest.approx(5.3)
+    alone = time_calls(call(1.0, 3.0), references=[large])
+    assert alone.median_ms == pytest.approx(4.0 * 5.3 / 4.0 * 8 / 10.1)
+
+
+@pytest.mark.parametrize(("cost_ms", "expected_ms"), [(1.0, 0.5), (20.0, 10.0), (2.0, 1.0), (8.0, 4.0)])
+def test_beyond_both_references_the_nearer_counts(
+    machine: Machine, cost_ms: float, expected_ms: float
+) -> None:
+    references = [Reference(run=machine.call(2 * ms), baseline_ms=ms) for ms in (1.0, 4.0)]
+    m = time_calls(machine.call(cost_ms), references=references)
+    assert m.median_ms == pytest.approx(expected_ms)
+
+
+def test_references_that_change_places_still_give_a_latency(machine: Machine) -> None:
+    """A small reference that takes longer than the large one: the machine was disturbed beside it."""
+    references = [Reference(run=machine.call(ms), baseline_ms=base) for ms, base in ((6.0, 1.0), (4.0, 4.0))]
+    for cost_ms in (3.0, 5.0, 7.0):
+        assert 0 < time_calls(machine.call(cost_ms), references=references).median_ms < 10
 
 
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_interrupted_rounds_are_rejected(machine: Machine, with_reference: bool) -> None:
-    reference = machine.call(4.0) if with_reference else None
-    m = time_calls(
-        machine.interrupted(3.0, every=5),
-        reference=reference,
-        baseline_ms=4.0 if reference else None,
-        time_limit_s=5.0,
-    )
+    references = [Reference(run=machine.call(4.0), baseline_ms=4.0)] if with_reference else []
+    m = time_calls(machine.interrupted(3.0, every=5), references=references, time_limit_s=5.0)
     assert m.median_ms == pytest.approx(3.0)
     assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
     assert m.settled
@@ -167,8 +190,8 @@ def test_interrupted_rounds_are_rejected(machine: Machine, with_reference: bool)
 
 
 def test_rounds_beside_an_interrupted_reference_are_rejected(machine: Machine) -> None:
-    reference = machine.interrupted(4.0, every=7)
-    m = time_calls(machine.call(3.0), reference=reference, baseline_ms=4.0, time_limit_s=5.0)
+    reference = Reference(run=machine.interrupted(4.0, every=7), baseline_ms=4.0)
+    m = time_calls(machine.call(3.0), references=[reference], time_limit_s=5.0)
     assert m.median_ms == pytest.approx(3.0)
     assert m.iqr_ms == pytest.approx(0.0, abs=1e-6)
     assert m.drift == pytest.approx(1.0)
