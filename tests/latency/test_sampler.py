@@ -13,6 +13,7 @@ from torch import nn
 
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.latency import sampler as sampler_module
+from lana_ray.latency.measure import example_input
 from lana_ray.latency.sampler import (
     Sampler,
     Work,
@@ -23,7 +24,6 @@ from lana_ray.latency.sampler import (
     processor,
     student_work,
 )
-from lana_ray.latency.measure import example_input
 from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, Reference
 from lana_ray.layers import find_layers
