@@ -30,6 +30,7 @@ from lana_ray.spaces import FBNetSpace, NasBench201Space
 Floats = NDArray[np.float64]
 
 SAMPLES, NEW_DEVICE_SAMPLES = 900, 20
+SIZES = (100, 300, 500, 700, 900)
 BRP_NAS = (0.360, 0.852, 0.964)  # within ±1, ±5, ±10 % (arXiv 2007.08668)
 
 
@@ -74,7 +75,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
 ) -> None:
-    """Prints both tables."""
+    """Prints three tables: a device from scratch, new devices, and samples that are chosen."""
     if not (folder / "nb201" / "archs.txt").is_file():
         raise UserError(f"{folder}: no nb201/archs.txt there")
     scratch = list(_from_scratch(folder, seeds))
@@ -88,14 +89,30 @@ def main(
     console.print(table)
     transfers = {name: np.array(list(_transfer(folder, task, seeds))) for name, task in TASKS.items()}
     table = Table(title=f"Spearman on a new device, {NEW_DEVICE_SAMPLES} samples", title_justify="left")
-    for heading in ("task", "HELP", "MultiPredict", "NASFLAT", "TransferPredictor"):
+    for heading in ("task", "HELP", "MultiPredict", "NASFLAT", "TransferPredictor", "chosen by it"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for name, found in transfers.items():
-        mean, spread = found.mean(), found.mean(1).std()
-        table.add_row(name, *(f"{p:.3f}" for p in TASKS[name].published), f"{mean:.4f} ± {spread:.4f}")
+        means, spreads = found.mean((0, 1)), found.mean(1).std(0)
+        shown = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(means, spreads, strict=True)]
+        table.add_row(name, *(f"{p:.3f}" for p in TASKS[name].published), *shown)
     console.print(table)
+    errors = np.array([_errors(folder, seed) for seed in range(seeds)])  # [seeds, 2, sizes]
+    table = Table(title="i7-7820X: mean error by samples, random or chosen", title_justify="left")
+    for heading in ("samples", "random", "chosen"):
+        table.add_column(heading, justify="right")
+    means, spreads = 100 * errors.mean(0), 100 * errors.std(0)
+    for column, size in enumerate(SIZES):
+        shown = [f"{means[row, column]:.2f} ± {spreads[row, column]:.2f} %" for row in (0, 1)]
+        table.add_row(str(size), *shown)
+    console.print(table)
+    enough = np.interp(-means[0, -1], -means[1], SIZES)
+    console.print(f"{enough:.0f} chosen samples do what {SIZES[-1]} random ones do.")
     if to:
-        figures = {"i7": scratch, "transfer": {name: found.tolist() for name, found in transfers.items()}}
+        figures = {
+            "i7": scratch,
+            "transfer": {name: found.tolist() for name, found in transfers.items()},
+            "active": {"samples": SIZES, "random": errors[:, 0].tolist(), "chosen": errors[:, 1].tolist()},
+        }
         to.write_text(json.dumps(figures, indent=1))
 
 
@@ -105,13 +122,19 @@ def _cells(folder: Path, *, live: bool) -> Floats:
     return np.stack([space.encode_string(line, live=live) for line in lines]).astype(np.float64)
 
 
-def _from_scratch(folder: Path, seeds: int) -> Iterator[tuple[float, ...]]:
-    """Shares within the bounds, Spearman and seconds to fit, of each seed."""
+def _desktop(folder: Path) -> tuple[Floats, Floats]:
+    """Encodings and latencies of the cells that were measured on the i7."""
     with np.load(folder / "nb201" / "i7_7820x_latency_ms.npz", allow_pickle=False) as file:
         latency = file[file.files[0]]
-    encodings = _cells(folder, live=True)
+    measured = ~np.isnan(latency)
+    return _cells(folder, live=True)[measured], latency[measured]
+
+
+def _from_scratch(folder: Path, seeds: int) -> Iterator[tuple[float, ...]]:
+    """Shares within the bounds, Spearman and seconds to fit, of each seed."""
+    encodings, latency = _desktop(folder)
     for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(np.flatnonzero(~np.isnan(latency)))
+        order = np.random.default_rng(seed).permutation(len(latency))
         known, rest = order[:SAMPLES], order[SAMPLES:]
         start = time.perf_counter()
         predictor = LatencyPredictor(seed=seed).fit(encodings[known], latency[known])
@@ -120,8 +143,27 @@ def _from_scratch(folder: Path, seeds: int) -> Iterator[tuple[float, ...]]:
         yield found.within_1, found.within_5, found.within_10, found.spearman, seconds
 
 
-def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[float]]:
-    """Rank correlation over the whole space on each new device, of each seed."""
+def _errors(folder: Path, seed: int) -> list[list[float]]:
+    """Mean relative error on 4,000 cells after so many random samples, and after as many of which all but the
+    first are chosen by the predictor of those before: [2, sizes]."""
+    encodings, latency = _desktop(folder)
+    order = np.random.default_rng(seed).permutation(len(latency))
+    test, pool = np.split(order, [4000])
+    found: list[list[float]] = [[], []]
+    for errors, choosing in zip(found, (False, True), strict=True):
+        known, rest = np.split(pool, [SIZES[0]])
+        for size, following in zip(SIZES, (*SIZES[1:], SIZES[-1]), strict=True):
+            predictor = LatencyPredictor(seed=seed).fit(encodings[known], latency[known])
+            errors.append(quality(predictor.predict(encodings[test]), latency[test]).mean_error)
+            more = following - size
+            chosen = predictor.choose(encodings[rest], more) if choosing else np.arange(more)
+            known, rest = np.concatenate([known, rest[chosen]]), np.delete(rest, chosen)
+    return found
+
+
+def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[tuple[float, float]]]:
+    """Rank correlation over the whole space on each new device, of each seed: from measurements of random
+    architectures, and of those that the predictor chooses itself."""
     with np.load(folder / task.space / "latency_ms.npz", allow_pickle=False) as file:
         latencies = {name: file[name].astype(np.float64) for name in file.files}
     if task.space == "fbnet":
@@ -137,11 +179,14 @@ def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[float]]:
             known = rng.permutation(len(encodings))[: task.samples]
             sources[device][known] = latencies[device][known]
         transfer = TransferPredictor(seed=seed).fit(encodings, sources)
+        chosen = transfer.choose(encodings, NEW_DEVICE_SAMPLES)
         found = []
         for device in task.targets.split():
             few = rng.permutation(len(encodings))[:NEW_DEVICE_SAMPLES]
-            predictor = transfer.adapt(encodings[few], latencies[device][few])
-            found.append(float(spearmanr(predictor.predict(encodings), latencies[device]).statistic))
+            known = latencies[device]
+            adapted = [transfer.adapt(encodings[rows], known[rows]) for rows in (few, chosen)]
+            ranks = [float(spearmanr(p.predict(encodings), known).statistic) for p in adapted]
+            found.append((ranks[0], ranks[1]))
         yield found
 
 

@@ -1,15 +1,17 @@
-"""The ceiling of the sampling itself: how many samples a second arrive when measuring takes no time.
+"""What sampling makes of its time: how much of it is measuring, how well it repeats, what its ceiling is.
 
-    python jobs/benchmark_sampling.py --samples 100000 --actors 1 --actors 8 --json sampling.json
+    python jobs/benchmark_sampling.py --samples 1000000 --actors 1 --actors 8 --actors 32 --json sampling.json
 
-With real measurements of half a second, an actor delivers two a second; a cluster is bound by its hardware as
-long as its actors together stay below what this prints.
+The first table is of real networks, random students of EfficientNet-Lite0, measured by one actor and by more,
+each on CPUs of its own. The second is of samples that take no time: what arrives at the driver at most. A
+cluster is bound by its hardware as long as its actors together deliver less.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -18,19 +20,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import ray
 import typer
 from rich.table import Table
 
 from lana_ray.cluster import connect
-from lana_ray.config import RayConfig, Target
-from lana_ray.latency.fleet import Job, run_jobs
-from lana_ray.latency.sampler import Work
+from lana_ray.config import Config, RayConfig, Target
+from lana_ray.latency.fleet import BLOCK_S, Job, SamplerActor, in_blocks, run_jobs
+from lana_ray.latency.sampler import Work, in_sessions, network_work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.placement import Placement
 from lana_ray.progress import console, progress
 from lana_ray.storage import Storage
+from lana_ray.workspace import structural_space
 
+CLASSES, SESSIONS = 10, 3
 TEMPLATE = Sample(
     target="none",
     target_key="none",
@@ -60,58 +65,139 @@ class InstantSampler:
     def target_key(self) -> str:
         return TEMPLATE.target_key
 
-    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
         if not baselines_ms:
-            yield dataclasses.replace(TEMPLATE, kind="reference", key="teacher")
-        for item in work:
-            yield dataclasses.replace(TEMPLATE, key=item.key, what=item.what, time=time.time())
+            yield [dataclasses.replace(TEMPLATE, kind="reference", key="teacher")]
+        found = (dataclasses.replace(TEMPLATE, key=x.key, what=x.what, time=time.time()) for x in work)
+        yield from in_blocks(found, BLOCK_S)
+
+
+class SamplerBeside(SamplerActor):
+    """A sampler with CPUs of its own, where several share a machine."""
+
+    def __init__(self, number: int, config: Config, target: Target) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            mine = sorted(os.sched_getaffinity(0))[number * target.threads :][: target.threads]
+            os.sched_setaffinity(0, mine)
+        super().__init__(config, CLASSES, target)
 
 
 def main(
-    samples: Annotated[int, typer.Option(min=1)] = 100_000,
-    actors: Annotated[list[int] | None, typer.Option(help="How many samplers; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="That take no time.")] = 100_000,
+    actors: Annotated[list[int] | None, typer.Option(help="That answer at once; may be repeated.")] = None,
+    networks: Annotated[int, typer.Option(min=2, help="Measured for real; 0 leaves it out.")] = 20,
+    runtime: Annotated[str, typer.Option(help="That they run in.")] = "torch",
+    time_limit_s: Annotated[float, typer.Option(help="Of one measurement.")] = 0.5,
     address: Annotated[str, typer.Option(help="Of a Ray cluster; local starts one.")] = "local",
     to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
 ) -> None:
-    """Prints samples per second and the driver's memory for several numbers of actors."""
-    rows = []
+    """Prints both tables."""
     with connect(RayConfig(address=address)):
-        for count in actors or [1, 8]:
-            rows.append(_run(samples, count))
-    table = Table(title=f"{samples:,} samples that take no time", title_justify="left")
-    for heading in ("actors", "samples/s", "seconds", "driver's peak, MB"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.0f}" for value in row.values()))
-    console.print(table)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        measured = [
+            _measure(networks, count, runtime, time_limit_s) for count in (1, 2, 4, 8) if count <= cpus
+        ]
+        instant = [_answer(samples, count) for count in actors or [1, 8]]
+    _show(
+        f"{networks} networks, {SESSIONS} sessions of each, {runtime}",
+        measured,
+        {
+            "actors": "{:.0f}",
+            "samples_per_s": "{:.2f}",
+            "share_measuring": "{:.1%}",
+            "repeats_within": "{:.1%}",
+            "repeats_within_p90": "{:.1%}",
+        },
+    )
+    _show(
+        f"{samples:,} samples that take no time",
+        instant,
+        {"actors": "{:.0f}", "samples_per_s": "{:,.0f}", "seconds": "{:,.0f}", "driver_mb": "{:,.0f}"},
+    )
     if to:
-        to.write_text(json.dumps(rows, indent=1))
+        to.write_text(json.dumps({"measured": measured, "instant": instant}, indent=1))
 
 
-def _run(samples: int, actors: int) -> dict[str, float]:
-    """One row; the clock starts with the first sample, when the actors are there."""
-    work = [Work(kind="network", structure=f"s{k}", what="instant") for k in range(samples)]
+def _show(title: str, rows: Sequence[dict[str, float]], formats: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in formats:
+        table.add_column(name.replace("_per_s", "/s").replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(form.format(row[name]) for name, form in formats.items()))
+    console.print(table)
+
+
+def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
     placement = Placement(
         nodes=(), actors=actors, label_selector=None, resources={}, num_cpus=0, num_gpus=0, stand_in=True
     )
-    job = Job(target=Target(name="none"), placement=placement, work=work)
-    started: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, progress(f"{actors} actors", samples) as show:
+    return Job(target=target, placement=placement, work=work)
+
+
+def _timed(job: Job, start: Any, folder: str) -> float:
+    """Seconds from the first sample to the last: when it comes, the actors are there."""
+    began: list[float] = []
+    with progress(f"{job.placement.actors} actors", len(job.work)) as show:
 
         def on_sample(job: Job) -> None:
-            if job.done == 1:
-                started.append(time.perf_counter())
+            if job.done and not began:
+                began.append(time.perf_counter())
             show(job.done)
 
-        run_jobs([job], SampleStore(Storage(folder)), _start, on_sample)
-        seconds = time.perf_counter() - started[0]
+        run_jobs([job], SampleStore(Storage(folder)), start, on_sample)
+    return time.perf_counter() - began[0]
+
+
+def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> dict[str, float]:
+    """One row of the first table: random students, measured in several sessions each."""
+    measure = {"time_limit_s": time_limit_s, "architectures": 8}
+    target = {"name": "here", "runtime": runtime, "input_shape": (3, 32, 32), "measure": measure}
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config.model_validate(
+            {
+                "run": {"dir": folder},
+                "teacher": {"timm": "tf_efficientnet_lite0"},
+                "data": {"source": "digits", "image_size": 32},
+                "targets": [target],
+                "budgets": {"latency_ms": "50%"},
+            }
+        )
+        space = structural_space(config, CLASSES)
+        rng = np.random.default_rng(0)
+        work = [network_work(space, space.random(rng)) for _ in range(networks)]
+        job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
+        started: list[Any] = []
+
+        def start(job: Job) -> Any:
+            started.append(None)
+            made = ray.remote(SamplerBeside).options(num_cpus=0)
+            return made.remote(len(started) - 1, config, job.target)
+
+        seconds = _timed(job, start, folder)
+    found = [job.samples[item.key] for item in job.work]
+    latencies = np.array([sample.median_ms for sample in found]).reshape(SESSIONS, networks)
+    deviations = np.abs(latencies[1:] / latencies[0] - 1)
+    return {
+        "actors": actors,
+        "samples_per_s": len(found) / seconds,
+        "share_measuring": sum(sample.seconds for sample in found) / seconds / actors,
+        "repeats_within": float(np.median(deviations)),
+        "repeats_within_p90": float(np.percentile(deviations, 90)),
+    }
+
+
+def _answer(samples: int, actors: int) -> dict[str, float]:
+    """One row of the second table."""
+    work = [Work(kind="network", structure=f"s{k}", what="instant") for k in range(samples)]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _timed(
+            _job(Target(name="none"), work, actors),
+            lambda job: ray.remote(InstantSampler).options(num_cpus=0).remote(),
+            folder,
+        )
         assert len(SampleStore(Storage(folder)).read("none")) == samples + 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     return {"actors": actors, "samples_per_s": samples / seconds, "seconds": seconds, "driver_mb": peak}
-
-
-def _start(job: Job) -> Any:
-    return ray.remote(InstantSampler).options(num_cpus=0).remote()
 
 
 if __name__ == "__main__":

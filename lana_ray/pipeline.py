@@ -105,8 +105,7 @@ def fit_predictors(config: Config) -> list[fit.Fit]:
     workspace = _open(config)
     with connect(config.ray):
         teacher.run(workspace)
-        costs = sample.run(workspace)
-    return fit.run(workspace, costs)
+        return fit.run(workspace, sample.run(workspace))
 
 
 def _open(config: Config) -> Workspace:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Two test modules run at a time: torch's threads, of both and of the processes they start, would only wait
+# for one another. It counts from the import of torch on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 
 import pytest

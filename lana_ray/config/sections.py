@@ -164,6 +164,8 @@ class MeasureConfig(Section):
 
     architectures: int = Field(default=48, ge=8)
     """Whole networks measured to turn candidate costs into what they cost in place."""
+    active: int = Field(default=0, ge=0)
+    """Further networks measured by ``lana-ray fit``, chosen where its predictor is least certain."""
     rel_error: float = Field(default=0.02, gt=0, lt=1)
     """Stop repeating once the median's 95 % confidence interval is this narrow."""
     time_limit_s: float = Field(default=0.5, gt=0)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from lana_ray.storage import Storage
 
 MAX_DEATHS = 3
 """How many samplers of one target may die in a row, without a sample in between, before it is given up."""
+BLOCK_S = 0.3
+"""Of measuring, before a sampler tells what it has found."""
 _FLUSH_S = 10.0
 
 
@@ -39,8 +41,21 @@ class SamplerActor:
     def target_key(self) -> str:
         return self._sampler.target_key()
 
-    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
-        yield from self._sampler.sample(work, baselines_ms)
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
+        """What was measured since the last answer, as often as is worth a message."""
+        yield from in_blocks(self._sampler.sample(work, baselines_ms), BLOCK_S)
+
+
+def in_blocks(samples: Iterable[Sample], seconds: float) -> Iterator[list[Sample]]:
+    """Samples as they come, those of ``seconds`` and what came last together."""
+    block, begin = list[Sample](), time.monotonic()
+    for sample in samples:
+        block.append(sample)
+        if time.monotonic() - begin >= seconds:
+            yield block
+            block, begin = [], time.monotonic()
+    if block:
+        yield block
 
 
 @dataclass
@@ -167,7 +182,8 @@ class _Fleet:
             if worker.share is None:
                 self._greet(worker, ray.get(worker.awaited))
             else:
-                self._keep(ray.get(next(worker.awaited)))
+                for sample in ray.get(next(worker.awaited)):
+                    self._keep(sample)
         except StopIteration:
             self._feed(worker)
         except ray.exceptions.RayActorError as error:

@@ -127,6 +127,25 @@ class LatencyPredictor:
         """Standard deviation of the members' predictions in milliseconds, [n]."""
         return np.exp(self._members(encodings)).std(0)
 
+    def choose(self, encodings: ArrayLike, count: int) -> NDArray[np.int64]:
+        """Which architectures to measure next: indices [count].
+
+        Drawn without replacement in proportion to how much the members disagree, as the standard deviation
+        of their logarithms. To take those of the largest disagreement would take many of a kind (stochastic
+        batch acquisition, Kirsch et al., arXiv 2106.12059).
+
+        Args:
+            encodings: [n, d], of the architectures that could be measured, the more the better.
+
+        Raises:
+            ValueError: before ``fit``, for encodings of another width, or more wanted than there are.
+        """
+        spread = self._members(encodings).std(0)
+        if not 0 <= count <= len(spread):
+            raise ValueError(f"cannot choose {count} of {len(spread)} encodings")
+        luck = np.random.default_rng(self.seed).gumbel(size=len(spread))
+        return np.argsort(-(np.log(spread + 1e-12) + luck))[:count]
+
     def as_module(self) -> nn.Module:
         """The prediction as a differentiable module: encodings [..., d] → ``latency_ms`` [...]."""
         return self._fitted()

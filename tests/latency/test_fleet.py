@@ -14,7 +14,8 @@ import ray
 
 from lana_ray.config import Target
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import MAX_DEATHS, Job, Start, run_jobs
+from lana_ray.latency import fleet as fleet_module
+from lana_ray.latency.fleet import MAX_DEATHS, Job, Start, in_blocks, run_jobs
 from lana_ray.latency.sampler import Work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.placement import Placement
@@ -26,9 +27,15 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def samplers(
-    deadly: Sequence[str] = (), keys: Sequence[str] = ("k",), stillborn: int = 0, endless: str = ""
+    deadly: Sequence[str] = (),
+    keys: Sequence[str] = ("k",),
+    stillborn: int = 0,
+    endless: str = "",
+    crew: Path | None = None,
 ) -> Start:
     """Actors that answer at once, and whose process ends at work called so, the first ones at birth.
+
+    With a folder for the ``crew``, they wait for three of them to be there before they measure anything.
 
     A sample's ``node`` is the number of its actor, its ``median_ms`` the sum of its baselines.
     """
@@ -39,25 +46,28 @@ def samplers(
             self._number = number
             if number < stillborn:
                 os._exit(1)
+            if crew:
+                (crew / str(number)).touch()
 
         def target_key(self) -> str:
             return keys[self._number % len(keys)]
 
-        def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+        def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
+            while crew and len(list(crew.iterdir())) < 3:
+                time.sleep(0.05)
             common = {"target_key": keys[0], "node": str(self._number), "error": None}
             if not baselines_ms:
                 baselines_ms = [2.0, 0.5]
                 for key, baseline_ms in zip(("floor", "teacher"), reversed(baselines_ms), strict=True):
-                    yield take(kind="reference", key=key, median_ms=baseline_ms, **common)
+                    yield [take(kind="reference", key=key, median_ms=baseline_ms, **common)]
             for item in work:
                 if item.what in deadly:
                     time.sleep(0.5)  # until what was yielded has arrived
                     os._exit(1)
                 if item.what == endless:
                     time.sleep(600)
-                yield take(
-                    kind=item.kind, key=item.key, what=item.what, median_ms=sum(baselines_ms), **common
-                )
+                found = {"key": item.key, "what": item.what, "median_ms": sum(baselines_ms)}
+                yield [take(kind=item.kind, **found, **common)]
 
     started = []
 
@@ -84,13 +94,15 @@ def store(tmp_path: Path) -> SampleStore:
     return SampleStore(Storage(str(tmp_path)))
 
 
-def test_the_actors_of_a_target_share_its_work(store: SampleStore) -> None:
+def test_the_actors_of_a_target_share_its_work(store: SampleStore, tmp_path: Path) -> None:
     asked, done = job(200, actors=3), []
-    run_jobs([asked], store, samplers(), lambda job: done.append(job.done))
+    crew = tmp_path / "crew"
+    crew.mkdir()
+    run_jobs([asked], store, samplers(crew=crew), lambda job: done.append(job.done))
     stored = store.read("k")
     assert Counter(s.key for s in stored) == Counter(["floor", "teacher", *(work.key for work in asked.work)])
     assert {s.median_ms for s in stored if s.kind == "network"} == {2.5}  # the same baselines for all
-    assert min(Counter(s.node for s in stored).values()) > 20
+    assert len(Counter(s.node for s in stored)) == 3
     assert (done[-1], sorted(done)) == (200, done)
 
 
@@ -105,6 +117,27 @@ def test_what_is_stored_is_not_measured_again(store: SampleStore) -> None:
     run_jobs([more], store, start, lambda _: None)
     assert (more.reused, more.done) == (5, 8)
     assert len(store.read("k")) == 10
+
+
+def test_samples_travel_together_for_so_long_and_none_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        def __init__(self) -> None:
+            self.now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, taken = Clock(), [sample(key=f"c{k}") for k in range(7)]
+    monkeypatch.setattr(fleet_module, "time", clock)
+
+    def slowly() -> Iterator[Sample]:
+        for found in taken:
+            clock.now += 1.0
+            yield found
+
+    assert list(in_blocks(slowly(), 3.0)) == [taken[:3], taken[3:6], taken[6:]]
+    assert list(in_blocks(slowly(), 1.0)) == [[found] for found in taken]
+    assert list(in_blocks([], 1.0)) == []
 
 
 def test_the_first_teacher_and_the_floor_beside_it_are_the_baseline(store: SampleStore) -> None:

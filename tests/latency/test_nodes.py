@@ -33,10 +33,10 @@ SCRIPT = """
         def sample(self, work, baselines_ms):
             node = ray.get_runtime_context().get_node_id()
             if not baselines_ms:
-                yield take(kind="reference", key="teacher", target_key="k", median_ms=2.0, node=node)
+                yield [take(kind="reference", key="teacher", target_key="k", median_ms=2.0, node=node)]
             for item in work:
                 time.sleep(0.1)
-                yield take(kind="network", key=item.key, what=item.what, target_key="k", node=node)
+                yield [take(kind="network", key=item.key, what=item.what, target_key="k", node=node)]
 
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     offer = {"num_cpus": 1, "resources": {"lana_device": 1}}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor
+from lana_ray.latency import predictor as predictor_module
 from lana_ray.latency.quality import quality
 
 LAYERS, OPS = 6, 4
@@ -53,6 +54,18 @@ def test_is_less_sure_where_it_has_seen_nothing(fitted: LatencyPredictor) -> Non
     )
 
 
+def test_chooses_where_its_members_disagree_without_repeating_itself(fitted: LatencyPredictor) -> None:
+    known, strange = sampled(200, 1)[0], RNG.uniform(-1, 2, (200, LAYERS * OPS))
+    encodings = np.concatenate([known, strange])
+    chosen = fitted.choose(encodings, 100)
+    assert len(set(chosen.tolist())) == 100
+    assert (chosen >= 200).mean() > 0.8
+    assert np.array_equal(chosen, fitted.choose(encodings, 100))
+    assert np.array_equal(np.sort(fitted.choose(encodings, 400)), np.arange(400))
+    with pytest.raises(ValueError, match="cannot choose 401 of 400 encodings"):
+        fitted.choose(encodings, 401)
+
+
 def test_the_module_is_the_prediction_and_has_a_gradient(fitted: LatencyPredictor) -> None:
     encodings = sampled(20, 3)[0]
     module = fitted.as_module()
@@ -66,7 +79,8 @@ def test_the_module_is_the_prediction_and_has_a_gradient(fitted: LatencyPredicto
     assert all(not parameter.requires_grad for parameter in module.parameters())
 
 
-def test_the_same_seed_gives_the_same_predictor(fitted: LatencyPredictor) -> None:
+def test_the_same_seed_gives_the_same_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "_EPOCHS", 20)
     encodings, latency = sampled(60, 4)
     torch.manual_seed(5)
     first = LatencyPredictor(seed=3).fit(encodings, latency).predict(encodings)
@@ -97,7 +111,8 @@ def test_other_tensors_are_no_predictor(tmp_path: Path) -> None:
         LatencyPredictor.load(tmp_path / "weights.safetensors")
 
 
-def test_an_input_that_never_varied_does_not_matter() -> None:
+def test_an_input_that_never_varied_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "_EPOCHS", 20)
     encodings, latency = sampled(60, 6)
     encodings = np.c_[encodings, np.ones(60)]
     predictor = LatencyPredictor().fit(encodings, latency)

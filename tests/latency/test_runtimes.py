@@ -215,7 +215,10 @@ def test_as_many_threads_compute_as_the_target_has(target: Target, threads: int)
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()
     ).eval()
     session = prepare(module, torch.randn(4, 3, 64, 64), target.model_copy(update={"threads": threads}))
-    assert busy_threads(session.run) == threads
+    taken = [busy_threads(session.run)]
+    while max(taken) < threads and len(taken) < 10:  # other processes may want the CPUs meanwhile
+        taken.append(busy_threads(session.run))
+    assert max(taken) == threads
 
 
 MODULES = {"torch-compile": 20}
