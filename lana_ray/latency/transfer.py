@@ -102,7 +102,9 @@ class TransferPredictor:
         """Which architectures to measure on a new device: indices [count], the most telling first.
 
         One after the other, each the one whose measurement takes most from the variance that is left over
-        all of the encodings (A-optimal design); latencies are not needed for that.
+        all of the encodings (A-optimal design); latencies are not needed for that. It helps where the new
+        device is unlike the sources and does no harm elsewhere: 0.842 against 0.830 with random ones on
+        FBNet's task F1, 0.963 as without on FD, 0.965 against 0.966 on ND (jobs/benchmark_predictor.py).
 
         Args:
             encodings: [n, d], of the architectures that could be measured, the more the better.
