@@ -81,6 +81,9 @@ def time_calls(
     one half second to the next, the median ratio repeated within 2.4 to 2.8 % in rounds of 1 ms and within
     4.4 % in rounds of 4 ms.
 
+    On a GPU the clock runs from the launch until the device is synchronised, which is what a caller waits
+    for; CUDA's events would leave the launches out, which are most of a small network.
+
     Args:
         call: one inference; must be finished when it returns.
         rel_error: half-width of the median's 95 % confidence interval (notch rule, 1.57·IQR/√n, McGill et

@@ -1,0 +1,38 @@
+"""The configuration of a whole run of seconds, and what it left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+NETWORKS = Path(__file__).parent / "networks.py"
+
+
+def settings(run_dir: Path, **changes: Any) -> dict[str, Any]:
+    """A run of seconds; its budgets are wide, for a busy machine breaks tight ones of a small network."""
+    measure = {"architectures": 8, "time_limit_s": 0.05}
+    return {
+        "run": {"dir": str(run_dir)},
+        "ray": {"workers": 2},
+        "teacher": {"factory": f"{NETWORKS}:net"},
+        "data": {"source": "digits", "image_size": 16, "augment": "none"},
+        "pool": {"ops": ["identity", "mbconv_e1_k3"]},
+        "targets": [
+            {"name": "ort", "runtime": "onnxruntime", "measure": measure},
+            {"name": "eager", "runtime": "torch", "batch_size": 4, "measure": measure},
+        ],
+        "budgets": {"latency_ms": ["1000%", "500ms"]},
+        "distill": {"steps": 8, "batch_size": 32, "group_size": 1},
+        "score": {"images": 64, "batch_size": 32},
+        "select": {"count": 2, "rounds": 1},
+        "finetune": {"epochs": 0.5, "batch_size": 64},
+    } | changes
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "summary.json").read_text()))
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob(pattern)}

@@ -1,0 +1,42 @@
+"""Predictors made of what was sampled, and of what they ask for themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lana_ray.config import load_config
+from lana_ray.latency import LatencyPredictor, predictor
+from lana_ray.latency.store import SampleStore
+from lana_ray.pipeline import fit_predictors
+from lana_ray.report import write_fit_plots
+from lana_ray.storage import Storage
+from lana_ray.workspace import Workspace
+
+from .runs import settings
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+
+def test_a_predictor_is_fitted_to_what_was_sampled(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
+    measure = {"architectures": 40, "active": 10, "time_limit_s": 0.02}
+    target = {"name": "eager", "runtime": "torch", "measure": measure}
+    config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny"}))
+    (fit,) = fit_predictors(config)
+    # Of 41 with the teacher, 8 are for testing; 10 were chosen to be measured.
+    assert [count for count, _ in fit.curve] == [8, 16, 33, 43]
+    taken = SampleStore(Storage(str(tmp_path))).read()
+    assert len({sample.key for sample in taken if sample.kind == "network"}) == 50
+    (again,) = fit_predictors(config)
+    assert again.quality == fit.quality
+    assert len(SampleStore(Storage(str(tmp_path))).read()) == len(taken)
+    assert fit.predicted_ms.shape == fit.measured_ms.shape == (8,)
+    space = Workspace(config).space
+    loaded = LatencyPredictor.load(tmp_path / fit.file)
+    assert loaded.predict(space.encode(space.teacher)[None])[0] > 0
+    (plot,) = write_fit_plots(Storage(str(tmp_path)), [fit])
+    assert Path(plot).read_text().startswith("<?xml")

@@ -1,0 +1,47 @@
+"""Runs that cannot be, and what they say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lana_ray import UserError, accelerate
+
+from .runs import NETWORKS, settings
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+pytest.importorskip("onnxruntime", reason="one of the targets runs ONNX")
+
+
+def test_a_budget_below_the_cheapest_is_told_before_training(tmp_path: Path, ray_cluster: None) -> None:
+    with pytest.raises(UserError, match=r"target 'ort': budget 0\.0001ms .* the cheapest student takes"):
+        accelerate(settings(tmp_path, budgets={"latency_ms": ["0.0001ms"]}))
+    assert not (tmp_path / "candidates").exists()
+
+
+def test_a_teacher_whose_layers_do_not_fit_names_the_module(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"layer blocks\.0 does not fit: it returns tuple, not a tensor"):
+        accelerate(settings(tmp_path, teacher={"factory": f"{NETWORKS}:tuple_net"}))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    teacher = {"factory": f"{NETWORKS}:net", "weights": str(tmp_path / "weights.pt")}
+    with pytest.raises(UserError, match=r"weights\.pt: not the weights of Net: lacks"):
+        accelerate(settings(tmp_path / "run", teacher=teacher))
+
+
+def test_a_target_whose_label_nobody_carries_is_named(tmp_path: Path, ray_cluster: None) -> None:
+    targets = [{"name": "big", "runtime": "torch", "threads": 512}]
+    with pytest.raises(UserError, match="target 'big': threads 512"):
+        accelerate(settings(tmp_path, targets=targets))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"run\.dir .* cannot be written"):
+        accelerate(settings(tmp_path / "run"))
