@@ -138,7 +138,8 @@ def test_version_has_tags_and_aliases(registered: Registered) -> None:
     assert version.tags["latency_ms"] == "0.5"
     assert registry.find("models:/tiny-net-ort-1t@champion", uri) == version
     assert registry.list_models(uri) == registry.list_models(uri, "ort 1t") == [version]
-    assert registry.list_models(uri, "another") == []
+    with pytest.raises(UserError, match="no model is registered for target 'another'; there are ort 1t"):
+        registry.list_models(uri, "another")
 
 
 def test_version_has_files(registered: Registered, tmp_path: Path) -> None:

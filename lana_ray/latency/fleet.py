@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -33,10 +34,15 @@ class SamplerActor:
     """A sampler in a process of its own, on a node of the target. Made a Ray actor below."""
 
     def __init__(self, config: Config, num_classes: int, target: Target) -> None:
+        self._config, self._num_classes, self._target = config, num_classes, target
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        """Made by a call: of an actor that cannot be made, Ray does not say why as the error it is."""
         from lana_ray.workspace import structural_space
 
-        space = structural_space(config, num_classes)
-        self._sampler = Sampler(space, target, Storage(config.run.dir))
+        space = structural_space(self._config, self._num_classes)
+        return Sampler(space, self._target, Storage(self._config.run.dir))
 
     def target_key(self) -> str:
         return self._sampler.target_key()

@@ -109,12 +109,12 @@ class Sampler:
         self._target = target
         self._cpus = pin(target.threads)
         self._node = platform.node()
-        self._processor = processor(target)
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
         self._programs = Programs(space, target)
         self._students: dict[str, nn.Module | bytes] = {}
         self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
+        self._processor = processor(target)  # there is one: the reference has been loaded
 
     def _floor(self) -> Iterator[Session]:
         """The teacher without the layers that can be left out, if there are any and the rest runs here."""

@@ -172,9 +172,12 @@ def list_models(tracking_uri: str, target: str | None = None) -> list[Version]:
     """Every version that ``register`` finished, by name and version; only a target's where one is given.
 
     Raises:
-        UserError: registry unreachable, or no such database.
+        UserError: registry unreachable, no such database, or models, but none for ``target``.
     """
     with session(tracking_uri) as client:
         models = [model for model in pages(client.search_registered_models) if "target" in model.tags]
+        targets = sorted({model.tags["target"] for model in models})
+        if target is not None and targets and target not in targets:
+            raise UserError(f"no model is registered for target {target!r}; there are {', '.join(targets)}")
         names = sorted(model.name for model in models if target in (None, model.tags["target"]))
         return [version for name in names for version in finished_versions(client, name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import Counter
@@ -12,16 +13,18 @@ from typing import Any
 import pytest
 import ray
 
-from lana_ray.config import Target
+from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.latency import fleet as fleet_module
-from lana_ray.latency.fleet import MAX_DEATHS, Job, Start, in_blocks, run_jobs
+from lana_ray.latency.fleet import MAX_DEATHS, Job, SamplerActor, Start, in_blocks, run_jobs
+from lana_ray.latency.runtimes import version
 from lana_ray.latency.sampler import Work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.placement import Placement
 from lana_ray.storage import Storage
 
 from ..measured import sample
+from ..runs import settings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -169,6 +172,21 @@ def test_samplers_that_keep_dying_end_the_run(store: SampleStore) -> None:
     asked = job(3)
     run_jobs([asked], store, samplers(stillborn=MAX_DEATHS), lambda _: None)
     assert asked.done == 3
+
+
+@pytest.mark.skipif(version("tensorrt") is not None, reason="this machine has TensorRT")
+def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
+    store: SampleStore, tmp_path: Path
+) -> None:
+    target = {"name": "edge", "runtime": "tensorrt", "device": "cuda", "input_shape": (3, 16, 16)}
+    config = Config.model_validate(settings(tmp_path, targets=[target]))
+    asked = dataclasses.replace(job(3), target=config.targets[0])
+
+    def start(job: Job) -> Any:
+        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target)
+
+    with pytest.raises(UserError, match="'edge': runtime tensorrt is not installed; pip install"):
+        run_jobs([asked], store, start, lambda _: None)
 
 
 def test_nodes_of_two_kinds_cannot_serve_one_target(store: SampleStore) -> None:
