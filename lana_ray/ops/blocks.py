@@ -1,4 +1,4 @@
-"""What the families share: conv-BN-activation, rounded widths, and a body with the layer's residual."""
+"""What the families share: conv-BN-activation, sums of branches, rounded widths, the layer's residual."""
 
 from __future__ import annotations
 
@@ -19,6 +19,24 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
         return x + y if self.residual else y
+
+
+class Sum(nn.Module):
+    """Branches that read the same input, their outputs added.
+
+    A warm start works on the main one alone and silences the batch-norms of the others.
+    """
+
+    def __init__(self, main: nn.Sequential, *others: nn.Module) -> None:
+        super().__init__()
+        self.main = main
+        self.others = nn.ModuleList(others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.main(x)
+        for branch in self.others:
+            y = y + branch(x)
+        return y
 
 
 def conv_bn(
