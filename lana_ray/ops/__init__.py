@@ -1,6 +1,6 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import convs, identity, mbconv
+from lana_ray.ops import convs, grouped, identity, mbconv
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register
 from lana_ray.ops.warmstart import warm_start
@@ -13,6 +13,7 @@ __all__ = [
     "convs",
     "families",
     "fits",
+    "grouped",
     "identity",
     "mbconv",
     "parse_op",

@@ -56,11 +56,11 @@ def conv_bn(
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *([act()] if act else []))
 
 
-def width(channels: int, factor: float) -> int:
-    """Channels times factor, rounded to a multiple of 8 that is at least 8 and 90 % of the product.
+def width(channels: int, factor: float, multiple: int = 8) -> int:
+    """Channels times factor, rounded to a multiple above 0 that is at least 90 % of the product.
 
     The rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
     """
     exact = channels * factor
-    rounded = max(8, int(exact + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * exact else rounded
+    rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * exact else rounded

@@ -82,7 +82,7 @@ def register(
     Args:
         name: lower-case words joined by ``_``.
         parameters: the constructor's parameters that belong to the name, in the name's order, each with
-            the check it must pass (``odd``, ``positive``, ``fraction``).
+            the check it must pass (``odd``, ``count``, ``positive``, ``fraction``).
         fits: the layers the family can stand in for.
     """
     kinds = dict(parameters or {})
@@ -109,6 +109,13 @@ def odd(value: float) -> float:
     """A kernel size: 1, 3, 5, …"""
     if value != int(value) or value % 2 != 1:
         raise ValueError(f"{value:g} must be an odd whole number")
+    return int(value)
+
+
+def count(value: float) -> float:
+    """1, 2, 3, …"""
+    if value != int(value) or value < 1:
+        raise ValueError(f"{value:g} must be a whole number from 1")
     return int(value)
 
 

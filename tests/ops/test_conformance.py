@@ -32,6 +32,9 @@ OPS = [
             "conv_pair_w0.5_k5",
             "conv_stack_w0.5_k3",
             "residual_pair_w0.5_k3",
+            "split_attention_w0.5_k3",
+            "grouped_bottleneck_w1_k3_g4",
+            "grouped_bottleneck_w0.25_k5_g16",
         ],
     ),
 ]
@@ -173,3 +176,8 @@ def test_the_activation_is_the_callers() -> None:
 )
 def test_widths_are_multiples_of_eight(channels: int, factor: float, expected: int) -> None:
     assert width(channels, factor) == expected
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(16, 24), (40, 48), (100, 96)])
+def test_widths_are_multiples_of_what_is_asked_for(channels: int, expected: int) -> None:
+    assert width(channels, 1, 24) == expected

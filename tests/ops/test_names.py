@@ -31,7 +31,7 @@ def test_inverted_residual_names_round_trip(family: str, e: float, k: int, se: f
 
 
 @given(
-    st.sampled_from(["bottleneck", "conv_pair", "conv_stack", "residual_pair"]),
+    st.sampled_from(["bottleneck", "conv_pair", "conv_stack", "residual_pair", "split_attention"]),
     _POSITIVE,
     _ODD,
 )
@@ -68,6 +68,8 @@ def test_a_name_has_one_canonical_form() -> None:
         ("mbconv_e3_k2.5", "k 2.5 must be an odd whole number"),
         ("mbconv_e0_k3", "e 0 must be greater than 0"),
         ("mbconv_e3_k3_se2", "se 2 must be at most 1"),
+        ("grouped_bottleneck_w1_k3_g0", "g 0 must be a whole number from 1"),
+        ("grouped_bottleneck_w1_k3_g1.5", "g 1.5 must be a whole number from 1"),
         ("mbconv_e" + "9" * 400 + "_k3", "cannot read"),
         ("identity_k3", "identity takes no parameters"),
         ("teacher_k3", "teacher takes no parameters"),

@@ -1,0 +1,78 @@
+"""Bottlenecks around a grouped convolution: ResNeXt's and, with split attention, ResNeSt's."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from lana_ray.layers import Layer
+from lana_ray.ops.blocks import Block, conv_bn, width
+from lana_ray.ops.registry import Activation, count, odd, positive, register
+
+
+@register("grouped_bottleneck", parameters={"w": positive, "k": odd, "g": count})
+def grouped_bottleneck(layer: Layer, *, act: Activation, w: float, k: int, g: int) -> nn.Module:
+    """Bottleneck (ResNeXt, Xie et al., arXiv 1611.05431): 1x1 reduction, grouped k x k, 1x1 expansion.
+
+    Groups are of equal width in every layer, as RegNet's (Radosavovic et al., arXiv 2003.13678): ResNeXt's
+    equal number of groups would leave layers of few channels one or two for each, which hardware is slow
+    at. The k x k convolution carries the stride; the output is linear, as MBConv's.
+
+    Args:
+        w: inner width relative to the output's channels, rounded to a multiple of 8 and of g.
+        k: kernel of the grouped convolution.
+        g: channels in each group.
+    """
+    hidden = width(layer.out_channels, w, math.lcm(8, g))
+    return Block(
+        layer,
+        conv_bn(layer.in_channels, hidden, act=act),
+        conv_bn(hidden, hidden, k, stride=layer.stride, groups=hidden // g, act=act),
+        conv_bn(hidden, layer.out_channels),
+    )
+
+
+class SplitAttention(nn.Module):
+    """Split attention (ResNeSt, Zhang et al., arXiv 2004.08955) of radix 2 and cardinality 1.
+
+    Two convolutions, each of half the input, give two answers; for each channel the whole image decides
+    how they are mixed. The published softmax over two logits is the sigmoid of their difference, so only
+    that is computed. The gate has no batch-norm, as squeeze-and-excitation's, and the convolution carries
+    the stride, where ResNeSt has an average pooling behind it.
+
+    Args:
+        channels: of input and output.
+    """
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, act: Activation) -> None:
+        super().__init__()
+        reduced = max(32, channels // 2)
+        self.split = conv_bn(channels, 2 * channels, kernel, stride=stride, groups=2, act=act)
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, reduced, 1), act(), nn.Conv2d(reduced, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.split(x).chunk(2, 1)
+        gate: Tensor = self.gate((first + second).mean((2, 3), keepdim=True))
+        return second + gate * (first - second)
+
+
+@register("split_attention", parameters={"w": positive, "k": odd})
+def split_attention(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
+    """ResNeSt's bottleneck (Zhang et al., arXiv 2004.08955): 1x1 reduction, split attention, 1x1 expansion.
+
+    The output is linear, as MBConv's.
+
+    Args:
+        w: inner width relative to the output's channels.
+        k: kernel of the convolution that is split.
+    """
+    hidden = width(layer.out_channels, w)
+    return Block(
+        layer,
+        conv_bn(layer.in_channels, hidden, act=act),
+        SplitAttention(hidden, k, stride=layer.stride, act=act),
+        conv_bn(hidden, layer.out_channels),
+    )
