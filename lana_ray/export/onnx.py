@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
+from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 
 INPUT_NAME = "input"
@@ -24,7 +25,7 @@ OPSET = 18
 
 
 def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> bytes:
-    """Exports ``network`` for inference, in eval mode; its modules' modes are restored.
+    """Exports ``network`` for inference, in eval mode and folded (``deployed``); its own modes are restored.
 
     The input is named ``input``, the output ``output``; with ``dynamic_batch`` their first dimension is
     free. torch's tracing exporter is used (0.03 s for a block, where the newer one takes 50 times as
@@ -37,6 +38,7 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
     Raises:
         UserError: where neither exporter can express the network, or the newer one is not installed.
     """
+    network = deployed(network)
     with evaluating(network), torch.no_grad(), _quiet():
         try:
             with _muted():

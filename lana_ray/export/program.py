@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lana_ray.errors import UserError
+from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 
 _aten = torch.ops.aten
@@ -24,7 +25,7 @@ _CONVOLUTIONS = {
 
 
 def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> fx.GraphModule:
-    """Exports ``network`` for inference, in eval mode; its modules' modes are restored.
+    """Exports ``network`` for inference, in eval mode and folded (``deployed``); its own modes are restored.
 
     Two things make a call of the program shorter than one of the network. Batch-norms are folded into the
     convolutions before them, as every other runtime does by itself. And parameters are attributes of the
@@ -39,6 +40,7 @@ def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> f
     Raises:
         UserError: where torch.export cannot express the network.
     """
+    network = deployed(network)
     shapes = None
     if dynamic_batch:
         example = torch.cat([example[:1]] * 2)  # a batch of one would be taken for a constant

@@ -1,6 +1,6 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import convs, grouped, identity, mbconv
+from lana_ray.ops import convs, grouped, identity, mbconv, repvgg
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register
 from lana_ray.ops.warmstart import warm_start
@@ -19,5 +19,6 @@ __all__ = [
     "parse_op",
     "pool",
     "register",
+    "repvgg",
     "warm_start",
 ]

@@ -19,7 +19,7 @@ from lana_ray.spaces import LayerwiseSpace
 
 from ..networks import Block, Net
 
-POOL = ["identity", "mbconv_e1_k3", "conv_pair_w1_k3"]
+POOL = ["identity", "mbconv_e1_k3", "conv_pair_w1_k3", "repvgg_w1_k3"]
 
 
 def _target(runtime: str, **settings: object) -> Target:

@@ -32,6 +32,8 @@ OPS = [
             "conv_pair_w0.5_k5",
             "conv_stack_w0.5_k3",
             "residual_pair_w0.5_k3",
+            "repvgg_w1_k3",
+            "repvgg_w0.25_k1",
             "split_attention_w0.5_k3",
             "grouped_bottleneck_w1_k3_g4",
             "grouped_bottleneck_w0.25_k5_g16",

@@ -31,7 +31,7 @@ def test_inverted_residual_names_round_trip(family: str, e: float, k: int, se: f
 
 
 @given(
-    st.sampled_from(["bottleneck", "conv_pair", "conv_stack", "residual_pair", "split_attention"]),
+    st.sampled_from(["bottleneck", "conv_pair", "conv_stack", "residual_pair", "repvgg", "split_attention"]),
     _POSITIVE,
     _ODD,
 )

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lana_ray.config import Target
 from lana_ray.latency.meters import macs, params
+from lana_ray.ops.repvgg import RepConv
 
 from ...networks import net
 
@@ -62,6 +63,12 @@ def test_a_shared_parameter_counts_once() -> None:
     layer = nn.Linear(8, 8)
     assert params.read(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(1, 8), TARGET) == 72
     assert params.read(nn.BatchNorm2d(4), _image(4, 2), TARGET) == 8
+
+
+def test_branches_that_are_deployed_as_one_convolution_count_as_that() -> None:
+    stage = RepConv(4, 4, 3)
+    assert params.read(stage, _image(4, 5), TARGET) == 4 * 4 * 9 + 4
+    assert macs.read(stage, _image(4, 5), TARGET) == 4 * 4 * 9 * 25
 
 
 @pytest.mark.parametrize(

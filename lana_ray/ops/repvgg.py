@@ -1,0 +1,70 @@
+"""RepVGG: convolutions that are trained as three branches and deployed as one."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lana_ray.layers import Layer
+from lana_ray.ops.blocks import Block, Sum, conv_bn, width
+from lana_ray.ops.registry import Activation, odd, positive, register
+
+
+class RepConv(Sum):
+    """A stage of RepVGG without its activation: k x k, 1x1 and, where the shapes are equal, the input.
+
+    Each branch has a batch-norm of its own. ``export.deployed`` puts ``folded()`` in the stage's place.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1) -> None:
+        same = in_channels == out_channels and stride == 1
+        super().__init__(
+            conv_bn(in_channels, out_channels, kernel, stride=stride),
+            conv_bn(in_channels, out_channels, stride=stride),
+            *([nn.BatchNorm2d(in_channels)] if same else []),
+        )
+
+    @torch.no_grad()
+    def folded(self) -> nn.Conv2d:
+        """One convolution, with a bias, that answers as the stage does in evaluation mode."""
+        conv = copy.deepcopy(cast(nn.Conv2d, self.main[0])).requires_grad_(False)
+        kernels, biases = zip(*map(_as_convolution, (self.main, *self.others)), strict=True)
+        grown = [F.pad(kernel, [(conv.kernel_size[0] - kernel.shape[-1]) // 2] * 4) for kernel in kernels]
+        conv.weight.copy_(torch.stack(grown).sum(0))
+        conv.bias = nn.Parameter(torch.stack(biases).sum(0).to(conv.weight.dtype), requires_grad=False)
+        return conv
+
+
+def _as_convolution(branch: nn.Module) -> tuple[Tensor, Tensor]:
+    """Kernel [out, in, k, k] and bias [out], in float64, of a batch-norm and any convolution before it."""
+    norm = branch[-1] if isinstance(branch, nn.Sequential) else branch
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    same = torch.ones_like(scale).diag()[:, :, None, None]
+    kernel = cast(nn.Conv2d, branch[0]).weight if isinstance(branch, nn.Sequential) else same
+    return kernel * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+@register("repvgg", parameters={"w": positive, "k": odd})
+def repvgg(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
+    """Two stages of RepVGG (Ding et al., arXiv 2101.03697): trained in branches, deployed like ``conv_pair``.
+
+    The first stage carries the stride. The last has no activation, so the output is linear, as MBConv's.
+
+    Args:
+        w: inner width relative to the output's channels.
+        k: kernel of the widest branch of both stages.
+    """
+    hidden = width(layer.out_channels, w)
+    return Block(
+        layer,
+        RepConv(layer.in_channels, hidden, k, stride=layer.stride),
+        act(),
+        RepConv(hidden, layer.out_channels, k),
+    )
