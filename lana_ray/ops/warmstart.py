@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lana_ray.layers import Layer, batch_statistics
+from lana_ray.ops.blocks import Sum
 
 _RIDGE = 0.1  # relative to the features' mean variance; .01 to 1 differ little
 _MOST_FEATURES = 4096  # above it the normal equations cost more than the steps they save
@@ -28,16 +29,21 @@ def warm_start(
     1. Where the candidate's convolutions correspond to the layer's own, their overlap is copied: the hidden
        channels that matter most (variance on the batch times the squared norm of the weights that read
        them), the same ones in every convolution, kernels centred. An inverted residual also starts a
-       bottleneck (the depthwise kernel on the dense one's diagonal) and, its first two convolutions merged
-       as if there were no activation between them, Fused-MBConv and the convolution pair.
+       bottleneck (the depthwise kernel on the diagonal of the dense or grouped one) and, its first two
+       convolutions merged as if there were no activation between them, Fused-MBConv and what stacks two
+       convolutions.
     2. The last convolution is solved by ridge regression from what it reads to the layer's output (less
-       its input where there is a residual), towards the copied weights where there are any; the last
+       what the candidate's shortcuts give), towards the copied weights where there are any; the last
        batch-norm's γ and β give the output the solution's standard deviation and the teacher's mean.
-       Where it reads too much for that (over 4096 values for one output), γ and β alone are set.
+       Where it reads too much for that (over 4096 values for one output), γ and β alone are set. An
+       activation behind it is not taken into account.
     3. Every batch-norm's running statistics become those of the batch.
 
-    A candidate that is not one chain of convolutions with batch-norms (the identity, for one) stays as it
-    is. The paper starts at random (LANA, arXiv 2107.10624); DESIGN §2.3 has the reason for γ and β.
+    Of branches side by side (``Sum``: RepVGG's, a shortcut with a convolution) the main one is started so,
+    and the batch-norms of the others have γ and β zero. A candidate that is no chain of convolutions with
+    batch-norms, split attention for one, goes without step 1, and stays as it is where the last batch-norm
+    is not simply added to its output, as in the identity. The paper starts at random (LANA, arXiv
+    2107.10624); DESIGN §2.3 has the reason for γ and β.
 
     Measured with EfficientNet-Lite0 on CIFAR-10 at 64 x 64: ‖t−s‖²/‖t‖² in training mode on images not
     trained on, at the start and after 80 steps of Adam 2e-3 with batches of 64, warm-started on 64 images.
@@ -65,19 +71,33 @@ def warm_start(
         outputs: the teacher's answers, shape [N, C', H', W'].
     """
     pairs = _conv_norm_pairs(candidate)
-    convs = [conv for conv, _ in pairs]
-    if not _is_chain(convs, layer) or convs[-1].groups > 1:
+    if not pairs:
         return
-    inherited = _inherit(pairs, teacher, layer, inputs)
+    chain = _is_chain([conv for conv, _ in pairs], layer)
+    conv, norm = pairs[-1]
+    if conv.groups > 1 or not _is_centred(conv) or not (chain or _is_added(candidate, norm, inputs)):
+        return
+    if chain:
+        for part in _aside(candidate):
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight.zero_()
+                part.bias.zero_()
+    inherited = chain and _inherit(pairs, teacher, layer, inputs)
     with batch_statistics(candidate):
-        (features,) = _what_they_read(candidate, inputs, convs[-1:])
-    _solve(*pairs[-1], features, outputs - inputs if layer.residual else outputs, inherited)
+        (features,) = _what_they_read(candidate, inputs, [conv])
+        shortcuts = _answer(candidate, inputs, norm, 0)
+    _solve(conv, norm, features, outputs - shortcuts, inherited)
     _take_statistics(candidate, inputs)
 
 
 def _conv_norm_pairs(module: nn.Module) -> list[_Pair]:
-    """The convolutions that a batch-norm with parameters and running statistics follows, in order."""
-    found = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    """The convolutions that a batch-norm with parameters and running statistics follows, in order.
+
+    Of branches side by side only those in the main one.
+    """
+    aside = _aside(module)
+    path = (part for part in module.modules() if part not in aside)
+    found = [part for part in path if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
     return [
         (conv, norm)
         for conv, norm in itertools.pairwise(found)
@@ -86,21 +106,48 @@ def _conv_norm_pairs(module: nn.Module) -> list[_Pair]:
     ]
 
 
+def _aside(module: nn.Module) -> set[nn.Module]:
+    """The parts of all branches but the main one of every sum."""
+    sums = [part for part in module.modules() if isinstance(part, Sum)]
+    return {part for branches in sums for part in branches.others.modules()}
+
+
 def _is_chain(convs: Sequence[nn.Conv2d], layer: Layer) -> bool:
     """Each convolution reads what the one before wrote, from the layer's input to its output: no branches.
 
-    Each is dense or depthwise, with a square kernel of odd size.
+    Those in groups keep the number of channels; each has a square kernel of odd size.
     """
     sizes = [layer.in_channels, *(conv.out_channels for conv in convs)]
     stride = 1
     for conv, before in zip(convs, sizes, strict=False):
         stride *= conv.stride[0]
-        height, width = conv.kernel_size
-        if height != width or height % 2 == 0 or conv.dilation != (1, 1):
+        if not _is_centred(conv) or conv.in_channels != before:
             return False
-        if conv.in_channels != before or (conv.groups > 1 and not conv.groups == before == conv.out_channels):
+        if conv.groups > 1 and conv.out_channels != before:
             return False
     return bool(convs) and sizes[-1] == layer.out_channels and stride == layer.stride
+
+
+def _is_centred(conv: nn.Conv2d) -> bool:
+    height, width = conv.kernel_size
+    return height == width and height % 2 == 1 and conv.dilation == (1, 1)
+
+
+def _is_added(module: nn.Module, norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether the module answers with the batch-norm's output, or with a sum that contains it."""
+    with batch_statistics(module):
+        difference = _answer(module, x, norm, 1) - _answer(module, x, norm, 0)
+    return torch.allclose(difference, torch.ones_like(difference), atol=1e-4)
+
+
+def _answer(module: nn.Module, x: Tensor, norm: nn.BatchNorm2d, value: float) -> Tensor:
+    """What the module makes of ``x`` where the batch-norm's every output is ``value``."""
+    handle = norm.register_forward_hook(lambda _module, _args, output: torch.full_like(output, value))
+    try:
+        answer: Tensor = module(x)
+    finally:
+        handle.remove()
+    return answer
 
 
 def _what_they_read(module: nn.Module, x: Tensor, parts: Sequence[nn.Module]) -> list[Tensor]:
@@ -129,7 +176,7 @@ def _inherit(pairs: Sequence[_Pair], teacher: nn.Module, layer: Layer, inputs: T
     """Copies the overlap; False, with nothing changed, where the structures do not correspond."""
     own = _conv_norm_pairs(teacher)
     convs = [conv for conv, _ in own]
-    if not _is_chain(convs, layer):
+    if not _is_chain(convs, layer) or any(conv.groups not in (1, conv.out_channels) for conv in convs):
         return False
     stages = [_Stage(conv.weight, conv.groups > 1, norm.weight, norm.bias) for conv, norm in own]
     variances = [read.var((0, 2, 3)) for read in _what_they_read(teacher, inputs, convs)]
@@ -169,9 +216,10 @@ def _merge(pointwise: _Pair, depthwise: _Stage) -> _Stage:
 def _place(conv: nn.Conv2d, norm: nn.BatchNorm2d, stage: _Stage, written: Tensor, read: Tensor) -> None:
     """Copies the stage's channels ``written``, as they depend on ``read``, to the front of conv and norm."""
     weight = stage.weight[written]
-    if stage.depthwise and conv.groups == 1:
-        weight = weight * (written[:, None] == read)[:, :, None, None]
-    elif not stage.depthwise:
+    if stage.depthwise:  # each channel reads itself, wherever it stands in its group
+        inside = torch.searchsorted(read, written) % conv.weight.shape[1]
+        weight = weight * F.one_hot(inside, conv.weight.shape[1])[:, :, None, None]
+    else:
         weight = weight[:, read]
     grow = conv.kernel_size[0] - weight.shape[-1]
     weight = F.pad(weight, [grow // 2] * 4)  # a negative padding crops

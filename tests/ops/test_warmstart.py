@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.layers import Layer, batch_statistics
-from lana_ray.ops import Op, build_op, parse_op, pool, warm_start, warmstart
+from lana_ray.ops import Op, build_op, fits, parse_op, pool, warm_start, warmstart
 
-from .layers import RESIDUAL, STRIDED, WIDER, layer
+from .layers import PLAIN, RESIDUAL, STRIDED, WIDER, layer
+
+STARTED = [
+    *(op.name for op in pool("tiny") if op.family not in ("teacher", "identity")),
+    "conv_stack_w0.5_k3",
+    "residual_pair_w0.5_k3",
+    "repvgg_w0.5_k3",
+    "split_attention_w0.5_k3",
+    "grouped_bottleneck_w1_k3_g4",
+]
+CASES = [(op, at) for op in STARTED for at in (RESIDUAL, STRIDED) if fits(parse_op(op), at)]
 
 
 def _teacher(op: str, at: Layer) -> nn.Module:
@@ -66,19 +76,48 @@ def test_equal_structure_reproduces_the_teacher(op: str, at: Layer) -> None:
     assert _error(candidate.eval(), teacher, at) < 0.02
 
 
-@pytest.mark.parametrize("op", ["mbconv_e6_k3", "mbconv_e3_k5", "bottleneck_w6_k3"])
+@pytest.mark.parametrize(
+    "op", ["mbconv_e6_k3", "mbconv_e3_k5", "bottleneck_w6_k3", "grouped_bottleneck_w6_k3_g8"]
+)
 def test_what_contains_the_teacher_reproduces_it(op: str) -> None:
     teacher = _teacher("mbconv_e3_k3", STRIDED)
     assert _error(_started(op, STRIDED, teacher), teacher, STRIDED) < 0.02
 
 
-@pytest.mark.parametrize("at", [RESIDUAL, STRIDED], ids=["residual", "strided"])
-@pytest.mark.parametrize("op", [op.name for op in pool("tiny") if op.family not in ("teacher", "identity")])
+@pytest.mark.parametrize(
+    ("op", "at"), CASES, ids=[f"{op}-{'residual' if at.residual else 'strided'}" for op, at in CASES]
+)
 def test_every_candidate_starts_better_than_at_random(op: str, at: Layer) -> None:
     teacher = _teacher("mbconv_e6_k5", at)
     fresh = build_op(parse_op(op), at, seed=0, act=nn.ReLU6)
     start = _error(_started(op, at, teacher), teacher, at)
     assert start < 0.9 * _error(fresh, teacher, at)
+
+
+@pytest.mark.parametrize(
+    ("op", "like", "at"),
+    [
+        ("repvgg_w1_k3", "conv_pair_w1_k3", RESIDUAL),
+        ("repvgg_w1_k3", "conv_pair_w1_k3", STRIDED),
+        ("residual_pair_w1_k3", "conv_pair_w1_k3", STRIDED),
+        ("residual_pair_w1_k3", "residual_pair_w1_k3", PLAIN),
+    ],
+)
+def test_the_main_branch_reproduces_the_teacher(op: str, like: str, at: Layer) -> None:
+    teacher = _teacher(like, at)
+    assert _error(_started(op, at, teacher), teacher, at) < 0.02
+
+
+@pytest.mark.parametrize("at", [RESIDUAL, STRIDED], ids=["residual", "strided"])
+def test_what_is_no_chain_is_solved_from_its_last_convolution(at: Layer) -> None:
+    teacher = _teacher("split_attention_w0.5_k3", at)
+    candidate = build_op(parse_op("split_attention_w0.5_k3"), at, seed=11, act=nn.ReLU6)
+    candidate.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        last = [m for m in candidate.modules() if isinstance(m, nn.Conv2d)][-1]
+        last.weight.normal_()
+        warm_start(candidate, at, teacher, _images(at), teacher(_images(at)))
+    assert _error(candidate, teacher, at) < 0.02
 
 
 def test_copying_helps_beyond_the_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,16 +189,16 @@ def test_the_teacher_and_the_mode_are_left_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
 
 
-def test_identity_and_branches_stay_as_they_are() -> None:
+def test_identity_and_what_does_not_end_in_a_batch_norm_stay_as_they_are() -> None:
     teacher = _teacher("mbconv_e6_k3", RESIDUAL)
     inputs = _images(RESIDUAL)
     identity = build_op(Op("identity"), RESIDUAL, seed=0)
     warm_start(identity, RESIDUAL, teacher, inputs, teacher(inputs))
     assert torch.equal(identity(inputs), inputs)
-    narrow = build_op(parse_op("mbconv_e3_k3"), layer((8, 8, 8), (8, 8, 8)), seed=0)
-    before = copy.deepcopy(narrow.state_dict())
-    warm_start(narrow, RESIDUAL, teacher, inputs, teacher(inputs))
-    assert all(torch.equal(before[key], value) for key, value in narrow.state_dict().items())
+    bounded = nn.Sequential(build_op(parse_op("split_attention_w1_k3"), RESIDUAL, seed=0), nn.Sigmoid())
+    before = copy.deepcopy(bounded.state_dict())
+    warm_start(bounded, RESIDUAL, teacher, inputs, teacher(inputs))
+    assert all(torch.equal(before[key], value) for key, value in bounded.state_dict().items())
 
 
 def test_a_silent_teacher_gives_finite_weights() -> None:
