@@ -1,6 +1,6 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import convs, grouped, identity, mbconv, repvgg
+from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, repvgg
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register
 from lana_ray.ops.warmstart import warm_start
@@ -8,6 +8,7 @@ from lana_ray.ops.warmstart import warm_start
 __all__ = [
     "PRESETS",
     "Op",
+    "attention",
     "build_op",
     "candidates",
     "convs",
@@ -15,6 +16,7 @@ __all__ = [
     "fits",
     "grouped",
     "identity",
+    "lambdas",
     "mbconv",
     "parse_op",
     "pool",

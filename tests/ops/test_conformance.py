@@ -37,6 +37,9 @@ OPS = [
             "split_attention_w0.5_k3",
             "grouped_bottleneck_w1_k3_g4",
             "grouped_bottleneck_w0.25_k5_g16",
+            "vit_d32_h4_n1",
+            "bot_w0.5",
+            "lambda_bottleneck_w0.5",
         ],
     ),
 ]
@@ -120,7 +123,7 @@ def test_ops_travel_between_processes(op: Op) -> None:
     assert hash(again) == hash(op)
 
 
-EXPORTS = [(op, layer) for op in OPS for layer in [RESIDUAL, UNEVEN] if fits(op, layer)]
+EXPORTS = [(op, layer) for op in OPS for layer in [RESIDUAL, UNEVEN, TOKENS] if fits(op, layer)]
 
 
 @pytest.mark.parametrize(("op", "layer"), EXPORTS, ids=_ids(EXPORTS))
