@@ -154,7 +154,7 @@ class DataConfig(Section):
 
 
 class PoolConfig(Section):
-    preset: Literal["tiny"] = "tiny"
+    preset: Literal["tiny", "small", "lana"] = "tiny"
     ops: tuple[str, ...] | None = None
     """Names of operations, in place of a preset's; teacher is always a candidate."""
 

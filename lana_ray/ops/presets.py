@@ -8,6 +8,14 @@ from lana_ray.errors import UserError
 from lana_ray.layers import Layer
 from lana_ray.ops.registry import TEACHER, Op, fits, parse_op
 
+DENSE = (
+    "bottleneck",
+    "conv_pair",
+)
+"""Families of dense convolutions with parameters ``w`` and ``k``: a new one joins ``lana`` by a line here."""
+
+_WIDTHS = (1 / 16, 1 / 10, 1 / 8, 1 / 5, 1 / 4, 1 / 2, 1, 2, 3, 4)
+
 PRESETS: dict[str, tuple[str, ...]] = {
     "tiny": (
         "teacher",
@@ -19,8 +27,50 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "bottleneck_w0.25_k3",
         "conv_pair_w0.25_k3",
     ),
+    "small": (
+        "teacher",
+        "identity",
+        "mbconv_e1_k3",
+        "mbconv_e1_k5",
+        "mbconv_e1_k3_se0.25",
+        "mbconv_e2_k3",
+        "mbconv_e2_k5",
+        "mbconv_e3_k3",
+        "mbconv_e3_k5",
+        "mbconv_e3_k3_se0.04",
+        "mbconv_e6_k3",
+        "mbconv_e6_k5",
+        "fused_mbconv_e1_k3",
+        "fused_mbconv_e2_k3",
+        "fused_mbconv_e3_k3",
+        "bottleneck_w0.125_k3",
+        "bottleneck_w0.25_k3",
+        "bottleneck_w0.5_k3",
+        "bottleneck_w1_k3",
+        "conv_pair_w0.125_k3",
+        "conv_pair_w0.25_k3",
+        "conv_pair_w0.5_k3",
+        "vit_d64_h4_n1",
+        "bot_w0.5",
+    ),
+    "lana": (
+        "teacher",
+        "identity",
+        *(
+            f"{family}_e{e}_k{k}{se}"
+            for family in ("mbconv", "fused_mbconv")
+            for e in (1, 3, 6)
+            for k in (1, 3, 5)
+            for se in ("", "_se0.025", "_se0.04")
+        ),
+        *(f"{family}_w{w:g}_k{k}" for family in DENSE for w in _WIDTHS for k in (1, 3, 5, 7)),
+        *(f"vit_d{2**power}_h{h}_n{n}" for power in range(5, 11) for h in (4, 8, 16) for n in (1, 2)),
+        *(f"{family}_w{w:g}" for family in ("bot", "lambda_bottleneck") for w in _WIDTHS[4:]),
+    ),
 }
-"""Operations by the pool's name."""
+"""Operations by the pool's name. ``tiny`` is for trials, ``small`` spans cost and kind with a few of each;
+``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), dense families as far as there are.
+"""
 
 
 def pool(preset_or_ops: str | Sequence[str]) -> tuple[Op, ...]:

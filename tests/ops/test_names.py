@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lana_ray.config.sections import PoolConfig
 from lana_ray.errors import UserError
 from lana_ray.layers import Layer
 from lana_ray.ops import PRESETS, Op, candidates, fits, parse_op, pool
+from lana_ray.ops.presets import DENSE
 
 from .layers import IMAGES, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
 
@@ -91,6 +95,16 @@ def test_presets_are_canonical_and_start_with_the_teacher() -> None:
     for name, ops in PRESETS.items():
         assert tuple(op.name for op in pool(name)) == ops
         assert ops[0] == "teacher"
+
+
+def test_presets_have_the_sizes_they_promise() -> None:
+    sizes = {name: len(pool(name)) for name in PRESETS}
+    inverted, attention = 2 * 3 * 3 * 3, 6 * 3 * 2 + 2 * 6
+    assert sizes == {"tiny": 8, "small": 24, "lana": 2 + inverted + len(DENSE) * 10 * 4 + attention}
+
+
+def test_the_configuration_knows_every_preset() -> None:
+    assert get_args(PoolConfig.model_fields["preset"].annotation) == tuple(PRESETS)
 
 
 def test_a_pool_of_names_puts_the_teacher_first_and_each_once() -> None:
