@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
 from lana_ray.layers import Layer, find_layers
+from lana_ray.ops import register_files
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.storage import FINGERPRINT_KEY, Storage, fingerprint
 from lana_ray.teachers import check_outputs, normalisation, structure
@@ -73,7 +74,7 @@ class Workspace:
         """Identity of a distilled candidate: what it learns from, with what, and how."""
         distill = self.config.distill.model_dump(exclude={"group_size"})
         place, op = self.layers[layer], self.space.ops[layer][choice]
-        return fingerprint(self.teacher_key, place.name, op.name, distill, self.config.run.seed)
+        return fingerprint(self.teacher_key, place.name, op.key, distill, self.config.run.seed)
 
     def has_weights(self, layer: int, choice: int) -> bool:
         """Whether a candidate is one that distillation trains."""
@@ -118,6 +119,7 @@ def structural_space(config: Config, num_classes: int) -> LayerwiseSpace:
 
 
 def _space(config: Config, network: nn.Module) -> LayerwiseSpace:
+    register_files(config.pool.modules)
     layers = find_layers(network, _example(config), config.teacher.layers)
     return LayerwiseSpace(network, layers, config.pool.ops or config.pool.preset, seed=config.run.seed)
 

@@ -100,7 +100,7 @@ def test_one_budget_needs_no_list() -> None:
             changed(teacher={"timm": "resnet18", "adapt": {"epoch": 3}}),
             "unknown key teacher.adapt.epoch; did you mean epochs?",
         ),
-        (changed(pool={"zzz": 1}), "unknown key pool.zzz; known keys: ops, preset"),
+        (changed(pool={"zzz": 1}), "unknown key pool.zzz; known keys: modules, ops, preset"),
         (
             changed(budgets={"latency_ms": [{"value": 1, "relative": True, "values": 2}]}),
             "unknown key budgets.latency_ms.0.values; did you mean value?",
@@ -208,6 +208,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         run={"dir": "runs/a"},
         teacher={"factory": "nets.py:small", "weights": "/weights/a.pt"},
         data={"parquet": "../images", "test": "s3://bucket/test", "root": "~/data"},
+        pool={"modules": ["my_ops.py", "/ops/more.py"]},
     )
     config = load_config(write(tmp_path, settings))
     assert config.run.dir == str(tmp_path / "runs/a")
@@ -216,6 +217,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.data.parquet == str(tmp_path.parent / "images")
     assert config.data.test == "s3://bucket/test"
     assert config.data.root == str(Path.home() / "data")
+    assert config.pool.modules == (f"{tmp_path}/my_ops.py", "/ops/more.py")
 
 
 def test_a_factory_of_a_package_is_no_path(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
+from lana_ray.ops import registry
 from lana_ray.storage import FINGERPRINT_KEY, Storage
 from lana_ray.workspace import (
     TEACHER_FILE,
@@ -166,3 +167,27 @@ def test_the_teacher_must_fit_data_and_pool(tmp_path: Path) -> None:
     wrong = configuration(tmp_path, teacher={"factory": f"{NETWORKS}:net", "layers": ["stages.*"]})
     with pytest.raises(UserError, match="no module is named like 'stages"):
         check_teacher(wrong, net(3).eval(), 3)
+
+
+def test_operations_of_the_users_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(registry, "_FILES", set())
+    (tmp_path / "my_ops.py").write_text(
+        "from torch import nn\n"
+        "from lana_ray.ops import register\n\n"
+        "@register('conv')\n"
+        "def conv(layer, *, act):\n"
+        "    return nn.Conv2d(layer.in_channels, layer.out_channels, 3, layer.stride, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pool = {"modules": ["my_ops.py"], "ops": ["conv", "mbconv_e1_k3"]}
+    config = configuration(tmp_path, pool=pool)
+    assert config.pool.modules == (str(tmp_path / "my_ops.py"),)
+    write_teacher(config)
+    workspace = Workspace(config)
+    assert [op.name for op in workspace.space.ops[1]] == ["teacher", "conv", "mbconv_e1_k3"]
+    assert structural_space(config, 3).build((1, 1, 1))(IMAGES).shape == (4, 3)
+    assert workspace.candidate_key(0, 1) != workspace.candidate_key(0, 2)
+    gone = configuration(tmp_path, pool={"modules": ["gone.py"]})
+    with pytest.raises(UserError, match=r"pool\.modules: .*/gone\.py: .*No such file"):
+        check_teacher(gone, net(3).eval(), 3)

@@ -116,11 +116,14 @@ def _resolve_locations(section: Any, base: Path) -> Any:
         extra = field.json_schema_extra
         if isinstance(value, Section):
             changes[name] = _resolve_locations(value, base)
-        elif isinstance(extra, dict) and extra.get(LOCATION) and value and _is_path(value):
-            changes[name] = str((base / Path(value).expanduser()).resolve())
+        elif isinstance(extra, dict) and extra.get(LOCATION) and value:
+            several = isinstance(value, tuple)
+            changes[name] = tuple(_absolute(v, base) for v in value) if several else _absolute(value, base)
     return section.model_copy(update=changes)
 
 
-def _is_path(value: str) -> bool:
-    """Neither a URL nor ``package.module:function``."""
-    return not _URL.match(value) and (":" not in value or ".py:" in value)
+def _absolute(value: str, base: Path) -> str:
+    """A path made absolute; a URL or ``package.module:function`` as it is."""
+    if _URL.match(value) or (":" in value and ".py:" not in value):
+        return value
+    return str((base / Path(value).expanduser()).resolve())

@@ -18,7 +18,7 @@ from pydantic import (
 _MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
 _FRACTION = Annotated[float, Field(ge=0, lt=1)]
 LOCATION = "location"
-"""Marks fields that hold a path, made absolute against the file that names them."""
+"""Marks fields that hold a path, or several, made absolute against the file that names them."""
 
 
 class Section(BaseModel):
@@ -157,6 +157,8 @@ class PoolConfig(Section):
     preset: Literal["tiny", "small", "lana"] = "tiny"
     ops: tuple[str, ...] | None = None
     """Names of operations, in place of a preset's; teacher is always a candidate."""
+    modules: tuple[str, ...] = _location(default=())
+    """Python files that register operations of your own; they are run on every node (``ops.registry``)."""
 
 
 class MeasureConfig(Section):

@@ -67,7 +67,9 @@ def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
 
 def network_work(space: LayerwiseSpace, architecture: Architecture) -> Work:
     """A whole network, whatever its weights."""
-    structure = fingerprint("network", space.fingerprint, space.describe(architecture))
+    ops = [of_layer[choice] for of_layer, choice in zip(space.ops, architecture, strict=True)]
+    chosen = {layer.name: op.key for layer, op in zip(space.layers, ops, strict=True)}
+    structure = fingerprint("network", space.fingerprint, chosen)
     what = space.label(architecture)
     return Work(kind="network", structure=structure, what=what, architecture=architecture)
 

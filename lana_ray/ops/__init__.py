@@ -2,7 +2,7 @@
 
 from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, repvgg
 from lana_ray.ops.presets import PRESETS, candidates, pool
-from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register
+from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register, register_files
 from lana_ray.ops.warmstart import warm_start
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "parse_op",
     "pool",
     "register",
+    "register_files",
     "repvgg",
     "warm_start",
 ]

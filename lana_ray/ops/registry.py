@@ -10,16 +10,33 @@ A family registers a constructor and the parameters it takes; a new one is a sma
 A parameter's name is its letters in the operation's name; one with a default is left out of the name where
 it has that value. What a constructor returns keeps the layer's input and output shape, and its input added
 where ``layer.residual`` says so (DESIGN §2.3). Its arguments come checked; ``act`` builds the activation.
+
+Operations of your own need no change here. A file, ``my_ops.py``, with the lines above and what they use::
+
+    from torch import nn
+
+    from lana_ray.layers import Layer
+    from lana_ray.ops.registry import Activation, odd, register
+
+and the configuration that names the file, relative to itself, and the operations wanted::
+
+    pool: {modules: [my_ops.py], ops: [identity, conv_k3, conv_k5, mbconv_e3_k3]}
+
+The file is run in every process that takes part, so it must be there on every node, as that of
+``teacher.factory``. Where its content changes, costs and candidates of its operations are made anew.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,9 +62,12 @@ class Family:
     parameters: Mapping[str, Kind]
     defaults: Mapping[str, float]
     fits: Callable[[Layer], bool]
+    source: str = ""
+    """Identity of the user's file it comes from; empty for our own."""
 
 
 _FAMILIES: dict[str, Family] = {}
+_FILES: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,12 @@ class Op:
     def name(self) -> str:
         """Canonical: ``parse_op(op.name) == op``."""
         return "_".join([self.family, *(f"{key}{_written(value)}" for key, value in self.parameters.items())])
+
+    @property
+    def key(self) -> str:
+        """Identity: the name and, for an operation from a user's file, what the file says."""
+        source = _FAMILIES[self.family].source if self.family != TEACHER else ""
+        return f"{self.name} {source}" if source else self.name
 
     def __str__(self) -> str:
         return self.name
@@ -98,6 +124,41 @@ def register(
         return build
 
     return keep
+
+
+def register_files(files: Sequence[str]) -> None:
+    """Runs Python files that register families of their own; each once in a process, however often asked.
+
+    Raises:
+        UserError: for a file that is missing, fails or registers a name that is taken. Nothing of it is kept.
+    """
+    for file in (Path(file).resolve() for file in files):
+        if file in _FILES:
+            continue
+        before = dict(_FAMILIES)
+        try:
+            _run(file)
+        except Exception as error:  # whatever the user's code raises
+            _FAMILIES.clear()
+            _FAMILIES.update(before)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"pool.modules: {file}: {reason}") from error
+        source = fingerprint(file.read_bytes().hex())
+        _FAMILIES.update({n: replace(f, source=source) for n, f in _FAMILIES.items() if n not in before})
+        _FILES.add(file)
+
+
+def _run(file: Path) -> None:
+    """As ``import`` does, under a name that no other file has."""
+    spec = importlib.util.spec_from_file_location(f"{file.stem}_{fingerprint(str(file))}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
 
 
 def families() -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class LayerwiseSpace:
         """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
         place, op = self.layers[layer], self.ops[layer][choice]
         own = (self.fingerprint, place.name) if choice == 0 else activation(self.network).__name__
-        return fingerprint("candidate", op.name, place.input_shape, place.output_shape, place.residual, own)
+        return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Every layer's candidate drawn uniformly."""
