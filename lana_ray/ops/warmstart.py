@@ -42,8 +42,9 @@ def warm_start(
     Of branches side by side (``Sum``: RepVGG's, a shortcut with a convolution) the main one is started so,
     and the batch-norms of the others have γ and β zero. A candidate that is no chain of convolutions with
     batch-norms, split attention for one, goes without step 1, and stays as it is where the last batch-norm
-    is not simply added to its output, as in the identity. The paper starts at random (LANA, arXiv
-    2107.10624); DESIGN §2.3 has the reason for γ and β.
+    is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
+    chain too: copies beside them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
+    DESIGN §2.3 has the reason for γ and β.
 
     Measured with EfficientNet-Lite0 on CIFAR-10 at 64 x 64: ‖t−s‖²/‖t‖² in training mode on images not
     trained on, at the start and after 80 steps of Adam 2e-3 with batches of 64, warm-started on 64 images.
@@ -73,7 +74,8 @@ def warm_start(
     pairs = _conv_norm_pairs(candidate)
     if not pairs:
         return
-    chain = _is_chain([conv for conv, _ in pairs], layer)
+    mixed = any(isinstance(part, nn.Linear) for part in candidate.modules())
+    chain = not mixed and _is_chain([conv for conv, _ in pairs], layer)
     conv, norm = pairs[-1]
     if conv.groups > 1 or not _is_centred(conv) or not (chain or _is_added(candidate, norm, inputs)):
         return

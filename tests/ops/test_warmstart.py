@@ -21,6 +21,9 @@ STARTED = [
     "repvgg_w0.5_k3",
     "split_attention_w0.5_k3",
     "grouped_bottleneck_w1_k3_g4",
+    "vit_d32_h4_n1",
+    "bot_w0.5",
+    "lambda_bottleneck_w0.5",
 ]
 CASES = [(op, at) for op in STARTED for at in (RESIDUAL, STRIDED) if fits(parse_op(op), at)]
 
@@ -199,6 +202,15 @@ def test_identity_and_what_does_not_end_in_a_batch_norm_stay_as_they_are() -> No
     before = copy.deepcopy(bounded.state_dict())
     warm_start(bounded, RESIDUAL, teacher, inputs, teacher(inputs))
     assert all(torch.equal(before[key], value) for key, value in bounded.state_dict().items())
+
+
+def test_a_transformer_on_tokens_stays_as_it_is() -> None:
+    at = layer((10, 16), (10, 16), residual=True)
+    candidate = build_op(parse_op("vit_d32_h4_n1"), at, seed=0)
+    before = copy.deepcopy(candidate.state_dict())
+    inputs = _images(at)
+    warm_start(candidate, at, nn.LayerNorm(16), inputs, inputs)
+    assert all(torch.equal(before[key], value) for key, value in candidate.state_dict().items())
 
 
 def test_a_silent_teacher_gives_finite_weights() -> None:
