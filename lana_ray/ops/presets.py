@@ -11,6 +11,9 @@ from lana_ray.ops.registry import TEACHER, Op, fits, parse_op
 DENSE = (
     "bottleneck",
     "conv_pair",
+    "conv_stack",
+    "residual_pair",
+    "repvgg",
 )
 """Families of dense convolutions with parameters ``w`` and ``k``: a new one joins ``lana`` by a line here."""
 
@@ -69,7 +72,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Operations by the pool's name. ``tiny`` is for trials, ``small`` spans cost and kind with a few of each;
-``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), dense families as far as there are.
+``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), 304 operations.
 """
 
 
