@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class LayerwiseSpace:
         """Length of an encoding: candidates of all layers together."""
         return int(self._offsets[-1])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Identity of the structures in the space, whatever the weights."""
         shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
