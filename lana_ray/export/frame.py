@@ -3,7 +3,8 @@
 A frame is a network whose layers are left open: in the place of each stands one operator that no runtime
 knows. Filling its program puts the programs of layers in these places, operator by operator, so that nothing
 distinguishes the result from the whole network's program and runtimes fold and fuse across the seams. To
-export EfficientNet-Lite0 takes 0.8 s as ONNX and 1 s as a PyTorch program, to fill its frame 0.05 s.
+export EfficientNet-Lite0 takes 0.5 s as ONNX and 1.1 s as a PyTorch program, to fill its frame 0.01 s and
+0.04 s.
 """
 
 from __future__ import annotations
