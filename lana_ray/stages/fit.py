@@ -110,7 +110,10 @@ def _measure_chosen(
         if count:
             rng = np.random.default_rng([seed, number])
             drawn = dict.fromkeys(space.random(rng) for _ in range(_POOL * count))
-            pool = [a for a in drawn if a not in split.test and a not in split.known]
+            taken = split.known | split.test
+            pool = [architecture for architecture in drawn if architecture not in taken]
+            if not pool:
+                continue  # all there are have been measured
             chosen = _predictor(workspace, split.known).choose(
                 _encodings(workspace, pool), min(count, len(pool))
             )
