@@ -79,7 +79,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
         if until == "distill":
             return None
         with stage("score"):
-            scores = score.run(workspace)
+            scores = score.run(workspace, sample.considered(costs))
         if until == "score":
             return None
         with stage("select"):

@@ -11,7 +11,7 @@ from lana_ray.latency.runtimes import check, missing
 from lana_ray.ops import Op
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.stages.sample import planned_work
+from lana_ray.stages.sample import planned_candidates
 from lana_ray.training.loop import steps_of
 from lana_ray.workspace import Workspace, structural_space
 
@@ -43,15 +43,15 @@ def plan(config: Config) -> Table:
     table.add_row("teacher", _teacher(config, space))
     where = _placements(config)
     for target in workspace.targets:
-        work, networks = planned_work(space, target, config.run.seed)
+        alone, networks = len(planned_candidates(space)), target.measure.architectures
         mend = missing(target.runtime)
         settings = (
             f"{target.runtime}, {target.precision}, {target.threads} threads, batch {target.batch_size}, "
             f"{target.device}"
         )
         lines = [
-            f"{target.name} ({settings}): {len(work)} measurements, {len(networks)} of them whole networks, "
-            f"at most {len(work) * target.measure.time_limit_s / 60:.0f} minutes of timing",
+            f"{target.name} ({settings}): {alone} candidates alone and {networks} whole networks, "
+            f"at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of timing",
             where.get(target.name, where.get("", "")),
         ]
         if mend:
@@ -61,7 +61,8 @@ def plan(config: Config) -> Table:
     table.add_row(
         "distill",
         f"{len(trained)} candidates of {len(space.layers)} layers, {config.distill.steps} steps of "
-        f"{config.distill.batch_size} images; at most {config.distill.group_size} at once per worker",
+        f"{config.distill.batch_size} images; at most {config.distill.group_size} at once per worker"
+        + ("" if config.pool.max_cost is None else "; less those that sampling finds too slow"),
     )
     table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
     budgets = config.budgets.latency_ms

@@ -17,7 +17,7 @@ def settings(run_dir: Path, **changes: Any) -> dict[str, Any]:
         "ray": {"workers": 2},
         "teacher": {"factory": f"{NETWORKS}:net"},
         "data": {"source": "digits", "image_size": 16, "augment": "none"},
-        "pool": {"ops": ["identity", "mbconv_e1_k3"]},
+        "pool": {"ops": ["identity", "mbconv_e1_k3"], "max_cost": None},
         "targets": [
             {"name": "ort", "runtime": "onnxruntime", "measure": measure},
             {"name": "eager", "runtime": "torch", "batch_size": 4, "measure": measure},

@@ -100,7 +100,7 @@ def test_one_budget_needs_no_list() -> None:
             changed(teacher={"timm": "resnet18", "adapt": {"epoch": 3}}),
             "unknown key teacher.adapt.epoch; did you mean epochs?",
         ),
-        (changed(pool={"zzz": 1}), "unknown key pool.zzz; known keys: modules, ops, preset"),
+        (changed(pool={"zzz": 1}), "unknown key pool.zzz; known keys: max_cost, modules, ops, preset"),
         (
             changed(budgets={"latency_ms": [{"value": 1, "relative": True, "values": 2}]}),
             "unknown key budgets.latency_ms.0.values; did you mean value?",

@@ -159,6 +159,9 @@ class PoolConfig(Section):
     """Names of operations, in place of a preset's; teacher is always a candidate."""
     modules: tuple[str, ...] = _location(default=())
     """Python files that register operations of your own; they are run on every node (``ops.registry``)."""
+    max_cost: float | None = Field(default=1.0, gt=0)
+    """Leave candidates out that alone take more than this share of their layer's time on every target: they
+    would be trained and never chosen. ``null`` keeps all."""
 
 
 class MeasureConfig(Section):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,8 @@ class Job:
     target: Target
     placement: Placement
     work: Sequence[Work]
+    follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
+    """Says, once all of ``work`` is done, what is to be measured in the light of it."""
     target_key: str = ""
     """Known from an earlier job of this run, or set by the first actor."""
     reused: int = 0
@@ -95,9 +97,16 @@ class Job:
             if sample.kind == "reference":
                 if "teacher" not in self.references:  # the first stays the baseline of all drift
                     self.references[sample.key] = sample
-            elif sample.key in wanted:
+            elif sample.key in wanted and sample.key not in self.samples:
                 self.samples[sample.key] = sample
-        self.reused = self.done
+                self.reused += 1
+
+    def go_on(self, store: SampleStore) -> bool:
+        """Takes up what follows from the samples, once; whether there is anything left to measure."""
+        if self.follow is not None:
+            self.work, self.follow = [*self.work, *self.follow(self.samples)], None
+            self.recall(store)
+        return bool(self.pending())
 
 
 Start = Callable[[Job], Any]
@@ -197,7 +206,13 @@ class _Fleet:
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         if not self._queue and self._queue is not None and not any(w.busy for w in self.workers):
-            self.close()
+            self._flush()
+            if self.job.go_on(self._store):
+                self._queue = deque(self.job.pending())
+                for idle in self.workers:
+                    self._feed(idle)
+            else:
+                self.close()
 
     def close(self) -> None:
         """Stores what came and frees the devices."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class RunFiles:
     costs: dict[str, CostRows]
     """By target; those that were sampled."""
     scores: list[Row] | None
-    """Of every candidate; those that diverged in distillation have an infinite score and error."""
+    """Of every candidate; one without a score says in ``left_out`` why."""
     selections: list[Row] | None
     samples: list[Sample]
     damaged: list[str]
@@ -63,12 +63,11 @@ class RunFiles:
         names = [target["name"] for target in summary["targets"]]
         files = {name: f"costs/{name}.parquet" for name in names}
         costs = {name: _costs(storage, file) for name, file in files.items() if storage.exists(file)}
-        scores = _rows(storage, "scores.parquet")
         store = SampleStore(storage)
         return cls(
             summary=summary,
             costs=costs,
-            scores=None if scores is None else [*scores, *_diverged(scores, costs.values())],
+            scores=_rows(storage, "scores.parquet"),
             selections=_rows(storage, "selections.parquet"),
             samples=store.read(),
             damaged=store.damaged,
@@ -148,22 +147,6 @@ def _summary(storage: Storage) -> Row:
 
 def _rows(storage: Storage, name: str) -> list[Row] | None:
     return list(storage.read_table(name).to_pylist()) if storage.exists(name) else None
-
-
-def _diverged(scores: Sequence[Row], costs: Iterable[CostRows]) -> list[Row]:
-    """Rows of the candidates that have a cost and no score: scoring leaves out what diverged."""
-    scored, numbers = (
-        {(row["name"], row["op"]) for row in scores},
-        {row["name"]: row["layer"] for row in scores},
-    )
-    wanted = (
-        (name, op) for table in costs for name, ops in zip(table.layers, table.ops, strict=True) for op in ops
-    )
-    return [
-        {"layer": numbers[name], "name": name, "op": op, "score": math.inf, "distill_error": math.inf}
-        for name, op in dict.fromkeys(wanted)
-        if name in numbers and (name, op) not in scored
-    ]
 
 
 def _costs(storage: Storage, name: str) -> CostRows:

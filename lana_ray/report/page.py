@@ -186,14 +186,11 @@ def _operations(scores: list[Row]) -> list[dict[str, Any]]:
     """Distillation by operation, the best first: errors are ‖t − s‖² / ‖t‖² at the end."""
     by_op: dict[str, list[Row]] = {}
     for row in scores:
-        if family(row["op"]) not in ("teacher", "identity"):
+        if family(row["op"]) not in ("teacher", "identity") and row["left_out"] != "slow":
             by_op.setdefault(row["op"], []).append(row)
     found = []
     for op, rows in by_op.items():
-        sound = sorted(
-            (row for row in rows if math.isfinite(row["distill_error"])), key=lambda row: row["distill_error"]
-        )
-        finite = [row["score"] for row in sound if math.isfinite(row["score"])]
+        sound = sorted((row for row in rows if row["left_out"] is None), key=lambda row: row["distill_error"])
         found.append(
             {
                 "op": op,
@@ -202,7 +199,7 @@ def _operations(scores: list[Row]) -> list[dict[str, Any]]:
                 "best": sound[0] if sound else None,
                 "median": median(row["distill_error"] for row in sound) if sound else math.inf,
                 "worst": sound[-1] if sound else None,
-                "score": median(finite) if finite else None,
+                "score": median(row["score"] for row in sound) if sound else None,
             }
         )
     return sorted(found, key=lambda entry: (entry["median"], entry["op"]))
@@ -214,8 +211,9 @@ def _score_map(scores: list[Row]) -> Picture | None:
     layers = [name for _, name in sorted({(row["layer"], row["name"]) for row in scores})]
     values: dict[str, Any] = {}
     for row in scores:
-        line = values.setdefault(row["op"], np.full(len(layers), np.nan))
-        line[row["layer"]] = np.inf if math.isnan(row["score"]) else row["score"]
+        if row["left_out"] != "slow":
+            line = values.setdefault(row["op"], np.full(len(layers), np.nan))
+            line[row["layer"]] = np.inf if row["left_out"] == "diverged" else row["score"]
     ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
     shown = ranked[:_MAP_ROWS]
     some = f" The {len(shown)} operations with the lowest median of {len(ranked)}." if ranked != shown else ""
@@ -223,5 +221,6 @@ def _score_map(scores: list[Row]) -> Picture | None:
         title="Scores",
         svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
         caption="Change of the loss on the score split when one candidate alone replaces its layer in the "
-        f"teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer.{some}",
+        "teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
+        f"that is slower than the layer.{some}",
     )

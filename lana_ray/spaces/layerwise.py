@@ -18,6 +18,8 @@ from lana_ray.storage import fingerprint
 
 Architecture = tuple[int, ...]
 """The index of the candidate chosen at each layer; 0 is the teacher's own layer."""
+Choices = tuple[tuple[int, ...], ...]
+"""Per layer, the indices of some of its candidates."""
 
 
 class LayerwiseSpace:
@@ -68,19 +70,29 @@ class LayerwiseSpace:
         own = (self.fingerprint, place.name) if choice == 0 else activation(self.network).__name__
         return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
 
-    def random(self, rng: np.random.Generator) -> Architecture:
-        """Every layer's candidate drawn uniformly."""
-        return tuple(int(rng.integers(len(ops))) for ops in self.ops)
+    @property
+    def everything(self) -> Choices:
+        """All candidates."""
+        return tuple(tuple(range(len(ops))) for ops in self.ops)
 
-    def balanced(self, count: int, rng: np.random.Generator) -> list[Architecture]:
+    def random(self, rng: np.random.Generator, among: Choices | None = None) -> Architecture:
+        """Every layer's candidate drawn uniformly, of all or of those given."""
+        return tuple(choices[rng.integers(len(choices))] for choices in among or self.everything)
+
+    def balanced(
+        self, count: int, rng: np.random.Generator, among: Choices | None = None
+    ) -> list[Architecture]:
         """``count`` random architectures in which each layer uses its candidates equally often.
 
         A regression on such a design knows every candidate's cost from ``count / candidates`` networks at
         once, where changing one layer at a time would know each from a single difference.
+
+        Args:
+            among: the candidates to use, all by default.
         """
         columns = []
-        for ops in self.ops:
-            column = np.resize(rng.permutation(len(ops)), count)
+        for choices in among or self.everything:
+            column = np.resize(rng.permutation(choices), count)
             columns.append(rng.permutation(column))
         return [tuple(int(choice) for choice in row) for row in np.stack(columns, axis=1)]
 

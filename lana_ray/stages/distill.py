@@ -8,7 +8,7 @@ from lana_ray.cluster import worker_count
 from lana_ray.distill.partition import Candidate, partition
 from lana_ray.distill.worker import distill_worker, is_done
 from lana_ray.progress import say
-from lana_ray.stages.sample import TargetCosts
+from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.training.driver import run_training
 from lana_ray.workspace import Workspace
 
@@ -17,11 +17,11 @@ _OVERHEAD = 0.3  # of a mean candidate's step: its share of the teacher's pass a
 
 def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     """Writes ``candidates/*.safetensors``; what is there and still fits is kept."""
-    space, config = workspace.space, workspace.config
+    config = workspace.config
     wanted = [
         (layer, choice)
-        for layer, ops in enumerate(space.ops)
-        for choice in range(len(ops))
+        for layer, choices in enumerate(considered(costs))
+        for choice in choices
         if workspace.has_weights(layer, choice)
     ]
     pending = [candidate for candidate in wanted if not is_done(workspace, candidate)]

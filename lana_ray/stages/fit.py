@@ -109,7 +109,8 @@ def _measure_chosen(
         count = (active * (number + 1)) // _ROUNDS - (active * number) // _ROUNDS
         if count:
             rng = np.random.default_rng([seed, number])
-            drawn = dict.fromkeys(space.random(rng) for _ in range(_POOL * count))
+            among = costs[name].considered
+            drawn = dict.fromkeys(space.random(rng, among) for _ in range(_POOL * count))
             taken = split.known | split.test
             pool = [architecture for architecture in drawn if architecture not in taken]
             if not pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from lana_ray.latency.table import CostTable, calibrate
 from lana_ray.latency.timing import middle
 from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import progress_of, say
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
@@ -37,6 +38,8 @@ class TargetCosts:
     teacher_ms: float
     """The teacher's latency when this target was first sampled: the baseline of all drift."""
     isolated_ms: tuple[NDArray[np.float64], ...]
+    considered: Choices
+    """The candidates that are worth their time here, the teacher's layers first."""
     networks: dict[Architecture, Sample]
     table: CostTable
 
@@ -53,22 +56,25 @@ class TargetCosts:
             target_key=self.target_key,
             teacher_ms=self.teacher_ms,
             isolated_ms=self.isolated_ms,
+            considered=self.considered,
             networks=networks,
             table=_calibrate(self.isolated_ms, networks),
         )
 
 
-def planned_work(space: LayerwiseSpace, target: Target, seed: int) -> tuple[list[Work], list[Architecture]]:
-    """The structures to measure for a target's table, each once, and the whole networks among them."""
+def planned_candidates(space: LayerwiseSpace) -> list[Work]:
+    """What is measured alone for a target's table; equal structures once."""
     work: dict[str, Work] = {}
     for layer, ops in enumerate(space.ops):
         for item in (empty_work(space, layer), *(candidate_work(space, layer, j) for j in range(len(ops)))):
             work.setdefault(item.key, item)
-    networks = list(dict.fromkeys(space.balanced(target.measure.architectures, np.random.default_rng(seed))))
-    for architecture in networks:
-        item = network_work(space, architecture)
-        work.setdefault(item.key, item)
-    return list(work.values()), networks
+    return list(work.values())
+
+
+def considered(costs: Mapping[str, TargetCosts]) -> Choices:
+    """The candidates worth their time on some target: what is trained, scored and chosen from."""
+    layers = zip(*(measured.considered for measured in costs.values()), strict=True)
+    return tuple(tuple(sorted(set().union(*of_targets))) for of_targets in layers)
 
 
 def placements(workspace: Workspace) -> dict[str, Placement]:
@@ -83,28 +89,42 @@ def placements(workspace: Workspace) -> dict[str, Placement]:
 
 def run(workspace: Workspace) -> dict[str, TargetCosts]:
     """Samples every target and writes ``samples/*.parquet`` and ``costs/<target>.parquet``."""
-    space, where = workspace.space, placements(workspace)
-    plans = {t.name: planned_work(space, t, workspace.config.run.seed) for t in workspace.targets}
+    where, alone = placements(workspace), planned_candidates(workspace.space)
     jobs = [
-        Job(target=target, placement=where[target.name], work=plans[target.name][0])
+        Job(
+            target=target,
+            placement=where[target.name],
+            work=alone,
+            follow=functools.partial(_planned_networks, workspace, target),
+        )
         for target in workspace.targets
     ]
-    measure(workspace, jobs, "sample")
-    costs = {}
+    measure(workspace, jobs, "sample", more={t.name: t.measure.architectures for t in workspace.targets})
+    costs = {job.target.name: _costs(workspace, job) for job in jobs}
+    wanted = considered(costs)
     for job in jobs:
-        costs[job.target.name] = _costs(space, job, plans[job.target.name][1])
-        _write(workspace, costs[job.target.name], job)
+        _write(workspace, costs[job.target.name], job, wanted)
+    left_out = sum(map(len, workspace.space.ops)) - sum(map(len, wanted))
+    if left_out:
+        say(f"sample: {left_out} candidates are slower than pool.max_cost allows on every target: left out")
     return costs
 
 
-def measure(workspace: Workspace, jobs: Sequence[Job], title: str) -> None:
-    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle."""
+def measure(
+    workspace: Workspace, jobs: Sequence[Job], title: str, more: Mapping[str, int] | None = None
+) -> None:
+    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle.
+
+    Args:
+        more: by target, how many structures will follow from what is measured first.
+    """
+    totals = {job.target.name: len(job.work) + (more or {}).get(job.target.name, 0) for job in jobs}
     store = SampleStore(workspace.storage)
     store.read()
     for damaged in store.damaged:
         say(f"left out: {damaged}")
     start = sampler_start(workspace.config, workspace.data.num_classes)
-    with progress_of({f"{title} {job.target.name}": len(job.work) for job in jobs}) as show:
+    with progress_of({f"{title} {name}": total for name, total in totals.items()}) as show:
         run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
         samples = list(job.samples.values())
@@ -139,20 +159,52 @@ def judge(
     return found
 
 
-def _costs(space: LayerwiseSpace, job: Job, networks: Sequence[Architecture]) -> TargetCosts:
-    samples = job.samples
-    reference = job.references["teacher"]
+def _isolated(
+    space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]
+) -> list[NDArray[np.float64]]:
+    """What each candidate takes alone, per layer, shape [candidates]; infinite where it does not run."""
     isolated = []
     for layer, ops in enumerate(space.ops):
         empty = samples[empty_work(space, layer).key].median_ms
         taken = [samples[candidate_work(space, layer, choice).key] for choice in range(len(ops))]
         if taken[0].error is not None:
             raise UserError(
-                f"target {job.target.name!r}: the teacher's layer {space.layers[layer].name} "
+                f"target {target.name!r}: the teacher's layer {space.layers[layer].name} "
                 f"does not run there: {taken[0].error}"
             )
         values = [s.median_ms - empty if s.error is None else np.inf for s in taken]
         isolated.append(np.maximum(np.asarray(values), 0.0))
+    return isolated
+
+
+def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Choices:
+    """The candidates that run and take at most so much of their layer's time, and the layer itself."""
+    most = np.inf if max_cost is None else max_cost
+    return tuple(
+        (0, *(int(j) for j in np.flatnonzero(np.isfinite(alone) & (alone <= most * alone[0])) if j))
+        for alone in isolated
+    )
+
+
+def _networks(
+    workspace: Workspace, target: Target, isolated: Sequence[NDArray[np.float64]]
+) -> list[Architecture]:
+    """The whole networks to measure, of candidates that are worth it, each once."""
+    rng = np.random.default_rng(workspace.config.run.seed)
+    among = worth(isolated, workspace.config.pool.max_cost)
+    return list(dict.fromkeys(workspace.space.balanced(target.measure.architectures, rng, among)))
+
+
+def _planned_networks(workspace: Workspace, target: Target, samples: Mapping[str, Sample]) -> list[Work]:
+    isolated = _isolated(workspace.space, target, samples)
+    return [network_work(workspace.space, a) for a in _networks(workspace, target, isolated)]
+
+
+def _costs(workspace: Workspace, job: Job) -> TargetCosts:
+    space, samples = workspace.space, job.samples
+    reference = job.references["teacher"]
+    isolated = _isolated(space, job.target, samples)
+    networks = _networks(workspace, job.target, isolated)
     measured = {a: samples[network_work(space, a).key] for a in networks}
     whole = {a: sample for a, sample in measured.items() if sample.error is None}
     if len(whole) < 2:
@@ -164,6 +216,7 @@ def _costs(space: LayerwiseSpace, job: Job, networks: Sequence[Architecture]) ->
         target_key=job.target_key,
         teacher_ms=reference.median_ms,
         isolated_ms=tuple(isolated),
+        considered=worth(isolated, workspace.config.pool.max_cost),
         networks={space.teacher: reference, **whole},
         table=_calibrate(isolated, {space.teacher: reference, **whole}),
     )
@@ -173,7 +226,7 @@ def _calibrate(isolated: Sequence[NDArray[np.float64]], networks: Mapping[Archit
     return calibrate(isolated, list(networks), [sample.median_ms for sample in networks.values()])
 
 
-def _write(workspace: Workspace, costs: TargetCosts, job: Job) -> None:
+def _write(workspace: Workspace, costs: TargetCosts, job: Job, wanted: Choices) -> None:
     space, table = workspace.space, costs.table
     rows = []
     for layer, ops in enumerate(space.ops):
@@ -188,6 +241,7 @@ def _write(workspace: Workspace, costs: TargetCosts, job: Job) -> None:
                     "op": op.name,
                     "latency_ms": float(table.costs_ms[layer][choice]),
                     "isolated_ms": float(costs.isolated_ms[layer][choice]),
+                    "considered": choice in wanted[layer],
                     "iqr_ms": sample.iqr_ms,
                     "repeats": sample.repeats,
                     "settled": sample.settled,

@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lana_ray.distill.score import score_layer
 from lana_ray.progress import say
+from lana_ray.spaces.layerwise import Choices
 from lana_ray.storage import FINGERPRINT_KEY, concat_tables, fingerprint
 from lana_ray.tasks import device, run_tasks
 from lana_ray.workspace import Workspace, candidate_file
 
 FILE = "scores.parquet"
+_SCHEMA = pa.schema(
+    [("layer", pa.int64()), ("name", pa.string()), ("choice", pa.int64()), ("op", pa.string())]
+    + [(name, pa.float64()) for name in ("score", "score_se", "kl", "kl_se", "distill_error")]
+    + [("left_out", pa.string())]
+)
+SLOW, DIVERGED = "slow", "diverged"
+"""Why a candidate has no score: slower than ``pool.max_cost`` allows (or failing) on every target, so that it
+was not trained; or no finite answer, in distillation or in the teacher's place."""
 
 
-def run(workspace: Workspace) -> list[NDArray[np.float64]]:
+def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
     """Writes ``scores/<layer>.parquet`` and all of them as ``scores.parquet``.
 
+    Every candidate has a row; one without a score has the reason in ``left_out``:
+    ``SLOW`` or ``DIVERGED``.
+
+    Args:
+        choices: the candidates to score.
+
     Returns:
-        Per layer, shape [candidates]: change of the loss, infinite for a candidate that diverged.
+        Per layer, shape [candidates]: change of the loss, infinite for a candidate without a score.
     """
     storage, layers = workspace.storage, workspace.layers
-    pending = [
-        k for k in range(len(layers)) if storage.table_fingerprint(_file(workspace, k)) != key(workspace, k)
-    ]
+    keys = [_key(workspace, k, choices[k]) for k in range(len(layers))]
+    pending = [k for k, key in enumerate(keys) if storage.table_fingerprint(_file(workspace, k)) != key]
     say(f"score: {len(pending)} layers to score, {len(layers) - len(pending)} reused")
-    run_tasks(_score, [(k,) for k in pending], workspace.config, title="score")
+    run_tasks(_score, [(k, choices[k], keys[k]) for k in pending], workspace.config, title="score")
     whole = concat_tables(storage.read_table(_file(workspace, k)) for k in range(len(layers)))
     assert whole is not None
-    storage.write_table(FILE, whole, fingerprint([key(workspace, k) for k in range(len(layers))]))
+    storage.write_table(FILE, whole, fingerprint(keys))
     scores = [np.full(len(ops), np.inf) for ops in workspace.space.ops]
     for row in whole.to_pylist():
-        scores[row["layer"]][row["choice"]] = row["score"]
+        if row["score"] is not None:
+            scores[row["layer"]][row["choice"]] = row["score"]
     return scores
 
 
-def key(workspace: Workspace, layer: int) -> str:
+def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
     """Identity of a layer's scores."""
-    candidates = [workspace.candidate_key(layer, j) for j in range(len(workspace.space.ops[layer]))]
+    candidates = {
+        op.name: workspace.candidate_key(layer, j) if j in choices else ""
+        for j, op in enumerate(workspace.space.ops[layer])
+    }
     return fingerprint(candidates, workspace.config.score, workspace.data.fingerprint)
 
 
@@ -46,14 +68,14 @@ def _file(workspace: Workspace, layer: int) -> str:
     return f"scores/{workspace.layers[layer].name}.parquet"
 
 
-def _score(workspace: Workspace, layer: int) -> None:
-    settings, place, ops = workspace.config.score, workspace.layers[layer], workspace.space.ops[layer]
-    errors = {j: _distillation_error(workspace, layer, j) for j in range(len(ops))}
+def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str) -> None:
+    settings = workspace.config.score
+    errors = {j: _distillation_error(workspace, layer, j) for j in choices}
     where = device(workspace)
     candidates = {
         j: workspace.candidate(layer, j).requires_grad_(False).to(where)
-        for j in range(len(ops))
-        if np.isfinite(errors[j])
+        for j in choices
+        if math.isfinite(errors[j])
     }
     batches = workspace.data.batches("score", batch_size=settings.batch_size, max_images=settings.images)
     scores = score_layer(
@@ -63,21 +85,21 @@ def _score(workspace: Workspace, layer: int) -> None:
         candidates,
         ((images.to(where), labels.to(where)) for images, labels in batches),
     )
-    rows = [
-        {
-            "layer": layer,
-            "name": place.name,
-            "choice": j,
-            "op": ops[j].name,
-            "score": score.loss,
-            "score_se": score.loss_se,
-            "kl": score.kl,
-            "kl_se": score.kl_se,
-            "distill_error": errors[j],
-        }
-        for j, score in scores.items()
-    ]
-    workspace.storage.write_table(_file(workspace, layer), pa.Table.from_pylist(rows), key(workspace, layer))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for j, op in enumerate(workspace.space.ops[layer]):
+            row = {"layer": layer, "name": workspace.layers[layer].name, "choice": j, "op": op.name}
+            if j not in choices:
+                row["left_out"] = SLOW
+            elif j not in scores or not math.isfinite(scores[j].loss):
+                row["left_out"] = DIVERGED
+            else:
+                row |= {"score": scores[j].loss, "score_se": scores[j].loss_se}
+                row |= {"kl": scores[j].kl, "kl_se": scores[j].kl_se, "distill_error": errors[j]}
+            yield row
+
+    table = pa.Table.from_pylist(list(rows()), schema=_SCHEMA)
+    workspace.storage.write_table(_file(workspace, layer), table, key)
 
 
 def _distillation_error(workspace: Workspace, layer: int, choice: int) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,25 @@ def test_what_is_stored_is_not_measured_again(store: SampleStore) -> None:
     run_jobs([more], store, start, lambda _: None)
     assert (more.reused, more.done) == (5, 8)
     assert len(store.read("k")) == 10
+
+
+def test_what_follows_from_the_samples_is_measured_by_the_same_actors(store: SampleStore) -> None:
+    start, asked, told = samplers(), job(5, actors=2), []
+
+    def follow(samples: Mapping[str, Sample]) -> list[Work]:
+        told.append(sorted(samples))
+        return [Work(kind="network", structure=f"{key}+", what=key) for key in samples]
+
+    asked.follow = follow
+    run_jobs([asked], store, start, lambda _: None)
+    assert told == [sorted(f"w{k}" for k in range(5))]
+    assert sorted(asked.samples) == sorted([*told[0], *(f"{key}+" for key in told[0])])
+    assert (asked.reused, asked.pending()) == (0, [])
+    again = job(5)
+    again.follow = follow
+    run_jobs([again], store, start, lambda _: None)
+    assert (again.reused, again.done) == (10, 10)
+    assert len(start.started) == 3  # type: ignore[attr-defined]
 
 
 def test_samples_travel_together_for_so_long_and_none_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:

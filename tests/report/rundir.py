@@ -16,11 +16,13 @@ Row = dict[str, Any]
 OPS = PRESETS["tiny"]
 TARGETS = {"ort-1t": 1.0, "torch-2t": 1.9}  # name to how slow it is
 DIVERGED = (2, "bottleneck_w0.25_k3")
-"""The layer and operation of the one candidate without a score."""
+SLOW = (0, "mbconv_e3_k3")
+"""The layer and operation of the two candidates without a score."""
 BUDGETS = {"70%": 0.7, "50%": 0.5}
 PROCESSOR = "Example CPU @ 2.10GHz"
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register")
 _SHARES = {"teacher": 1.0, "identity": 0.0, "mbconv_e3_k3": 0.6, "mbconv_e2_k3": 0.45, "mbconv_e1_k3": 0.3}
+_UNSCORED = dict.fromkeys(("score", "score_se", "kl", "kl_se", "distill_error"))
 _REST = 0.2  # of the teacher's latency, outside its layers
 
 
@@ -42,7 +44,8 @@ class _Run:
         self.scores = [0.25 * (1 - s) ** 2 * self.rng.lognormal(-1, 0.9, len(s)) for s in shares]
         for ops, scores in zip(self.ops, self.scores, strict=True):
             scores[ops.index("teacher")] = 0.0
-        self.scores[DIVERGED[0]][self.ops[DIVERGED[0]].index(DIVERGED[1])] = np.inf
+        for layer, op in (DIVERGED, SLOW):
+            self.scores[layer][self.ops[layer].index(op)] = np.inf
 
     def write(self) -> Storage:
         self.storage.write_table("scores.parquet", pa.Table.from_pylist(self._scores()), "key")
@@ -60,6 +63,7 @@ class _Run:
         return self.storage
 
     def _scores(self) -> list[Row]:
+        left_out = {DIVERGED: "diverged", SLOW: "slow"}
         return [
             {
                 "layer": i,
@@ -71,10 +75,11 @@ class _Run:
                 "kl": float(self.scores[i][j]),
                 "kl_se": 0.01,
                 "distill_error": 0.0 if op in ("teacher", "identity") else 0.1 + float(self.scores[i][j]),
+                "left_out": None,
             }
+            | ({**_UNSCORED, "left_out": left_out[i, op]} if (i, op) in left_out else {})
             for i, ops in enumerate(self.ops)
             for j, op in enumerate(ops)
-            if (i, op) != DIVERGED
         ]
 
     def _latency(self, choices: list[int], slow: float) -> float:

@@ -101,6 +101,13 @@ def test_a_balanced_design_uses_all_candidates_equally(count: int, seed: int) ->
         assert max(times) - min(times) <= 1
 
 
+def test_random_architectures_and_designs_of_some_candidates_use_no_others() -> None:
+    space, rng, among = small(), np.random.default_rng(0), ((0, 3), (2,), (0, 1, 5))
+    for drawn in ([space.random(rng, among) for _ in range(60)], space.balanced(6, rng, among)):
+        assert [set(column) for column in zip(*drawn, strict=True)] == [set(choices) for choices in among]
+    assert all(type(choice) is int for choice in space.random(rng, among))
+
+
 def test_every_student_keeps_the_output_shape() -> None:
     space = small()
     for architecture in [tuple(choice % len(ops) for ops in space.ops) for choice in range(8)]:
