@@ -204,20 +204,26 @@ def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """One pass of the network, giving each named layer's (input, output)."""
+    """A pass of the network as far as its last named layer, giving each one's (input, output)."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
             seen[name] = (args[0], output)
+            if len(seen) == len(names):
+                raise _AllSeen
 
         return hook
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.suppress(_AllSeen):
         for name in names:
             stack.callback(network.get_submodule(name).register_forward_hook(record(name)).remove)
         network(images)
     return seen
+
+
+class _AllSeen(Exception):
+    """Ends a pass whose rest nobody asked for."""
 
 
 class _Given(nn.Module):

@@ -72,7 +72,7 @@ class Workspace:
 
     def candidate_key(self, layer: int, choice: int) -> str:
         """Identity of a distilled candidate: what it learns from, with what, and how."""
-        distill = self.config.distill.model_dump(exclude={"group_size"})
+        distill = self.config.distill.model_dump(exclude={"group_size", "memory_gb"})
         place, op = self.layers[layer], self.space.ops[layer][choice]
         return fingerprint(self.teacher_key, place.name, op.key, distill, self.config.run.seed)
 

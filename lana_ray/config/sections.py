@@ -74,6 +74,10 @@ class RayConfig(Section):
     """``auto`` (a running cluster, else a local one), ``local``, or a cluster's address."""
     workers: int | None = Field(default=None, ge=1)
     """Ray Train workers; by default one per GPU of the cluster, or one per CPU where it has none."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Let distillation begin with so many of its workers, and follow the cluster as nodes come and go."""
+    cpu_workers: int = Field(default=0, ge=0)
+    """Workers without a GPU that distil beside those with one."""
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0, ge=0)
     label_wait_s: float = Field(default=0, ge=0)
@@ -211,13 +215,25 @@ class DistillConfig(Section):
     steps: int = Field(default=200, ge=1)
     batch_size: int = Field(default=64, ge=2)
     lr: float = Field(default=2e-3, gt=0)
-    group_size: int = Field(default=16, ge=1)
-    """Candidates trained at once by one worker: bounds memory, and what a crash can lose."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the candidates' arithmetic (autocast); their weights and errors stay fp32."""
+    memory_gb: float = Field(default=4.0, gt=0)
+    """GiB that the candidates a worker trains at once may take beside the teacher. One that takes more alone
+    trains on each batch in parts."""
+    group_size: int = Field(default=64, ge=1)
+    """Most candidates that a worker trains at once: what its death can lose."""
+    stop_hopeless: bool = False
+    """Stop candidates at a quarter and at half of their steps that others of their layer have left behind,
+    costing no more and erring by much less. Saves time; what is left out had little chance to be chosen."""
 
 
 class ScoreConfig(Section):
+    by: Literal["kl", "loss"] = "kl"
+    """What a candidate's score is: its divergence from the teacher's answers, or the change of the loss."""
     images: int = Field(default=512, ge=2)
     batch_size: int = Field(default=128, ge=2)
+    students: int = Field(default=32, ge=0)
+    """Random students evaluated as wholes, to tell how well sums of scores rank them."""
 
 
 class SelectConfig(Section):

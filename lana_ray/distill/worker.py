@@ -1,40 +1,59 @@
-"""What one Ray Train worker does: distils its share of the candidates, group by group."""
+"""What one Ray Train worker does: distils one round of candidates after another."""
 
 from __future__ import annotations
 
 import json
-import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
 import torch
 from ray import train
+from torch import nn
 
-from lana_ray.distill.partition import Candidate
-from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.distill.demand import Demand
+from lana_ray.distill.rounds import Candidate, parts
+from lana_ray.distill.step import DIVERGED, Distiller, Trainee
 from lana_ray.layers import observe
 from lana_ray.ops.warmstart import warm_start
 from lana_ray.storage import FINGERPRINT_KEY
 from lana_ray.workspace import Workspace, candidate_file
 
-_FINAL = 20  # the last steps, whose mean error is kept as the candidate's
+GIB = 2**30
+_HALVINGS = (1 / 4, 1 / 2)
+"""Shares of the steps at which hopeless candidates are stopped, where that is asked for."""
 
 
 def distill_worker(setting: dict[str, Any]) -> None:
-    """Trains the candidates of ``setting["shares"][rank]`` and writes each as soon as its group is done.
+    """Trains rounds from ``setting["board"]`` until none is left; writes every candidate at its round's end.
 
-    A candidate whose file is there already, from before a crash, is passed over. Steps done are added to
-    the board ``setting["board"]``.
+    A candidate whose file is there already, from before a crash, is passed over.
+
+    Args:
+        setting: ``config``, ``board``, ``group`` (name, and whether its workers have GPUs), ``demands`` and
+            ``costs`` of the candidates.
     """
-    context = train.get_context()
-    workspace = Workspace(setting["config"])
+    workspace, board = Workspace(setting["config"]), setting["board"]
     torch.set_num_threads(workspace.config.ray.cpus_per_worker)
-    share: list[Candidate] = [
-        c for c in setting["shares"][context.get_world_rank()] if not is_done(workspace, c)
-    ]
-    size = workspace.config.distill.group_size
-    for start in range(0, len(share), size):
-        distill_group(workspace, share[start : start + size], setting["board"])
-    train.report({"candidates": len(share)})
+    name, gpus = setting["group"]
+    me = f"{name} {train.get_context().get_world_rank()}"
+    trained = 0
+    work = ray.get(board.join.remote(me)) or ray.get(board.take.remote(me))
+    while work is not None:
+        left = [candidate for candidate in work if not is_done(workspace, candidate)]
+        board.add.remote((len(work) - len(left)) * workspace.config.distill.steps, me)
+        if left:
+            distill_round(
+                workspace,
+                left,
+                demands=setting["demands"],
+                costs=setting["costs"],
+                device=torch.device("cuda" if gpus else "cpu"),
+                on_steps=lambda count: board.add.remote(count, me),
+            )
+        trained += len(left)
+        work = ray.get(board.take.remote(me))
+    train.report({"candidates": trained})
 
 
 def is_done(workspace: Workspace, candidate: Candidate) -> bool:
@@ -46,20 +65,35 @@ def is_done(workspace: Workspace, candidate: Candidate) -> bool:
     return metadata is not None and metadata.get(FINGERPRINT_KEY) == workspace.candidate_key(*candidate)
 
 
-def distill_group(workspace: Workspace, group: list[Candidate], board: Any) -> None:
-    """Trains one group of candidates together and writes their weights and curves."""
-    settings, teacher = workspace.config.distill, workspace.teacher
-    device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
-    teacher.to(device)
+def distill_round(
+    workspace: Workspace,
+    candidates: Sequence[Candidate],
+    *,
+    demands: dict[Candidate, Demand],
+    costs: dict[Candidate, float],
+    device: torch.device,
+    on_steps: Callable[[int], object],
+) -> None:
+    """Trains candidates together and writes their weights and curves.
+
+    Args:
+        costs: what each costs deployed, in any unit.
+        on_steps: told how many steps of candidates were done.
+    """
+    settings, teacher = workspace.config.distill, workspace.teacher.to(device)
+    limit = settings.memory_gb * GIB
     trainees = [
         Trainee(
             layer=workspace.layers[i],
-            op=workspace.space.ops[i][choice].name,
-            module=workspace.space.candidate(i, choice).to(device).to(memory_format=torch.channels_last),
+            op=workspace.space.ops[i][j].name,
+            module=workspace.space.candidate(i, j).to(device).to(memory_format=torch.channels_last),
+            parts=parts(demands[i, j], settings.batch_size, limit),
+            cost=costs[i, j],
         )
-        for i, choice in group
+        for i, j in candidates
     ]
     distiller: Distiller | None = None
+    milestones = {round(share * settings.steps) for share in _HALVINGS if settings.stop_hopeless}
     step, epoch = 0, 0
     while step < settings.steps:
         batches = workspace.data.batches(
@@ -69,25 +103,37 @@ def distill_group(workspace: Workspace, group: list[Candidate], board: Any) -> N
             images = images.to(device)
             if distiller is None:
                 _warm_start(teacher, trainees, images)
-                distiller = Distiller(teacher, trainees, lr=settings.lr, steps=settings.steps)
+                distiller = Distiller(
+                    teacher,
+                    trainees,
+                    lr=settings.lr,
+                    steps=settings.steps,
+                    autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+                )
             distiller.step(images)
             step += 1
-            board.add.remote(len(group))
+            if step in milestones:
+                distiller.stop_hopeless()
+            on_steps(len(candidates))
             if step == settings.steps:
                 break
         epoch += 1
-    for candidate, trainee in zip(group, trainees, strict=True):
-        error = statistics.fmean(trainee.curve[-_FINAL:])
-        metadata = {
-            FINGERPRINT_KEY: workspace.candidate_key(*candidate),
-            "error": "nan" if trainee.diverged else f"{error:.6g}",
-            "curve": json.dumps([round(value, 5) for value in trainee.curve]),
-        }
-        name = candidate_file(trainee.layer.name, trainee.op)
-        workspace.storage.write_tensors(name, trainee.module.state_dict(), metadata)
+    for candidate, trainee in zip(candidates, trainees, strict=True):
+        _write(workspace, candidate, trainee)
 
 
-def _warm_start(teacher: torch.nn.Module, trainees: list[Trainee], images: torch.Tensor) -> None:
+def _write(workspace: Workspace, candidate: Candidate, trainee: Trainee) -> None:
+    metadata = {
+        FINGERPRINT_KEY: workspace.candidate_key(*candidate),
+        "error": "nan" if trainee.stopped == DIVERGED else f"{trainee.error:.6g}",
+        "stopped": trainee.stopped or "",
+        "curve": json.dumps([round(value, 5) for value in trainee.curve]),
+    }
+    name = candidate_file(trainee.layer.name, trainee.op)
+    workspace.storage.write_tensors(name, trainee.module.state_dict(), metadata)
+
+
+def _warm_start(teacher: nn.Module, trainees: Sequence[Trainee], images: torch.Tensor) -> None:
     seen = observe(teacher, sorted({trainee.layer.name for trainee in trainees}), images)
     for trainee in trainees:
         own = teacher.get_submodule(trainee.layer.name)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lana_ray.cluster import worker_count
-from lana_ray.distill.partition import Candidate, partition
-from lana_ray.distill.worker import distill_worker, is_done
+from lana_ray.config import RayConfig
+from lana_ray.distill.demand import Demand, demand
+from lana_ray.distill.rounds import Candidate, plan_rounds
+from lana_ray.distill.worker import GIB, distill_worker, is_done
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
-from lana_ray.training.driver import run_training
+from lana_ray.training.driver import WorkerGroup, run_training
 from lana_ray.workspace import Workspace
 
 _OVERHEAD = 0.3  # of a mean candidate's step: its share of the teacher's pass and of the optimiser
+_TRIES = 3
 
 
 def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     """Writes ``candidates/*.safetensors``; what is there and still fits is kept."""
-    config = workspace.config
     wanted = [
         (layer, choice)
         for layer, choices in enumerate(considered(costs))
@@ -26,26 +28,73 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     ]
     pending = [candidate for candidate in wanted if not is_done(workspace, candidate)]
     say(f"distill: {len(pending)} candidates to train, {len(wanted) - len(pending)} reused")
-    if not pending:
-        return
-    workers = min(worker_count(config.ray), len(pending))
-    shares = partition(_step_costs(pending, costs), workers)
-    total = len(pending) * config.distill.steps
+    for _ in range(_TRIES):  # where the cluster shrinks, nobody comes back for a round that was in hand
+        if not pending:
+            return
+        _train(workspace, pending, costs)
+        pending = [candidate for candidate in pending if not is_done(workspace, candidate)]
+    if pending:
+        raise RuntimeError(f"{len(pending)} candidates were not trained in {_TRIES} tries")
+
+
+def _train(workspace: Workspace, pending: Sequence[Candidate], costs: Mapping[str, TargetCosts]) -> None:
+    config, settings = workspace.config, workspace.config.distill
+    demands = find_demands(workspace, pending)
+    times = _times(pending, costs)
+    mean = sum(times.values()) / len(times)
+    groups = worker_groups(config.ray, len(pending))
+    rounds = plan_rounds(
+        {candidate: time + _OVERHEAD * mean for candidate, time in times.items()},
+        demands,
+        workers=sum(group.most for group in groups),
+        batch_size=settings.batch_size,
+        limit_bytes=settings.memory_gb * GIB,
+        most=settings.group_size,
+    )
     run_training(
         distill_worker,
-        {"shares": shares},
+        {"demands": demands, "costs": times},
         config,
         title="distill",
-        total=total,
-        workers=workers,
+        total=len(pending) * settings.steps,
+        groups=groups,
         process_group=False,
+        rounds=rounds,
     )
 
 
-def _step_costs(pending: list[Candidate], costs: Mapping[str, TargetCosts]) -> dict[Candidate, float]:
-    """Relative time of a training step: what the candidate took alone on the first target."""
+def worker_groups(config: RayConfig, candidates: int) -> list[WorkerGroup]:
+    """The workers that distil: those of the configuration, and CPU workers beside those with GPUs."""
+    most = min(worker_count(config), candidates)
+    fewest = min(config.min_workers or most, most)
+    main = WorkerGroup(
+        name="gpu worker" if config.gpus_per_worker else "worker",
+        workers=most if fewest == most else (fewest, most),
+        cpus=config.cpus_per_worker,
+        gpus=config.gpus_per_worker,
+    )
+    if not config.cpu_workers:
+        return [main]
+    return [main, WorkerGroup(name="cpu worker", workers=config.cpu_workers, cpus=config.cpus_per_worker)]
+
+
+def find_demands(workspace: Workspace, pending: Sequence[Candidate]) -> dict[Candidate, Demand]:
+    """Of every candidate; equal structures are tried once."""
+    space = workspace.space
+    known: dict[str, Demand] = {}
+    found = {}
+    for layer, choice in pending:
+        structure = space.structure(layer, choice)
+        if structure not in known:
+            known[structure] = demand(space.candidate(layer, choice).train(), space.layers[layer])
+        found[layer, choice] = known[structure]
+    return found
+
+
+def _times(pending: Sequence[Candidate], costs: Mapping[str, TargetCosts]) -> dict[Candidate, float]:
+    """What each candidate took alone on the first target, the mean where it does not run there."""
     isolated = next(iter(costs.values())).isolated_ms
     times = {(i, j): float(isolated[i][j]) for i, j in pending}
     finite = [t for t in times.values() if t < float("inf")]
     mean = sum(finite) / len(finite) if finite else 1.0
-    return {c: (t if t < float("inf") else mean) + _OVERHEAD * mean for c, t in times.items()}
+    return {c: t if t < float("inf") else mean for c, t in times.items()}

@@ -13,7 +13,7 @@ from lana_ray.stages.choice import Choice
 from lana_ray.stages.evaluate import accuracies, accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
-from lana_ray.training.driver import run_training
+from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import TEACHER_FILE, Workspace
@@ -108,7 +108,13 @@ def _train_and_measure(
     if pending:
         total = len(pending) * steps_of(config.finetune, workspace.data.sizes["train"])
         run_training(
-            train_worker, {"jobs": pending}, config, title="finetune", total=total, process_group=True
+            train_worker,
+            {"jobs": pending},
+            config,
+            title="finetune",
+            total=total,
+            groups=[worker_group(config.ray)],
+            process_group=True,
         )
     return _measure(workspace, choices, jobs, costs)
 

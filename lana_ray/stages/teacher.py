@@ -5,7 +5,7 @@ from __future__ import annotations
 from lana_ray.progress import say
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
 from lana_ray.teachers import Teacher, load_teacher
-from lana_ray.training.driver import run_training
+from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import TEACHER_FILE, Workspace, check_teacher
@@ -32,5 +32,13 @@ def run(workspace: Workspace) -> Teacher:
     else:
         say(f"teacher: {teacher.name} is trained for {adapt.epochs:g} epochs, since {teacher.untrained}")
         total = steps_of(adapt, workspace.data.sizes["train"])
-        run_training(train_worker, {"jobs": [job]}, config, title="teacher", total=total, process_group=True)
+        run_training(
+            train_worker,
+            {"jobs": [job]},
+            config,
+            title="teacher",
+            total=total,
+            groups=[worker_group(config.ray)],
+            process_group=True,
+        )
     return teacher

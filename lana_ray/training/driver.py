@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,9 +18,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lana_ray.cluster import TRAINING_ENV, worker_count
-from lana_ray.config import Config
+from lana_ray.config import Config, RayConfig
 from lana_ray.errors import UserError
-from lana_ray.progress import progress
+from lana_ray.progress import progress, say
 from lana_ray.storage import fingerprint
 from lana_ray.training.launch import Board, run_worker
 
@@ -30,6 +32,29 @@ _RAY_TRAIN = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerGroup:
+    """Ray Train workers of one kind."""
+
+    name: str
+    workers: int | tuple[int, int]
+    """How many, or the fewest and the most between which their number follows the cluster."""
+    cpus: int
+    gpus: float = 0
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def worker_group(config: RayConfig) -> WorkerGroup:
+    """The workers that the configuration asks for, to train one network together."""
+    count = worker_count(config)
+    return WorkerGroup(
+        name="workers", workers=count, cpus=config.cpus_per_worker, gpus=config.gpus_per_worker
+    )
+
+
 def run_training(
     worker: Callable[[dict[str, Any]], None],
     setting: dict[str, Any],
@@ -37,8 +62,9 @@ def run_training(
     *,
     title: str,
     total: int,
-    workers: int | None = None,
+    groups: Sequence[WorkerGroup],
     process_group: bool,
+    rounds: Iterable[Any] = (),
 ) -> None:
     """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
 
@@ -46,8 +72,10 @@ def run_training(
     was in flight; a worker that dies is replaced up to ``MAX_FAILURES`` times.
 
     Args:
-        setting: the worker's argument; ``config`` and ``board`` are added.
-        process_group: whether the workers train the same network and talk to one another.
+        setting: the worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added.
+        groups: each gets a trainer of its own.
+        process_group: whether the workers of a group train the same network and talk to one another.
+        rounds: work that the workers take from the board.
 
     Raises:
         UserError: a mistake of the user that only a worker could see.
@@ -56,45 +84,47 @@ def run_training(
     board = (
         ray.remote(Board)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False))
-        .remote()
+        .remote(rounds)
     )
-    call = pickle.dumps((worker, {**setting, "config": config}))
-    # The same name would silently resume the earlier run of that name, so it carries what is trained.
-    name = f"{title}-{fingerprint(config, [repr(setting[key]) for key in sorted(setting)])}"
-    trainer = _trainer(
-        {"call": call, "board": board}, config, name, workers or worker_count(config.ray), process_group
-    )
+    trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
     failures: list[BaseException] = []
 
-    def fit() -> None:
+    def fit(group: WorkerGroup) -> None:
+        # The same name would silently resume the earlier run of that name, so it carries what is trained.
+        name = f"{title}-{group.name}-{trained}"
+        own = {**setting, "config": config, "group": (group.name, group.gpus)}
+        call = {"call": pickle.dumps((worker, own)), "board": board}
         try:
-            trainer.fit()
+            _trainer(call, config, name, group, process_group).fit()
         except BaseException as error:
             failures.append(error)
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     for variable, value in _RAY_TRAIN.items():
         os.environ.setdefault(variable, value)
-    thread = threading.Thread(target=fit, name=title, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=fit, args=(g,), name=f"{title} {g.name}", daemon=True) for g in groups]
+    for thread in threads:
+        thread.start()
     with progress(title, total) as show:
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            show(min(total, ray.get(board.done.remote())))
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(_POLL_S)
+            done, lost = ray.get(board.news.remote())
+            show(min(total, done))
+            for name in lost:
+                say(f"{title}: {name} died; what it had in hand and had not written is done again")
     ray.kill(board)
     if failures:
         raise _user_error(failures[0]) or failures[0]
 
 
 def _trainer(
-    setting: dict[str, Any], config: Config, name: str, workers: int, process_group: bool
+    setting: dict[str, Any], config: Config, name: str, group: WorkerGroup, process_group: bool
 ) -> DataParallelTrainer:
-    gpus = config.ray.gpus_per_worker
-    resources = {"CPU": float(config.ray.cpus_per_worker)} | ({"GPU": gpus} if gpus else {})
+    resources = {"CPU": float(group.cpus)} | ({"GPU": group.gpus} if group.gpus else {})
     options: dict[str, Any] = {
         "train_loop_config": setting,
         "scaling_config": ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=group.workers, use_gpu=group.gpus > 0, resources_per_worker=resources
         ),
         "run_config": RunConfig(
             name=name,
@@ -105,7 +135,8 @@ def _trainer(
     }
     if not process_group:
         return DataParallelTrainer(run_worker, **options)
-    return TorchTrainer(run_worker, torch_config=TorchConfig(backend="nccl" if gpus else "gloo"), **options)
+    backend = "nccl" if group.gpus else "gloo"
+    return TorchTrainer(run_worker, torch_config=TorchConfig(backend=backend), **options)
 
 
 def _user_error(error: BaseException) -> UserError | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lana_ray.distill.step import Distiller, Trainee, cosine
+from lana_ray.distill.step import DIVERGED, HOPELESS, RECENT, Distiller, Trainee, cosine
 from lana_ray.layers import find_layers, observe
 from lana_ray.spaces import LayerwiseSpace
 
@@ -61,7 +61,7 @@ def test_every_candidate_learns(space: LayerwiseSpace) -> None:
     train(space, trainees, steps=40, lr=1e-2)
     for t in trainees:
         assert len(t.curve) == 40
-        assert not t.diverged
+        assert t.stopped is None
         assert sum(t.curve[-5:]) < 0.9 * sum(t.curve[:5]), (t.layer.name, t.op)
 
 
@@ -100,7 +100,7 @@ def test_the_teacher_stays_as_it_is(space: LayerwiseSpace) -> None:
 def test_gradients_of_one_candidate_reach_no_other(space: LayerwiseSpace) -> None:
     first, second = trainee(space, 0, 2), trainee(space, 0, 3)
     distiller = Distiller(space.network, [first, second], lr=1e-2, steps=STEPS)
-    second.diverged = True  # takes no part
+    second.stopped = HOPELESS  # takes no part
     before = state(second.module)
     for images in batches(STEPS):
         distiller.step(images)
@@ -137,12 +137,12 @@ def test_a_diverging_candidate_is_marked_and_the_others_go_on(space: LayerwiseSp
     good, alone = trainee(space, 0, 2), trainee(space, 0, 2)
     train(space, [bad, good])
     train(space, [alone])
-    assert bad.diverged
+    assert bad.stopped == DIVERGED
     assert len(bad.curve) == 3
     assert isinstance(bad.module, _Explodes)
     assert bad.module.calls == 3
     assert bad.module.scale.isfinite()
-    assert not good.diverged
+    assert good.stopped is None
     assert good.curve == alone.curve
 
 
@@ -155,9 +155,72 @@ def test_a_learning_rate_that_is_too_high_is_seen(space: LayerwiseSpace) -> None
             with torch.no_grad():
                 next(iter(bad.module.parameters())).fill_(float("inf"))
         distiller.step(images)
-    assert bad.diverged
+    assert bad.stopped == DIVERGED
     assert len(bad.curve) == 5
     assert len(good.curve) == STEPS
+
+
+def test_an_error_that_grows_is_seen_before_it_overflows(space: LayerwiseSpace) -> None:
+    bad, good = trainee(space, 1, 2), trainee(space, 1, 1)
+    distiller = Distiller(space.network, [bad, good], lr=2e-3, steps=3 * RECENT)
+    for number, images in enumerate(batches(3 * RECENT)):
+        if number == RECENT:
+            norms = [part for part in bad.module.modules() if isinstance(part, nn.BatchNorm2d)]
+            with torch.no_grad():
+                norms[-1].weight.fill_(100.0)
+        distiller.step(images)
+    assert bad.stopped == DIVERGED
+    assert len(bad.curve) < 3 * RECENT
+    assert torch.isfinite(torch.tensor(bad.curve)).all()
+    assert (good.stopped, len(good.curve)) == (None, 3 * RECENT)
+
+
+def test_a_batch_in_parts_gives_the_same_gradients_where_no_batch_norm_looks_at_it(
+    space: LayerwiseSpace,
+) -> None:
+    def linear(parts: int) -> Trainee:
+        torch.manual_seed(0)
+        return Trainee(layer=space.layers[0], op="conv", module=nn.Conv2d(8, 8, 1), parts=parts)
+
+    whole, parted = linear(1), linear(5)
+    train(space, [whole, parted])
+    assert parted.curve == pytest.approx(whole.curve, rel=1e-3)
+
+
+def test_what_a_cheaper_one_leaves_behind_is_hopeless(space: LayerwiseSpace) -> None:
+    def entrant(layer: int, cost: float, error: float) -> Trainee:
+        made = trainee(space, layer, 2)
+        made.cost, made.curve = cost, [9.0, *([error] * RECENT)]
+        return made
+
+    best, equal, behind, close = (
+        entrant(0, 1.0, 0.1),
+        entrant(0, 1.0, 0.2),
+        entrant(0, 2.0, 0.15),
+        entrant(0, 2.0, 0.14),
+    )
+    cheap, elsewhere, stopped = entrant(0, 0.5, 0.9), entrant(1, 2.0, 0.5), entrant(0, 0.1, 0.01)
+    stopped.stopped = DIVERGED  # is nobody's rival
+    everyone = [behind, close, cheap, best, equal, elsewhere, stopped]
+    distiller = Distiller(space.network, everyone, lr=1e-3, steps=STEPS)
+    distiller.stop_hopeless()
+    assert [t for t in everyone if t.stopped == HOPELESS] == [behind, equal]
+    assert stopped.stopped == DIVERGED
+    curve = list(equal.curve)
+    distiller.step(next(batches(1)))
+    assert equal.curve == curve
+    assert len(best.curve) == len(curve) + 1
+
+
+def test_half_precision_keeps_weights_and_errors_whole(space: LayerwiseSpace) -> None:
+    half, whole = trainee(space, 0, 2), trainee(space, 0, 2)
+    for t, autocast in ((half, torch.bfloat16), (whole, None)):
+        distiller = Distiller(space.network, [t], lr=2e-3, steps=STEPS, autocast=autocast)
+        for images in batches(STEPS):
+            distiller.step(images)
+    assert {p.dtype for p in half.module.parameters()} == {torch.float32}
+    assert half.curve == pytest.approx(whole.curve, rel=0.1)
+    assert half.curve != whole.curve
 
 
 def test_candidates_read_the_teachers_activation(space: LayerwiseSpace) -> None:

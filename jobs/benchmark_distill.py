@@ -1,0 +1,296 @@
+"""How fast candidates are distilled, beside loops written by hand, and how much memory it takes.
+
+    python jobs/benchmark_distill.py --workers 1 --workers 2 --json distill.json
+
+The first table is of candidate-steps a second, all with the same candidates of EfficientNet-Lite0, the same
+images and one thread a worker: a loop of a few lines that shares one teacher's pass among all candidates, the
+same with a teacher's pass for each of them, our own step, and Ray Train with so many workers (its start is
+left out: two runs of different length are compared). The second is of the peak memory of one worker, beside
+what ``distill.memory_gb`` allows.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor
+
+from lana_ray.cluster import connect
+from lana_ray.config import Config, load_config
+from lana_ray.distill.rounds import Candidate, plan_rounds
+from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.distill.worker import GIB, distill_round, distill_worker
+from lana_ray.layers import observe
+from lana_ray.progress import console
+from lana_ray.stages.distill import find_demands, worker_groups
+from lana_ray.storage import FINGERPRINT_KEY
+from lana_ray.training.driver import run_training
+from lana_ray.workspace import TEACHER_FILE, Workspace
+
+OPS = ("mbconv_e3_k3", "mbconv_e1_k5", "fused_mbconv_e1_k3", "bottleneck_w0.25_k3", "conv_pair_w0.25_k3")
+
+
+def main(
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 64,
+    batch_size: int = 64,
+    steps: Annotated[int, typer.Option(help="Of every loop, each time.")] = 4,
+    repeats: Annotated[int, typer.Option(help="The loops in turn, so often; medians are shown.")] = 3,
+    workers: Annotated[list[int] | None, typer.Option(help="Of Ray Train; may be repeated.")] = None,
+    memory_gb: Annotated[list[float] | None, typer.Option(help="Limits to try; may be repeated.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+) -> None:
+    """Prints the tables of throughput and memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(folder, size, batch_size)
+        workspace = _prepared(config)
+        candidates = [
+            (i, j)
+            for i, ops in enumerate(workspace.space.ops)
+            for j in range(len(ops))
+            if workspace.has_weights(i, j)
+        ]
+        console.print(
+            f"{len(candidates)} candidates, {size} px, batches of {batch_size}, one thread a worker"
+        )
+        loops, teacher_share = _loops(workspace, candidates, steps, repeats)
+        rates = dict(loops)
+        for count in workers or [1, 2]:
+            rates[f"Ray Train, {count} worker{'s' * (count > 1)}"] = _through_ray(config, count, steps)
+        peaks = {limit: _peak(config, limit, candidates) for limit in memory_gb or [0.25, 0.5, 1.0]}
+    by_hand = rates["by hand, one teacher's pass for all"]
+    table = Table(title="candidate-steps a second", title_justify="left")
+    for column in ("loop", "a second", "of the loop by hand"):
+        table.add_column(column, justify="left" if column == "loop" else "right")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.1f}", f"{rate / by_hand:.2f}")
+    console.print(table)
+    console.print(f"the teacher's passes take {100 * teacher_share:.1f} % of our step")
+    memory = Table(title="peak memory of a worker, GiB", title_justify="left")
+    for column in ("distill.memory_gb", "rounds", "planned", "taken beside the teacher"):
+        memory.add_column(column, justify="right")
+    for limit, peak in peaks.items():
+        memory.add_row(f"{limit:g}", str(peak["rounds"]), f"{peak['planned']:.2f}", f"{peak['taken']:.2f}")
+    console.print(memory)
+    if json_file:
+        found = {
+            "rates": rates,
+            "teacher_share": teacher_share,
+            "memory": {str(k): v for k, v in peaks.items()},
+        }
+        json_file.write_text(json.dumps(found, indent=1))
+
+
+def _config(folder: str, size: int, batch_size: int, **changes: Any) -> Config:
+    return load_config(
+        {
+            "run": {"dir": folder},
+            "ray": {"address": "local"},
+            "teacher": {"timm": "tf_efficientnet_lite0"},
+            "data": {"source": "digits", "image_size": size},
+            "pool": {"ops": list(OPS), "max_cost": None},
+            "targets": [{"name": "here"}],
+            "budgets": {"latency_ms": "50%"},
+            "distill": {"batch_size": batch_size, "steps": 1, **changes},
+        }
+    )
+
+
+def _prepared(config: Config) -> Workspace:
+    """With a teacher whose weights are random: they do not matter here."""
+    workspace = Workspace(config)
+    from lana_ray.teachers import load_teacher
+
+    network = load_teacher(config.teacher, workspace.data.num_classes).network
+    workspace.storage.write_tensors(TEACHER_FILE, network.state_dict(), {FINGERPRINT_KEY: "random"})
+    return workspace
+
+
+def _loops(
+    workspace: Workspace, candidates: list[Candidate], steps: int, repeats: int
+) -> tuple[dict[str, float], float]:
+    """Candidate-steps a second of each loop in this process, and the teacher's share of ours."""
+    torch.set_num_threads(1)
+    loops: dict[str, Callable[[Iterator[Tensor], list[Trainee]], None]] = {
+        "by hand, a teacher's pass for each": lambda images, trainees: _naive(workspace, images, trainees),
+        "by hand, one teacher's pass for all": lambda images, trainees: _by_hand(workspace, images, trainees),
+        "our step": lambda images, trainees: _ours(workspace, images, trainees),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(repeats):
+        for name, loop in loops.items():
+            trainees = _trainees(workspace, candidates)
+            begin = time.perf_counter()
+            loop(_images(workspace, steps), trainees)
+            rates[name].append(len(candidates) * steps / (time.perf_counter() - begin))
+    images = next(_images(workspace, 1))
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        observe(workspace.teacher, [layer.name for layer in workspace.layers], images)
+    teacher_s = (time.perf_counter() - begin) / repeats
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return medians, teacher_s * medians["our step"] / len(candidates)
+
+
+def _trainees(workspace: Workspace, candidates: list[Candidate]) -> list[Trainee]:
+    return [
+        Trainee(
+            layer=workspace.layers[i],
+            op=workspace.space.ops[i][j].name,
+            module=workspace.space.candidate(i, j).train().to(memory_format=torch.channels_last),
+        )
+        for i, j in candidates
+    ]
+
+
+def _images(workspace: Workspace, steps: int) -> Iterator[Tensor]:
+    settings, given = workspace.config.distill, 0
+    while given < steps:
+        for images, _ in workspace.data.batches(
+            "train", batch_size=settings.batch_size, epoch=given, shuffle=True, augment=True, drop_last=True
+        ):
+            yield images
+            given += 1
+            if given == steps:
+                return
+
+
+def _by_hand(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:
+    optimizers = [torch.optim.Adam(t.module.parameters(), lr=1e-3) for t in trainees]
+    names = [layer.name for layer in workspace.layers]
+    for images in batches:
+        seen = observe(workspace.teacher, names, images)
+        for trainee, optimizer in zip(trainees, optimizers, strict=True):
+            inputs, output = seen[trainee.layer.name]
+            loss = (trainee.module(inputs) - output).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _naive(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:
+    optimizers = [torch.optim.Adam(t.module.parameters(), lr=1e-3) for t in trainees]
+    for images in batches:
+        for trainee, optimizer in zip(trainees, optimizers, strict=True):
+            seen: dict[str, tuple[Tensor, Tensor]] = {}
+            handle = workspace.teacher.get_submodule(trainee.layer.name).register_forward_hook(
+                lambda _, args, output, seen=seen: seen.update(layer=(args[0], output))
+            )
+            with torch.no_grad():
+                workspace.teacher(images)
+            handle.remove()
+            inputs, output = seen["layer"]
+            loss = (trainee.module(inputs) - output).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _ours(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:
+    distiller = Distiller(workspace.teacher, trainees, lr=1e-3, steps=1000)
+    for images in batches:
+        distiller.step(images)
+
+
+def _through_ray(config: Config, workers: int, steps: int) -> float:
+    """Candidate-steps a second beyond the start: of the steps that one run has more than another."""
+    ends = []
+    short, long = 2 * steps * workers, 8 * steps * workers
+    with connect(config.ray):
+        for count in (short, long):
+            with tempfile.TemporaryDirectory() as folder:
+                own = _config(folder, config.data.image_size, config.distill.batch_size, steps=count)
+                begin = time.perf_counter()
+                trained = _train(own, workers)
+                ends.append(time.perf_counter() - begin)
+    return trained * (long - short) / (ends[1] - ends[0])
+
+
+def _train(config: Config, workers: int) -> int:
+    """Distils every candidate once through Ray Train; how many there were."""
+    workspace = _prepared(config)
+    candidates = [
+        (i, j)
+        for i, ops in enumerate(workspace.space.ops)
+        for j in range(len(ops))
+        if workspace.has_weights(i, j)
+    ]
+    demands, costs = find_demands(workspace, candidates), dict.fromkeys(candidates, 1.0)
+    settings = config.distill
+    rounds = plan_rounds(
+        costs,
+        demands,
+        workers=workers,
+        batch_size=settings.batch_size,
+        limit_bytes=settings.memory_gb * GIB,
+        most=settings.group_size,
+    )
+    ray_config = config.ray.model_copy(update={"workers": workers})
+    run_training(
+        distill_worker,
+        {"demands": demands, "costs": costs},
+        config,
+        title="distill",
+        total=len(candidates) * settings.steps,
+        groups=worker_groups(ray_config, len(candidates)),
+        process_group=False,
+        rounds=rounds,
+    )
+    return len(candidates)
+
+
+def _peak(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
+    """Peak memory of a process that trains the largest round which the limit allows."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_here, (config, limit_gb, candidates))
+
+
+def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
+    from lana_ray.distill.rounds import memory
+
+    torch.set_num_threads(1)
+    limited = config.distill.model_copy(update={"memory_gb": limit_gb, "steps": 3})
+    workspace = Workspace(config.model_copy(update={"distill": limited}))
+    demands = find_demands(workspace, candidates)
+    rounds = plan_rounds(
+        dict.fromkeys(candidates, 1.0),
+        demands,
+        workers=1,
+        batch_size=limited.batch_size,
+        limit_bytes=limit_gb * GIB,
+        most=len(candidates),
+    )
+    size = limited.batch_size
+    largest = max(rounds, key=lambda one: memory(one, demands, size))
+    for images in _images(workspace, 2):
+        workspace.teacher(images)  # what the teacher itself takes belongs to what was there before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    distill_round(
+        workspace,
+        largest,
+        demands=demands,
+        costs=dict.fromkeys(candidates, 1.0),
+        device=torch.device("cpu"),
+        on_steps=lambda _: None,
+    )
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "rounds": len(rounds),
+        "planned": memory(largest, demands, size) / GIB,
+        "taken": (after - before) * 1024 / GIB,
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,80 @@
+"""Rounds of candidates for the workers."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lana_ray.distill.demand import Demand
+from lana_ray.distill.rounds import Candidate, memory, parts, plan_rounds
+
+_CANDIDATES = st.dictionaries(
+    st.tuples(st.integers(0, 20), st.integers(1, 20)),
+    st.tuples(
+        st.floats(0.001, 1000.0),
+        st.builds(
+            Demand,
+            kept=st.integers(0, 1000),
+            per_image=st.integers(1, 1000),
+            observed=st.integers(1, 100),
+        ),
+    ),
+    max_size=60,
+)
+_SAME = Demand(kept=10, per_image=5, observed=1)
+
+
+@settings(deadline=None)
+@given(_CANDIDATES, st.integers(1, 9), st.integers(2, 8), st.floats(1, 1e5), st.integers(1, 20))
+def test_every_candidate_once_in_order_and_within_the_limits(
+    known: dict[Candidate, tuple[float, Demand]], workers: int, batch_size: int, limit: float, most: int
+) -> None:
+    costs = {c: cost for c, (cost, _) in known.items()}
+    demands = {c: demand for c, (_, demand) in known.items()}
+    rounds = plan_rounds(costs, demands, workers=workers, batch_size=batch_size, limit_bytes=limit, most=most)
+    assert [c for one in rounds for c in one] == sorted(costs)
+    left = sum(costs.values())
+    for one in rounds:
+        assert 1 <= len(one) <= most
+        assert len(one) == 1 or memory(one, demands, batch_size) <= limit
+        took = sum(costs[c] for c in one)
+        assert len(one) == 1 or took <= left / (2 * workers) * (1 + 1e-6)
+        left -= took
+
+
+def test_rounds_become_smaller_so_that_workers_end_together() -> None:
+    costs = {(layer, choice): 1.0 for layer in range(8) for choice in range(8)}
+    demands = dict.fromkeys(costs, _SAME)
+    rounds = plan_rounds(costs, demands, workers=2, batch_size=4, limit_bytes=1e9, most=64)
+    sizes = [len(one) for one in rounds]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (16, 1)
+    ends = [0, 0]
+    for size in sizes:  # each to whoever is idle first, the second worker three times as fast
+        idle = ends.index(min(ends))
+        ends[idle] += size * (3, 1)[idle]
+    assert max(ends) - min(ends) <= 3
+
+
+def test_memory_counts_a_layers_activations_once_and_the_largest_step() -> None:
+    demands = {
+        (0, 1): Demand(kept=10, per_image=5, observed=3),
+        (0, 2): Demand(kept=20, per_image=7, observed=3),
+        (1, 1): Demand(kept=30, per_image=6, observed=4),
+    }
+    assert memory(list(demands), demands, 2) == 60 + 2 * (3 + 4 + 7)
+
+
+@given(st.integers(2, 300), st.integers(0, 10**6), st.integers(1, 10**5), st.floats(1, 1e7))
+def test_parts_keep_the_limit_as_far_as_two_images_do(
+    batch_size: int, kept: int, per_image: int, limit: float
+) -> None:
+    one = Demand(kept=kept, per_image=per_image, observed=1)
+    count = parts(one, batch_size, limit)
+    sizes = [len(range(k, batch_size, count)) for k in range(count)]
+    assert sum(sizes) == batch_size
+    assert min(sizes) >= 2 or count == 1
+    if min(sizes) > 3:
+        assert kept + batch_size + max(sizes) * per_image <= limit or count == 1
+    if memory([(0, 1)], {(0, 1): one}, batch_size) <= limit:
+        assert count == 1
