@@ -16,7 +16,7 @@ from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.progress import say
-from lana_ray.stages import distill, finetune, fit, register, sample, score, select, summary, teacher
+from lana_ray.stages import distill, finetune, fit, proxy, register, sample, score, select, summary, teacher
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
@@ -80,6 +80,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
             return None
         with stage("score"):
             scores = score.run(workspace, sample.considered(costs))
+            proxy.run(workspace, scores)
         if until == "score":
             return None
         with stage("select"):

@@ -46,6 +46,8 @@ class RunFiles:
     """By target; those that were sampled."""
     scores: list[Row] | None
     """Of every candidate; one without a score says in ``left_out`` why."""
+    proxy: list[Row] | None
+    """Random students: summed score and true loss."""
     selections: list[Row] | None
     samples: list[Sample]
     damaged: list[str]
@@ -68,6 +70,7 @@ class RunFiles:
             summary=summary,
             costs=costs,
             scores=_rows(storage, "scores.parquet"),
+            proxy=_rows(storage, "proxy.parquet"),
             selections=_rows(storage, "selections.parquet"),
             samples=store.read(),
             damaged=store.damaged,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.stats import kendalltau
 
 from lana_ray.report import numbers
 from lana_ray.report.artifacts import Row, RunFiles, family, read_architecture
@@ -22,6 +23,7 @@ from lana_ray.report.plots import (
     loss_plot,
     median_error,
     prediction_plot,
+    proxy_plot,
 )
 from lana_ray.storage import Storage
 
@@ -81,6 +83,7 @@ def write_page(storage: Storage) -> None:
         architectures=_architectures(run.summary["results"]),
         operations=_operations(run.scores or []),
         score_map=_score_map(run.scores or []),
+        proxy=_proxy(run.proxy or []),
     )
     storage.write_text(FILE, page)
 
@@ -182,11 +185,24 @@ def _architectures(results: list[Row]) -> Picture | None:
     )
 
 
+def _proxy(students: list[Row]) -> Picture | None:
+    if not students:
+        return None
+    tau = kendalltau([row["score"] for row in students], [row["loss"] for row in students]).statistic
+    return Picture(
+        title="What the scores are worth",
+        svg=proxy_plot(students),
+        caption=f"{len(students)} random students between the teacher and one with every layer replaced, "
+        f"before fine-tuning: Kendall’s τ between summed score and true loss is {tau:.2f}. The program ranks "
+        "students by the former; 1 would be the same order, 0 none.",
+    )
+
+
 def _operations(scores: list[Row]) -> list[dict[str, Any]]:
     """Distillation by operation, the best first: errors are ‖t − s‖² / ‖t‖² at the end."""
     by_op: dict[str, list[Row]] = {}
     for row in scores:
-        if family(row["op"]) not in ("teacher", "identity") and row["left_out"] != "slow":
+        if family(row["op"]) not in ("teacher", "identity") and row["left_out"] in (None, "diverged"):
             by_op.setdefault(row["op"], []).append(row)
     found = []
     for op, rows in by_op.items():
@@ -211,7 +227,7 @@ def _score_map(scores: list[Row]) -> Picture | None:
     layers = [name for _, name in sorted({(row["layer"], row["name"]) for row in scores})]
     values: dict[str, Any] = {}
     for row in scores:
-        if row["left_out"] != "slow":
+        if row["left_out"] in (None, "diverged"):
             line = values.setdefault(row["op"], np.full(len(layers), np.nan))
             line[row["layer"]] = np.inf if row["left_out"] == "diverged" else row["score"]
     ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
@@ -222,5 +238,5 @@ def _score_map(scores: list[Row]) -> Picture | None:
         svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
         caption="Change of the loss on the score split when one candidate alone replaces its layer in the "
         "teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
-        f"that is slower than the layer.{some}",
+        f"that was not trained to the end, as it is too slow or behind others.{some}",
     )

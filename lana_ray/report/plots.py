@@ -95,6 +95,21 @@ def front_plot(
 
 
 @picture
+def proxy_plot(axes: Axes, students: Sequence[Row]) -> None:
+    """True loss of random students against the sum of their candidates' scores."""
+    axes.scatter(
+        [row["score"] for row in students],
+        [row["loss"] for row in students],
+        _SMALL,
+        BLUE,
+        alpha=0.75,
+        linewidth=0,
+        label="random student",
+    )
+    axes.set(xlabel="summed score (nats)", ylabel="loss on the score split (nats)")
+
+
+@picture
 def prediction_plot(axes: Axes, students: Sequence[Row]) -> None:
     """Predicted against measured latency of whole students, each as predicted when it was proposed."""
     ends = [value for row in students for value in (row["predicted_ms"], row["measured_ms"])]

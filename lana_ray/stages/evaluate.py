@@ -24,8 +24,9 @@ def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[
 
     The paper keeps the student with the lowest one (LANA, arXiv 2107.10624, section 3.3).
     """
+    batch_size = workspace.config.score.batch_size
     keys = {
-        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, workspace.config.score)
+        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, batch_size)
         for a in architectures
     }
     return _kept(workspace, _loss, keys, "evaluate")

@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lana_ray.distill.score import score_layer
+from lana_ray.distill.step import DIVERGED
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Choices
-from lana_ray.storage import FINGERPRINT_KEY, concat_tables, fingerprint
+from lana_ray.storage import concat_tables, fingerprint
 from lana_ray.tasks import device, run_tasks
 from lana_ray.workspace import Workspace, candidate_file
 
 FILE = "scores.parquet"
 _SCHEMA = pa.schema(
     [("layer", pa.int64()), ("name", pa.string()), ("choice", pa.int64()), ("op", pa.string())]
-    + [(name, pa.float64()) for name in ("score", "score_se", "kl", "kl_se", "distill_error")]
+    + [(name, pa.float64()) for name in ("loss", "loss_se", "kl", "kl_se", "distill_error")]
     + [("left_out", pa.string())]
 )
-SLOW, DIVERGED = "slow", "diverged"
-"""Why a candidate has no score: slower than ``pool.max_cost`` allows (or failing) on every target, so that it
-was not trained; or no finite answer, in distillation or in the teacher's place."""
+SLOW = "slow"
+"""Why a candidate has no score that was not trained: slower than ``pool.max_cost`` allows, or failing, on
+every target. One that was trained may be ``DIVERGED`` or ``HOPELESS``."""
 
 
 def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
     """Writes ``scores/<layer>.parquet`` and all of them as ``scores.parquet``.
 
     Every candidate has a row; one without a score has the reason in ``left_out``:
-    ``SLOW`` or ``DIVERGED``.
+    ``SLOW``, ``DIVERGED`` or ``HOPELESS``.
 
     Args:
         choices: the candidates to score.
 
     Returns:
-        Per layer, shape [candidates]: change of the loss, infinite for a candidate without a score.
+        Per layer, shape [candidates]: what ``score.by`` names, infinite for a candidate without a score.
+        Both are zero for the teacher's own layer and add up over layers about as well; but the change of the
+        loss has four times the standard error, and an integer program picks whatever noise has flattered.
     """
     storage, layers = workspace.storage, workspace.layers
     keys = [_key(workspace, k, choices[k]) for k in range(len(layers))]
@@ -47,11 +50,12 @@ def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
     run_tasks(_score, [(k, choices[k], keys[k]) for k in pending], workspace.config, title="score")
     whole = concat_tables(storage.read_table(_file(workspace, k)) for k in range(len(layers)))
     assert whole is not None
-    storage.write_table(FILE, whole, fingerprint(keys))
+    by = workspace.config.score.by
+    storage.write_table(FILE, whole.append_column("score", whole[by]), fingerprint(keys, by))
     scores = [np.full(len(ops), np.inf) for ops in workspace.space.ops]
     for row in whole.to_pylist():
-        if row["score"] is not None:
-            scores[row["layer"]][row["choice"]] = row["score"]
+        if row[by] is not None:
+            scores[row["layer"]][row["choice"]] = row[by]
     return scores
 
 
@@ -61,7 +65,8 @@ def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
         op.name: workspace.candidate_key(layer, j) if j in choices else ""
         for j, op in enumerate(workspace.space.ops[layer])
     }
-    return fingerprint(candidates, workspace.config.score, workspace.data.fingerprint)
+    settings = workspace.config.score.model_dump(include={"images", "batch_size"})
+    return fingerprint(candidates, settings, workspace.data.fingerprint)
 
 
 def _file(workspace: Workspace, layer: int) -> str:
@@ -70,12 +75,12 @@ def _file(workspace: Workspace, layer: int) -> str:
 
 def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str) -> None:
     settings = workspace.config.score
-    errors = {j: _distillation_error(workspace, layer, j) for j in choices}
+    known = {j: _distilled(workspace, layer, j) for j in choices}
     where = device(workspace)
     candidates = {
         j: workspace.candidate(layer, j).requires_grad_(False).to(where)
         for j in choices
-        if math.isfinite(errors[j])
+        if not known[j].stopped
     }
     batches = workspace.data.batches("score", batch_size=settings.batch_size, max_images=settings.images)
     scores = score_layer(
@@ -91,23 +96,32 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
             row = {"layer": layer, "name": workspace.layers[layer].name, "choice": j, "op": op.name}
             if j not in choices:
                 row["left_out"] = SLOW
-            elif j not in scores or not math.isfinite(scores[j].loss):
+            elif known[j].stopped:
+                row["left_out"] = known[j].stopped
+            elif not math.isfinite(scores[j].loss):
                 row["left_out"] = DIVERGED
             else:
-                row |= {"score": scores[j].loss, "score_se": scores[j].loss_se}
-                row |= {"kl": scores[j].kl, "kl_se": scores[j].kl_se, "distill_error": errors[j]}
+                row |= {"loss": scores[j].loss, "loss_se": scores[j].loss_se}
+                row |= {"kl": scores[j].kl, "kl_se": scores[j].kl_se, "distill_error": known[j].error}
             yield row
 
     table = pa.Table.from_pylist(list(rows()), schema=_SCHEMA)
     workspace.storage.write_table(_file(workspace, layer), table, key)
 
 
-def _distillation_error(workspace: Workspace, layer: int, choice: int) -> float:
-    """Normalised error at the end of distillation; NaN marks a candidate that diverged."""
+class _Distilled(NamedTuple):
+    """How a candidate's distillation ended."""
+
+    error: float
+    """Normalised, at the end."""
+    stopped: str
+    """Why it ended before its time; empty where it did not."""
+
+
+def _distilled(workspace: Workspace, layer: int, choice: int) -> _Distilled:
     if not workspace.has_weights(layer, choice):
-        return 0.0
+        return _Distilled(0.0, "")
     name = candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
     metadata = workspace.storage.tensor_metadata(name)
-    assert metadata is not None
-    assert FINGERPRINT_KEY in metadata
-    return float(metadata["error"])
+    assert metadata is not None, f"{name} comes from distillation"
+    return _Distilled(float(metadata["error"]), metadata["stopped"])

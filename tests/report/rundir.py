@@ -49,6 +49,7 @@ class _Run:
 
     def write(self) -> Storage:
         self.storage.write_table("scores.parquet", pa.Table.from_pylist(self._scores()), "key")
+        self.storage.write_table("proxy.parquet", pa.Table.from_pylist(self._proxy()), "key")
         selections, results = [], []
         for target, slow in self.targets.items():
             self._costs(target, slow)
@@ -81,6 +82,10 @@ class _Run:
             for i, ops in enumerate(self.ops)
             for j, op in enumerate(ops)
         ]
+
+    def _proxy(self) -> list[Row]:
+        rng = np.random.default_rng(1)
+        return [{"score": s, "loss": 0.5 + s + rng.normal(0, 0.1)} for s in rng.uniform(0, 2, 30).tolist()]
 
     def _latency(self, choices: list[int], slow: float) -> float:
         per_layer = (1 - _REST) / len(self.layers)
