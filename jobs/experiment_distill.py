@@ -1,0 +1,149 @@
+"""How candidates learn best: optimisers, learning rates, schedules and starts, side by side.
+
+    python jobs/experiment_distill.py jobs/cifar10.yaml --steps 200 --layers 4 --json experiment.json
+
+Trains the same candidates of the recipe's pool, at a few layers spread over its teacher, under one change at
+a time from what ``distill`` does: Adam at the recipe's learning rate, a cosine after a short rise, warm start.
+Errors are ‖t − s‖² / ‖t‖² on images that were not trained on, with batch statistics; the table has their
+geometric mean over the candidates, and its ratio to the recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor, nn
+
+from lana_ray.config import load_config
+from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.layers import batch_statistics, observe
+from lana_ray.ops.warmstart import warm_start
+from lana_ray.pipeline import run
+from lana_ray.progress import console, progress
+from lana_ray.workspace import Workspace
+
+_TEST_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    lr: float = 1.0
+    """Relative to the recipe's."""
+    warm: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of ``Distiller``."""
+
+
+def _optimizer(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> dict[str, Any]:
+    return {"optimizer": lambda parameters, lr: kind(parameters, lr=lr, foreach=True, **options)}
+
+
+VARIANTS = {
+    "as the recipe": Variant(),
+    "started at random": Variant(warm=False),
+    "learning rate / 4": Variant(lr=1 / 4),
+    "learning rate / 2": Variant(lr=1 / 2),
+    "learning rate x 2": Variant(lr=2),
+    "learning rate x 4": Variant(lr=4),
+    "constant learning rate": Variant(options={"schedule": lambda step, steps: 1.0}),
+    "linear schedule": Variant(options={"schedule": lambda step, steps: 1 - step / steps}),
+    "AdamW, decay 0.01": Variant(options=_optimizer(torch.optim.AdamW, weight_decay=0.01)),
+    "Adam, second moment 0.99": Variant(options=_optimizer(torch.optim.Adam, betas=(0.9, 0.99))),
+    "SGD, momentum 0.9, lr x 50": Variant(lr=50, options=_optimizer(torch.optim.SGD, momentum=0.9)),
+    "bfloat16": Variant(options={"autocast": torch.bfloat16}),
+}
+
+
+def main(
+    recipe: Path,
+    steps: int = 200,
+    layers: Annotated[int, typer.Option(help="Layers to try, spread over the teacher.")] = 4,
+    run_dir: Annotated[str | None, typer.Option(help="With the teacher; by default the recipe's.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors here as well.")] = None,
+) -> None:
+    """Prints a table of the variants."""
+    config = load_config(recipe, (f"run.dir={run_dir}",) if run_dir else ())
+    run(config, until="teacher")
+    workspace = Workspace(config)
+    torch.set_num_threads(config.ray.cpus_per_worker)
+    places = sorted({round(p) for p in np.linspace(0, len(workspace.layers) - 1, layers + 2)[1:-1]})
+    errors = {}
+    with progress("variants", len(VARIANTS)) as show:
+        for number, (name, variant) in enumerate(VARIANTS.items(), 1):
+            errors[name] = _train(workspace, places, variant, steps)
+            show(number)
+    usual = errors["as the recipe"]
+    table = Table(title=f"{len(usual)} candidates after {steps} steps", title_justify="left")
+    for column in ("variant", "error", "ratio", "better at"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for name, found in errors.items():
+        ratio = _geometric(found) / _geometric(usual)
+        better = sum(found[candidate] < usual[candidate] for candidate in usual)
+        table.add_row(name, f"{_geometric(found):.4f}", f"{ratio:.2f}", f"{better} of {len(usual)}")
+    console.print(table)
+    if json_file:
+        json_file.write_text(json.dumps(errors, indent=1))
+
+
+def _geometric(errors: dict[str, float]) -> float:
+    return math.exp(statistics.fmean(math.log(error) for error in errors.values()))
+
+
+def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int) -> dict[str, float]:
+    """Errors by candidate."""
+    trainees = [
+        Trainee(
+            layer=workspace.layers[i],
+            op=op.name,
+            module=workspace.space.candidate(i, j).to(memory_format=torch.channels_last),
+        )
+        for i in places
+        for j, op in enumerate(workspace.space.ops[i])
+        if workspace.has_weights(i, j)
+    ]
+    names = sorted({trainee.layer.name for trainee in trainees})
+    batches = _batches(workspace)
+    if variant.warm:
+        seen = observe(workspace.teacher, names, next(batches))
+        for trainee in trainees:
+            own = workspace.teacher.get_submodule(trainee.layer.name)
+            warm_start(trainee.module, trainee.layer, own, *seen[trainee.layer.name])
+    lr = variant.lr * workspace.config.distill.lr
+    distiller = Distiller(workspace.teacher, trainees, lr=lr, steps=steps, **variant.options)
+    for _ in range(steps):
+        distiller.step(next(batches))
+    images, _ = next(workspace.data.batches("score", batch_size=_TEST_IMAGES))
+    seen = observe(workspace.teacher, names, images)
+    return {f"{t.layer.name} {t.op}": _error(t.module, *seen[t.layer.name]) for t in trainees}
+
+
+def _batches(workspace: Workspace) -> Iterator[Tensor]:
+    epoch, size = 0, workspace.config.distill.batch_size
+    while True:
+        for images, _ in workspace.data.batches(
+            "train", batch_size=size, epoch=epoch, shuffle=True, augment=True, drop_last=True
+        ):
+            yield images
+        epoch += 1
+
+
+@torch.no_grad()
+def _error(module: nn.Module, inputs: Tensor, output: Tensor) -> float:
+    with batch_statistics(module.eval()):
+        return float((module(inputs) - output).square().mean() / output.square().mean())
+
+
+if __name__ == "__main__":
+    typer.run(main)
