@@ -3,9 +3,9 @@
     python jobs/experiment_distill.py jobs/cifar10.yaml --steps 200 --layers 4 --json experiment.json
 
 Trains the same candidates of the recipe's pool, at a few layers spread over its teacher, under one change at
-a time from what ``distill`` does: Adam at the recipe's learning rate, a cosine after a short rise, warm start.
-Errors are ‖t − s‖² / ‖t‖² on images that were not trained on, with batch statistics; the table has their
-geometric mean over the candidates, and its ratio to the recipe's.
+a time from what ``distill`` does: Adam at the recipe's learning rate, a cosine after a short rise, a warm
+start. Errors are ‖t − s‖² / ‖t‖² on images that were not trained on, with batch statistics; the table has
+their geometric mean over the candidates, and its ratio to the recipe's.
 """
 
 from __future__ import annotations
