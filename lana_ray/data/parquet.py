@@ -1,16 +1,22 @@
 """Parquet as the Hugging Face hub lays it out: encoded images in one column, integer labels in another.
 
 Only labels, footers and a few blocks to hash are read when a source is opened. The encoded bytes of a file
-are read when its first image is asked for, and kept: they are what a data set occupies in memory.
+are read when its first image is asked for. Of a small data set they are kept in memory; a large one is copied
+once to the machine's cache, as Arrow files that all its workers map, so that images can be read in any order
+while the system keeps in memory what fits.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -25,6 +31,9 @@ from lana_ray.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMN = "label"
+IN_MEMORY = 2**30
+"""Bytes of files that are kept in memory; more than that in a data set are mapped from a local copy."""
+_ROWS = 1024  # copied at a time
 _BLOCKS, _BLOCK = 5, 256 * 1024  # what is hashed of each file, bytes
 
 
@@ -61,6 +70,9 @@ def parquet_source(setting: str, location: str, files: Sequence[str]) -> Source:
         UserError: a file is damaged, lacks a column, has one of the wrong type or a row without a label.
     """
     shards = [_Shard(file) for file in files]
+    if sum(shard.size for shard in shards) > IN_MEMORY:
+        for shard in shards:
+            shard.mapped = True
     starts = [0, *itertools.accumulate(len(shard.labels) for shard in shards)]
     named = [(shard, shard.classes) for shard in shards if shard.classes is not None]
     for shard, classes in named:
@@ -90,12 +102,19 @@ def parquet_source(setting: str, location: str, files: Sequence[str]) -> Source:
 
 
 class _Shard:
-    """One file: its labels at once, its image bytes when first needed."""
+    """One file: its labels at once, its image bytes when first needed.
+
+    Attributes:
+        size: of the file in bytes.
+        mapped: read image bytes from a local copy that is mapped into memory.
+    """
 
     def __init__(self, file: str) -> None:
         self.url = file.removeprefix("file://")
         fs, path = fsspec.core.url_to_fs(file)
         self._open = functools.partial(fs.open, path, "rb")
+        self.size = int(fs.size(path) or 0)
+        self.mapped = False
         schema, labels, self.identity = self._read(self._head)
         self._column = self._image_column(schema)
         self.classes = self._class_names(schema)
@@ -104,7 +123,33 @@ class _Shard:
     @functools.cached_property
     def images(self) -> Any:
         """The encoded bytes: a chunked binary array [rows]."""
-        return self._read(self._image_bytes)
+        if not self.mapped:
+            return self._read(self._image_bytes)
+        copy = _cache() / f"{self.identity.decode()}.arrow"
+        if not copy.exists():
+            self._copy(copy)
+        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column(0)
+
+    def _copy(self, copy: Path) -> None:
+        """Writes the image column as an Arrow file, a few rows at a time; whole or not at all."""
+
+        def write(file: Any) -> None:
+            schema = pa.schema([("bytes", pa.binary())])
+            with pa.ipc.new_file(part, schema) as writer:
+                for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=[self._column]):
+                    rows = pa.record_batch([_encoded(batch.column(0)).cast(pa.binary())], schema=schema)
+                    with _told(copy.parent):
+                        writer.write(rows)
+
+        with _told(copy.parent):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(".part", dir=copy.parent)
+            os.close(handle)
+        try:
+            self._read(write)
+            os.replace(part, copy)
+        finally:
+            Path(part).unlink(missing_ok=True)
 
     def _read(self, what: Any) -> Any:
         try:
@@ -125,8 +170,7 @@ class _Shard:
         return schema, labels, _sampled_digest(file).encode()
 
     def _image_bytes(self, file: Any) -> Any:
-        column = pq.ParquetFile(file).read([self._column]).column(0)
-        return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        return _encoded(pq.ParquetFile(file).read([self._column]).column(0))
 
     def _image_column(self, schema: Any) -> str:
         """Path of the column that holds the encoded bytes, such as ``image.bytes``."""
@@ -177,6 +221,25 @@ def _sampled_digest(file: Any) -> str:
         file.seek(int(place))
         blocks.append(file.read(_BLOCK))
     return digest(str(size).encode(), *blocks)
+
+
+def _encoded(column: Any) -> Any:
+    """The bytes of a column that is binary or a struct with ``bytes``."""
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+@contextlib.contextmanager
+def _told(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{cache}: the data cannot be copied there ({reason}); set XDG_CACHE_HOME") from None
+
+
+def _cache() -> Path:
+    """Where local copies are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lana_ray"
 
 
 def _is_binary(kind: Any) -> bool:

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lana_ray.config import DataConfig
+from lana_ray.data import parquet
 from lana_ray.data.open import class_names, open_sources
+from lana_ray.data.pixels import decode
 from lana_ray.data.sources import Source
 from lana_ray.errors import UserError
 
@@ -72,6 +74,50 @@ def test_parquet_over_a_url(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pictures(9))
     train, _ = sources(parquet=path.as_uri())
     np.testing.assert_array_equal(train.pixels(3), np.asarray(picture(3)))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies go; everything is large enough for one."""
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lana_ray"
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_large_parquet_is_mapped_from_one_local_copy(tmp_path: Path, cache: Path, as_struct: bool) -> None:
+    for name, start, count in (("a", 0, 40), ("b", 40, 2)):
+        write_parquet(tmp_path / f"{name}.parquet", pictures(count, start), as_struct=as_struct)
+    source, _ = sources(parquet=str(tmp_path / "*.parquet"))
+    assert not cache.exists()  # until an image is asked for
+    expected = [decode(image) for image in pictures(42)]
+    for index in (41, 0, 17, 40, 39):
+        assert np.array_equal(source.pixels(index), expected[index])
+    copies = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert {path.suffix for path in copies} == {".arrow"}
+    again, _ = sources(parquet=str(tmp_path / "*.parquet"))
+    assert np.array_equal(again.pixels(40), expected[40])
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == copies
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, pictures(40))
+    source, _ = sources(parquet=str(path))
+    content = bytearray(path.read_bytes())
+    content[100:2000] = bytes(1900)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read as Parquet"):
+        source.pixels(0)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, cache: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", pictures(2))
+    source, _ = sources(parquet=str(tmp_path / "a.parquet"))
+    cache.parent.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"lana_ray: the data cannot be copied there .* set XDG_CACHE_HOME"):
+        source.pixels(0)
 
 
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
