@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -40,7 +40,7 @@ def distill_worker(setting: dict[str, Any]) -> None:
     trained = 0
     work = ray.get(board.join.remote(me)) or ray.get(board.take.remote(me))
     while work is not None:
-        left = [candidate for candidate in work if not is_done(workspace, candidate)]
+        left = [candidate for candidate in work if ending(workspace, candidate) is None]
         board.add.remote((len(work) - len(left)) * workspace.config.distill.steps, me)
         if left:
             distill_round(
@@ -56,13 +56,26 @@ def distill_worker(setting: dict[str, Any]) -> None:
     train.report({"candidates": trained})
 
 
-def is_done(workspace: Workspace, candidate: Candidate) -> bool:
-    """Whether the run directory holds this very candidate."""
-    name = candidate_file(
-        workspace.layers[candidate[0]].name, workspace.space.ops[candidate[0]][candidate[1]].name
-    )
-    metadata = workspace.storage.tensor_metadata(name)
-    return metadata is not None and metadata.get(FINGERPRINT_KEY) == workspace.candidate_key(*candidate)
+class Ending(NamedTuple):
+    """How a candidate's distillation ended."""
+
+    error: float
+    """Normalised, at the end; NaN where it diverged."""
+    stopped: str
+    """Why it ended before its time; empty where it did not."""
+
+
+def ending(workspace: Workspace, candidate: Candidate) -> Ending | None:
+    """Of this very candidate, from the run directory; None where it is not there."""
+    metadata = workspace.storage.tensor_metadata(_file(workspace, candidate))
+    if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(*candidate):
+        return None
+    return Ending(float(metadata["error"]), metadata["stopped"])
+
+
+def _file(workspace: Workspace, candidate: Candidate) -> str:
+    layer, choice = candidate
+    return candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
 
 
 def distill_round(
@@ -129,8 +142,7 @@ def _write(workspace: Workspace, candidate: Candidate, trainee: Trainee) -> None
         "stopped": trainee.stopped or "",
         "curve": json.dumps([round(value, 5) for value in trainee.curve]),
     }
-    name = candidate_file(trainee.layer.name, trainee.op)
-    workspace.storage.write_tensors(name, trainee.module.state_dict(), metadata)
+    workspace.storage.write_tensors(_file(workspace, candidate), trainee.module.state_dict(), metadata)
 
 
 def _warm_start(teacher: nn.Module, trainees: Sequence[Trainee], images: torch.Tensor) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from lana_ray.cluster import worker_count
 from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
 from lana_ray.distill.rounds import Candidate, plan_rounds
-from lana_ray.distill.worker import GIB, distill_worker, is_done
+from lana_ray.distill.worker import GIB, distill_worker, ending
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.training.driver import WorkerGroup, run_training
@@ -26,15 +29,24 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
         for choice in choices
         if workspace.has_weights(layer, choice)
     ]
-    pending = [candidate for candidate in wanted if not is_done(workspace, candidate)]
+    pending = _pending(workspace, wanted)
     say(f"distill: {len(pending)} candidates to train, {len(wanted) - len(pending)} reused")
     for _ in range(_TRIES):  # where the cluster shrinks, nobody comes back for a round that was in hand
-        if not pending:
-            return
-        _train(workspace, pending, costs)
-        pending = [candidate for candidate in pending if not is_done(workspace, candidate)]
+        if pending:
+            _train(workspace, pending, costs)
+            pending = _pending(workspace, pending)
     if pending:
         raise RuntimeError(f"{len(pending)} candidates were not trained in {_TRIES} tries")
+    ends = [end for end in (ending(workspace, candidate) for candidate in wanted) if end]
+    error = float(np.median([end.error for end in ends if not end.stopped] or [np.nan]))
+    stopped = collections.Counter(end.stopped for end in ends if end.stopped)
+    notes = "".join(f", {count} {why}" for why, count in stopped.items())
+    say(f"distill: {len(ends)} candidates, with a normalised error of {error:.3f} in the median{notes}")
+
+
+def _pending(workspace: Workspace, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that the run directory does not hold."""
+    return [candidate for candidate in candidates if ending(workspace, candidate) is None]
 
 
 def _train(workspace: Workspace, pending: Sequence[Candidate], costs: Mapping[str, TargetCosts]) -> None:

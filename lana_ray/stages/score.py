@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from lana_ray.distill.score import score_layer
 from lana_ray.distill.step import DIVERGED
+from lana_ray.distill.worker import Ending, ending
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Choices
 from lana_ray.storage import concat_tables, fingerprint
 from lana_ray.tasks import device, run_tasks
-from lana_ray.workspace import Workspace, candidate_file
+from lana_ray.workspace import Workspace
 
 FILE = "scores.parquet"
 _SCHEMA = pa.schema(
@@ -75,7 +76,7 @@ def _file(workspace: Workspace, layer: int) -> str:
 
 def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str) -> None:
     settings = workspace.config.score
-    known = {j: _distilled(workspace, layer, j) for j in choices}
+    known = {j: _ending(workspace, layer, j) for j in choices}
     where = device(workspace)
     candidates = {
         j: workspace.candidate(layer, j).requires_grad_(False).to(where)
@@ -109,19 +110,10 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
     workspace.storage.write_table(_file(workspace, layer), table, key)
 
 
-class _Distilled(NamedTuple):
-    """How a candidate's distillation ended."""
-
-    error: float
-    """Normalised, at the end."""
-    stopped: str
-    """Why it ended before its time; empty where it did not."""
-
-
-def _distilled(workspace: Workspace, layer: int, choice: int) -> _Distilled:
+def _ending(workspace: Workspace, layer: int, choice: int) -> Ending:
+    """How the distillation of a candidate ended; what needs none has no error."""
     if not workspace.has_weights(layer, choice):
-        return _Distilled(0.0, "")
-    name = candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
-    metadata = workspace.storage.tensor_metadata(name)
-    assert metadata is not None, f"{name} comes from distillation"
-    return _Distilled(float(metadata["error"]), metadata["stopped"])
+        return Ending(0.0, "")
+    found = ending(workspace, (layer, choice))
+    assert found is not None, "distillation comes first"
+    return found

@@ -17,7 +17,7 @@ from lana_ray.config import Config, load_config
 from lana_ray.distill import worker as worker_module
 from lana_ray.distill.demand import Demand
 from lana_ray.distill.rounds import Candidate, parts
-from lana_ray.distill.worker import GIB, distill_round, distill_worker, is_done
+from lana_ray.distill.worker import GIB, distill_round, distill_worker, ending
 from lana_ray.storage import FINGERPRINT_KEY
 from lana_ray.training.driver import WorkerGroup, run_training
 from lana_ray.workspace import TEACHER_FILE, Workspace, candidate_file
@@ -61,9 +61,9 @@ def file_of(workspace: Workspace, candidate: Candidate) -> str:
 
 def test_a_round_leaves_weights_curves_and_no_doubt(tmp_path: Path) -> None:
     workspace, told = prepared(configuration(tmp_path)), list[int]()
-    assert not any(is_done(workspace, candidate) for candidate in EVERY)
+    assert not any(ending(workspace, candidate) for candidate in EVERY)
     train(workspace, EVERY[:3], on_steps=told.append)
-    assert [is_done(workspace, candidate) for candidate in EVERY] == [True] * 3 + [False] * 3
+    assert [ending(workspace, c) is not None for c in EVERY] == [True] * 3 + [False] * 3
     assert told == [3] * 8
     metadata = workspace.storage.tensor_metadata(file_of(workspace, EVERY[0]))
     assert metadata is not None
@@ -142,7 +142,7 @@ def test_what_a_killed_worker_had_in_hand_is_done_again_and_nothing_else(
         rounds=[EVERY[:2], EVERY[2:4], EVERY[4:]],
     )
     assert (tmp_path / "died").exists()
-    assert all(is_done(workspace, candidate) for candidate in EVERY)
+    assert all(ending(workspace, candidate) for candidate in EVERY)
     assert kept.items() <= times(tmp_path / "run", "candidates/*").items()
     told = capsys.readouterr().out
     assert told.count("died; what it had in hand") == 1
