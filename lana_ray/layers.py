@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lana_ray.errors import UserError
 
@@ -130,38 +131,37 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
 
         return hook
 
-    with contextlib.ExitStack() as stack, torch.no_grad(), evaluating(network):
+    with torch.no_grad(), evaluating(network):
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                module = network.get_submodule(name)
+                stack.callback(module.register_forward_pre_hook(note(name)).remove)
+                stack.callback(module.register_forward_hook(record(name), with_kwargs=True).remove)
+            network(example)
         for name in names:
-            module = network.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(note(name)).remove)
-            stack.callback(module.register_forward_hook(record(name), with_kwargs=True).remove)
-        network(example)
-    for name in names:
-        if name not in calls:
-            raise UserError(f"layer {name} does not fit: it does not run in a forward pass")
-        if calls[name][1]._version != versions[name]:
-            raise UserError(f"layer {name} does not fit: what follows it changes its output in place")
-    return [
-        Layer(
-            name=name,
-            input_shape=tuple(inputs.shape[1:]),
-            output_shape=tuple(output.shape[1:]),
-            residual=_is_residual(network.get_submodule(name), inputs),
-        )
-        for name, (inputs, output) in calls.items()
-    ]
+            if name not in calls:
+                raise UserError(f"layer {name} does not fit: it does not run in a forward pass")
+            if calls[name][1]._version != versions[name]:
+                raise UserError(f"layer {name} does not fit: what follows it changes its output in place")
+        return [
+            Layer(
+                name=name,
+                input_shape=tuple(inputs.shape[1:]),
+                output_shape=tuple(output.shape[1:]),
+                residual=_is_residual(network.get_submodule(name), inputs, output),
+            )
+            for name, (inputs, output) in calls.items()
+        ]
 
 
-@torch.no_grad()
-def _is_residual(module: nn.Module, inputs: Tensor) -> bool:
+def _is_residual(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     """Whether the input passes a layer whose every parameter is zero, as it does beside a shortcut."""
-    silent = copy.deepcopy(module).eval()
-    for parameter in silent.parameters():
-        parameter.zero_()
-    output = silent(inputs)
     if output.shape != inputs.shape:
         return False
-    return bool(torch.allclose(output, inputs) or torch.allclose(output, inputs.relu()))
+    zero = inputs.new_zeros(())
+    silent = {name: zero.to(p.dtype).expand(p.shape) for name, p in module.named_parameters()}
+    answer = functional_call(module, silent, (inputs,))
+    return bool(torch.allclose(answer, inputs) or torch.allclose(answer, inputs.relu()))
 
 
 @contextlib.contextmanager
