@@ -64,10 +64,14 @@ class LayerwiseSpace:
         described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
         return fingerprint(described, shapes, layers)
 
+    @cached_property
+    def _activation(self) -> type[nn.Module]:
+        return activation(self.network)
+
     def structure(self, layer: int, choice: int) -> str:
         """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
         place, op = self.layers[layer], self.ops[layer][choice]
-        own = (self.fingerprint, place.name) if choice == 0 else activation(self.network).__name__
+        own = (self.fingerprint, place.name) if choice == 0 else self._activation.__name__
         return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
 
     @property
@@ -114,7 +118,7 @@ class LayerwiseSpace:
             self.ops[position][choice],
             layer,
             seed=self.seed,
-            act=activation(self.network),
+            act=self._activation,
             teacher=self.network.get_submodule(layer.name),
         )
 
