@@ -166,7 +166,11 @@ _ACTIVATIONS: tuple[type[nn.Module], ...] = (
 
 
 def activation(network: nn.Module) -> type[nn.Module]:
-    """The class of activation a network uses most, ReLU where it has none that is known."""
-    kinds = [type(module) for module in network.modules()]
-    best = max(_ACTIVATIONS, key=kinds.count)
-    return best if best in kinds else nn.ReLU
+    """The activation a network uses most, ReLU where it has none that is known.
+
+    Known by name: timm's ConvNeXt has a GELU of its own.
+    """
+    names = [type(module).__name__.lower() for module in network.modules()]
+    counts = {kind: names.count(kind.__name__.lower()) for kind in _ACTIVATIONS}
+    best = max(_ACTIVATIONS, key=counts.__getitem__)
+    return best if counts[best] else nn.ReLU

@@ -210,5 +210,6 @@ def test_candidates_act_as_the_teacher_does() -> None:
     assert activation(network) is nn.ReLU6
     assert activation(nn.Sequential(nn.SiLU(), nn.ReLU(), nn.SiLU())) is nn.SiLU
     assert activation(nn.Sequential(nn.Linear(1, 1))) is nn.ReLU
+    assert activation(timm.create_model("convnext_atto")) is nn.GELU  # of a class of timm's
     space = LayerwiseSpace(network, find_layers(network, torch.randn(2, 3, 32, 32)), "tiny")
     assert any(isinstance(module, nn.ReLU6) for module in space.candidate(1, 1).modules())
