@@ -57,11 +57,23 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
                 ) from traced
 
 
+class _OneInput(nn.Module):
+    """Takes one tensor alone: tracing makes tensors of other arguments' defaults, as of timm's ViT blocks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x)
+        return y
+
+
 def _trace(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
     buffer: Any = io.BytesIO()  # accepted, though not by the annotation
     axes = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}} if dynamic_batch else None
     torch.onnx.export(
-        network,
+        _OneInput(network).eval(),
         (example,),
         buffer,
         dynamo=False,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
@@ -22,6 +23,19 @@ def test_dynamic_batch_answers_as_the_network(batch: int) -> None:
     program = to_onnx(network, torch.randn(2, 3, 8, 8), dynamic_batch=True)
     images = torch.randn(batch, 3, 8, 8)
     np.testing.assert_allclose(_run(program, images), network(images).detach().numpy(), atol=1e-5)
+
+
+class _Attention(nn.Module):
+    """Has an argument that is never given, as the blocks of timm's ViT."""
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, is_causal=is_causal)
+
+
+def test_defaults_of_other_arguments_stay_what_they_are() -> None:
+    x = torch.randn(2, 5, 8)
+    program = to_onnx(_Attention(), x, dynamic_batch=True)
+    np.testing.assert_allclose(_run(program, x), _Attention()(x).numpy(), atol=1e-5)
 
 
 def test_fixed_batch_is_fixed() -> None:
