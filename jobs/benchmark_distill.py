@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -66,8 +65,9 @@ def main(
         loops, teacher_share = _loops(workspace, candidates, steps, repeats)
         rates = dict(loops)
         for count in workers or [1, 2]:
-            rates[f"Ray Train, {count} worker{'s' * (count > 1)}"] = _through_ray(config, count, steps)
-        peaks = {limit: _peak(config, limit, candidates) for limit in memory_gb or [0.25, 0.5, 1.0]}
+            name = f"Ray Train, {count} worker{'s' * (count > 1)}"
+            rates[name] = _through_ray(config, count, steps, teacher_share * len(candidates))
+        peaks = {limit: _peak(config, limit, candidates) for limit in memory_gb or [0.1, 0.2, 0.4, 0.8]}
     by_hand = rates["by hand, one teacher's pass for all"]
     table = Table(title="candidate-steps a second", title_justify="left")
     for column in ("loop", "a second", "of the loop by hand"):
@@ -77,7 +77,7 @@ def main(
     console.print(table)
     console.print(f"the teacher's passes take {100 * teacher_share:.1f} % of our step")
     memory = Table(title="peak memory of a worker, GiB", title_justify="left")
-    for column in ("distill.memory_gb", "rounds", "planned", "taken beside the teacher"):
+    for column in ("distill.memory_gb", "rounds", "planned", "taken, the teacher's pass included"):
         memory.add_column(column, justify="right")
     for limit, peak in peaks.items():
         memory.add_row(f"{limit:g}", str(peak["rounds"]), f"{peak['planned']:.2f}", f"{peak['taken']:.2f}")
@@ -202,8 +202,12 @@ def _ours(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Traine
         distiller.step(images)
 
 
-def _through_ray(config: Config, workers: int, steps: int) -> float:
-    """Candidate-steps a second beyond the start: of the steps that one run has more than another."""
+def _through_ray(config: Config, workers: int, steps: int, overhead: float) -> float:
+    """Candidate-steps a second beyond the start: of the steps that one run has more than another.
+
+    Args:
+        overhead: candidates' steps that take as long as a teacher's pass.
+    """
     ends = []
     short, long = 2 * steps * workers, 8 * steps * workers
     with connect(config.ray):
@@ -211,12 +215,12 @@ def _through_ray(config: Config, workers: int, steps: int) -> float:
             with tempfile.TemporaryDirectory() as folder:
                 own = _config(folder, config.data.image_size, config.distill.batch_size, steps=count)
                 begin = time.perf_counter()
-                trained = _train(own, workers)
+                trained = _train(own, workers, overhead)
                 ends.append(time.perf_counter() - begin)
     return trained * (long - short) / (ends[1] - ends[0])
 
 
-def _train(config: Config, workers: int) -> int:
+def _train(config: Config, workers: int, overhead: float) -> int:
     """Distils every candidate once through Ray Train; how many there were."""
     workspace = _prepared(config)
     candidates = [
@@ -230,6 +234,7 @@ def _train(config: Config, workers: int) -> int:
     rounds = plan_rounds(
         costs,
         demands,
+        overhead=overhead,
         workers=workers,
         batch_size=settings.batch_size,
         limit_bytes=settings.memory_gb * GIB,
@@ -266,6 +271,7 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> 
     rounds = plan_rounds(
         dict.fromkeys(candidates, 1.0),
         demands,
+        overhead=1.0,
         workers=1,
         batch_size=limited.batch_size,
         limit_bytes=limit_gb * GIB,
@@ -273,9 +279,8 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> 
     )
     size = limited.batch_size
     largest = max(rounds, key=lambda one: memory(one, demands, size))
-    for images in _images(workspace, 2):
-        workspace.teacher(images)  # what the teacher itself takes belongs to what was there before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _rss("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     distill_round(
         workspace,
         largest,
@@ -284,12 +289,17 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> 
         device=torch.device("cpu"),
         on_steps=lambda _: None,
     )
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "rounds": len(rounds),
         "planned": memory(largest, demands, size) / GIB,
-        "taken": (after - before) * 1024 / GIB,
+        "taken": (_rss("VmHWM") - before) / GIB,
     }
+
+
+def _rss(line: str) -> int:
+    """Bytes that the process has in memory (``VmRSS``), or had at its peak (``VmHWM``)."""
+    status = Path("/proc/self/status").read_text().split("\n")
+    return next(int(text.split()[1]) * 1024 for text in status if text.startswith(line))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ class DistillConfig(Section):
     memory_gb: float = Field(default=4.0, gt=0)
     """GiB that the candidates a worker trains at once may take beside the teacher. One that takes more alone
     trains on each batch in parts."""
-    group_size: int = Field(default=64, ge=1)
+    group_size: int = Field(default=128, ge=1)
     """Most candidates that a worker trains at once: what its death can lose."""
     stop_hopeless: bool = False
     """Stop candidates at a quarter and at half of their steps that others of their layer have left behind,

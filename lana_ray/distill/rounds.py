@@ -10,11 +10,15 @@ from lana_ray.distill.demand import Demand
 Candidate = tuple[int, int]
 """(layer, choice)."""
 
+_GUIDED = 1.5  # rounds that each worker would get if none were smaller than the first
+_WORTH = 10.0  # passes of the teacher, that the candidates of a round should take at least
+
 
 def plan_rounds(
     costs: Mapping[Candidate, float],
     demands: Mapping[Candidate, Demand],
     *,
+    overhead: float,
     workers: int,
     batch_size: int,
     limit_bytes: float,
@@ -22,13 +26,15 @@ def plan_rounds(
 ) -> list[list[Candidate]]:
     """Splits candidates into rounds, which workers take one after another until none is left.
 
-    A round shares one teacher's pass a batch, so it should be large; at the end all workers should finish
-    together, however fast each is, so rounds take ever smaller parts of what is left (guided self-scheduling,
-    Polychronopoulos and Kuck 1987). Candidates keep the order of their layers: a round of neighbours needs
+    At the end all workers should finish together, however fast each is, so rounds take ever smaller parts of
+    what is left (guided self-scheduling, Polychronopoulos and Kuck 1987). But each round costs a teacher's
+    pass a batch, so none is made small for balance's sake in which that would be more than a tenth, and one
+    worker alone takes all at once. Candidates keep the order of their layers: a round of neighbours needs
     few activations, and the teacher only as far as its last layer.
 
     Args:
         costs: time of one step of each candidate, in any unit.
+        overhead: that of the teacher's pass, in the same.
         limit_bytes: of memory, that a round may take beside the teacher. A candidate that takes more by
             itself is a round of its own, and trains on its batch in parts.
         most: candidates of a round, which is what the death of a worker can lose.
@@ -37,7 +43,9 @@ def plan_rounds(
     left, taken = sum(costs.values()), 0.0
     for candidate in sorted(costs):
         here = rounds[-1] if rounds else []
-        share = left / (2 * workers)
+        share = max(left / (_GUIDED * workers), _WORTH * overhead)
+        if workers == 1 or left - share < _WORTH * overhead:
+            share = left
         larger = taken + costs[candidate] > share * (1 + 1e-9)
         fits = memory([*here, candidate], demands, batch_size) <= limit_bytes
         if not here or larger or not fits or len(here) == most:

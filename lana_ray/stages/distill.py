@@ -17,7 +17,7 @@ from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.training.driver import WorkerGroup, run_training
 from lana_ray.workspace import Workspace
 
-_OVERHEAD = 0.3  # of a mean candidate's step: its share of the teacher's pass and of the optimiser
+_BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
 _TRIES = 3
 
 
@@ -53,11 +53,11 @@ def _train(workspace: Workspace, pending: Sequence[Candidate], costs: Mapping[st
     config, settings = workspace.config, workspace.config.distill
     demands = find_demands(workspace, pending)
     times = _times(pending, costs)
-    mean = sum(times.values()) / len(times)
     groups = worker_groups(config.ray, len(pending))
     rounds = plan_rounds(
-        {candidate: time + _OVERHEAD * mean for candidate, time in times.items()},
+        {candidate: _BACKWARD * time for candidate, time in times.items()},
         demands,
+        overhead=next(iter(costs.values())).teacher_ms,
         workers=sum(group.most for group in groups),
         batch_size=settings.batch_size,
         limit_bytes=settings.memory_gb * GIB,
