@@ -10,7 +10,7 @@ from lana_ray.distill.demand import Demand
 Candidate = tuple[int, int]
 """(layer, choice)."""
 
-_GUIDED = 1.5  # rounds that each worker would get if none were smaller than the first
+_GUIDED = 2.0  # rounds that each worker would get if none were smaller than the first
 _WORTH = 10.0  # passes of the teacher, that the candidates of a round should take at least
 
 
@@ -41,10 +41,11 @@ def plan_rounds(
     """
     rounds: list[list[Candidate]] = []
     left, taken = sum(costs.values()), 0.0
+    least = min(_WORTH * overhead, left / workers)  # a round for everyone all the same
     for candidate in sorted(costs):
         here = rounds[-1] if rounds else []
-        share = max(left / (_GUIDED * workers), _WORTH * overhead)
-        if workers == 1 or left - share < _WORTH * overhead:
+        share = max(left / (_GUIDED * workers), least)
+        if workers == 1 or left - share < (1 - 1e-9) * least:
             share = left
         larger = taken + costs[candidate] > share * (1 + 1e-9)
         fits = memory([*here, candidate], demands, batch_size) <= limit_bytes

@@ -58,7 +58,7 @@ def test_every_candidate_once_in_order_and_within_the_limits(
         assert 1 <= len(one) <= most
         assert len(one) == 1 or memory(one, demands, batch_size) <= limit
         took = sum(costs[c] for c in one)
-        share = max(left / (1.5 * workers), 10 * overhead)
+        share = max(left / (2 * workers), min(10 * overhead, sum(costs.values()) / workers))
         share = left if workers == 1 else share + 10 * overhead
         assert len(one) == 1 or took <= share * (1 + 1e-6)
         left -= took
@@ -84,7 +84,7 @@ def plan(
 
 def test_rounds_become_smaller_so_that_workers_end_together() -> None:
     sizes = [len(one) for one in plan(even(), workers=2, overhead=0.2)]
-    assert sizes == [21, 14, 9, 6, 4, 3, 2, 2, 3]
+    assert sizes == [16, 12, 9, 6, 5, 4, 3, 2, 2, 2, 3]
     ends = [0, 0]
     for size in sizes:  # each to whoever is idle first, the second worker three times as fast
         idle = ends.index(min(ends))
@@ -93,8 +93,9 @@ def test_rounds_become_smaller_so_that_workers_end_together() -> None:
 
 
 def test_no_round_is_so_small_that_the_teacher_would_cost_more() -> None:
-    assert [len(one) for one in plan(even(), workers=2, overhead=2.0)] == [21, 20, 23]
-    assert [len(one) for one in plan(even(), workers=2, overhead=100.0)] == [64]
+    assert [len(one) for one in plan(even(), workers=2, overhead=2.0)] == [20, 20, 24]
+    assert [len(one) for one in plan(even(), workers=2, overhead=100.0)] == [32, 32]
+    assert [len(one) for one in plan(even(), workers=4, overhead=100.0)] == [16, 16, 16, 16]
 
 
 def test_one_worker_takes_all_at_once_as_far_as_it_may() -> None:
