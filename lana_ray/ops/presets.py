@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from lana_ray.errors import UserError
 from lana_ray.layers import Layer
 from lana_ray.ops.registry import TEACHER, Op, fits, parse_op
@@ -89,10 +91,13 @@ def pool(preset_or_ops: str | Sequence[str]) -> tuple[Op, ...]:
     return tuple(dict.fromkeys(parse_op(name) for name in (TEACHER, *preset_or_ops)))
 
 
-def candidates(preset_or_ops: str | Sequence[str], layer: Layer) -> tuple[Op, ...]:
+def candidates(preset_or_ops: str | Sequence[str], layer: Layer, teacher: nn.Module) -> tuple[Op, ...]:
     """Those of the pool's operations that fit the layer, ``teacher`` first.
+
+    Args:
+        teacher: the layer's own module.
 
     Raises:
         UserError: as ``pool``.
     """
-    return tuple(op for op in pool(preset_or_ops) if fits(op, layer))
+    return tuple(op for op in pool(preset_or_ops) if fits(op, layer, teacher))

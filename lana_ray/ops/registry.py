@@ -61,7 +61,8 @@ class Family:
     build: Constructor
     parameters: Mapping[str, Kind]
     defaults: Mapping[str, float]
-    fits: Callable[[Layer], bool]
+    fits: Callable[..., bool]
+    of_teacher: bool
     source: str = ""
     """Identity of the user's file it comes from; empty for our own."""
 
@@ -85,8 +86,13 @@ class Op:
     @property
     def key(self) -> str:
         """Identity: the name and, for an operation from a user's file, what the file says."""
-        source = _FAMILIES[self.family].source if self.family != TEACHER else ""
+        source = _FAMILIES[self.family].source
         return f"{self.name} {source}" if source else self.name
+
+    @property
+    def of_teacher(self) -> bool:
+        """Made of the layer's own module, and so another structure in each layer."""
+        return _FAMILIES[self.family].of_teacher
 
     def __str__(self) -> str:
         return self.name
@@ -101,7 +107,11 @@ def is_image_layer(layer: Layer) -> bool:
 
 
 def register(
-    name: str, *, parameters: Mapping[str, Kind] | None = None, fits: Callable[[Layer], bool] = is_image_layer
+    name: str,
+    *,
+    parameters: Mapping[str, Kind] | None = None,
+    fits: Callable[..., bool] = is_image_layer,
+    of_teacher: bool = False,
 ) -> Callable[[Constructor], Constructor]:
     """Makes a constructor known as a family of operations.
 
@@ -110,17 +120,19 @@ def register(
         parameters: the constructor's parameters that belong to the name, in the name's order, each with
             the check it must pass (``odd``, ``count``, ``positive``, ``fraction``).
         fits: the layers the family can stand in for.
+        of_teacher: made of the layer's own module, which the constructor is given as ``teacher``. So is
+            ``fits``, with the parameters.
     """
     kinds = dict(parameters or {})
 
     def keep(build: Constructor) -> Constructor:
-        if name in _FAMILIES or name == TEACHER:
+        if name in _FAMILIES:
             raise ValueError(f"operation {name!r} is registered already")
         signature = inspect.signature(build).parameters
         defaults = {
             p: signature[p].default for p in kinds if signature[p].default is not inspect.Parameter.empty
         }
-        _FAMILIES[name] = Family(build, kinds, defaults, fits)
+        _FAMILIES[name] = Family(build, kinds, defaults, fits, of_teacher)
         return build
 
     return keep
@@ -163,7 +175,7 @@ def _run(file: Path) -> None:
 
 def families() -> tuple[str, ...]:
     """Names of all families known, ``teacher`` first."""
-    return (TEACHER, *_FAMILIES)
+    return tuple(_FAMILIES)
 
 
 def odd(value: float) -> float:
@@ -212,8 +224,7 @@ def parse_op(name: str) -> Op:
         if match is None or match[1] in given:
             raise UserError(f"operation {name!r}: cannot read {part!r}; {_usage(family)}")
         given[match[1]] = float(match[2])
-    known = _FAMILIES[family] if family != TEACHER else None
-    kinds, defaults = (known.parameters, known.defaults) if known else ({}, {})
+    kinds, defaults = _FAMILIES[family].parameters, _FAMILIES[family].defaults
     for key in given:
         if key not in kinds:
             raise UserError(f"operation {name!r}: unknown parameter {key!r}; {_usage(family)}")
@@ -231,9 +242,16 @@ def parse_op(name: str) -> Op:
     return Op(family, checked)
 
 
-def fits(op: Op, layer: Layer) -> bool:
-    """Whether the operation can stand in for the layer."""
-    return op.family == TEACHER or _FAMILIES[op.family].fits(layer)
+def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
+    """Whether the operation can stand in for the layer.
+
+    Args:
+        teacher: the layer's own module; what is made of it fits nothing without.
+    """
+    family = _FAMILIES[op.family]
+    if not family.of_teacher:
+        return family.fits(layer)
+    return teacher is not None and family.fits(layer, teacher=teacher, **op.parameters)
 
 
 def build_op(
@@ -241,30 +259,37 @@ def build_op(
 ) -> nn.Module:
     """The candidate as a module, on the CPU and in training mode.
 
-    The weights depend on the operation, the layer and the seed alone; torch's global generator is left as
-    it was.
+    The weights depend on the operation, the layer and the seed alone, or on the teacher's for what is made
+    of it; torch's global generator is left as it was.
 
     Args:
         act: builds the activations, those of the teacher for instance.
-        teacher: the layer's own module, copied for the operation ``teacher``.
+        teacher: the layer's own module, left unchanged.
 
     Raises:
-        ValueError: when the operation does not fit the layer, or ``teacher`` is needed and missing.
+        ValueError: when the operation does not fit the layer, or is made of a teacher that is missing.
     """
-    if op.family == TEACHER:
-        if teacher is None:
-            raise ValueError(f"layer {layer.name}: the operation 'teacher' needs the layer's module")
-        return copy.deepcopy(teacher).train()
-    if not fits(op, layer):
-        raise ValueError(f"layer {layer.name}: {op} cannot map {layer.input_shape} to {layer.output_shape}")
+    family = _FAMILIES[op.family]
+    if family.of_teacher and teacher is None:
+        raise ValueError(f"layer {layer.name}: the operation {op.name!r} needs the layer's module")
+    if not fits(op, layer, teacher):
+        shapes = f"{layer.input_shape} to {layer.output_shape}"
+        raise ValueError(f"layer {layer.name}: {op} cannot be made for it, which maps {shapes}")
+    own = {"teacher": teacher} if family.of_teacher else {}
     key = fingerprint(op.name, layer.name, layer.input_shape, layer.output_shape, layer.residual, seed)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(key, 16) >> 1)
-        return _FAMILIES[op.family].build(layer, act=act, **op.parameters)
+        return family.build(layer, act=act, **own, **op.parameters)
+
+
+@register(TEACHER, fits=lambda layer, teacher: True, of_teacher=True)
+def teacher(layer: Layer, *, act: Activation, teacher: nn.Module) -> nn.Module:
+    """A copy of the layer itself."""
+    return copy.deepcopy(teacher).train()
 
 
 def _usage(family: str) -> str:
-    if family == TEACHER or not _FAMILIES[family].parameters:
+    if not _FAMILIES[family].parameters:
         return f"{family} takes no parameters"
     known = _FAMILIES[family]
     needed = "".join(f"_{key}…" for key in known.parameters if key not in known.defaults)

@@ -37,7 +37,9 @@ class LayerwiseSpace:
     ) -> None:
         self.network = network
         self.layers = tuple(layers)
-        self.ops: tuple[tuple[Op, ...], ...] = tuple(candidates(pool, layer) for layer in self.layers)
+        self.ops: tuple[tuple[Op, ...], ...] = tuple(
+            candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
+        )
         self.seed = seed
         self._offsets = np.cumsum([0, *(len(ops) for ops in self.ops)])
 
@@ -71,7 +73,7 @@ class LayerwiseSpace:
     def structure(self, layer: int, choice: int) -> str:
         """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
         place, op = self.layers[layer], self.ops[layer][choice]
-        own = (self.fingerprint, place.name) if choice == 0 else self._activation.__name__
+        own = (self.fingerprint, place.name) if op.of_teacher else self._activation.__name__
         return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
 
     @property
@@ -112,7 +114,7 @@ class LayerwiseSpace:
         return tuple(int(part.argmax()) for part in parts)
 
     def candidate(self, position: int, choice: int) -> nn.Module:
-        """A new module for one layer, freshly initialised (the teacher's own layer is a copy)."""
+        """A new module for one layer, freshly initialised, or made of the teacher's own layer."""
         layer = self.layers[position]
         return build_op(
             self.ops[position][choice],

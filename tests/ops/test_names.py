@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from lana_ray.config.sections import PoolConfig
 from lana_ray.errors import UserError
@@ -119,8 +120,8 @@ def test_an_unknown_pool_is_refused() -> None:
 
 def test_identity_needs_equal_shapes() -> None:
     assert [fits(Op("identity"), x) for x in (RESIDUAL, PLAIN, TOKENS, STRIDED)] == [True, True, True, False]
-    assert "identity" in {op.name for op in candidates("tiny", PLAIN)}
-    assert "identity" not in {op.name for op in candidates("tiny", STRIDED)}
+    assert "identity" in {op.name for op in candidates("tiny", PLAIN, nn.Identity())}
+    assert "identity" not in {op.name for op in candidates("tiny", STRIDED, nn.Identity())}
 
 
 @pytest.mark.parametrize(
