@@ -1,6 +1,6 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, repvgg
+from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, pruned, repvgg
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register, register_files
 from lana_ray.ops.warmstart import warm_start
@@ -20,6 +20,7 @@ __all__ = [
     "mbconv",
     "parse_op",
     "pool",
+    "pruned",
     "register",
     "register_files",
     "repvgg",

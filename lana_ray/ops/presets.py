@@ -19,6 +19,7 @@ DENSE = (
 )
 """Families of dense convolutions with parameters ``w`` and ``k``: a new one joins ``lana`` by a line here."""
 
+_PRUNED = tuple(f"pruned_w{w}" for w in (0.75, 0.5, 0.25))
 _WIDTHS = (1 / 16, 1 / 10, 1 / 8, 1 / 5, 1 / 4, 1 / 2, 1, 2, 3, 4)
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -35,11 +36,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "small": (
         "teacher",
         "identity",
+        *_PRUNED,
         "mbconv_e1_k3",
         "mbconv_e1_k5",
         "mbconv_e1_k3_se0.25",
         "mbconv_e2_k3",
-        "mbconv_e2_k5",
         "mbconv_e3_k3",
         "mbconv_e3_k5",
         "mbconv_e3_k3_se0.04",
@@ -48,19 +49,18 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "fused_mbconv_e1_k3",
         "fused_mbconv_e2_k3",
         "fused_mbconv_e3_k3",
-        "bottleneck_w0.125_k3",
         "bottleneck_w0.25_k3",
         "bottleneck_w0.5_k3",
         "bottleneck_w1_k3",
         "conv_pair_w0.125_k3",
         "conv_pair_w0.25_k3",
         "conv_pair_w0.5_k3",
-        "vit_d64_h4_n1",
         "bot_w0.5",
     ),
     "lana": (
         "teacher",
         "identity",
+        *_PRUNED,
         *(
             f"{family}_e{e}_k{k}{se}"
             for family in ("mbconv", "fused_mbconv")
@@ -74,7 +74,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Operations by the pool's name. ``tiny`` is for trials, ``small`` spans cost and kind with a few of each;
-``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), 304 operations.
+``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), 304 operations, and the layer's own
+module at three widths.
 """
 
 

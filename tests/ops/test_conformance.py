@@ -42,6 +42,7 @@ OPS = [
             "vit_d32_h4_n1",
             "bot_w0.5",
             "lambda_bottleneck_w0.5",
+            "pruned_w0.5",
         ],
     ),
 ]

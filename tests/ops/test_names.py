@@ -73,6 +73,8 @@ def test_a_name_has_one_canonical_form() -> None:
         ("mbconv_e3_k2.5", "k 2.5 must be an odd whole number"),
         ("mbconv_e0_k3", "e 0 must be greater than 0"),
         ("mbconv_e3_k3_se2", "se 2 must be at most 1"),
+        ("pruned_w1", "w 1 must be greater than 0 and less than 1"),
+        ("pruned_w0", "w 0 must be greater than 0 and less than 1"),
         ("grouped_bottleneck_w1_k3_g0", "g 0 must be a whole number from 1"),
         ("grouped_bottleneck_w1_k3_g1.5", "g 1.5 must be a whole number from 1"),
         ("mbconv_e" + "9" * 400 + "_k3", "cannot read"),
@@ -100,8 +102,9 @@ def test_presets_are_canonical_and_start_with_the_teacher() -> None:
 
 def test_presets_have_the_sizes_they_promise() -> None:
     sizes = {name: len(pool(name)) for name in PRESETS}
-    inverted, attention = 2 * 3 * 3 * 3, 6 * 3 * 2 + 2 * 6
-    assert sizes == {"tiny": 8, "small": 24, "lana": 2 + inverted + len(DENSE) * 10 * 4 + attention}
+    inverted, attention, pruned = 2 * 3 * 3 * 3, 6 * 3 * 2 + 2 * 6, 3
+    lana = 2 + pruned + inverted + len(DENSE) * 10 * 4 + attention
+    assert sizes == {"tiny": 8, "small": 24, "lana": lana}
 
 
 def test_the_configuration_knows_every_preset() -> None:

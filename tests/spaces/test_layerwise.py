@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from functools import cache
 
 import numpy as np
@@ -203,6 +204,32 @@ def test_networks_that_only_pad_or_activate_differently_have_other_fingerprints(
     ]
     spaces = [LayerwiseSpace(network, find_layers(network, images), "tiny") for network in networks]
     assert len({space.fingerprint for space in spaces}) == 3
+
+
+def test_the_layer_itself_is_narrowed_where_it_has_channels_to_spare() -> None:
+    space = small()
+    narrowed = LayerwiseSpace(space.network, space.layers, ["pruned_w0.5", "conv_pair_w0.5_k3"])
+    assert [[op.name for op in ops] for ops in narrowed.ops] == [
+        ["teacher", "conv_pair_w0.5_k3"],
+        ["teacher", "pruned_w0.5", "conv_pair_w0.5_k3"],
+        ["teacher", "pruned_w0.5", "conv_pair_w0.5_k3"],
+    ]
+    hidden, _ = (part for part in narrowed.candidate(2, 1).modules() if isinstance(part, nn.Conv2d))
+    assert hidden.out_channels == 8
+    assert narrowed.build((0, 1, 1)).eval()(IMAGES).shape == (4, 5)
+    assert len({narrowed.structure(layer, choice) for layer in (1, 2) for choice in (0, 1, 2)}) == 6
+
+
+def test_a_narrowed_layer_has_the_structure_of_any_weights() -> None:
+    space = small()
+    retrained = copy.deepcopy(space.network)
+    with torch.no_grad():
+        for parameter in retrained.parameters():
+            parameter.normal_()
+    one, other = (LayerwiseSpace(x, space.layers, ["pruned_w0.5"]) for x in (space.network, retrained))
+    assert one.ops == other.ops
+    assert one.structure(1, 1) == other.structure(1, 1)
+    one.candidate(1, 1).load_state_dict(other.candidate(1, 1).state_dict())
 
 
 def test_candidates_act_as_the_teacher_does() -> None:
