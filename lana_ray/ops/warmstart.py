@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 
 from lana_ray.layers import Layer, batch_statistics
 from lana_ray.ops.blocks import Sum
+from lana_ray.ops.channels import entries, hidden_channels, others, without
+from lana_ray.ops.labels import Axis
+from lana_ray.ops.pruned import kept_units, weakest
 
 _RIDGE = 0.1  # relative to the features' mean variance; .01 to 1 differ little
 _MOST_FEATURES = 4096  # above it the normal equations cost more than the steps they save
@@ -46,6 +50,11 @@ def warm_start(
     chain too: copies beside them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
     DESIGN §2.3 has the reason for γ and β.
 
+    ``pruned``, which is made of the layer, starts as the layer without the channels that matter least by
+    the measure of step 1. Step 2 then solves every convolution and linear layer that reads hidden channels,
+    one after another, each for what it answers in the layer: so activations and attention may follow. In a
+    small transformer that takes half the width from .035 to .001 at the start.
+
     Measured with EfficientNet-Lite0 on CIFAR-10 at 64 x 64: ‖t−s‖²/‖t‖² in training mode on images not
     trained on, at the start and after 80 steps of Adam 2e-3 with batches of 64, warm-started on 64 images.
     Identity stands at .165 in blocks.2.1.
@@ -68,9 +77,14 @@ def warm_start(
     Args:
         candidate: in any mode, which it keeps.
         teacher: the layer's own module in evaluation mode, left unchanged.
-        inputs: the layer's inputs, shape [N, C, H, W]; 64 images suffice, more help where H x W is small.
+        inputs: the layer's inputs, shape [N, C, H, W] or, of tokens, [N, T, D]; 64 images suffice, more help
+            where H x W is small.
         outputs: the teacher's answers, shape [N, C', H', W'].
     """
+    counts = kept_units(candidate)
+    if counts is not None:
+        _start_pruned(candidate, counts, layer, teacher, inputs)
+        return
     pairs = _conv_norm_pairs(candidate)
     if not pairs:
         return
@@ -90,6 +104,56 @@ def warm_start(
         shortcuts = _answer(candidate, inputs, norm, 0)
     _solve(conv, norm, features, outputs - shortcuts, inherited)
     _take_statistics(candidate, inputs)
+
+
+def _start_pruned(
+    candidate: nn.Module, counts: Sequence[int], layer: Layer, teacher: nn.Module, inputs: Tensor
+) -> None:
+    hidden = hidden_channels(teacher, layer)
+    readers = {axis.module: axis.reads for dimension in hidden for axis in dimension if axis.reads}
+    parts = {path: part for path, part in teacher.named_modules() if path in readers}
+    read = dict(zip(parts, _what_they_read(teacher, inputs, list(parts.values())), strict=True))
+    variances = {path: _as_image(part, read[path]).var((0, 2, 3)) for path, part in parts.items()}
+    gone = entries(weakest(teacher, layer, counts, variances))
+    candidate.load_state_dict(without(teacher, gone).state_dict())
+
+    norms = dict(_conv_norm_pairs(candidate))
+    names = {part: path for path, part in candidate.named_modules()}
+    several = max(readers.values()) > 1
+    for path, own in parts.items():
+        part: Any = candidate.get_submodule(path)
+        if readers[path] <= several or not _is_plain(part):  # one position of 64 images is little to go by
+            continue
+        norm = norms.get(part)
+        target = _as_image(own, own(read[path]))
+        if norm is not None:
+            target = _normalised(target, teacher.get_submodule(names[norm]))
+        missing = gone.get(Axis(path, "weight", 0), torch.tensor([], dtype=torch.int64))
+        target = target[:, others(missing, target.shape[1]).to(target.device)]
+        with batch_statistics(candidate):
+            (features,) = _what_they_read(candidate, inputs, [part])
+        if norm is not None:
+            _solve(part, norm, features, target, True)
+        else:
+            _solve_alone(part, features, target)
+    _take_statistics(candidate, inputs)
+
+
+def _as_image(part: nn.Module, x: Tensor) -> Tensor:
+    """What a convolution or linear layer reads or answers as [N, C, H, W]; tokens lie along H."""
+    return x if isinstance(part, nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2)[..., None]
+
+
+def _is_plain(part: nn.Module) -> bool:
+    if not isinstance(part, nn.Conv2d):
+        return True
+    return part.groups == 1 and _is_centred(part) and part.padding == tuple(k // 2 for k in part.kernel_size)
+
+
+def _normalised(x: Tensor, norm: nn.Module) -> Tensor:
+    """What a batch-norm makes of ``x``, without the activation that timm's contain."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _conv_norm_pairs(module: nn.Module) -> list[_Pair]:
@@ -238,28 +302,45 @@ def _solve(conv: nn.Conv2d, norm: nn.BatchNorm2d, features: Tensor, target: Tens
         norm.weight.copy_(target.std((0, 2, 3)))
         return
     covariance, cross = _covariances(conv, features, target)
-    ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
-    if inherited:
-        weight = conv.weight.flatten(1).double()
-        cross = cross + ridge * weight * (norm.weight / _spread(weight, covariance))[:, None]
-    covariance.diagonal().add_(ridge)
-    solved = torch.linalg.solve(covariance, cross.T).T
-    covariance.diagonal().sub_(ridge)
+    weight = conv.weight.flatten(1).double()
+    towards = weight * (norm.weight / _spread(weight, covariance))[:, None] if inherited else None
+    solved = _ridge(covariance, cross, towards)
     norm.weight.copy_(_spread(solved, covariance))
     # Batch-norm takes the scale out of the weights: give them an initialisation's, which suits Adam.
     size = (3 * solved.square().sum(1, keepdim=True)).sqrt().clamp_min(1e-12)
     conv.weight.copy_((solved / size).reshape(conv.weight.shape))
 
 
-def _covariances(conv: nn.Conv2d, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _solve_alone(part: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) -> None:
+    """The same where no batch-norm follows, towards the weights that are there."""
+    if part.weight[0].numel() <= _MOST_FEATURES:
+        covariance, cross = _covariances(part, _as_image(part, features), target)
+        solved = _ridge(covariance, cross, part.weight.flatten(1).double())
+        part.weight.copy_(solved.reshape(part.weight.shape))
+    if part.bias is not None:
+        part.bias += (target - _as_image(part, part(features))).mean((0, 2, 3))
+
+
+def _ridge(covariance: Tensor, cross: Tensor, towards: Tensor | None) -> Tensor:
+    """The weights [c, m] that explain a target best, kept near ``towards`` or else small."""
+    ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
+    if towards is not None:
+        cross = cross + ridge * towards
+    regular = covariance.clone()
+    regular.diagonal().add_(ridge)
+    return torch.linalg.solve(regular, cross.T).T
+
+
+def _covariances(conv: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Of what each output of the convolution reads [m, m], and of the target with that [c, m]."""
     m, c = conv.weight[0].numel(), target.shape[1]
     products = torch.zeros(m + c, m + c, dtype=torch.float64, device=features.device)
     sums = products[0].clone()
     images = max(1, _CHUNK // (m * target[0, 0].numel()))
-    padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+    kernel, stride = (conv.kernel_size, conv.stride) if isinstance(conv, nn.Conv2d) else ((1, 1), 1)
+    padding = (kernel[0] // 2, kernel[1] // 2)
     for some, answers in zip(torch.split(features, images), torch.split(target, images), strict=True):
-        columns = F.unfold(some, conv.kernel_size, padding=padding, stride=conv.stride)
+        columns = F.unfold(some, kernel, padding=padding, stride=stride)
         rows = torch.cat([columns, answers.flatten(2)], 1).transpose(1, 2).flatten(0, 1).double()
         products += rows.T @ rows
         sums += rows.sum(0)

@@ -19,7 +19,7 @@ from lana_ray.config import Target
 from lana_ray.export import to_onnx, to_program
 from lana_ray.latency.meters import metered
 from lana_ray.layers import Layer
-from lana_ray.ops import build_op, fits, parse_op
+from lana_ray.ops import build_op, fits, parse_op, warm_start
 
 from .layers import layer
 
@@ -268,9 +268,8 @@ def test_programs_take_any_batch(case: Case) -> None:
         expected = module(x)
         program = to_program(module, x[:2], dynamic_batch=True)
         torch.testing.assert_close(program(x), expected, rtol=1e-4, atol=1e-4)
-    of_one_tensor = nn.Sequential(module)  # timm's transformer block takes more than it is given
     session = onnxruntime.InferenceSession(
-        to_onnx(of_one_tensor, x[:2], dynamic_batch=True), providers=["CPUExecutionProvider"]
+        to_onnx(module, x[:2], dynamic_batch=True), providers=["CPUExecutionProvider"]
     )
     np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected.numpy(), atol=1e-3)
 
@@ -307,3 +306,60 @@ def test_it_is_no_candidate_where_nothing_can_be_cut(module: nn.Module) -> None:
     assert not fits(HALF, at, module)
     with pytest.raises(ValueError, match=r"layer blocks\.0: pruned_w0\.5 cannot be made for it"):
         build_op(HALF, at, seed=0, teacher=module)
+
+
+def _error(candidate: nn.Module, teacher: nn.Module, at: Layer) -> float:
+    x = torch.randn(64, *at.input_shape, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        y = teacher(x)
+        return float((candidate(x) - y).square().sum() / y.square().sum())
+
+
+def _trained(case: Case) -> Any:
+    """With the statistics of what it reads, and inner channels that differ much."""
+    teacher = _alive(case.make()).train()
+    for norm in (part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+        norm.weight.data += norm.weight.sign()
+    teacher(_images(case.at, 64))
+    return teacher.eval()
+
+
+def test_a_warm_start_is_nearer_to_the_layer_than_its_weights_alone(case: Case) -> None:
+    teacher = _trained(case)
+    before = copy.deepcopy(teacher.state_dict())
+    candidate = _half(case, teacher)
+    weights_alone = _error(copy.deepcopy(candidate), teacher, case.at)
+    inputs = _images(case.at, 64)
+    warm_start(candidate, case.at, teacher, inputs, teacher(inputs))
+    assert candidate.training
+    assert all(parameter.requires_grad for parameter in candidate.parameters())
+    start = _error(candidate, teacher, case.at)
+    assert start < 0.8 * weights_alone
+    assert _error(candidate.eval(), teacher, case.at) < 0.8 * weights_alone
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in (*teacher.modules(), *candidate.modules()))
+
+
+def test_a_warm_start_keeps_the_channels_that_vary() -> None:
+    case = CASES["mbconv_se"]
+    teacher = _trained(case)
+    for tensor in (teacher.bn2.weight, teacher.bn2.bias):
+        tensor[::2] *= 1e-3
+    candidate = _half(case, teacher)
+    inputs = _images(case.at, 64)
+    warm_start(candidate, case.at, teacher, inputs, teacher(inputs))
+    kept = (teacher.conv_dw.weight[:, None] == candidate.conv_dw.weight).flatten(2).all(2).any(1)
+    assert kept.nonzero().flatten().tolist() == list(range(1, 96, 2))
+    assert _error(candidate, teacher, case.at) < 0.01
+
+
+def test_what_is_solved_makes_up_for_channels_that_repeat_others() -> None:
+    case = CASES["convnext"]
+    teacher = _trained(case)
+    for tensor in (teacher.mlp.fc1.weight, teacher.mlp.fc1.bias):
+        tensor[32:] = tensor[:32]
+    candidate = _half(case, teacher)
+    inputs = _images(case.at, 64)
+    warm_start(candidate, case.at, teacher, inputs, teacher(inputs))
+    assert _error(candidate, teacher, case.at) < 0.02
