@@ -71,15 +71,27 @@ def warm_start(
     blocks.4.0 bottleneck_w0.25_k3       1.03 → .817   1.70 → .690   .776 → .552   .484 → .348
     ===================================  ============  ============  ============  ============
 
+    A candidate without batch-norms, as ``vit`` on tokens, has step 2 alone, for its last linear layer where
+    that is simply added to its output. Measured in the same way with a ViT of dimension 96 on 16 patches of
+    digits; a last layer of zeros starts at identity's error and ends at .062, .021 and .015.
+
+    ==============================  =========  ============  ============
+    layer, candidate                identity   random        step 2
+    ==============================  =========  ============  ============
+    blocks.1 vit_d32_h4_n1          .212       .582 → .084   .072 → .036
+    blocks.1 vit_d64_h4_n1          .212       .605 → .071   .068 → .021
+    blocks.2 vit_d128_h8_n1         .191       .448 → .029   .112 → .017
+    ==============================  =========  ============  ============
+
     The teacher's stride-2 convolutions may pad on one side only (TensorFlow's ``SAME``), a pixel off the
     candidate's; copied kernels are not moved for it, and step 2 makes up for most of the difference.
 
     Args:
         candidate: in any mode, which it keeps.
         teacher: the layer's own module in evaluation mode, left unchanged.
-        inputs: the layer's inputs, shape [N, C, H, W] or, of tokens, [N, T, D]; 64 images suffice, more help
+        inputs: the layer's inputs, shape [N, C, H, W] or [N, tokens, width]; 64 images suffice, more help
             where H x W is small.
-        outputs: the teacher's answers, shape [N, C', H', W'].
+        outputs: the teacher's answers, shape [N, C', H', W'] or [N, tokens', width'].
     """
     counts = kept_units(candidate)
     if counts is not None:
@@ -87,6 +99,7 @@ def warm_start(
         return
     pairs = _conv_norm_pairs(candidate)
     if not pairs:
+        _start_linear(candidate, inputs, outputs)
         return
     mixed = any(isinstance(part, nn.Linear) for part in candidate.modules())
     chain = not mixed and _is_chain([conv for conv, _ in pairs], layer)
@@ -199,16 +212,16 @@ def _is_centred(conv: nn.Conv2d) -> bool:
     return height == width and height % 2 == 1 and conv.dilation == (1, 1)
 
 
-def _is_added(module: nn.Module, norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the module answers with the batch-norm's output, or with a sum that contains it."""
+def _is_added(module: nn.Module, part: nn.Module, x: Tensor) -> bool:
+    """Whether the module answers with the part's output, or with a sum that contains it."""
     with batch_statistics(module):
-        difference = _answer(module, x, norm, 1) - _answer(module, x, norm, 0)
+        difference = _answer(module, x, part, 1) - _answer(module, x, part, 0)
     return torch.allclose(difference, torch.ones_like(difference), atol=1e-4)
 
 
-def _answer(module: nn.Module, x: Tensor, norm: nn.BatchNorm2d, value: float) -> Tensor:
-    """What the module makes of ``x`` where the batch-norm's every output is ``value``."""
-    handle = norm.register_forward_hook(lambda _module, _args, output: torch.full_like(output, value))
+def _answer(module: nn.Module, x: Tensor, part: nn.Module, value: float) -> Tensor:
+    """What the module makes of ``x`` where the part's every output is ``value``."""
+    handle = part.register_forward_hook(lambda _module, _args, output: torch.full_like(output, value))
     try:
         answer: Tensor = module(x)
     finally:
@@ -347,6 +360,28 @@ def _covariances(conv: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) 
     mean = sums / target[:, 0].numel()
     covariance = products / target[:, 0].numel() - mean[:, None] * mean
     return covariance[:m, :m].contiguous(), covariance[m:, :m]
+
+
+def _start_linear(candidate: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Solves the last linear layer, where its output is added to the candidate's."""
+    last = next((part for part in reversed([*candidate.modules()]) if isinstance(part, nn.Linear)), None)
+    if last is None or not _is_added(candidate, last, inputs):
+        return
+    (features,) = _what_they_read(candidate, inputs, [last])
+    target = outputs - _answer(candidate, inputs, last, 0)
+    both = torch.cat([features, target], -1).flatten(0, -2)
+    mean = both.mean(0, dtype=torch.float64)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=both.device)
+    for some in torch.split(both, _CHUNK // len(mean)):
+        centred = some - mean
+        covariance += centred.T @ centred / len(both)
+    m = last.in_features
+    read, cross = covariance[:m, :m], covariance[:m, m:]
+    read.diagonal().add_(_RIDGE * read.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    solved = torch.linalg.solve(read, cross).T
+    last.weight.copy_(solved)
+    if last.bias is not None:
+        last.bias.copy_(mean[m:] - solved @ mean[:m])
 
 
 def _spread(weight: Tensor, covariance: Tensor) -> Tensor:
