@@ -110,8 +110,8 @@ def vit(layer: Layer, *, act: Activation, d: int, h: int, n: int) -> nn.Module:
 
     On images the tokens are the pixels that the layer puts out: the first projection, 1x1, carries the
     stride. Batch-norms follow both projections, the last of them in place of ViT's final layer-norm, which
-    stays where the layer works on tokens; there the tokens know their positions already. The MLPs take the
-    teacher's activation.
+    stays where the layer works on tokens, as a ViT's own blocks do: there the tokens know their positions
+    already, and a class token is one of them. The MLPs take the teacher's activation.
 
     Args:
         d: dimension of the tokens inside.
