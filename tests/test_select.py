@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
 from lana_ray.stages.choice import Choice
+from lana_ray.storage import Storage
 
 from .measured import sample
 from .networks import net
@@ -186,3 +189,25 @@ def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) ->
     loop.unlucky = {(1, 0, 0)}
     with pytest.raises(UserError, match=r"'edge': budget 9ms .* none of 4 .*\(1 did once.* took 0\.400 ms"):
         loop.run(rounds=2)
+
+
+def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = SimpleNamespace(count=3, max_overlap=0.7, time_limit_s=1.0)
+    workspace = cast(
+        Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=SimpleNamespace(select=chosen))
+    )
+    scores, costs = [np.array([0.0, 0.2, np.inf])] * 3, [np.array([1.0, 0.4, np.inf])] * 3
+    found = select._solve(workspace, scores, costs, 2.5)
+    assert found[0].choices.count(1) == 1
+    assert all(selection.costs["latency_ms"] <= 2.5 for selection in found)
+
+    def unsolvable(*_: Any, **__: Any) -> list[Any]:
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr(select, "select", unsolvable)
+    assert select._solve(workspace, scores, costs, 2.5) == found
+    for other in ((scores, costs, 2.4), ([*scores[:2], np.array([0.0, 0.3, np.inf])], costs, 2.5)):
+        with pytest.raises(AssertionError, match="solved again"):
+            select._solve(workspace, *other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from lana_ray.config import Budget
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
 from lana_ray.progress import say
-from lana_ray.selection import InfeasibleBudget, NoSelectionFound, select
+from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice
@@ -100,21 +101,13 @@ def _propose(
     number: int,
 ) -> dict[str, list[Architecture]]:
     """Solves the program of every open budget; the architectures not measured yet, by target."""
-    settings = workspace.config.select
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
         table = costs[choice.target].table
         # What every student pays is part of the first layer's cost, so that sums are whole latencies.
         whole = [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
         try:
-            found = select(
-                scores,
-                {"latency_ms": whole},
-                {"latency_ms": choice.aim_ms},
-                count=settings.count,
-                max_overlap=settings.max_overlap,
-                time_limit_s=settings.time_limit_s,
-            )
+            found = _solve(workspace, scores, whole, choice.aim_ms)
         except NoSelectionFound as error:
             raise UserError(f"target {choice.target!r}: budget {choice.budget}: {error}") from None
         except InfeasibleBudget as error:
@@ -128,6 +121,31 @@ def _propose(
             if selection.choices not in known and selection.choices not in new.get(choice.target, []):
                 new.setdefault(choice.target, []).append(selection.choices)
     return new
+
+
+def _solve(
+    workspace: Workspace,
+    scores: Sequence[NDArray[np.float64]],
+    costs: Sequence[NDArray[np.float64]],
+    aim_ms: float,
+) -> list[Selection]:
+    """The program's solutions. They are kept: what a time limit ended would not come out the same again."""
+    settings = workspace.config.select
+    problem = ([s.tolist() for s in scores], [c.tolist() for c in costs], aim_ms)
+    key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s)
+    file = f"selections/{key}.json"
+    if not workspace.storage.exists(file):
+        found = select(
+            scores,
+            {"latency_ms": costs},
+            {"latency_ms": aim_ms},
+            count=settings.count,
+            max_overlap=settings.max_overlap,
+            time_limit_s=settings.time_limit_s,
+        )
+        workspace.storage.write_json(file, [dataclasses.asdict(selection) for selection in found])
+    kept = workspace.storage.read_json(file)
+    return [Selection(**{**row, "choices": tuple(row["choices"])}) for row in kept]
 
 
 def _measure(
