@@ -39,8 +39,10 @@ class Axis:
     """Of a parameter, a buffer or a number."""
     dim: int = -1
     """-1 for a number."""
-    reads: int = field(default=0, compare=False)
-    """At how many positions of an image or tokens its entries weigh what the module reads."""
+    reads: bool = field(default=False, compare=False)
+    """Its entries weigh what the module reads."""
+    positions: int = field(default=0, compare=False)
+    """Of a weight: the pixels or tokens that it is used for."""
 
 
 Hidden: TypeAlias = Mapping[Axis, Tensor]
@@ -123,17 +125,17 @@ class _Trace:
             return None
         image = isinstance(owner, nn.Conv2d)
         read = self._along(self._of(given["input"]), -3 if image else -1)
-        made = self._show(Axis(path, "weight", 0), self._new(len(owner.weight)))
-        if given["bias"] is not None:
-            self._tie(self._of(given["bias"]), made)
         shape = _shape(node)
         positions = math.prod(shape[-2:] if image else shape[1:-1])
+        made = self._show(Axis(path, "weight", 0, positions=positions), self._new(len(owner.weight)))
+        if given["bias"] is not None:
+            self._tie(self._of(given["bias"]), made)
         groups = given.get("groups", 1)
         if groups > 1:
             each = (groups, -1)
             self._grouped.append((path, positions, read.reshape(each), made.reshape(each)))
         else:
-            self._show(Axis(path, "weight", 1, positions), read)
+            self._show(Axis(path, "weight", 1, True, positions), read)
         self._show(Axis(path, "in_channels" if image else "in_features"), read)
         self._show(Axis(path, "out_channels" if image else "out_features"), made)
         return (made[:, None, None] if image else made).expand(shape)
@@ -257,7 +259,7 @@ class _Trace:
             if _meet(units[read]) or _meet(units[made]):
                 self._tie(read, read[:1])
                 self._tie(made, made[:1])
-                self._show(Axis(path, "weight", 1, positions), read[0])
+                self._show(Axis(path, "weight", 1, True, positions), read[0])
             else:
                 self._tie(read, read[:, :1])
                 self._tie(made, read[:, :1])
@@ -286,11 +288,12 @@ class _Trace:
         for unit, column in enumerate(counts.T.tolist()):
             if unit and any(column):
                 alike[tuple(column)].append(unit)
-        several = max(axis.reads for axis in shown) > 1
+        several = max(axis.positions for axis in shown) > 1
         found: list[Hidden] = []
         for column, members in alike.items():
             axes = [axis for axis, count in zip(shown, column, strict=True) if count]
-            if len(members) > 1 and max(axis.reads for axis in axes) > several:
+            cut = any(axis.reads for axis in axes) and max(axis.positions for axis in axes) > several
+            if len(members) > 1 and cut:
                 found.append({axis: _entries(torch.tensor(members), shown[axis]) for axis in axes})
         return found
 

@@ -123,7 +123,7 @@ def _start_pruned(
     candidate: nn.Module, counts: Sequence[int], layer: Layer, teacher: nn.Module, inputs: Tensor
 ) -> None:
     hidden = hidden_channels(teacher, layer)
-    readers = {axis.module: axis.reads for dimension in hidden for axis in dimension if axis.reads}
+    readers = {axis.module for dimension in hidden for axis in dimension if axis.reads}
     parts = {path: part for path, part in teacher.named_modules() if path in readers}
     read = dict(zip(parts, _what_they_read(teacher, inputs, list(parts.values())), strict=True))
     variances = {path: _as_image(part, read[path]).var((0, 2, 3)) for path, part in parts.items()}
@@ -132,10 +132,9 @@ def _start_pruned(
 
     norms = dict(_conv_norm_pairs(candidate))
     names = {part: path for path, part in candidate.named_modules()}
-    several = max(readers.values()) > 1
     for path, own in parts.items():
         part: Any = candidate.get_submodule(path)
-        if readers[path] <= several or not _is_plain(part):  # one position of 64 images is little to go by
+        if not _is_plain(part):
             continue
         norm = norms.get(part)
         target = _as_image(own, own(read[path]))

@@ -274,6 +274,11 @@ def test_programs_take_any_batch(case: Case) -> None:
     np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected.numpy(), atol=1e-3)
 
 
+def test_a_layer_is_cut_where_one_pixel_is_left() -> None:
+    for size in ((2, 2), (1, 1)):
+        assert fits(HALF, layer((16, *size), (24, 1, 1)), CASES["mbconv"].make())
+
+
 def test_the_channels_that_matter_stay() -> None:
     case = CASES["mbconv_se"]
     teacher = _alive(case.make())
