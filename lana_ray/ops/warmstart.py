@@ -147,7 +147,7 @@ def _start_pruned(
         if norm is not None:
             _solve(part, norm, features, target, True)
         else:
-            _solve_alone(part, features, target)
+            _solve_alone(part, features, target, True)
     _take_statistics(candidate, inputs)
 
 
@@ -323,11 +323,11 @@ def _solve(conv: nn.Conv2d, norm: nn.BatchNorm2d, features: Tensor, target: Tens
     conv.weight.copy_((solved / size).reshape(conv.weight.shape))
 
 
-def _solve_alone(part: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) -> None:
-    """The same where no batch-norm follows, towards the weights that are there."""
+def _solve_alone(part: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor, inherited: bool) -> None:
+    """The same where no batch-norm follows; ``features`` as the part reads them."""
     if part.weight[0].numel() <= _MOST_FEATURES:
         covariance, cross = _covariances(part, _as_image(part, features), target)
-        solved = _ridge(covariance, cross, part.weight.flatten(1).double())
+        solved = _ridge(covariance, cross, part.weight.flatten(1).double() if inherited else None)
         part.weight.copy_(solved.reshape(part.weight.shape))
     if part.bias is not None:
         part.bias += (target - _as_image(part, part(features))).mean((0, 2, 3))
@@ -368,19 +368,7 @@ def _start_linear(candidate: nn.Module, inputs: Tensor, outputs: Tensor) -> None
         return
     (features,) = _what_they_read(candidate, inputs, [last])
     target = outputs - _answer(candidate, inputs, last, 0)
-    both = torch.cat([features, target], -1).flatten(0, -2)
-    mean = both.mean(0, dtype=torch.float64)
-    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=both.device)
-    for some in torch.split(both, _CHUNK // len(mean)):
-        centred = some - mean
-        covariance += centred.T @ centred / len(both)
-    m = last.in_features
-    read, cross = covariance[:m, :m], covariance[:m, m:]
-    read.diagonal().add_(_RIDGE * read.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    solved = torch.linalg.solve(read, cross).T
-    last.weight.copy_(solved)
-    if last.bias is not None:
-        last.bias.copy_(mean[m:] - solved @ mean[:m])
+    _solve_alone(last, features, _as_image(last, target), False)
 
 
 def _spread(weight: Tensor, covariance: Tensor) -> Tensor:
