@@ -25,7 +25,7 @@ def test_a_predictor_is_fitted_to_what_was_sampled(
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
     measure = {"architectures": 40, "active": 10, "time_limit_s": 0.02}
     target = {"name": "eager", "runtime": "torch", "measure": measure}
-    config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny"}))
+    config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny", "max_cost": None}))
     (fit,) = fit_predictors(config)
     # Of 41 with the teacher, 8 are for testing; 10 were chosen to be measured.
     assert [count for count, _ in fit.curve] == [8, 16, 33, 43]
