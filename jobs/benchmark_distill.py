@@ -27,14 +27,14 @@ from torch import Tensor
 
 from lana_ray.cluster import connect
 from lana_ray.config import Config, load_config
-from lana_ray.distill.rounds import Candidate, plan_rounds
+from lana_ray.distill.rounds import Candidate, memory, plan_rounds
 from lana_ray.distill.step import Distiller, Trainee
-from lana_ray.distill.worker import GIB, distill_round, distill_worker
+from lana_ray.distill.worker import GIB, distill_round
 from lana_ray.layers import observe
 from lana_ray.progress import console
-from lana_ray.stages.distill import find_demands, worker_groups
+from lana_ray.stages.distill import find_demands, train
 from lana_ray.storage import FINGERPRINT_KEY
-from lana_ray.training.driver import run_training
+from lana_ray.teachers import load_teacher
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 OPS = ("mbconv_e3_k3", "mbconv_e1_k5", "fused_mbconv_e1_k3", "bottleneck_w0.25_k3", "conv_pair_w0.25_k3")
@@ -53,12 +53,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         config = _config(folder, size, batch_size)
         workspace = _prepared(config)
-        candidates = [
-            (i, j)
-            for i, ops in enumerate(workspace.space.ops)
-            for j in range(len(ops))
-            if workspace.has_weights(i, j)
-        ]
+        candidates = _candidates(workspace)
         console.print(
             f"{len(candidates)} candidates, {size} px, batches of {batch_size}, one thread a worker"
         )
@@ -109,11 +104,19 @@ def _config(folder: str, size: int, batch_size: int, **changes: Any) -> Config:
 def _prepared(config: Config) -> Workspace:
     """With a teacher whose weights are random: they do not matter here."""
     workspace = Workspace(config)
-    from lana_ray.teachers import load_teacher
-
     network = load_teacher(config.teacher, workspace.data.num_classes).network
     workspace.storage.write_tensors(TEACHER_FILE, network.state_dict(), {FINGERPRINT_KEY: "random"})
     return workspace
+
+
+def _candidates(workspace: Workspace) -> list[Candidate]:
+    """All that distillation trains."""
+    return [
+        (i, j)
+        for i, ops in enumerate(workspace.space.ops)
+        for j in range(len(ops))
+        if workspace.has_weights(i, j)
+    ]
 
 
 def _loops(
@@ -214,44 +217,13 @@ def _through_ray(config: Config, workers: int, steps: int, overhead: float) -> f
         for count in (short, long):
             with tempfile.TemporaryDirectory() as folder:
                 own = _config(folder, config.data.image_size, config.distill.batch_size, steps=count)
+                ray_config = own.ray.model_copy(update={"workers": workers})
                 begin = time.perf_counter()
-                trained = _train(own, workers, overhead)
+                workspace = _prepared(own.model_copy(update={"ray": ray_config}))
+                candidates = _candidates(workspace)
+                train(workspace, dict.fromkeys(candidates, 1.0), overhead=overhead)
                 ends.append(time.perf_counter() - begin)
-    return trained * (long - short) / (ends[1] - ends[0])
-
-
-def _train(config: Config, workers: int, overhead: float) -> int:
-    """Distils every candidate once through Ray Train; how many there were."""
-    workspace = _prepared(config)
-    candidates = [
-        (i, j)
-        for i, ops in enumerate(workspace.space.ops)
-        for j in range(len(ops))
-        if workspace.has_weights(i, j)
-    ]
-    demands, costs = find_demands(workspace, candidates), dict.fromkeys(candidates, 1.0)
-    settings = config.distill
-    rounds = plan_rounds(
-        costs,
-        demands,
-        overhead=overhead,
-        workers=workers,
-        batch_size=settings.batch_size,
-        limit_bytes=settings.memory_gb * GIB,
-        most=settings.group_size,
-    )
-    ray_config = config.ray.model_copy(update={"workers": workers})
-    run_training(
-        distill_worker,
-        {"demands": demands, "costs": costs},
-        config,
-        title="distill",
-        total=len(candidates) * settings.steps,
-        groups=worker_groups(ray_config, len(candidates)),
-        process_group=False,
-        rounds=rounds,
-    )
-    return len(candidates)
+    return len(candidates) * (long - short) / (ends[1] - ends[0])
 
 
 def _peak(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
@@ -262,8 +234,6 @@ def _peak(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[
 
 
 def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
-    from lana_ray.distill.rounds import memory
-
     torch.set_num_threads(1)
     limited = config.distill.model_copy(update={"memory_gb": limit_gb, "steps": 3})
     workspace = Workspace(config.model_copy(update={"distill": limited}))

@@ -33,7 +33,8 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     say(f"distill: {len(pending)} candidates to train, {len(wanted) - len(pending)} reused")
     for _ in range(_TRIES):  # where the cluster shrinks, nobody comes back for a round that was in hand
         if pending:
-            _train(workspace, pending, costs)
+            times = {c: _BACKWARD * time for c, time in _times(pending, costs).items()}
+            train(workspace, times, overhead=next(iter(costs.values())).teacher_ms)
             pending = _pending(workspace, pending)
     if pending:
         raise RuntimeError(f"{len(pending)} candidates were not trained in {_TRIES} tries")
@@ -49,15 +50,20 @@ def _pending(workspace: Workspace, candidates: Sequence[Candidate]) -> list[Cand
     return [candidate for candidate in candidates if ending(workspace, candidate) is None]
 
 
-def _train(workspace: Workspace, pending: Sequence[Candidate], costs: Mapping[str, TargetCosts]) -> None:
+def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: float) -> None:
+    """Trains candidates through Ray Train.
+
+    Args:
+        times: of a step of each, in any unit.
+        overhead: of the teacher's pass, in the same.
+    """
     config, settings = workspace.config, workspace.config.distill
-    demands = find_demands(workspace, pending)
-    times = _times(pending, costs)
-    groups = worker_groups(config.ray, len(pending))
+    demands = find_demands(workspace, list(times))
+    groups = worker_groups(config.ray, len(times))
     rounds = plan_rounds(
-        {candidate: _BACKWARD * time for candidate, time in times.items()},
+        times,
         demands,
-        overhead=next(iter(costs.values())).teacher_ms,
+        overhead=overhead,
         workers=sum(group.most for group in groups),
         batch_size=settings.batch_size,
         limit_bytes=settings.memory_gb * GIB,
@@ -68,7 +74,7 @@ def _train(workspace: Workspace, pending: Sequence[Candidate], costs: Mapping[st
         {"demands": demands, "costs": times},
         config,
         title="distill",
-        total=len(pending) * settings.steps,
+        total=len(times) * settings.steps,
         groups=groups,
         process_group=False,
         rounds=rounds,

@@ -186,25 +186,23 @@ def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Ch
     )
 
 
-def _networks(
-    workspace: Workspace, target: Target, isolated: Sequence[NDArray[np.float64]]
-) -> list[Architecture]:
+def _networks(workspace: Workspace, target: Target, among: Choices) -> list[Architecture]:
     """The whole networks to measure, of candidates that are worth it, each once."""
     rng = np.random.default_rng(workspace.config.run.seed)
-    among = worth(isolated, workspace.config.pool.max_cost)
     return list(dict.fromkeys(workspace.space.balanced(target.measure.architectures, rng, among)))
 
 
 def _planned_networks(workspace: Workspace, target: Target, samples: Mapping[str, Sample]) -> list[Work]:
-    isolated = _isolated(workspace.space, target, samples)
-    return [network_work(workspace.space, a) for a in _networks(workspace, target, isolated)]
+    among = worth(_isolated(workspace.space, target, samples), workspace.config.pool.max_cost)
+    return [network_work(workspace.space, a) for a in _networks(workspace, target, among)]
 
 
 def _costs(workspace: Workspace, job: Job) -> TargetCosts:
     space, samples = workspace.space, job.samples
     reference = job.references["teacher"]
     isolated = _isolated(space, job.target, samples)
-    networks = _networks(workspace, job.target, isolated)
+    among = worth(isolated, workspace.config.pool.max_cost)
+    networks = _networks(workspace, job.target, among)
     measured = {a: samples[network_work(space, a).key] for a in networks}
     whole = {a: sample for a, sample in measured.items() if sample.error is None}
     if len(whole) < 2:
@@ -216,7 +214,7 @@ def _costs(workspace: Workspace, job: Job) -> TargetCosts:
         target_key=job.target_key,
         teacher_ms=reference.median_ms,
         isolated_ms=tuple(isolated),
-        considered=worth(isolated, workspace.config.pool.max_cost),
+        considered=among,
         networks={space.teacher: reference, **whole},
         table=_calibrate(isolated, {space.teacher: reference, **whole}),
     )
