@@ -9,13 +9,17 @@ from cachetools import LRUCache
 from torch import Tensor, fx, nn
 
 from lana_ray.config import Target
+from lana_ray.errors import UserError
 from lana_ray.export.frame import OnnxFrame, OnnxModel, fill_program, open_layers
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
+from lana_ray.ops import count_weights
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 
 _KEPT_BYTES = 1 << 30
 """Of candidates' programs, and of those made ready for their place in a network as many again."""
+_FEW = 1 << 20
+"""Weights that are never too many."""
 
 
 class Programs:
@@ -39,15 +43,23 @@ class Programs:
         """As ``runtimes.program`` of one candidate; one program serves all layers it is the same at.
 
         Raises:
-            UserError: as ``runtimes.program``.
+            UserError: as ``runtimes.program``, and for a candidate with more weights than the whole teacher.
+                The paper's widest take gigabytes at a late layer, where none can be faster than the layer.
         """
         structure = self._space.structure(layer, choice)
         known: nn.Module | bytes | None = self._candidates.get(structure)
         if known is None:
+            self._check_size(layer, choice)
             images = layer_input(self._space, layer, self._target)
             known = program(self._space.candidate(layer, choice), images, self._target)
             _keep(self._candidates, structure, known)
         return known
+
+    def _check_size(self, layer: int, choice: int) -> None:
+        weights = count_weights(self._space.ops[layer][choice], self._space.layers[layer])
+        teacher = sum(weight.numel() for weight in self._space.network.parameters())
+        if weights > max(teacher, _FEW):
+            raise UserError(f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}")
 
     def network(self, architecture: Architecture) -> nn.Module | bytes:
         """As ``runtimes.program`` of the network that the space builds.

@@ -2,7 +2,16 @@
 
 from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, pruned, repvgg
 from lana_ray.ops.presets import PRESETS, candidates, pool
-from lana_ray.ops.registry import Op, build_op, families, fits, parse_op, register, register_files
+from lana_ray.ops.registry import (
+    Op,
+    build_op,
+    count_weights,
+    families,
+    fits,
+    parse_op,
+    register,
+    register_files,
+)
 from lana_ray.ops.warmstart import warm_start
 
 __all__ = [
@@ -12,6 +21,7 @@ __all__ = [
     "build_op",
     "candidates",
     "convs",
+    "count_weights",
     "families",
     "fits",
     "grouped",

@@ -282,6 +282,15 @@ def build_op(
         return family.build(layer, act=act, **own, **op.parameters)
 
 
+def count_weights(op: Op, layer: Layer) -> int:
+    """Weights of the candidate, counted without making them; 0 for what is made of the layer's own module."""
+    if op.of_teacher:
+        return 0
+    with torch.device("meta"):
+        candidate = _FAMILIES[op.family].build(layer, act=nn.ReLU, **op.parameters)
+    return sum(weight.numel() for weight in candidate.parameters())
+
+
 @register(TEACHER, fits=lambda layer, teacher: True, of_teacher=True)
 def teacher(layer: Layer, *, act: Activation, teacher: nn.Module) -> nn.Module:
     """A copy of the layer itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
+from lana_ray.errors import UserError
 from lana_ray.latency import programs as programs_module
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.programs import Programs, layer_input
@@ -20,6 +22,7 @@ from lana_ray.spaces import LayerwiseSpace
 from ..networks import Block, Net
 
 POOL = ["identity", "mbconv_e1_k3", "conv_pair_w1_k3", "repvgg_w1_k3"]
+WIDE = "bottleneck_w1000_k7"  # 12 GB of weights at 8 channels
 
 
 def _target(runtime: str, **settings: object) -> Target:
@@ -30,10 +33,10 @@ def _target(runtime: str, **settings: object) -> Target:
     )
 
 
-def _space(network: nn.Module | None = None) -> LayerwiseSpace:
+def _space(network: nn.Module | None = None, *, more: Sequence[str] = ()) -> LayerwiseSpace:
     torch.manual_seed(0)
     network = (network or Net(num_classes=5)).eval()
-    return LayerwiseSpace(network, find_layers(network, torch.randn(2, 3, 16, 16)), POOL)
+    return LayerwiseSpace(network, find_layers(network, torch.randn(2, 3, 16, 16)), [*POOL, *more])
 
 
 class _Twins(Net):
@@ -113,3 +116,9 @@ def test_what_cannot_be_left_open_is_exported_whole(runtime: str, exported: list
     with torch.no_grad():
         expected = of.build((0, 0, 1)).eval()(images)
     torch.testing.assert_close(session.predict(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_candidate_with_more_weights_than_the_teacher_is_never_made() -> None:
+    space = _space(more=[WIDE])
+    with pytest.raises(UserError, match=r"3\d{3} million weights, the whole teacher has 0\.0"):
+        Programs(space, _target("torch")).candidate(0, len(space.ops[0]) - 1)

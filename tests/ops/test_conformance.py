@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.layers import Layer
-from lana_ray.ops import Op, build_op, families, fits, parse_op, pool
+from lana_ray.ops import Op, build_op, count_weights, families, fits, parse_op, pool
 from lana_ray.ops.blocks import width
 
 from .layers import IMAGES, PLAIN, RESIDUAL, TOKENS, UNEVEN, WIDER
@@ -111,6 +111,9 @@ def test_weights_come_from_op_layer_and_seed_alone(op: Op, layer: Layer) -> None
     second = build_op(op, layer, seed=5, teacher=teacher).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+    if not op.of_teacher:
+        built = build_op(op, layer, seed=5).parameters()
+        assert count_weights(op, layer) == sum(weight.numel() for weight in built)
     if not op.of_teacher and op.family != "identity":
         other = build_op(op, layer, seed=6).state_dict()
         assert any(not torch.equal(first[key], other[key]) for key in first)
