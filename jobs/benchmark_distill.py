@@ -157,15 +157,7 @@ def _trainees(workspace: Workspace, candidates: list[Candidate]) -> list[Trainee
 
 
 def _images(workspace: Workspace, steps: int) -> Iterator[Tensor]:
-    settings, given = workspace.config.distill, 0
-    while given < steps:
-        for images, _ in workspace.data.batches(
-            "train", batch_size=settings.batch_size, epoch=given, shuffle=True, augment=True, drop_last=True
-        ):
-            yield images
-            given += 1
-            if given == steps:
-                return
+    return workspace.data.training_images(batch_size=workspace.config.distill.batch_size, steps=steps)
 
 
 def _by_hand(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:

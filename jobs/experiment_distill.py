@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,29 +114,20 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
         if workspace.has_weights(i, j)
     ]
     names = sorted({trainee.layer.name for trainee in trainees})
-    batches = _batches(workspace)
+    size = workspace.config.distill.batch_size
     if variant.warm:
-        seen = observe(workspace.teacher, names, next(batches))
+        first = next(workspace.data.training_images(batch_size=size, steps=1))
+        seen = observe(workspace.teacher, names, first)
         for trainee in trainees:
             own = workspace.teacher.get_submodule(trainee.layer.name)
             warm_start(trainee.module, trainee.layer, own, *seen[trainee.layer.name])
     lr = variant.lr * workspace.config.distill.lr
     distiller = Distiller(workspace.teacher, trainees, lr=lr, steps=steps, **variant.options)
-    for _ in range(steps):
-        distiller.step(next(batches))
+    for images in workspace.data.training_images(batch_size=size, steps=steps):
+        distiller.step(images)
     images, _ = next(workspace.data.batches("score", batch_size=_TEST_IMAGES))
     seen = observe(workspace.teacher, names, images)
     return {f"{t.layer.name} {t.op}": _error(t.module, *seen[t.layer.name]) for t in trainees}
-
-
-def _batches(workspace: Workspace) -> Iterator[Tensor]:
-    epoch, size = 0, workspace.config.distill.batch_size
-    while True:
-        for images, _ in workspace.data.batches(
-            "train", batch_size=size, epoch=epoch, shuffle=True, augment=True, drop_last=True
-        ):
-            yield images
-        epoch += 1
 
 
 @torch.no_grad()

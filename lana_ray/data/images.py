@@ -208,6 +208,17 @@ class ImageData:
 
         return _prefetch(batch, range(start_step, steps))
 
+    def training_images(self, *, batch_size: int, steps: int) -> Iterator[Tensor]:
+        """Images for so many steps of training without labels: shuffled, augmented, epoch after epoch."""
+        for epoch in itertools.count():
+            for images, _ in self.batches(
+                "train", batch_size=batch_size, epoch=epoch, shuffle=True, augment=True, drop_last=True
+            ):
+                yield images
+                steps -= 1
+                if steps == 0:
+                    return
+
     def _changes(
         self, generator: np.random.Generator, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -107,30 +107,21 @@ def distill_round(
     ]
     distiller: Distiller | None = None
     milestones = {round(share * settings.steps) for share in _HALVINGS if settings.stop_hopeless}
-    step, epoch = 0, 0
-    while step < settings.steps:
-        batches = workspace.data.batches(
-            "train", batch_size=settings.batch_size, epoch=epoch, shuffle=True, augment=True, drop_last=True
-        )
-        for images, _ in batches:
-            images = images.to(device)
-            if distiller is None:
-                _warm_start(teacher, trainees, images)
-                distiller = Distiller(
-                    teacher,
-                    trainees,
-                    lr=settings.lr,
-                    steps=settings.steps,
-                    autocast=torch.bfloat16 if settings.precision == "bf16" else None,
-                )
-            distiller.step(images)
-            step += 1
-            if step in milestones:
-                distiller.stop_hopeless()
-            on_steps(len(candidates))
-            if step == settings.steps:
-                break
-        epoch += 1
+    batches = workspace.data.training_images(batch_size=settings.batch_size, steps=settings.steps)
+    for step, images in enumerate((images.to(device) for images in batches), 1):
+        if distiller is None:
+            _warm_start(teacher, trainees, images)
+            distiller = Distiller(
+                teacher,
+                trainees,
+                lr=settings.lr,
+                steps=settings.steps,
+                autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+            )
+        distiller.step(images)
+        if step in milestones:
+            distiller.stop_hopeless()
+        on_steps(len(candidates))
     for candidate, trainee in zip(candidates, trainees, strict=True):
         _write(workspace, candidate, trainee)
 

@@ -110,6 +110,19 @@ def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> No
     assert sorted(capped[0]) == sorted(capped[1])
 
 
+def test_training_images_go_on_from_epoch_to_epoch(parquet: str) -> None:
+    data = load(parquet=parquet, score_images=10, validation_images=15)  # 55 images: two steps an epoch
+    given = list(data.training_images(batch_size=20, steps=5))
+    epochs = [
+        images
+        for epoch in range(3)
+        for images, _ in data.batches("train", batch_size=20, epoch=epoch, shuffle=True, augment=True)
+    ]
+    expected = [images for images in epochs if len(images) == 20][:5]
+    assert len(given) == 5
+    assert all(torch.equal(*pair) for pair in zip(given, expected, strict=True))
+
+
 def test_augmentation_changes_training_images_only_when_asked(parquet: str) -> None:
     data = load(parquet=parquet)
     plain, again = (list(data.batches("train", batch_size=72)) for _ in range(2))
