@@ -52,6 +52,10 @@ def test_the_run_directory_holds_what_the_design_promises(finished: Path) -> Non
     assert {p.name for p in (finished / "costs").iterdir()} == {"ort.parquet", "eager.parquet"}
     trained = {p.name for p in (finished / "candidates").iterdir()}
     assert trained == {f"blocks.{i}--mbconv_e1_k3.safetensors" for i in range(3)}
+    curves = pq.read_table(finished / "curves.parquet").to_pylist()
+    assert [(row["layer"], row["op"]) for row in curves] == [(i, "mbconv_e1_k3") for i in range(3)]
+    steps = load_config(settings(finished)).distill.steps
+    assert [len(row["error"]) for row in curves] == [steps] * 3
     costs = pq.read_table(finished / "costs" / "ort.parquet").to_pylist()
     # identity stands only where the layer keeps the shape
     assert [row["op"] for row in costs if row["layer"] == 1] == ["teacher", "mbconv_e1_k3"]

@@ -63,6 +63,8 @@ class Ending(NamedTuple):
     """Normalised, at the end; NaN where it diverged."""
     stopped: str
     """Why it ended before its time; empty where it did not."""
+    curve: list[float]
+    """Normalised error of every step."""
 
 
 def ending(workspace: Workspace, candidate: Candidate) -> Ending | None:
@@ -70,7 +72,7 @@ def ending(workspace: Workspace, candidate: Candidate) -> Ending | None:
     metadata = workspace.storage.tensor_metadata(_file(workspace, candidate))
     if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(*candidate):
         return None
-    return Ending(float(metadata["error"]), metadata["stopped"])
+    return Ending(float(metadata["error"]), metadata["stopped"], json.loads(metadata["curve"]))
 
 
 def _file(workspace: Workspace, candidate: Candidate) -> str:

@@ -46,6 +46,8 @@ class RunFiles:
     """By target; those that were sampled."""
     scores: list[Row] | None
     """Of every candidate; one without a score says in ``left_out`` why."""
+    curves: list[Row] | None
+    """Of every candidate trained: the error of each step."""
     proxy: list[Row] | None
     """Random students: summed score and true loss."""
     selections: list[Row] | None
@@ -70,6 +72,7 @@ class RunFiles:
             summary=summary,
             costs=costs,
             scores=_rows(storage, "scores.parquet"),
+            curves=_rows(storage, "curves.parquet"),
             proxy=_rows(storage, "proxy.parquet"),
             selections=_rows(storage, "selections.parquet"),
             samples=store.read(),

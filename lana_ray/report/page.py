@@ -19,6 +19,7 @@ from lana_ray.report.notes import SPLITS, notes
 from lana_ray.report.plots import (
     BAND,
     accuracy_plot,
+    curves_plot,
     front_plot,
     loss_plot,
     median_error,
@@ -84,6 +85,7 @@ def write_page(storage: Storage) -> None:
         operations=_operations(run.scores or []),
         score_map=_score_map(run.scores or []),
         proxy=_proxy(run.proxy or []),
+        curves=_curves(run.curves or []),
     )
     storage.write_text(FILE, page)
 
@@ -195,6 +197,22 @@ def _proxy(students: list[Row]) -> Picture | None:
         caption=f"{len(students)} random students between the teacher and one with every layer replaced, "
         f"before fine-tuning: Kendall’s τ between summed score and true loss is {tau:.2f}. The program ranks "
         "students by the former; 1 would be the same order, 0 none.",
+    )
+
+
+def _curves(candidates: list[Row]) -> Picture | None:
+    if not candidates:
+        return None
+    by_family: dict[str, list[list[float]]] = {}
+    for row in candidates:
+        by_family.setdefault(family(row["op"]), []).append(row["error"])
+    stopped = sum(row["stopped"] is not None for row in candidates)
+    some = f" {stopped} were stopped before their time." if stopped else ""
+    return Picture(
+        title="Learning curves",
+        svg=curves_plot(by_family),
+        caption=f"Normalised error in training, of {len(candidates)} candidates: the median of each family, "
+        f"smoothed.{some} Every candidate’s own curve is in curves.parquet.",
     )
 
 

@@ -21,6 +21,7 @@ BAND = 0.03
 _LATENCY = "measured latency (ms per batch)"
 _PREDICTED = "predicted latency (ms per batch)"
 _DOT, _SMALL = 46.0, 18.0
+_SMOOTHED = 20  # parts of a curve, each as long as the mean that smooths it
 _FRONT_ABOVE = 1.5  # how far above the worst student's score the front is still shown
 
 
@@ -107,6 +108,25 @@ def proxy_plot(axes: Axes, students: Sequence[Row]) -> None:
         label="random student",
     )
     axes.set(xlabel="summed score (nats)", ylabel="loss on the score split (nats)")
+
+
+@picture
+def curves_plot(axes: Axes, families: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Error by step of distillation: the median over each family's candidates, as far as most of them went.
+
+    Args:
+        families: name to the curves of its candidates, ‖t − s‖² / ‖t‖² of every step.
+    """
+    colours, dashes = (BLUE, VERMILION, GREEN, INK, "#cc79a7", "#e69f00"), ("-", "--", ":")
+    for i, (name, curves) in enumerate(sorted(families.items())):
+        length = int(np.median([len(curve) for curve in curves]))
+        middle = np.median([curve[:length] for curve in curves if len(curve) >= length], axis=0)
+        width = max(1, length // _SMOOTHED)
+        smooth = np.convolve(middle, np.ones(width) / width, mode="valid")
+        steps = np.arange(len(smooth)) + (width + 1) / 2
+        dash = dashes[i // len(colours) % len(dashes)]
+        axes.plot(steps, smooth, dash, color=colours[i % len(colours)], linewidth=1.4, label=name)
+    axes.set(xlabel="step", ylabel="normalised error", yscale="log")
 
 
 @picture

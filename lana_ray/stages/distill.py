@@ -6,48 +6,79 @@ import collections
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from lana_ray.cluster import worker_count
 from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
 from lana_ray.distill.rounds import Candidate, plan_rounds
-from lana_ray.distill.worker import GIB, distill_worker, ending
+from lana_ray.distill.worker import GIB, Ending, distill_worker, ending
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
+from lana_ray.storage import fingerprint
 from lana_ray.training.driver import WorkerGroup, run_training
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
 _TRIES = 3
+CURVES = "curves.parquet"
+_SCHEMA = pa.schema(
+    {
+        "layer": pa.int64(),
+        "name": pa.string(),
+        "choice": pa.int64(),
+        "op": pa.string(),
+        "stopped": pa.string(),
+        "error": pa.list_(pa.float64()),
+    }
+)
 
 
 def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
-    """Writes ``candidates/*.safetensors``; what is there and still fits is kept."""
+    """Writes ``candidates/*.safetensors`` and ``curves.parquet``; what is there and still fits is kept."""
     wanted = [
         (layer, choice)
         for layer, choices in enumerate(considered(costs))
         for choice in choices
         if workspace.has_weights(layer, choice)
     ]
-    pending = _pending(workspace, wanted)
-    say(f"distill: {len(pending)} candidates to train, {len(wanted) - len(pending)} reused")
+    ends = _endings(workspace, wanted)
+    say(f"distill: {len(wanted) - len(ends)} candidates to train, {len(ends)} reused")
     for _ in range(_TRIES):  # where the cluster shrinks, nobody comes back for a round that was in hand
+        pending = [candidate for candidate in wanted if candidate not in ends]
         if pending:
             times = {c: _BACKWARD * time for c, time in _times(pending, costs).items()}
             train(workspace, times, overhead=next(iter(costs.values())).teacher_ms)
-            pending = _pending(workspace, pending)
-    if pending:
-        raise RuntimeError(f"{len(pending)} candidates were not trained in {_TRIES} tries")
-    ends = [end for end in (ending(workspace, candidate) for candidate in wanted) if end]
-    error = float(np.median([end.error for end in ends if not end.stopped] or [np.nan]))
-    stopped = collections.Counter(end.stopped for end in ends if end.stopped)
+            ends |= _endings(workspace, pending)
+    if len(ends) < len(wanted):
+        raise RuntimeError(f"{len(wanted) - len(ends)} candidates were not trained in {_TRIES} tries")
+    _write_curves(workspace, {candidate: ends[candidate] for candidate in wanted})
+    error = float(np.median([end.error for end in ends.values() if not end.stopped] or [np.nan]))
+    stopped = collections.Counter(end.stopped for end in ends.values() if end.stopped)
     notes = "".join(f", {count} {why}" for why, count in stopped.items())
     say(f"distill: {len(ends)} candidates, with a normalised error of {error:.3f} in the median{notes}")
 
 
-def _pending(workspace: Workspace, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that the run directory does not hold."""
-    return [candidate for candidate in candidates if ending(workspace, candidate) is None]
+def _endings(workspace: Workspace, candidates: Sequence[Candidate]) -> dict[Candidate, Ending]:
+    """Of those that the run directory holds."""
+    found = {candidate: ending(workspace, candidate) for candidate in candidates}
+    return {candidate: end for candidate, end in found.items() if end is not None}
+
+
+def _write_curves(workspace: Workspace, ends: Mapping[Candidate, Ending]) -> None:
+    rows = [
+        {
+            "layer": layer,
+            "name": workspace.layers[layer].name,
+            "choice": choice,
+            "op": workspace.space.ops[layer][choice].name,
+            "stopped": end.stopped or None,
+            "error": end.curve,
+        }
+        for (layer, choice), end in ends.items()
+    ]
+    key = fingerprint([workspace.candidate_key(*candidate) for candidate in ends])
+    workspace.storage.write_table(CURVES, pa.Table.from_pylist(rows, schema=_SCHEMA), key)
 
 
 def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: float) -> None:

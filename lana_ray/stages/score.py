@@ -113,7 +113,7 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
 def _ending(workspace: Workspace, layer: int, choice: int) -> Ending:
     """How the distillation of a candidate ended; what needs none has no error."""
     if not workspace.has_weights(layer, choice):
-        return Ending(0.0, "")
+        return Ending(0.0, "", [])
     found = ending(workspace, (layer, choice))
     assert found is not None, "distillation comes first"
     return found

@@ -49,6 +49,7 @@ class _Run:
 
     def write(self) -> Storage:
         self.storage.write_table("scores.parquet", pa.Table.from_pylist(self._scores()), "key")
+        self.storage.write_table("curves.parquet", pa.Table.from_pylist(self._curves()), "key")
         self.storage.write_table("proxy.parquet", pa.Table.from_pylist(self._proxy()), "key")
         selections, results = [], []
         for target, slow in self.targets.items():
@@ -81,6 +82,20 @@ class _Run:
             | ({**_UNSCORED, "left_out": left_out[i, op]} if (i, op) in left_out else {})
             for i, ops in enumerate(self.ops)
             for j, op in enumerate(ops)
+        ]
+
+    def _curves(self) -> list[Row]:
+        trained = [row for row in self._scores() if row["op"] not in ("teacher", "identity")]
+        return [
+            {
+                "name": row["name"],
+                "op": row["op"],
+                "stopped": row["left_out"],
+                "error": [(row["distill_error"] or 2.0) * (1 + 4 / (1 + step)) for step in range(length)],
+            }
+            for row in trained
+            if row["left_out"] != "slow"
+            for length in [12 if row["left_out"] else 60]
         ]
 
     def _proxy(self) -> list[Row]:

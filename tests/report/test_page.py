@@ -76,7 +76,7 @@ def test_the_page_loads_nothing(page: _Page) -> None:
 
 
 def test_every_picture_is_sound_svg_with_a_description(page: _Page) -> None:
-    assert len(page.pictures) == 2 * PICTURES_PER_TARGET + 3
+    assert len(page.pictures) == 2 * PICTURES_PER_TARGET + 4
     for picture in page.pictures:
         assert ElementTree.fromstring(picture).tag.endswith("svg")
     descriptions = [value for name, value in page.attributes if name == "alt"]
@@ -119,15 +119,15 @@ def test_a_candidate_that_diverged_is_counted_and_marked(page: _Page) -> None:
     row = re.search(rf"{DIVERGED[1]} 16 0\.\d+ 0\.\d+ 0\.\d+ blocks\.\d\.\d (\d)", page.text)
     assert row is not None
     assert row[1] == "1"
-    assert "<!-- div. -->" in page.pictures[-2]
+    assert "<!-- div. -->" in page.pictures[-3]
 
 
 @pytest.mark.parametrize(
     ("absent", "pictures", "sentence"),
     [
-        ("scores.parquet", 5, "scores.parquet is not there"),
-        ("selections.parquet", 5, "no student of this target has been measured"),
-        ("costs/ort-1t.parquet", 6, "costs/ort-1t.parquet is not there"),
+        ("scores.parquet", 6, "scores.parquet is not there"),
+        ("selections.parquet", 6, "no student of this target has been measured"),
+        ("costs/ort-1t.parquet", 7, "costs/ort-1t.parquet is not there"),
     ],
 )
 def test_what_is_missing_is_left_out_with_a_sentence(

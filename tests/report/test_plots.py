@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from lana_ray.report.maps import architecture_map, score_map
-from lana_ray.report.plots import accuracy_plot, front_plot, loss_plot, median_error, prediction_plot
+from lana_ray.report.plots import (
+    accuracy_plot,
+    curves_plot,
+    front_plot,
+    loss_plot,
+    median_error,
+    prediction_plot,
+)
 
 STUDENT = {"predicted_ms": 1.1, "measured_ms": 1.0, "loss": 0.5, "chosen": True}
 RESULT = {
@@ -29,11 +36,12 @@ RESULT = {
         accuracy_plot([RESULT], 10),
         loss_plot([STUDENT], {"50%": 1.0}),
         front_plot([(1.0, 0.0)], 1.0, [], {}),
+        curves_plot({"mbconv": [[0.5]]}),
         prediction_plot([{**STUDENT, "predicted_ms": 1.0}]),
         score_map(["a"], ["teacher"], np.zeros((1, 1))),
         architecture_map({"x": {"a": "teacher"}}),
     ],
-    ids=["accuracy", "loss", "front", "prediction", "scores", "architecture"],
+    ids=["accuracy", "loss", "front", "curves", "prediction", "scores", "architecture"],
 )
 def test_a_single_point_is_drawn(svg: str) -> None:
     assert ElementTree.fromstring(svg).tag.endswith("svg")
@@ -51,6 +59,11 @@ def _height(svg: str, text: str) -> float:
     found = re.search(rf"<!-- {re.escape(text)} -->\s*<g [^>]*translate\([\d.]+ ([\d.]+)\)", svg)
     assert found is not None
     return float(found[1])
+
+
+def test_a_stopped_candidate_does_not_shorten_the_curve_of_its_family() -> None:
+    whole = [1 / (1 + step) for step in range(100)]
+    assert curves_plot({"mbconv": [whole, whole, whole[:10]]}) == curves_plot({"mbconv": [whole]})
 
 
 def test_the_median_error_is_relative_and_absolute() -> None:
