@@ -8,7 +8,6 @@ from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.latency.runtimes import check, missing
-from lana_ray.ops import Op
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages.sample import planned_candidates
@@ -57,7 +56,7 @@ def plan(config: Config) -> Table:
         if mend:
             lines.append(f"runtime missing on this machine: {mend}")
         table.add_row("sample", "\n".join(lines))
-    trained = [op for ops in space.ops for op in ops if _is_trained(op)]
+    trained = [op for ops in space.ops for op in ops if op.is_trained]
     table.add_row(
         "distill",
         f"{len(trained)} candidates of {len(space.layers)} layers, {config.distill.steps} steps of "
@@ -77,10 +76,6 @@ def plan(config: Config) -> Table:
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
     table.add_row("register", f"at most {most} versions in {len(config.targets)} registered models of MLflow")
     return table
-
-
-def _is_trained(op: Op) -> bool:
-    return op.family not in ("teacher", "identity")
 
 
 def _teacher(config: Config, space: LayerwiseSpace) -> str:

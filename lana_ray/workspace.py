@@ -78,7 +78,7 @@ class Workspace:
 
     def has_weights(self, layer: int, choice: int) -> bool:
         """Whether a candidate is one that distillation trains."""
-        return self.space.ops[layer][choice].family not in ("teacher", "identity")
+        return self.space.ops[layer][choice].is_trained
 
     def candidate(self, layer: int, choice: int) -> nn.Module:
         """A distilled candidate, read from the run directory."""

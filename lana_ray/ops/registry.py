@@ -94,6 +94,11 @@ class Op:
         """Made of the layer's own module, and so another structure in each layer."""
         return _FAMILIES[self.family].of_teacher
 
+    @property
+    def is_trained(self) -> bool:
+        """Has weights that distillation trains."""
+        return self.family not in (TEACHER, "identity")
+
     def __str__(self) -> str:
         return self.name
 
