@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lana_ray.config import Budget
+from lana_ray.config import Budget, SelectConfig
 from lana_ray.errors import UserError
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
@@ -20,6 +20,7 @@ from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
 from lana_ray.stages.choice import Choice
+from lana_ray.stages.sample import Judged
 from lana_ray.storage import Storage
 
 from .measured import sample
@@ -39,7 +40,7 @@ def losses(workspace: Any, architectures: Sequence[Any]) -> dict[Any, float]:
 
 def choice() -> Choice:
     """Three students within 1 ms, the slowest of the lowest loss."""
-    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98, aim_ms=0.98)
+    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98)
     found.measured = {
         FAST: sample(median_ms=0.5),
         MIDDLE: sample(median_ms=0.8),
@@ -131,10 +132,9 @@ class Loop:
             monkeypatch.setattr(select, name, lambda *_: None)
 
     def run(self, rounds: int) -> None:
-        workspace = SimpleNamespace(
-            config=SimpleNamespace(select=SimpleNamespace(rounds=rounds)), space=SPACE
-        )
-        costs = {"edge": SimpleNamespace(networks=self.networks)}
+        settings = SelectConfig(rounds=rounds, margin=0)
+        workspace = SimpleNamespace(config=SimpleNamespace(select=settings), space=SPACE)
+        costs = {"edge": SimpleNamespace(networks=self.networks, sessions_ms={})}
         select.run(cast(Any, workspace), cast(Any, costs), [])
 
     def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
@@ -148,13 +148,13 @@ class Loop:
     def _measure(self, _: Any, new: dict[str, Any], costs: Any) -> None:
         self.networks.update({a: sample(median_ms=self.times[a]) for a in new["edge"]})
 
-    def _judge(self, _: Any, asked: dict[str, Any], *rest: Any) -> dict[Any, Sample]:
+    def _judge(self, _: Any, asked: dict[str, Any], *rest: Any) -> dict[Any, Judged]:
         again = {a: sample(median_ms=self.times[a] + 9 * (a in self.unlucky)) for a in asked["edge"]}
-        return {("edge", a): found for a, found in again.items()}
+        return {("edge", a): Judged(found, ()) for a, found in again.items()}
 
 
 def budget(limit_ms: float) -> Choice:
-    return Choice(target="edge", budget=Budget.parse("9ms"), budget_ms=9, limit_ms=limit_ms, aim_ms=limit_ms)
+    return Choice(target="edge", budget=Budget.parse("9ms"), budget_ms=limit_ms, limit_ms=limit_ms)
 
 
 def test_a_budget_that_no_student_kept_has_twice_the_rounds_and_aims_lower(
@@ -189,6 +189,27 @@ def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) ->
     loop.unlucky = {(1, 0, 0)}
     with pytest.raises(UserError, match=r"'edge': budget 9ms .* none of 4 .*\(1 did once.* took 0\.400 ms"):
         loop.run(rounds=2)
+
+
+@pytest.mark.parametrize("deviation", [0.01, 0.05])
+def test_the_share_kept_free_lets_so_many_re_measurements_keep_the_budget(deviation: float) -> None:
+    """Judged by the median of three sessions at exactly the limit, a network keeps the budget in 95 %."""
+    rng = np.random.default_rng(0)
+    sessions = 1 + deviation * rng.standard_normal((900, 3))
+    measured = cast(Any, SimpleNamespace(sessions_ms=dict(enumerate(sessions * rng.uniform(1, 9, (900, 1))))))
+    free = select.free_share(SelectConfig(margin=0, confidence=0.95), measured)
+    judged = 1 + deviation * np.median(rng.standard_normal((20_000, 3)), axis=1)
+    again = 1 + deviation * rng.standard_normal(20_000)
+    kept = again <= judged / (1 - free)
+    assert 0.94 < kept.mean() < 0.96
+
+
+def test_the_margin_is_kept_free_at_least() -> None:
+    calm = cast(Any, SimpleNamespace(sessions_ms={0: (1.0, 1.0, 1.0)}))
+    unknown = cast(Any, SimpleNamespace(sessions_ms={}))
+    assert select.free_share(SelectConfig(margin=0.03, confidence=0.95), calm) == 0.03
+    assert select.free_share(SelectConfig(margin=0.03, confidence=0.95), unknown) == 0.03
+    assert select.free_share(SelectConfig(margin=0.03), calm) == 0.03
 
 
 def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_them(

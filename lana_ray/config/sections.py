@@ -246,7 +246,10 @@ class SelectConfig(Section):
     """How often the program is solved, each time with a table calibrated by the students measured before;
     twice as often for a budget that none of them kept."""
     margin: _FRACTION = 0.02
-    """Share of the budget kept free against the spread of re-measurements."""
+    """Share of the budget kept free against the spread of re-measurements, at least."""
+    confidence: float | None = Field(default=None, ge=0.5, lt=1)
+    """Share of re-measurements that shall keep the budget: as much of it is kept free as the spread of the
+    students' sessions on the target asks for."""
 
 
 class SearchConfig(Section):

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -166,6 +166,21 @@ def middle(sessions: Sequence[M]) -> M:
         seconds=sum(session.seconds for session in sessions),
         settled=all(session.settled for session in sessions),
     )
+
+
+def spread(networks: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """How much sessions of one network differ: relative standard deviation, pooled over networks.
+
+    Args:
+        networks: medians of the sessions of each, in any unit.
+
+    Returns:
+        The deviation, and its degrees of freedom: as many as there are sessions beyond each network's first.
+    """
+    arrays = [np.asarray(sessions) for sessions in networks]
+    freedom = sum(len(sessions) - 1 for sessions in arrays)
+    squares = sum(float(np.square(x / x.mean() - 1).sum()) for x in arrays)
+    return (float(np.sqrt(squares / freedom)) if freedom else 0.0), freedom
 
 
 def _quiet(disturbed: list[bool]) -> NDArray[np.int64]:

@@ -22,8 +22,8 @@ class Choice:
     budget_ms: float
     limit_ms: float
     """The budget less the margin kept for the spread of re-measurements."""
-    aim_ms: float
-    """What the program is asked for: the limit, or less where it has been missed."""
+    aim: float = 1.0
+    """Share of the limit that the program is asked for: less where it has been missed."""
     students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
     """Every selection proposed, with the round that proposed it first."""
     measured: dict[Architecture, Sample] = field(default_factory=dict)
@@ -37,6 +37,11 @@ class Choice:
     """The best student by the last round's table."""
     finished: bool = False
     """No more students need be proposed."""
+
+    @property
+    def aim_ms(self) -> float:
+        """What the program is asked for."""
+        return self.aim * self.limit_ms
 
     def within(self) -> list[Architecture]:
         """The students that ran, kept the limit and were not given up."""

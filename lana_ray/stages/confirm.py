@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lana_ray.latency.sampler import network_work
-from lana_ray.latency.store import Sample
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages.choice import Choice
 from lana_ray.stages.evaluate import losses
-from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
+from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, judge
 from lana_ray.workspace import Workspace
 
 CONFIRMING = range(len(SESSIONS), 2 * len(SESSIONS))
@@ -26,7 +25,7 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     for choice in choices:
         choice.loss |= losses(workspace, choice.within())
         choice.architecture = choice.candidates()[0]
-    again: dict[tuple[str, Architecture], Sample] = {}
+    again: dict[tuple[str, Architecture], Judged] = {}
     while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
         asked = {}
         for name in dict.fromkeys(choice.target for choice in unsure):
@@ -37,12 +36,13 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
             _accept(choice, again)
 
 
-def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Sample]) -> None:
+def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Judged]) -> None:
     """Takes the best student that did it again, or the best that was not measured again yet.
 
     Of the margin, half is left for measurements to come.
     """
-    while choice.architecture and (sample := again.get((choice.target, choice.architecture))):
+    while choice.architecture and (judged := again.get((choice.target, choice.architecture))):
+        sample = judged.sample
         if sample.error is None and sample.median_ms <= (choice.limit_ms + choice.budget_ms) / 2:
             choice.confirmed.add(choice.architecture)
             return

@@ -129,4 +129,5 @@ def _measure(
     for name in dict.fromkeys(choice.target for choice in choices):
         mine = dict.fromkeys(c.architecture for c in choices if c.target == name and c.architecture)
         asked[name] = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
-    return judge(workspace, asked, costs, SESSIONS, "measure")
+    found = judge(workspace, asked, costs, SESSIONS, "measure")
+    return {key: judged.sample for key, judged in found.items()}

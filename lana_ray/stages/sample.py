@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,25 +42,31 @@ class TargetCosts:
     considered: Choices
     """The candidates that are worth their time here, the teacher's layers first."""
     networks: dict[Architecture, Sample]
+    sessions_ms: dict[Architecture, tuple[float, ...]] = field(default_factory=dict)
+    """Of the networks among them that were measured in several sessions: each one's median."""
     table: CostTable
 
     def job(self, work: Sequence[Work]) -> Job:
         """Further measurements on the same hardware."""
         return Job(target=self.target, placement=self.placement, work=work, target_key=self.target_key)
 
-    def with_networks(self, more: Mapping[Architecture, Sample]) -> TargetCosts:
+    def with_networks(self, more: Mapping[Architecture, Judged]) -> TargetCosts:
         """The same with further networks measured, and the table calibrated anew."""
-        networks = {**self.networks, **more}
-        return TargetCosts(
-            target=self.target,
-            placement=self.placement,
-            target_key=self.target_key,
-            teacher_ms=self.teacher_ms,
-            isolated_ms=self.isolated_ms,
-            considered=self.considered,
+        networks = {**self.networks, **{a: judged.sample for a, judged in more.items()}}
+        return replace(
+            self,
             networks=networks,
+            sessions_ms={**self.sessions_ms, **{a: judged.sessions_ms for a, judged in more.items()}},
             table=_calibrate(self.isolated_ms, networks),
         )
+
+
+class Judged(NamedTuple):
+    """A network measured in several sessions."""
+
+    sample: Sample
+    """The median session, or a failed one."""
+    sessions_ms: tuple[float, ...]
 
 
 def planned_candidates(space: LayerwiseSpace) -> list[Work]:
@@ -142,8 +149,8 @@ def judge(
     costs: Mapping[str, TargetCosts],
     sessions: range,
     title: str,
-) -> dict[tuple[str, Architecture], Sample]:
-    """Measures networks that are judged by a budget: the median of several sessions of each.
+) -> dict[tuple[str, Architecture], Judged]:
+    """Measures networks that are judged by a budget, in several sessions each.
 
     Args:
         asked: by target.
@@ -155,7 +162,8 @@ def judge(
         for architecture, item in work.items():
             taken = [jobs[name].samples[again.key] for again in in_sessions([item], sessions)]
             failed = next((sample for sample in taken if sample.error is not None), None)
-            found[name, architecture] = failed or middle(taken)
+            sessions_ms = tuple(sample.median_ms for sample in taken)
+            found[name, architecture] = Judged(failed or middle(taken), sessions_ms)
     return found
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.stats import t
 
-from lana_ray.config import Budget
+from lana_ray.config import Budget, SelectConfig
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
+from lana_ray.latency.timing import spread
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
 from lana_ray.spaces.layerwise import Architecture
@@ -22,6 +25,8 @@ from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 FILE = "selections.parquet"
+_OF_MEDIAN = 0.449
+"""Variance of the median of three sessions in that of one, where they scatter normally."""
 _STEP = 0.04
 """By how much lower the next round aims for a budget that no student has kept yet."""
 
@@ -48,6 +53,8 @@ def run(
         _measure(workspace, new, costs)
         for choice in unfinished:
             networks = costs[choice.target].networks
+            free = free_share(workspace.config.select, costs[choice.target])
+            choice.limit_ms = choice.budget_ms * (1 - free)
             choice.measured = {a: networks[a] for a in choice.students if a in networks}
             enough = choice.leader_fits() or number + 1 >= rounds or not new
             choice.finished = enough and bool(choice.within())
@@ -57,7 +64,7 @@ def run(
         if not missed:
             break
         for choice in missed if number else ():  # the first table is not calibrated yet
-            choice.aim_ms *= 1.0 if choice.within() else 1 - _STEP
+            choice.aim *= 1.0 if choice.within() else 1 - _STEP
     if missed:
         raise UserError(_unmet(missed[0]))
     for choice in choices:
@@ -77,13 +84,24 @@ def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list
         cheapest = measured.table.rest_ms + sum(float(c.min()) for c in measured.table.costs_ms)
         for budget in workspace.config.budgets.latency_ms:
             budget_ms = budget.limit_ms(measured.teacher_ms)
-            limit_ms = budget_ms * (1 - workspace.config.select.margin)
+            limit_ms = budget_ms * (1 - free_share(workspace.config.select, measured))
             if cheapest > limit_ms:
                 raise UserError(_too_low(name, budget, limit_ms, cheapest))
-            choices.append(
-                Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms, aim_ms=limit_ms)
-            )
+            choices.append(Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms))
     return choices
+
+
+def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
+    """Share of a budget that is kept free on a target.
+
+    With ``select.confidence`` it is where a further session of a network ends, with that probability, above
+    the median of those it was judged by: Student's t with the degrees of freedom of the pooled deviation.
+    """
+    if settings.confidence is None or not measured.sessions_ms:
+        return settings.margin
+    deviation, freedom = spread(measured.sessions_ms.values())
+    above = float(t.ppf(settings.confidence, freedom)) * deviation * math.sqrt(1 + _OF_MEDIAN)
+    return max(settings.margin, above / (1 + above))
 
 
 def _too_low(target: str, budget: Budget, limit_ms: float, cheapest: float) -> str:
@@ -157,7 +175,7 @@ def _measure(
     }
     found = judge(workspace, asked, costs, SESSIONS, "select")
     for name in new:
-        usable = {a: sample for (where, a), sample in found.items() if where == name and sample.error is None}
+        usable = {a: one for (where, a), one in found.items() if where == name and one.sample.error is None}
         costs[name] = costs[name].with_networks(usable)
 
 
