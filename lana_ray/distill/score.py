@@ -19,7 +19,7 @@ class Score:
     loss: float
     loss_se: float
     kl: float
-    """Divergence from the teacher's answers, KL(teacher ‖ student); needs no labels."""
+    """Change of the divergence from the teacher's answers, KL(teacher ‖ network); needs no labels."""
     kl_se: float
 
 
@@ -34,7 +34,12 @@ def score_layer(
     """Scores candidates of one layer: LANA's a_i (arXiv 2107.10624, section 3.3).
 
     Only what follows the layer is recomputed. Batch-norms use the statistics of the current batch, in the
-    teacher as in the candidates, since nothing is fine-tuned yet. The teacher's own layer scores zero.
+    teacher as in the candidates, since nothing is fine-tuned yet. The teacher's own layer scores zero: what
+    batch statistics alone do to the loss and to the divergence is taken off. The answers to diverge from are
+    the teacher's true ones, in evaluation mode. Kendall's τ between sums of scores and losses of 60 random
+    students, so and with answers by batch statistics: .92 and .92 (CIFAR-10 at 64 x 64, EfficientNet-Lite0,
+    384 images), .72 and .65 (its last layers at one pixel: digits at 32 x 32, 179 images). Without batch
+    statistics anywhere it is .85 and .65; powers of the divergence below 1 are worse in both.
 
     Args:
         candidates: modules by choice.
@@ -47,19 +52,16 @@ def score_layer(
         if suffixes is None:
             suffixes = Suffixes(teacher, layers, images[:8], only=position)
         rest = suffixes.network(position)
+        answers = F.log_softmax(teacher(images), dim=1)
         with batch_statistics(teacher), batch_statistics(rest):
             inputs, own = observe(teacher, [layers[position].name], images)[layers[position].name]
-            expected = suffixes(position, own)
-            target = F.log_softmax(expected, dim=1)
-            base = F.cross_entropy(expected, labels, reduction="none")
+            unchanged = suffixes(position, own)
+            loss, divergence = _losses(unchanged, labels), _divergences(unchanged, answers)
             for choice, module in candidates.items():
                 with batch_statistics(module.eval()):
                     output = suffixes(position, module(inputs))
-                differences[choice].append(F.cross_entropy(output, labels, reduction="none") - base)
-                log_probabilities = F.log_softmax(output, dim=1)
-                divergences[choice].append(
-                    F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(1)
-                )
+                differences[choice].append(_losses(output, labels) - loss)
+                divergences[choice].append(_divergences(output, answers) - divergence)
     return {
         choice: Score(
             loss=_mean(differences[choice]),
@@ -78,8 +80,18 @@ def batch_statistics_loss(network: nn.Module, batches: Iterable[tuple[Tensor, Te
     network.eval()
     with batch_statistics(network):
         for images, labels in batches:
-            losses.append(F.cross_entropy(network(images), labels, reduction="none"))
+            losses.append(_losses(network(images), labels))
     return _mean(losses)
+
+
+def _losses(output: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image."""
+    return F.cross_entropy(output, labels, reduction="none")
+
+
+def _divergences(output: Tensor, answers: Tensor) -> Tensor:
+    """KL(answers ‖ output) of each image; ``answers`` are log-probabilities."""
+    return F.kl_div(F.log_softmax(output, dim=1), answers, reduction="none", log_target=True).sum(1)
 
 
 def _mean(values: list[Tensor]) -> float:

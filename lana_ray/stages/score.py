@@ -25,6 +25,8 @@ _SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in ("loss", "loss_se", "kl", "kl_se", "distill_error")]
     + [("left_out", pa.string())]
 )
+_METHOD = 2
+"""Counts up when the same candidates would get other scores."""
 SLOW = "slow"
 """Why a candidate has no score that was not trained: slower than ``pool.max_cost`` allows, or failing, on
 every target. One that was trained may be ``DIVERGED`` or ``HOPELESS``."""
@@ -67,7 +69,7 @@ def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
         for j, op in enumerate(workspace.space.ops[layer])
     }
     settings = workspace.config.score.model_dump(include={"images", "batch_size"})
-    return fingerprint(candidates, settings, workspace.data.fingerprint)
+    return fingerprint(_METHOD, candidates, settings, workspace.data.fingerprint)
 
 
 def _file(workspace: Workspace, layer: int) -> str:

@@ -69,8 +69,8 @@ def test_scores_are_those_of_the_assembled_students(space: LayerwiseSpace) -> No
                 own, teachers = answers(student, images), answers(space.network, images)
                 losses = [F.cross_entropy(x, labels, reduction="none") for x in (own, teachers)]
                 differences.append(losses[0] - losses[1])
-                p = teachers.softmax(1)
-                divergences.append((p * (teachers.log_softmax(1) - own.log_softmax(1))).sum(1))
+                true = space.network.eval()(images).softmax(1)
+                divergences.append((true * (teachers.log_softmax(1) - own.log_softmax(1))).sum(1))
             difference, divergence = torch.cat(differences), torch.cat(divergences)
             assert score.loss == pytest.approx(float(difference.mean()), abs=1e-4)
             assert score.kl == pytest.approx(float(divergence.mean()), abs=1e-4)
@@ -94,7 +94,11 @@ def test_scores_do_not_depend_on_who_else_is_scored(space: LayerwiseSpace) -> No
 
 
 def test_a_worse_candidate_has_a_higher_divergence() -> None:
-    space = space_of(net(5), 16)
+    teacher = net(5).train()
+    for _ in range(50):  # running statistics of these images, so that its answers say something about them
+        teacher(batches(16)[0][0])
+    teacher.head.weight.data.mul_(10)
+    space = space_of(teacher, 16)
     noisy = {}
     for choice, amount in enumerate((0.0, 0.05, 0.5)):
         module = space.candidate(0, 0)
