@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from lana_ray.distill.score import batch_statistics_loss, score_layer
 from lana_ray.layers import batch_statistics, find_layers
 from lana_ray.spaces import LayerwiseSpace
 
-from ..networks import net
+from ..networks import Net, net
 
 POOL = ["identity", "mbconv_e1_k3", "conv_pair_w0.25_k3"]
 
@@ -94,7 +96,7 @@ def test_scores_do_not_depend_on_who_else_is_scored(space: LayerwiseSpace) -> No
 
 
 def test_a_worse_candidate_has_a_higher_divergence() -> None:
-    teacher = net(5).train()
+    teacher = cast(Net, net(5).train())
     for _ in range(50):  # running statistics of these images, so that its answers say something about them
         teacher(batches(16)[0][0])
     teacher.head.weight.data.mul_(10)
