@@ -135,7 +135,7 @@ class Loop:
         settings = SelectConfig(rounds=rounds, margin=0)
         workspace = SimpleNamespace(config=SimpleNamespace(select=settings), space=SPACE)
         costs = {"edge": SimpleNamespace(networks=self.networks, sessions_ms={})}
-        select.run(cast(Any, workspace), cast(Any, costs), [])
+        select.run(cast(Any, workspace), cast(Any, costs), [np.zeros(len(ops)) for ops in SPACE.ops])
 
     def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
         number = rest[-1]

@@ -242,6 +242,10 @@ class SelectConfig(Section):
     max_overlap: float = Field(default=0.7, gt=0, le=1)
     time_limit_s: float = Field(default=10.0, gt=0)
     """For all students of one target and budget; what is not proven optimal by then says its gap."""
+    force: tuple[str, ...] = ()
+    """``LAYER=OPERATION``, glob patterns both: at these layers only these operations."""
+    forbid: tuple[str, ...] = ()
+    """The same: at these layers none of these operations."""
     rounds: int = Field(default=4, ge=1)
     """How often the program is solved, each time with a table calibrated by the students measured before;
     twice as often for a budget that none of them kept."""

@@ -17,6 +17,7 @@ from lana_ray.latency.sampler import network_work
 from lana_ray.latency.timing import spread
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
+from lana_ray.selection.constraints import constrained
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice
@@ -43,9 +44,13 @@ def run(
     goes on for as many rounds again, each aiming a little lower: the table's errors are scattered around it.
 
     Raises:
-        UserError: for a budget that no student can keep, naming target, budget and the cheapest possible.
+        UserError: for a budget that no student can keep, naming target, budget and the cheapest possible, and
+            as ``selection.constraints.constrained``.
     """
-    rounds = workspace.config.select.rounds
+    settings, space = workspace.config.select, workspace.space
+    rounds = settings.rounds
+    names = [layer.name for layer in space.layers], [[op.name for op in ops] for ops in space.ops]
+    scores = constrained(scores, *names, force=settings.force, forbid=settings.forbid)
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
         unfinished = [choice for choice in choices if not choice.finished]
