@@ -17,8 +17,11 @@ import numpy as np
 
 from lana_ray.selection.problem import InfeasibleBudget, Ints, NoSelectionFound, Problem, Selection, total
 from lana_ray.selection.program import Program, Row, build_program
-from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve
+from lana_ray.selection.search import search
+from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve_binary
 
+_REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
+_PROVING = 1 / 5  # of the time limit: when it has passed since the first selection, others stay unproven
 _EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one by one
 
 
@@ -40,12 +43,15 @@ def select(
         count: how many selections are wanted.
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
-        time_limit_s: seconds for the whole call; earlier selections get a larger share, and what one
-            leaves over goes to the next. Explaining budgets that clash may add a second.
+        time_limit_s: seconds for the whole call. Up to half of them go to the first selection (all, if it is
+            the only one) and up to a fifth to proving others optimal, earlier ones first. Explaining
+            budgets that clash may add a second.
 
     Returns the selections in the order they were found, the k-th the best of those unlike the k - 1
-    before. One cut short by its share of the time is the best found, with its proven gap. There are fewer
-    than ``count`` when no further selection is unlike enough, or none was found in time.
+    before. One that was not proven optimal in its time is the best found, with its proven gap: the bound
+    is of its own problem, that of the best selection unlike those returned before it. There are fewer
+    than ``count`` when no further selection is unlike enough, or none was found in time. The order of a
+    layer's candidates plays no part, and where time ends nothing early the same input gives the same.
 
     No selection is over a budget, by its exactly rounded sum. Where the solver proposes one that is, by
     less than it can tell (1e-7 of what the budget leaves above the cheapest selection), that one is
@@ -72,15 +78,18 @@ def select(
     may_agree = min(math.floor(max_overlap * program.layers + 1e-9), program.layers - 1)
 
     found: list[Selection] = []
+    prove_until = deadline
     for left in range(count, 0, -1):
         share = 2 / (left + 1) if found else max(1 / 2, 2 / (left + 1))
-        seconds = share * (deadline - time.monotonic())
-        solution, program = _solve_within(problem, budgets, program, relaxation, seconds)
+        until = time.monotonic() + share * (deadline - time.monotonic())
+        solution, program = _solve_within(problem, budgets, program, relaxation, until, prove_until)
         if solution.columns is None:
             if solution.proven or time.monotonic() > deadline:
                 break
             continue
         bound = None if solution.proven else program.score(solution.bound)
+        if not found:
+            prove_until = time.monotonic() + _PROVING * time_limit_s
         found.append(problem.selection(program.choices(solution.columns), bound))
         overlap = _overlap(solution.columns, may_agree)
         program = replace(program, rows=(*program.rows, overlap))
@@ -116,20 +125,20 @@ def _solve_within(
     budgets: Mapping[str, float],
     program: Program,
     relaxation: Relaxation,
-    seconds: float,
+    until: float,
+    prove_until: float,
 ) -> tuple[Solution, Program]:
     """Solves until the solution is within the budgets by its exactly rounded sums.
 
     Also returns the program with the selections it had to exclude, which later ones need not meet again.
     """
-    deadline = time.monotonic() + seconds
-    solution = solve(program, relaxation, seconds)
+    solution = _solve(program, relaxation, until, prove_until)
     for _ in range(_EXCLUSIONS):
         if solution.columns is None or not _over(problem, budgets, program, solution.columns):
             return solution, program
         excluded = _overlap(solution.columns, program.layers - 1)
         program = replace(program, rows=(*program.rows, excluded))
-        solution = solve(program, relaxation, deadline - time.monotonic())
+        solution = _solve(program, relaxation, until, prove_until)
     bound, tight = solution.bound, program
     while solution.columns is not None:
         over = _over(problem, budgets, program, solution.columns)
@@ -137,8 +146,33 @@ def _solve_within(
             return replace(solution, bound=min(bound, solution.objective)), program
         rows = [_below(row, solution.columns) if row.budget in over else row for row in tight.rows]
         tight = replace(tight, rows=tuple(rows))
-        solution = solve(tight, relaxation, deadline - time.monotonic())
+        solution = _solve(tight, relaxation, until, prove_until)
     return solution, program
+
+
+def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: float) -> Solution:
+    """The best solution found by the moment ``until``, with a bound that holds for all.
+
+    A search started from the relaxation finds a good solution, which proves most columns useless: they have
+    too large a reduced cost. Before ``prove_until``, or where none was found, what is left is solved exactly.
+    """
+    relaxed = relaxation.solve(program.rows, until - time.monotonic())
+    if math.isinf(relaxed.value):
+        return Solution(columns=None, objective=math.inf, bound=relaxed.value)
+    columns = search(program, relaxed, until - time.monotonic())
+    best = Solution(columns=None, objective=math.inf, bound=relaxed.value)
+    if columns is not None:
+        objective = math.fsum(program.objective[columns])
+        proven = objective - relaxed.value <= TOLERANCE
+        best = Solution(columns=columns, objective=objective, bound=objective if proven else relaxed.value)
+    stop = until if columns is None else min(until, prove_until)
+    if best.proven or time.monotonic() > stop:
+        return best
+    useful = np.flatnonzero(relaxed.reduced <= best.objective - relaxed.value + _REDUCED_COST_MARGIN)
+    exact = solve_binary(program, useful, columns, stop - time.monotonic())
+    better = min(exact, best, key=lambda solution: solution.objective)
+    bound = max(relaxed.value, min(exact.bound, better.objective))  # useless ones only lead above best's
+    return replace(better, bound=min(bound, better.objective))
 
 
 def _over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:

@@ -38,7 +38,8 @@ class Program:
     layer: Ints
     """Layer of each column, ascending, shape [n]."""
     candidate: Ints
-    """Candidate of each column within its layer, shape [n]."""
+    """Candidate of each column within its layer, shape [n]: the order of candidates plays no part, for a
+    layer's columns are sorted by score, then by costs."""
     objective: Floats
     """Score of each column above its layer's least, in units of ``scale``, shape [n]."""
     scale: float
@@ -65,7 +66,10 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
     least = problem.least(problem.scores)
     layer = np.repeat(np.arange(len(least)), [len(keep) for keep in problem.available])
     candidate = np.concatenate(problem.available)
-    objective = _flat(problem.scores, problem) - least[layer]
+    flat_costs = [_flat(table, problem) for table in problem.costs.values()]
+    order = np.lexsort((*flat_costs, _flat(problem.scores, problem), layer))
+    candidate = candidate[order]
+    objective = _flat(problem.scores, problem)[order] - least[layer]
     stated: dict[str, tuple[Floats, float]] = {}
     fits = np.ones(len(layer), dtype=bool)
     for name, budget in budgets.items():
@@ -74,7 +78,7 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         cheapest = problem.least(problem.costs[name])
         rounding = 4 * len(least) * float(np.finfo(np.float64).eps) * budget
         slack = budget - math.fsum(cheapest) + rounding
-        extra = _flat(problem.costs[name], problem) - cheapest[layer]
+        extra = _flat(problem.costs[name], problem)[order] - cheapest[layer]
         fits &= extra <= slack
         stated[name] = extra, slack
     objective = objective[fits]

@@ -6,7 +6,6 @@ The number of threads is left alone: HiGHS fixes it once per process and refuses
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,6 @@ from lana_ray.selection.problem import Floats, Ints
 from lana_ray.selection.program import Program, Row
 
 TOLERANCE = 1e-7  # of rows and objective, in the units of Program; near 1e-9 HiGHS contradicts itself
-_CORE = 4  # candidates per layer in the small program that yields a first selection
-_CORE_SHARE = 0.8  # of the time
-_REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +34,20 @@ class Solution:
         return self.objective == self.bound or self.objective - self.bound <= TOLERANCE
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Relaxed:
+    """The optimum of a linear relaxation."""
+
+    value: float
+    """inf where there is no solution, -inf where time did not suffice; the rest is empty in both cases."""
+    primal: Floats
+    """Share of each column, shape [n]."""
+    reduced: Floats
+    """Reduced costs, shape [n]: a column with reduced cost d is in no solution below value + d."""
+    duals: Floats
+    """By how much the value falls for each unit a row's ``upper`` rises, shape [rows]."""
+
+
 class Relaxation:
     """The linear relaxation of a program whose rows are added and tightened one after another."""
 
@@ -45,12 +55,8 @@ class Relaxation:
         self._highs = _highs(program, np.arange(len(program.layer)))
         self._layers, self._rows = program.layers, program.rows
 
-    def solve(self, rows: tuple[Row, ...], seconds: float) -> tuple[float, Floats]:
-        """The relaxation's value and its reduced costs, shape [n].
-
-        A column with reduced cost d is in no solution below value + d. The value is inf where there is
-        no solution, -inf where the time did not suffice.
-        """
+    def solve(self, rows: tuple[Row, ...], seconds: float) -> Relaxed:
+        """The relaxation's optimum with these rows, which begin with those of the last call."""
         for r, row in enumerate(rows):
             if r >= len(self._rows):
                 size = len(row.index)
@@ -60,41 +66,20 @@ class Relaxation:
         self._rows = rows
         status = _run(self._highs, seconds)
         if status == highspy.HighsModelStatus.kOptimal:
-            return self._highs.getObjectiveValue(), np.array(self._highs.getSolution().col_dual)
+            solution = self._highs.getSolution()
+            return Relaxed(
+                value=self._highs.getObjectiveValue(),
+                primal=np.array(solution.col_value),
+                reduced=np.array(solution.col_dual),
+                duals=-np.array(solution.row_dual)[self._layers :],
+            )
         infeasible = status == highspy.HighsModelStatus.kInfeasible
-        return math.inf if infeasible else -math.inf, np.empty(0)
+        none = np.empty(0)
+        return Relaxed(value=math.inf if infeasible else -math.inf, primal=none, reduced=none, duals=none)
 
 
-def solve(program: Program, relaxation: Relaxation, seconds: float) -> Solution:
-    """The best solution found within ``seconds``, with a bound that holds for all.
-
-    The relaxation's reduced costs name a few promising columns per layer, whose small program soon has a
-    good solution. That solution proves most other columns useless; what is left is solved starting from it.
-    """
-    deadline = time.monotonic() + seconds
-    bound, reduced = relaxation.solve(program.rows, seconds)
-    if math.isinf(bound):
-        return Solution(columns=None, objective=math.inf, bound=bound)
-    core = _promising(program.layer, reduced)
-    first = _solve_binary(program, core, None, _CORE_SHARE * (deadline - time.monotonic()))
-    useful = np.flatnonzero(reduced <= first.objective - bound + _REDUCED_COST_MARGIN)
-    if first.proven and np.isin(useful, core).all():
-        return first
-    second = _solve_binary(program, useful, first.columns, deadline - time.monotonic())
-    best = min(first, second, key=lambda solution: solution.objective)
-    bound = max(bound, min(second.bound, best.objective))  # useless columns only lead above first.objective
-    return Solution(columns=best.columns, objective=best.objective, bound=bound)
-
-
-def _promising(layer: Ints, reduced: Floats) -> Ints:
-    """The ``_CORE`` columns of each layer with the smallest reduced costs."""
-    order = np.lexsort((reduced, layer))
-    starts = np.searchsorted(layer, layer)  # of each column's layer
-    return np.sort(order[np.arange(len(layer)) - starts < _CORE])
-
-
-def _solve_binary(program: Program, columns: Ints, start: Ints | None, seconds: float) -> Solution:
-    """Solves over ``columns`` only, from the solution ``start`` if there is one."""
+def solve_binary(program: Program, columns: Ints, start: Ints | None, seconds: float) -> Solution:
+    """The best solution found within ``seconds`` over ``columns`` only, from ``start`` if there is one."""
     highs = _highs(program, columns)
     binary = np.full(len(columns), highspy.HighsVarType.kInteger)
     every = np.arange(len(columns), dtype=np.int32)
