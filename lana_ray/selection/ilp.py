@@ -21,7 +21,8 @@ from lana_ray.selection.search import search
 from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve_binary
 
 _REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
-_PROVING = 1 / 5  # of the time limit: when it has passed since the first selection, others stay unproven
+_PROVING = 1 / 5  # of the time limit, after the first selection
+_PROVING_SHARE = 1 / 4  # of what is left of it, for one selection
 _EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one by one
 
 
@@ -44,8 +45,8 @@ def select(
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
         time_limit_s: seconds for the whole call. Up to half of them go to the first selection (all, if it is
-            the only one) and up to a fifth to proving others optimal, earlier ones first. Explaining
-            budgets that clash may add a second.
+            the only one), then up to a fifth of what is left to proving others optimal, a quarter of that
+            to the second and so on. Explaining budgets that clash may add a second.
 
     Returns the selections in the order they were found, the k-th the best of those unlike the k - 1
     before. One that was not proven optimal in its time is the best found, with its proven gap: the bound
@@ -78,10 +79,13 @@ def select(
     may_agree = min(math.floor(max_overlap * program.layers + 1e-9), program.layers - 1)
 
     found: list[Selection] = []
-    prove_until = deadline
+    proving_ends = math.inf
     for left in range(count, 0, -1):
         share = 2 / (left + 1) if found else max(1 / 2, 2 / (left + 1))
-        until = time.monotonic() + share * (deadline - time.monotonic())
+        now = time.monotonic()
+        until = now + share * (deadline - now)
+        proving_share = max(_PROVING_SHARE, 1 / left)
+        prove_until = now + proving_share * max(proving_ends - now, 0) if found else until
         solution, program = _solve_within(problem, budgets, program, relaxation, until, prove_until)
         if solution.columns is None:
             if solution.proven or time.monotonic() > deadline:
@@ -89,7 +93,7 @@ def select(
             continue
         bound = None if solution.proven else program.score(solution.bound)
         if not found:
-            prove_until = time.monotonic() + _PROVING * time_limit_s
+            proving_ends = time.monotonic() + _PROVING * (deadline - time.monotonic())
         found.append(problem.selection(program.choices(solution.columns), bound))
         overlap = _overlap(solution.columns, may_agree)
         program = replace(program, rows=(*program.rows, overlap))
@@ -154,7 +158,7 @@ def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: 
     """The best solution found by the moment ``until``, with a bound that holds for all.
 
     A search started from the relaxation finds a good solution, which proves most columns useless: they have
-    too large a reduced cost. Before ``prove_until``, or where none was found, what is left is solved exactly.
+    too large a reduced cost. Up to ``prove_until``, or ``until`` where none was found, the rest is solved exactly.
     """
     relaxed = relaxation.solve(program.rows, until - time.monotonic())
     if math.isinf(relaxed.value):
@@ -165,7 +169,7 @@ def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: 
         objective = math.fsum(program.objective[columns])
         proven = objective - relaxed.value <= TOLERANCE
         best = Solution(columns=columns, objective=objective, bound=objective if proven else relaxed.value)
-    stop = until if columns is None else min(until, prove_until)
+    stop = until if columns is None else prove_until
     if best.proven or time.monotonic() > stop:
         return best
     useful = np.flatnonzero(relaxed.reduced <= best.objective - relaxed.value + _REDUCED_COST_MARGIN)

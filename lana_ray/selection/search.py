@@ -23,7 +23,7 @@ Singles = np.ndarray[Any, np.dtype[np.float32]]
 
 # Tried at N = 46, M = 197 with 5 to 99 earlier selections: ten times the steps come 0.1 % nearer the bound.
 _WIDTH = 8  # candidates per layer
-_SEARCHES = 32
+_SEARCHES = 64
 _STEPS = 400
 _PATIENCE = 100  # steps without a better selection
 _TABU_STEPS = (2, 6)  # that a column stays out after it was exchanged: at least, less than
@@ -94,7 +94,7 @@ def search(program: Program, relaxed: Relaxed, seconds: float) -> Ints | None:
         if fits[leader] and state.score[leader] < least - _ROUNDING:
             best, least, found_at = grid.column[state.chosen[leader]], state.score[leader], step
         settled = least <= relaxed.value + TOLERANCE or step - found_at > _PATIENCE
-        if settled or time.monotonic() > deadline:
+        if (best is not None and settled) or time.monotonic() > deadline:
             break
         change = _changes(grid, state)
         change[state.tabu_until > step] = np.inf
