@@ -95,8 +95,7 @@ def select(
         if not found:
             proving_ends = time.monotonic() + _PROVING * (deadline - time.monotonic())
         found.append(problem.selection(program.choices(solution.columns), bound))
-        overlap = _overlap(solution.columns, may_agree)
-        program = replace(program, rows=(*program.rows, overlap))
+        program = program.unlike(solution.columns, may_agree)
     if not found and solution.proven:
         raise _clash(problem, budgets, max(deadline - time.monotonic(), 1.0))
     if not found:
@@ -140,8 +139,7 @@ def _solve_within(
     for _ in range(_EXCLUSIONS):
         if solution.columns is None or not _over(problem, budgets, program, solution.columns):
             return solution, program
-        excluded = _overlap(solution.columns, program.layers - 1)
-        program = replace(program, rows=(*program.rows, excluded))
+        program = program.unlike(solution.columns, program.layers - 1)
         solution = _solve(program, relaxation, until, prove_until)
     bound, tight = solution.bound, program
     while solution.columns is not None:
@@ -158,7 +156,8 @@ def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: 
     """The best solution found by the moment ``until``, with a bound that holds for all.
 
     A search started from the relaxation finds a good solution, which proves most columns useless: they have
-    too large a reduced cost. Up to ``prove_until``, or ``until`` where none was found, the rest is solved exactly.
+    too large a reduced cost. What is left is solved exactly, up to ``prove_until``, or to ``until`` where
+    the search found none.
     """
     relaxed = relaxation.solve(program.rows, until - time.monotonic())
     if math.isinf(relaxed.value):
@@ -183,11 +182,6 @@ def _over(problem: Problem, budgets: Mapping[str, float], program: Program, colu
     """The budgets that the selection ``columns`` exceeds."""
     choices = program.choices(columns)
     return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
-
-
-def _overlap(columns: Ints, may_agree: int) -> Row:
-    """At most ``may_agree`` of ``columns`` may be chosen again."""
-    return Row(index=columns, value=np.ones(len(columns)), upper=float(may_agree))
 
 
 def _below(row: Row, columns: Ints) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class Program:
     def choices(self, columns: Ints) -> list[int]:
         """The candidate of each layer, from the one column chosen in each."""
         return [int(j) for j in self.candidate[np.sort(columns)]]
+
+    def unlike(self, columns: Ints, may_agree: int) -> Program:
+        """The program with at most ``may_agree`` of ``columns`` chosen again."""
+        overlap = Row(index=columns, value=np.ones(len(columns)), upper=float(may_agree))
+        return replace(self, rows=(*self.rows, overlap))
 
     def score(self, objective: float) -> float:
         """A value of the objective as a score in the user's unit."""

@@ -138,7 +138,7 @@ def _start(grid: _Grid, primal: Floats, rng: np.random.Generator) -> _State:
     """Each layer's column with the largest share in the relaxation; all but one search disturb the shares."""
     noise = rng.random((_SEARCHES, len(grid.column))) ** _NOISE
     noise[0] = 1
-    share = np.where(np.isfinite(grid.objective), (primal[grid.column] + _ROUNDING) * noise, -1)
+    share = np.where(np.isfinite(grid.objective), primal[grid.column] * noise, -1)
     first = np.arange(0, len(grid.column), grid.width)
     chosen = first + share.reshape(_SEARCHES, -1, grid.width).argmax(axis=2)
     tabu_until = np.zeros((_SEARCHES, len(grid.column)), dtype=np.int64)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lana_ray.errors import UserError
-from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
+from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, ilp, select
 
 from .brute import Instance, agreement, best_score, instances, sum_of, table, within
 
@@ -82,6 +82,27 @@ def test_each_further_selection_is_the_best_unlike_the_earlier(
 
 
 @PROPERTY
+@given(instances(cost_names=2), st.integers(2, 6), st.sampled_from([0.0, 0.5, 0.7, 1.0]))
+def test_what_is_not_proven_optimal_has_a_bound_that_holds(
+    instance: Instance, count: int, max_overlap: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ilp, "_PROVING", 0.0)
+        found = solve(instance, count=count, max_overlap=max_overlap)
+    if found is None:
+        return
+    layers = len(instance.scores)
+    may_agree = min(math.floor(max_overlap * layers + 1e-9), layers - 1)
+    for k, selection in enumerate(found):
+        earlier = [other.choices for other in found[:k]]
+        best = best_score(instance, earlier, may_agree)
+        assert best is not None
+        assert selection.bound - 1e-6 <= best <= selection.score + 1e-6
+        assert all(agreement(selection.choices, other) <= may_agree for other in earlier)
+        assert within(instance.costs, instance.budgets, selection.choices)
+
+
+@PROPERTY
 @given(instances(), st.floats(1, 2))
 def test_a_larger_budget_is_never_worse(instance: Instance, factor: float) -> None:
     found = solve(instance)
@@ -108,10 +129,17 @@ def test_the_order_of_candidates_does_not_matter(instance: Instance, random: Any
         },
         instance.budgets,
     )
-    one, other = solve(instance), solve(shuffled)
+    one, other = solve(instance, count=4), solve(shuffled, count=4)
     assert (one is None) == (other is None)
     if one and other:
-        assert other[0].score == pytest.approx(one[0].score, rel=1e-6, abs=1e-6)
+        assert [selection.score for selection in other] == [selection.score for selection in one]
+        assert [selection.costs for selection in other] == [selection.costs for selection in one]
+
+
+@PROPERTY
+@given(instances(cost_names=2))
+def test_the_same_problem_has_the_same_answer(instance: Instance) -> None:
+    assert solve(instance, count=4) == solve(instance, count=4)
 
 
 @pytest.mark.parametrize("cost_unit", [1e-9, 1e-3, 1e6])
@@ -208,6 +236,19 @@ def test_lana_size_is_solved_to_proven_optimality() -> None:
     [selection] = select(scores, {"latency_ms": costs}, {"latency_ms": budget})
     assert selection.gap == 0
     assert 0.99 * budget < selection.costs["latency_ms"] <= budget
+
+
+@pytest.mark.slow
+def test_many_unlike_selections_at_lana_size() -> None:
+    scores, costs, budget = lana_sized(5)
+    found = select(scores, {"latency_ms": costs}, {"latency_ms": budget}, count=40, time_limit_s=20.0)
+    assert len(found) == 40
+    for k, selection in enumerate(found):
+        assert selection.costs["latency_ms"] <= budget
+        assert all(agreement(selection.choices, earlier.choices) <= 32 for earlier in found[:k])
+    assert found[0].gap == 0
+    assert max(selection.gap for selection in found[:10]) < 0.01
+    assert max(selection.gap for selection in found) < 0.05
 
 
 def test_several_targets_and_memory_at_lana_size() -> None:
