@@ -21,8 +21,8 @@ from lana_ray.selection.search import search
 from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve_binary
 
 _REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
-_PROVING = 1 / 5  # of the time limit, after the first selection
-_PROVING_SHARE = 1 / 4  # of what is left of it, for one selection
+_UNPROVEN = 1 / 5  # of the time limit, for selections after the first that are not proven in the end
+_UNPROVEN_SHARE = 1 / 4  # of what is left of it, for one of them
 _EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one by one
 
 
@@ -45,8 +45,9 @@ def select(
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
         time_limit_s: seconds for the whole call. Up to half of them go to the first selection (all, if it is
-            the only one), then up to a fifth of what is left to proving others optimal, a quarter of that
-            to the second and so on. Explaining budgets that clash may add a second.
+            the only one), then each has its share, earlier ones a larger one, and what one leaves over goes
+            to the next. When later ones that could not be proven optimal have taken a fifth of the limit,
+            the rest are searched for without trying. Explaining budgets that clash may add a second.
 
     Returns the selections in the order they were found, the k-th the best of those unlike the k - 1
     before. One that was not proven optimal in its time is the best found, with its proven gap: the bound
@@ -79,23 +80,29 @@ def select(
     may_agree = min(math.floor(max_overlap * program.layers + 1e-9), program.layers - 1)
 
     found: list[Selection] = []
-    proving_ends = math.inf
-    for left in range(count, 0, -1):
-        share = 2 / (left + 1) if found else max(1 / 2, 2 / (left + 1))
+    unproven_s = _UNPROVEN * time_limit_s
+    missed = False  # none was found in the first attempt at this place of the sequence
+    while len(found) < count:
+        left = count - len(found)
+        least_share = (1 / 2 if missed else 0) if found else (1 if missed else 1 / 2)
+        share = max(2 / (left + 1), least_share)
         now = time.monotonic()
         until = now + share * (deadline - now)
-        proving_share = max(_PROVING_SHARE, 1 / left)
-        prove_until = now + proving_share * max(proving_ends - now, 0) if found else until
+        prove_until = until
+        if found:
+            prove_until = min(until, now + max(_UNPROVEN_SHARE, 1 / left) * max(unproven_s, 0))
         solution, program = _solve_within(problem, budgets, program, relaxation, until, prove_until)
         if solution.columns is None:
-            if solution.proven or time.monotonic() > deadline:
+            if solution.proven or missed:
                 break
+            missed = True
             continue
         bound = None if solution.proven else program.score(solution.bound)
-        if not found:
-            proving_ends = time.monotonic() + _PROVING * (deadline - time.monotonic())
+        if found and not solution.proven:
+            unproven_s -= time.monotonic() - now
         found.append(problem.selection(program.choices(solution.columns), bound))
         program = program.unlike(solution.columns, may_agree)
+        missed = False
     if not found and solution.proven:
         raise _clash(problem, budgets, max(deadline - time.monotonic(), 1.0))
     if not found:

@@ -87,7 +87,7 @@ def test_what_is_not_proven_optimal_has_a_bound_that_holds(
     instance: Instance, count: int, max_overlap: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ilp, "_PROVING", 0.0)
+        patch.setattr(ilp, "_UNPROVEN", 0.0)
         found = solve(instance, count=count, max_overlap=max_overlap)
     if found is None:
         return
