@@ -84,8 +84,9 @@ def select(
     missed = False  # none was found in the first attempt at this place of the sequence
     while len(found) < count:
         left = count - len(found)
-        least_share = (1 / 2 if missed else 0) if found else (1 if missed else 1 / 2)
-        share = max(2 / (left + 1), least_share)
+        share = 2 / (left + 1)
+        if missed or not found:
+            share = 1.0 if missed and not found else max(share, 1 / 2)
         now = time.monotonic()
         until = now + share * (deadline - now)
         prove_until = until
