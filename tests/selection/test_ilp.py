@@ -241,8 +241,8 @@ def test_lana_size_is_solved_to_proven_optimality() -> None:
 @pytest.mark.slow
 def test_many_unlike_selections_at_lana_size() -> None:
     scores, costs, budget = lana_sized(5)
-    found = select(scores, {"latency_ms": costs}, {"latency_ms": budget}, count=40, time_limit_s=20.0)
-    assert len(found) == 40
+    found = select(scores, {"latency_ms": costs}, {"latency_ms": budget}, count=20, time_limit_s=30.0)
+    assert len(found) == 20
     for k, selection in enumerate(found):
         assert selection.costs["latency_ms"] <= budget
         assert all(agreement(selection.choices, earlier.choices) <= 32 for earlier in found[:k])
