@@ -19,7 +19,7 @@ from lana_ray.layers import find_layers
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
-from lana_ray.stages.choice import Choice
+from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.sample import Judged
 from lana_ray.storage import Storage
 
@@ -40,12 +40,10 @@ def losses(workspace: Any, architectures: Sequence[Any]) -> dict[Any, float]:
 
 def choice() -> Choice:
     """Three students within 1 ms, the slowest of the lowest loss."""
-    found = Choice(target="edge", budget=Budget.parse("1ms"), budget_ms=1.0, limit_ms=0.98)
-    found.measured = {
-        FAST: sample(median_ms=0.5),
-        MIDDLE: sample(median_ms=0.8),
-        SLOW: sample(median_ms=0.97),
-    }
+    limits = {"edge": Limit(budget_ms=1.0, limit_ms=0.98)}
+    found = Choice(budget=Budget.parse("1ms"), limits=limits)
+    times = {FAST: 0.5, MIDDLE: 0.8, SLOW: 0.97}
+    found.measured = {a: {"edge": sample(median_ms=ms)} for a, ms in times.items()}
     found.finished = True
     return found
 
@@ -140,7 +138,7 @@ class Loop:
     def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
         number = rest[-1]
         new = list(self.times)[number]
-        self.proposed.append((number, [round(c.aim_ms / c.limit_ms, 2) for c in unfinished]))
+        self.proposed.append((number, [round(c.aim, 2) for c in unfinished]))
         for c in unfinished:
             c.students[new] = cast(Any, (number, None))
         return {"edge": [new]}
@@ -154,7 +152,8 @@ class Loop:
 
 
 def budget(limit_ms: float) -> Choice:
-    return Choice(target="edge", budget=Budget.parse("9ms"), budget_ms=limit_ms, limit_ms=limit_ms)
+    limits = {"edge": Limit(budget_ms=limit_ms, limit_ms=limit_ms)}
+    return Choice(budget=Budget.parse("9ms"), limits=limits)
 
 
 def test_a_budget_that_no_student_kept_has_twice_the_rounds_and_aims_lower(
@@ -178,7 +177,9 @@ def test_a_budget_whose_students_were_only_lucky_goes_on(monkeypatch: pytest.Mon
 def test_a_student_that_uses_the_budget_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(monkeypatch, [budget(1.0)], [0.9, 0.97, 0.6])
     for c in loop.choices:
-        monkeypatch.setattr(type(c), "leader_fits", lambda c: list(c.measured.values())[-1].median_ms >= 0.95)
+        monkeypatch.setattr(
+            type(c), "leader_fits", lambda c: list(c.measured.values())[-1]["edge"].median_ms >= 0.95
+        )
     loop.run(rounds=3)
     assert [number for number, _ in loop.proposed] == [0, 1]
     assert loop.choices[0].architecture == (1, 0, 0)
@@ -219,16 +220,17 @@ def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_the
     workspace = cast(
         Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=SimpleNamespace(select=chosen))
     )
-    scores, costs = [np.array([0.0, 0.2, np.inf])] * 3, [np.array([1.0, 0.4, np.inf])] * 3
-    found = select._solve(workspace, scores, costs, 2.5)
+    scores, costs = [np.array([0.0, 0.2, np.inf])] * 3, {"edge": [np.array([1.0, 0.4, np.inf])] * 3}
+    found = select._solve(workspace, scores, costs, {"edge": 2.5})
     assert found[0].choices.count(1) == 1
-    assert all(selection.costs["latency_ms"] <= 2.5 for selection in found)
+    assert all(selection.costs["edge"] <= 2.5 for selection in found)
 
     def unsolvable(*_: Any, **__: Any) -> list[Any]:
         raise AssertionError("solved again")
 
     monkeypatch.setattr(select, "select", unsolvable)
-    assert select._solve(workspace, scores, costs, 2.5) == found
-    for other in ((scores, costs, 2.4), ([*scores[:2], np.array([0.0, 0.3, np.inf])], costs, 2.5)):
+    assert select._solve(workspace, scores, costs, {"edge": 2.5}) == found
+    others = [*scores[:2], np.array([0.0, 0.3, np.inf])]
+    for other in ((scores, costs, {"edge": 2.4}), (others, costs, {"edge": 2.5})):
         with pytest.raises(AssertionError, match="solved again"):
             select._solve(workspace, *other)

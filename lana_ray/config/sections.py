@@ -242,6 +242,8 @@ class SelectConfig(Section):
     max_overlap: float = Field(default=0.7, gt=0, le=1)
     time_limit_s: float = Field(default=10.0, gt=0)
     """For all students of one target and budget; what is not proven optimal by then says its gap."""
+    joint: bool = False
+    """Also choose, for every budget, one architecture that keeps it on all targets."""
     force: tuple[str, ...] = ()
     """``LAYER=OPERATION``, glob patterns both: at these layers only these operations."""
     forbid: tuple[str, ...] = ()

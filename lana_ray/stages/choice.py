@@ -1,7 +1,8 @@
-"""What is considered and chosen for one target and one budget."""
+"""What is considered and chosen for one budget, on one target or on several at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lana_ray.config import Budget
@@ -14,19 +15,32 @@ USE = 0.95
 
 
 @dataclass(kw_only=True)
-class Choice:
-    """The students considered for one target and budget, and the one chosen."""
+class Limit:
+    """A budget on one target."""
 
-    target: str
-    budget: Budget
     budget_ms: float
     limit_ms: float
     """The budget less the margin kept for the spread of re-measurements."""
+
+    @property
+    def confirmed_ms(self) -> float:
+        """Half of the margin is left for measurements to come."""
+        return (self.limit_ms + self.budget_ms) / 2
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """The students considered for one budget, and the one chosen."""
+
+    budget: Budget
+    limits: dict[str, Limit]
+    """By target. Where there are several, one architecture shall keep the budget on all of them."""
     aim: float = 1.0
-    """Share of the limit that the program is asked for: less where it has been missed."""
+    """Share of the limits that the program is asked for: less where they have been missed."""
     students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
-    """Every selection proposed, with the round that proposed it first."""
-    measured: dict[Architecture, Sample] = field(default_factory=dict)
+    """Every selection proposed, with the round that proposed it first; its costs are named by target."""
+    measured: dict[Architecture, dict[str, Sample]] = field(default_factory=dict)
+    """By target; the students that ran on all of them."""
     loss: dict[Architecture, float] = field(default_factory=dict)
     architecture: Architecture | None = None
     given_up: set[Architecture] = field(default_factory=set)
@@ -39,24 +53,35 @@ class Choice:
     """No more students need be proposed."""
 
     @property
-    def aim_ms(self) -> float:
-        """What the program is asked for."""
-        return self.aim * self.limit_ms
+    def name(self) -> str:
+        """The budget, unlike that of the same targets alone."""
+        return f"{self.budget} on all" if len(self.limits) > 1 else str(self.budget)
+
+    @property
+    def place(self) -> str:
+        """Where the budget is to be kept, for messages."""
+        return ", ".join(self.limits)
+
+    def keeps(self, samples: Mapping[str, Sample]) -> bool:
+        """Whether a student with these measurements, by target, keeps every limit."""
+        return all(
+            samples[target].error is None and samples[target].median_ms <= limit.limit_ms
+            for target, limit in self.limits.items()
+        )
 
     def within(self) -> list[Architecture]:
-        """The students that ran, kept the limit and were not given up."""
-        kept = [a for a, s in self.measured.items() if s.error is None and s.median_ms <= self.limit_ms]
-        return [a for a in kept if a not in self.given_up]
+        """The students that ran, kept the limits and were not given up."""
+        return [a for a, samples in self.measured.items() if self.keeps(samples) and a not in self.given_up]
 
     def leader_fits(self) -> bool:
-        """Whether the program's best student of the last round keeps the limit and makes use of it."""
-        sample = self.measured.get(self.leader) if self.leader else None
-        if sample is None or sample.error is not None:
+        """Whether the program's best student of the last round keeps the limits and makes use of one."""
+        samples = self.measured.get(self.leader) if self.leader else None
+        if samples is None or not self.keeps(samples):
             return False
-        return USE * self.limit_ms <= sample.median_ms <= self.limit_ms
+        return any(samples[target].median_ms >= USE * limit.limit_ms for target, limit in self.limits.items())
 
     def candidates(self) -> list[Architecture]:
-        """The students within the limit that were not given up, the lowest loss first."""
+        """The students within the limits that were not given up, the lowest loss first."""
         return sorted((a for a in self.loss if a not in self.given_up), key=lambda a: (self.loss[a], a))
 
     def replace(self) -> bool:

@@ -28,8 +28,8 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     again: dict[tuple[str, Architecture], Judged] = {}
     while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
         asked = {}
-        for name in dict.fromkeys(choice.target for choice in unsure):
-            best = dict.fromkeys(a for c in unsure if c.target == name for a in c.candidates()[:_AT_ONCE])
+        for name in dict.fromkeys(name for choice in unsure for name in choice.limits):
+            best = dict.fromkeys(a for c in unsure if name in c.limits for a in c.candidates()[:_AT_ONCE])
             asked[name] = {a: network_work(workspace.space, a) for a in best}
         again |= judge(workspace, asked, costs, CONFIRMING, "confirm")
         for choice in unsure:
@@ -37,13 +37,16 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
 
 
 def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Judged]) -> None:
-    """Takes the best student that did it again, or the best that was not measured again yet.
-
-    Of the margin, half is left for measurements to come.
-    """
-    while choice.architecture and (judged := again.get((choice.target, choice.architecture))):
-        sample = judged.sample
-        if sample.error is None and sample.median_ms <= (choice.limit_ms + choice.budget_ms) / 2:
+    """Takes the best student that did it again, or the best that was not measured again yet."""
+    while choice.architecture:
+        found = {name: again.get((name, choice.architecture)) for name in choice.limits}
+        samples = {name: judged.sample for name, judged in found.items() if judged}
+        if len(samples) < len(found):
+            return
+        if all(
+            samples[name].error is None and samples[name].median_ms <= limit.confirmed_ms
+            for name, limit in choice.limits.items()
+        ):
             choice.confirmed.add(choice.architecture)
             return
         if not choice.replace():

@@ -26,7 +26,10 @@ MAX_REPLACED = 2
 class Finished:
     """A fine-tuned student and what it came to; accuracies are of the test split."""
 
-    choice: Choice
+    target: str
+    budget: str
+    """Its name, which says whether the student keeps it on all targets."""
+    budget_ms: float
     job: TrainJob
     predicted_ms: float
     sample: Sample
@@ -41,10 +44,8 @@ class Finished:
         """Why it must not be registered; None when it may."""
         if self.sample.error is not None:
             return self.sample.error
-        if not _keeps_budget(self.sample, self.choice):
-            return (
-                f"measured {self.sample.median_ms:.3f} ms, over the budget of {self.choice.budget_ms:.3f} ms"
-            )
+        if not _keeps(self.sample, self.budget_ms):
+            return f"measured {self.sample.median_ms:.3f} ms, over the budget of {self.budget_ms:.3f} ms"
         return None
 
 
@@ -64,13 +65,16 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     samples = _train_and_measure(workspace, choices, costs)
     for _ in range(MAX_REPLACED):
         over = [
-            c for c in choices if c.architecture and not _keeps_budget(samples[c.target, c.architecture], c)
+            c
+            for c in choices
+            if c.architecture
+            and not all(_keeps(samples[t, c.architecture], limit.budget_ms) for t, limit in c.limits.items())
         ]
         replaced = [choice for choice in over if choice.replace()]
         if not replaced:
             break
         for choice in replaced:
-            who = f"{choice.target} {choice.budget}"
+            who = f"{choice.place} {choice.name}"
             say(f"finetune: {who}: over budget with its final weights; the next best is taken")
         samples |= _train_and_measure(workspace, replaced, costs)
     jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
@@ -79,22 +83,25 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     before = accuracies_before(workspace, list(jobs))
     return [
         Finished(
-            choice=choice,
+            target=target,
+            budget=choice.name,
+            budget_ms=limit.budget_ms,
             job=jobs[choice.architecture],
-            predicted_ms=choice.students[choice.architecture][1].costs["latency_ms"],
-            sample=samples[choice.target, choice.architecture],
-            teacher_ms=costs[choice.target].teacher_ms,
+            predicted_ms=choice.students[choice.architecture][1].costs[target],
+            sample=samples[target, choice.architecture],
+            teacher_ms=costs[target].teacher_ms,
             accuracy_before=before[choice.architecture],
             accuracy=tested[jobs[choice.architecture]],
             teacher_accuracy=tested[teacher],
         )
         for choice in choices
         if choice.architecture
+        for target, limit in choice.limits.items()
     ]
 
 
-def _keeps_budget(sample: Sample, choice: Choice) -> bool:
-    return sample.error is None and sample.median_ms <= choice.budget_ms
+def _keeps(sample: Sample, budget_ms: float) -> bool:
+    return sample.error is None and sample.median_ms <= budget_ms
 
 
 def _train_and_measure(
@@ -126,8 +133,8 @@ def _measure(
     costs: Mapping[str, TargetCosts],
 ) -> dict[tuple[str, Architecture], Sample]:
     asked = {}
-    for name in dict.fromkeys(choice.target for choice in choices):
-        mine = dict.fromkeys(c.architecture for c in choices if c.target == name and c.architecture)
+    for name in dict.fromkeys(name for choice in choices for name in choice.limits):
+        mine = dict.fromkeys(c.architecture for c in choices if name in c.limits and c.architecture)
         asked[name] = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
     found = judge(workspace, asked, costs, SESSIONS, "measure")
     return {key: judged.sample for key, judged in found.items()}

@@ -66,7 +66,7 @@ def run(
     sound = [f for f in finished if f.problem is None]
     for f in finished:
         if f.problem is not None:
-            say(f"register: {f.choice.target} {f.choice.budget} is not registered: {f.problem}")
+            say(f"register: {f.target} {f.budget} is not registered: {f.problem}")
     if not sound:
         return {}
     uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
@@ -74,7 +74,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         students, teachers = [], {}
         for f in sound:
-            known, name = costs[f.choice.target], f.choice.target
+            known, name = costs[f.target], f.target
             model = _model(workspace, trained_network(workspace, f.job), known.target, tests)
             table = _cost_table(workspace, name, Path(folder))
             students.append(_student(workspace, teacher, f, known, model, table))
@@ -87,10 +87,7 @@ def run(
             default_budget=default_budget(workspace.config),
         )
     say(f"register: {len(registered)} versions in MLflow; see them with lana-ray models")
-    return {
-        (f.choice.target, str(f.choice.budget)): version.model_uri
-        for f, version in zip(sound, registered, strict=True)
-    }
+    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, registered, strict=True)}
 
 
 def _cost_table(workspace: Workspace, target: str, folder: Path) -> Path:
@@ -108,14 +105,13 @@ def _student(
     model: registry.Model,
     table: Path,
 ) -> registry.Student:
-    budget = str(f.choice.budget)
     assert f.job.architecture is not None
-    identity = (f.job.key, f.sample.key, costs.target_key, budget, f.sample.median_ms)
+    identity = (f.job.key, f.sample.key, costs.target_key, f.budget, f.sample.median_ms)
     tags = {
         "latency_ms": f"{f.sample.median_ms:.6g}",
         "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
         "predicted_ms": f"{f.predicted_ms:.6g}",
-        "budget_ms": f"{f.choice.budget_ms:.6g}",
+        "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{f.teacher_ms:.6g}",
         "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
         "accuracy": f"{f.accuracy:.6g}",
@@ -131,7 +127,7 @@ def _student(
     return registry.Student(
         model=model,
         target=costs.target.name,
-        budget=budget,
+        budget=f.budget,
         teacher=teacher.name,
         tags=tags,
         artifacts={"costs.parquet": table},

@@ -14,13 +14,14 @@ from scipy.stats import t
 from lana_ray.config import Budget, SelectConfig
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
+from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import spread
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
-from lana_ray.stages.choice import Choice
+from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
@@ -57,10 +58,13 @@ def run(
         new = _propose(workspace, unfinished, costs, scores, number)
         _measure(workspace, new, costs)
         for choice in unfinished:
-            networks = costs[choice.target].networks
-            free = free_share(workspace.config.select, costs[choice.target])
-            choice.limit_ms = choice.budget_ms * (1 - free)
-            choice.measured = {a: networks[a] for a in choice.students if a in networks}
+            for name, limit in choice.limits.items():
+                limit.limit_ms = limit.budget_ms * (1 - free_share(settings, costs[name]))
+            choice.measured = {
+                a: {name: costs[name].networks[a] for name in choice.limits}
+                for a in choice.students
+                if all(a in costs[name].networks for name in choice.limits)
+            }
             enough = choice.leader_fits() or number + 1 >= rounds or not new
             choice.finished = enough and bool(choice.within())
         if number + 1 >= rounds or all(choice.finished for choice in choices):
@@ -79,21 +83,34 @@ def run(
 
 
 def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Choice]:
-    """What is to be chosen, one for every target and budget.
+    """What is to be chosen: for every target and budget one, and with ``select.joint`` one for all targets.
 
     Raises:
         UserError: for a budget below the cheapest student of the table; known before anything is trained.
     """
-    choices = []
-    for name, measured in costs.items():
-        cheapest = measured.table.rest_ms + sum(float(c.min()) for c in measured.table.costs_ms)
-        for budget in workspace.config.budgets.latency_ms:
-            budget_ms = budget.limit_ms(measured.teacher_ms)
-            limit_ms = budget_ms * (1 - free_share(workspace.config.select, measured))
-            if cheapest > limit_ms:
-                raise UserError(_too_low(name, budget, limit_ms, cheapest))
-            choices.append(Choice(target=name, budget=budget, budget_ms=budget_ms, limit_ms=limit_ms))
+    settings, budgets = workspace.config.select, workspace.config.budgets.latency_ms
+    choices = [
+        Choice(budget=budget, limits={name: _limit(settings, budget, measured)})
+        for name, measured in costs.items()
+        for budget in budgets
+    ]
+    for choice in choices:
+        ((name, limit),) = choice.limits.items()
+        table = costs[name].table
+        cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in table.costs_ms)
+        if cheapest > limit.limit_ms:
+            raise UserError(_too_low(choice, name, cheapest))
+    if settings.joint and len(costs) > 1:
+        choices += [
+            Choice(budget=b, limits={name: _limit(settings, b, known) for name, known in costs.items()})
+            for b in budgets
+        ]
     return choices
+
+
+def _limit(settings: SelectConfig, budget: Budget, measured: TargetCosts) -> Limit:
+    budget_ms = budget.limit_ms(measured.teacher_ms)
+    return Limit(budget_ms=budget_ms, limit_ms=budget_ms * (1 - free_share(settings, measured)))
 
 
 def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
@@ -109,10 +126,13 @@ def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
     return max(settings.margin, above / (1 + above))
 
 
-def _too_low(target: str, budget: Budget, limit_ms: float, cheapest: float) -> str:
+def _too_low(choice: Choice, target: str, cheapest_ms: float) -> str:
+    others = ", ".join(name for name in choice.limits if name != target)
+    which = f"student that keeps it on {others}" if others else "student"
     return (
-        f"target {target!r}: budget {budget} ({limit_ms:.3f} ms with the margin) cannot be met: the cheapest "
-        f"student takes about {cheapest:.3f} ms; raise the budget or add cheaper operations to the pool"
+        f"target {target!r}: budget {choice.name} ({choice.limits[target].limit_ms:.3f} ms with the margin) "
+        f"cannot be met: the cheapest {which} takes about {cheapest_ms:.3f} ms; raise the budget or add "
+        f"cheaper operations to the pool"
     )
 
 
@@ -126,42 +146,48 @@ def _propose(
     """Solves the program of every open budget; the architectures not measured yet, by target."""
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
-        table = costs[choice.target].table
         # What every student pays is part of the first layer's cost, so that sums are whole latencies.
-        whole = [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
+        tables = {name: costs[name].table for name in choice.limits}
+        whole = {
+            name: [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
+            for name, table in tables.items()
+        }
+        aims = {name: choice.aim * limit.limit_ms for name, limit in choice.limits.items()}
         try:
-            found = _solve(workspace, scores, whole, choice.aim_ms)
+            found = _solve(workspace, scores, whole, aims)
         except NoSelectionFound as error:
-            raise UserError(f"target {choice.target!r}: budget {choice.budget}: {error}") from None
+            raise UserError(f"target {choice.place}: budget {choice.name}: {error}") from None
         except InfeasibleBudget as error:
             if choice.students:  # an earlier table proposed what could be proposed
                 continue
-            raise UserError(_too_low(choice.target, choice.budget, choice.limit_ms, error.cheapest)) from None
+            raise UserError(_too_low(choice, error.name, error.cheapest)) from None
         choice.leader = found[0].choices
         for selection in found:
             choice.students.setdefault(selection.choices, (number, selection))
-            known = costs[choice.target].networks
-            if selection.choices not in known and selection.choices not in new.get(choice.target, []):
-                new.setdefault(choice.target, []).append(selection.choices)
-    return new
+            for name in choice.limits:
+                asked = new.setdefault(name, [])
+                if selection.choices not in costs[name].networks and selection.choices not in asked:
+                    asked.append(selection.choices)
+    return {name: asked for name, asked in new.items() if asked}
 
 
 def _solve(
     workspace: Workspace,
     scores: Sequence[NDArray[np.float64]],
-    costs: Sequence[NDArray[np.float64]],
-    aim_ms: float,
+    costs: Mapping[str, Sequence[NDArray[np.float64]]],
+    aims_ms: Mapping[str, float],
 ) -> list[Selection]:
     """The program's solutions. They are kept: what a time limit ended would not come out the same again."""
     settings = workspace.config.select
-    problem = ([s.tolist() for s in scores], [c.tolist() for c in costs], aim_ms)
+    tables = {name: [c.tolist() for c in table] for name, table in costs.items()}
+    problem = ([s.tolist() for s in scores], tables, aims_ms)
     key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s)
     file = f"selections/{key}.json"
     if not workspace.storage.exists(file):
         found = select(
             scores,
-            {"latency_ms": costs},
-            {"latency_ms": aim_ms},
+            costs,
+            aims_ms,
             count=settings.count,
             max_overlap=settings.max_overlap,
             time_limit_s=settings.time_limit_s,
@@ -185,47 +211,56 @@ def _measure(
 
 
 def _unmet(choice: Choice) -> str:
-    nearest = min((s.median_ms for s in choice.measured.values()), default=float("nan"))
+    limits = ", ".join(f"{limit.limit_ms:.3f}" for limit in choice.limits.values())
+    nearest = min(choice.measured.values(), key=lambda samples: _used(choice, samples), default={})
+    took = ", ".join(f"{sample.median_ms:.3f}" for sample in nearest.values()) or "nan"
     return (
-        f"target {choice.target!r}: budget {choice.budget} ({choice.limit_ms:.3f} ms with the margin): none "
+        f"target {choice.place!r}: budget {choice.name} ({limits} ms with the margin): none "
         f"of {len(choice.measured)} students measured kept it ({len(choice.given_up)} did once, but not "
-        f"again), the fastest took {nearest:.3f} ms; raise the budget, select.count or select.rounds"
+        f"again), the fastest took {took} ms; raise the budget, select.count or select.rounds"
     )
+
+
+def _used(choice: Choice, samples: Mapping[str, Sample]) -> float:
+    """The largest share of a limit that a student takes."""
+    return max(samples[name].median_ms / limit.limit_ms for name, limit in choice.limits.items())
 
 
 def _say(choice: Choice) -> None:
     assert choice.architecture is not None
-    sample = choice.measured[choice.architecture]
-    share, loss = 100 * sample.median_ms / choice.budget_ms, choice.loss[choice.architecture]
-    say(
-        f"select: {choice.target} {choice.budget}: {len(choice.measured)} students measured, "
-        f"{len(choice.loss)} within {choice.limit_ms:.3f} ms; the best takes {sample.median_ms:.3f} ms "
-        f"({share:.0f} % of the budget), loss {loss:.3f}"
-    )
+    samples, loss = choice.measured[choice.architecture], choice.loss[choice.architecture]
+    for name, limit in choice.limits.items():
+        took = samples[name].median_ms
+        say(
+            f"select: {name} {choice.name}: {len(choice.measured)} students measured, "
+            f"{len(choice.loss)} within {limit.limit_ms:.3f} ms; the best takes {took:.3f} ms "
+            f"({100 * took / limit.budget_ms:.0f} % of the budget), loss {loss:.3f}"
+        )
 
 
 def _write(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
     rows = [
         {
-            "target": choice.target,
-            "budget": str(choice.budget),
-            "budget_ms": choice.budget_ms,
+            "target": name,
+            "budget": choice.name,
+            "budget_ms": limit.budget_ms,
             "round": number,
             "rank": rank,
             "architecture": workspace.space.label(architecture),
             "choices": list(architecture),
             "score": selection.score,
             "gap": selection.gap,
-            "predicted_ms": selection.costs["latency_ms"],
-            "measured_ms": choice.measured[architecture].median_ms
+            "predicted_ms": selection.costs[name],
+            "measured_ms": choice.measured[architecture][name].median_ms
             if architecture in choice.measured
             else None,
-            "iqr_ms": choice.measured[architecture].iqr_ms if architecture in choice.measured else None,
+            "iqr_ms": choice.measured[architecture][name].iqr_ms if architecture in choice.measured else None,
             "loss": choice.loss.get(architecture),
             "within": architecture in choice.loss,
             "chosen": architecture == choice.architecture,
         }
         for choice in choices
+        for name, limit in choice.limits.items()
         for rank, (architecture, (number, selection)) in enumerate(choice.students.items())
     ]
     key = fingerprint(

@@ -61,11 +61,10 @@ def _target(known: TargetCosts) -> dict[str, Any]:
 
 def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     assert f.job.architecture is not None
-    budget = str(f.choice.budget)
     return {
-        "target": f.choice.target,
-        "budget": budget,
-        "budget_ms": f.choice.budget_ms,
+        "target": f.target,
+        "budget": f.budget,
+        "budget_ms": f.budget_ms,
         "predicted_ms": f.predicted_ms,
         "measured_ms": f.sample.median_ms,
         "iqr_ms": f.sample.iqr_ms,
@@ -75,6 +74,6 @@ def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], st
         "accuracy_before": f.accuracy_before,
         "teacher_accuracy": f.teacher_accuracy,
         "architecture": workspace.space.label(f.job.architecture),
-        "model_uri": uris.get((f.choice.target, budget)),
+        "model_uri": uris.get((f.target, f.budget)),
         "problem": f.problem,
     }
