@@ -101,6 +101,18 @@ def test_a_change_redoes_only_what_depends_on_it(finished: Path, capsys: pytest.
     assert "finetune.epochs 0.5 → 0.6" in capsys.readouterr().out
 
 
+def test_a_joint_student_is_registered_for_every_target(finished: Path) -> None:
+    accelerate(settings(finished, select={"count": 2, "rounds": 1, "joint": True}))
+    results = summary_of(finished)["results"]
+    for budget in ("1000% on all", "500ms on all"):
+        mine = {r["target"]: r for r in results if r["budget"] == budget}
+        assert mine.keys() == {"ort", "eager"}
+        assert mine["ort"]["architecture"] == mine["eager"]["architecture"]
+        assert all(r["measured_ms"] <= r["budget_ms"] for r in mine.values())
+        assert mine["ort"]["model_uri"] != mine["eager"]["model_uri"]
+    assert len(results) == 8
+
+
 def test_samples_of_a_truncated_file_are_named_and_left_out(finished: Path) -> None:
     storage = Storage(str(finished))
     victim = finished / "samples" / "ort-broken.parquet"

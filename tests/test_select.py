@@ -111,6 +111,62 @@ def test_a_choice_without_a_student_that_keeps_it_twice_is_left_unfinished(
     assert chosen.given_up == {SLOW, MIDDLE, FAST}
 
 
+def joint_choice() -> Choice:
+    """Two students on two targets; the one with the lower loss runs over on the second."""
+    limits = {"edge": Limit(budget_ms=1.0, limit_ms=0.98), "server": Limit(budget_ms=0.1, limit_ms=0.098)}
+    found = Choice(budget=Budget.parse("50%"), limits=limits, finished=True)
+    found.measured = {
+        SLOW: {"edge": sample(median_ms=0.9), "server": sample(median_ms=0.11)},
+        MIDDLE: {"edge": sample(median_ms=0.8), "server": sample(median_ms=0.097)},
+        FAST: {"edge": sample(median_ms=0.5), "server": sample(median_ms=0.05)},
+    }
+    return found
+
+
+def test_a_joint_choice_keeps_every_targets_limit() -> None:
+    found = joint_choice()
+    assert found.name == "50% on all"
+    assert found.within() == [MIDDLE, FAST]
+    for leader, fits in ((SLOW, False), (MIDDLE, True), (FAST, False)):  # over, uses one, uses none
+        found.leader = leader
+        assert found.leader_fits() == fits
+
+
+def test_a_joint_choice_is_confirmed_on_every_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, list[Any]] = {}
+
+    def judge(_: Any, work: dict[str, Any], *rest: Any) -> dict[Any, Judged]:
+        for target, networks in work.items():
+            asked.setdefault(target, []).extend(networks)
+        again = {("edge", MIDDLE): 0.8, ("server", MIDDLE): 0.2, ("edge", FAST): 0.5, ("server", FAST): 0.05}
+        return {key: Judged(sample(median_ms=ms), ()) for key, ms in again.items()}
+
+    monkeypatch.setattr(confirm, "losses", losses)
+    monkeypatch.setattr(confirm, "judge", judge)
+    found = joint_choice()
+    confirm.run(WORKSPACE, [found], COSTS)
+    assert asked == {"edge": [MIDDLE, FAST], "server": [MIDDLE, FAST]}
+    assert (found.architecture, found.given_up) == (FAST, {MIDDLE})
+
+
+def test_a_joint_choice_is_opened_for_every_budget_where_there_are_targets() -> None:
+    table = SimpleNamespace(rest_ms=0.1, costs_ms=[np.array([1.0, 0.2])] * 3)
+    known = {name: SimpleNamespace(table=table, teacher_ms=ms) for name, ms in (("a", 4.0), ("b", 8.0))}
+    budgets = SimpleNamespace(latency_ms=(Budget.parse("50%"), Budget.parse("3ms")))
+    config = SimpleNamespace(select=SelectConfig(joint=True, margin=0), budgets=budgets)
+    workspace = cast(Any, SimpleNamespace(config=config))
+    opened = select.open_choices(workspace, cast(Any, known))
+    assert [(c.name, {t: x.limit_ms for t, x in c.limits.items()}) for c in opened] == [
+        ("50%", {"a": 2.0}),
+        ("3ms", {"a": 3.0}),
+        ("50%", {"b": 4.0}),
+        ("3ms", {"b": 3.0}),
+        ("50% on all", {"a": 2.0, "b": 4.0}),
+        ("3ms on all", {"a": 3.0, "b": 3.0}),
+    ]
+    assert len(select.open_choices(workspace, cast(Any, {"a": known["a"]}))) == 2
+
+
 class Loop:
     """``select.run`` on students that take as long as told, one proposed for all open budgets a round."""
 
