@@ -16,7 +16,19 @@ from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.progress import say
-from lana_ray.stages import distill, finetune, fit, proxy, register, sample, score, select, summary, teacher
+from lana_ray.stages import (
+    budgets,
+    distill,
+    finetune,
+    fit,
+    proxy,
+    register,
+    sample,
+    score,
+    select,
+    summary,
+    teacher,
+)
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
@@ -71,7 +83,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
             return None
         with stage("sample"):
             costs = sample.run(workspace)
-            select.open_choices(workspace, costs)
+            budgets.open_choices(workspace, costs)
         if until == "sample":
             return None
         with stage("distill"):

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import t
 
-from lana_ray.config import Budget, SelectConfig
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
 from lana_ray.latency.store import Sample
-from lana_ray.latency.timing import spread
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
-from lana_ray.stages.choice import Choice, Limit
+from lana_ray.stages.budgets import free_share, open_choices, too_low
+from lana_ray.stages.choice import Choice
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 FILE = "selections.parquet"
-_OF_MEDIAN = 0.449
-"""Variance of the median of three sessions in that of one, where they scatter normally."""
 _STEP = 0.04
 """By how much lower the next round aims for a budget that no student has kept yet."""
 
@@ -82,60 +77,6 @@ def run(
     return choices
 
 
-def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Choice]:
-    """What is to be chosen: for every target and budget one, and with ``select.joint`` one for all targets.
-
-    Raises:
-        UserError: for a budget below the cheapest student of the table; known before anything is trained.
-    """
-    settings, budgets = workspace.config.select, workspace.config.budgets.latency_ms
-    choices = [
-        Choice(budget=budget, limits={name: _limit(settings, budget, measured)})
-        for name, measured in costs.items()
-        for budget in budgets
-    ]
-    for choice in choices:
-        ((name, limit),) = choice.limits.items()
-        table = costs[name].table
-        cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in table.costs_ms)
-        if cheapest > limit.limit_ms:
-            raise UserError(_too_low(choice, name, cheapest))
-    if settings.joint and len(costs) > 1:
-        choices += [
-            Choice(budget=b, limits={name: _limit(settings, b, known) for name, known in costs.items()})
-            for b in budgets
-        ]
-    return choices
-
-
-def _limit(settings: SelectConfig, budget: Budget, measured: TargetCosts) -> Limit:
-    budget_ms = budget.limit_ms(measured.teacher_ms)
-    return Limit(budget_ms=budget_ms, limit_ms=budget_ms * (1 - free_share(settings, measured)))
-
-
-def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
-    """Share of a budget that is kept free on a target.
-
-    With ``select.confidence`` it is where a further session of a network ends, with that probability, above
-    the median of those it was judged by: Student's t with the degrees of freedom of the pooled deviation.
-    """
-    if settings.confidence is None or not measured.sessions_ms:
-        return settings.margin
-    deviation, freedom = spread(measured.sessions_ms.values())
-    above = float(t.ppf(settings.confidence, freedom)) * deviation * math.sqrt(1 + _OF_MEDIAN)
-    return max(settings.margin, above / (1 + above))
-
-
-def _too_low(choice: Choice, target: str, cheapest_ms: float) -> str:
-    others = ", ".join(name for name in choice.limits if name != target)
-    which = f"student that keeps it on {others}" if others else "student"
-    return (
-        f"target {target!r}: budget {choice.name} ({choice.limits[target].limit_ms:.3f} ms with the margin) "
-        f"cannot be met: the cheapest {which} takes about {cheapest_ms:.3f} ms; raise the budget or add "
-        f"cheaper operations to the pool"
-    )
-
-
 def _propose(
     workspace: Workspace,
     choices: Sequence[Choice],
@@ -160,7 +101,7 @@ def _propose(
         except InfeasibleBudget as error:
             if choice.students:  # an earlier table proposed what could be proposed
                 continue
-            raise UserError(_too_low(choice, error.name, error.cheapest)) from None
+            raise UserError(too_low(choice, error.name, error.cheapest)) from None
         choice.leader = found[0].choices
         for selection in found:
             choice.students.setdefault(selection.choices, (number, selection))
