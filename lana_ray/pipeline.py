@@ -17,7 +17,6 @@ from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.progress import say
 from lana_ray.stages import (
-    budgets,
     distill,
     finetune,
     fit,
@@ -83,7 +82,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
             return None
         with stage("sample"):
             costs = sample.run(workspace)
-            budgets.open_choices(workspace, costs)
+            select.check(workspace, costs)
         if until == "sample":
             return None
         with stage("distill"):

@@ -64,17 +64,20 @@ def plan(config: Config) -> Table:
         + ("" if config.pool.max_cost is None else "; less those that sampling finds too slow"),
     )
     table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
-    budgets = config.budgets.latency_ms
+    budgets, targets = config.budgets.latency_ms, len(config.targets)
+    joint = config.select.joint and targets > 1
     table.add_row(
         "select",
-        f"budgets {', '.join(map(str, budgets))} on {len(config.targets)} targets, {config.select.count} "
+        f"budgets {', '.join(map(str, budgets))} on {targets} targets{' and on all' if joint else ''}, "
+        f"{config.select.count} "
         f"students each measured and evaluated, in up to {config.select.rounds} rounds; "
         f"{space.size:.2g} architectures to choose from",
     )
-    most = len(budgets) * len(config.targets)
+    most = len(budgets) * (targets + joint)
     steps = f", {steps_of(config.finetune, sizes['train'])} steps each" if sizes else ""
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
-    table.add_row("register", f"at most {most} versions in {len(config.targets)} registered models of MLflow")
+    versions = len(budgets) * targets * (1 + joint)
+    table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
     return table
 
 

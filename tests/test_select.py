@@ -251,3 +251,20 @@ def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_the
     for other in ((scores, costs, {"edge": 2.4}), (others, costs, {"edge": 2.5})):
         with pytest.raises(AssertionError, match="solved again"):
             select._solve(workspace, *other)
+
+
+def test_what_cannot_be_chosen_is_told_before_training() -> None:
+    """identity is slower than its layer where it is measured so, and then not there to be forced."""
+    config = SimpleNamespace(
+        select=SelectConfig(force=("blocks.0=identity",)),
+        budgets=SimpleNamespace(latency_ms=(Budget.parse("50%"),)),
+    )
+    table = SimpleNamespace(rest_ms=0.1, costs_ms=[np.zeros(len(ops)) for ops in SPACE.ops])
+    workspace = cast(Any, SimpleNamespace(space=SPACE, config=config))
+
+    def known(considered: Any) -> Any:
+        return {"edge": SimpleNamespace(table=table, teacher_ms=4.0, considered=considered, sessions_ms={})}
+
+    select.check(workspace, known(SPACE.everything))
+    with pytest.raises(UserError, match=r"leave layer blocks\.0 without a candidate"):
+        select.check(workspace, known(((0,), *SPACE.everything[1:])))

@@ -19,7 +19,7 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.budgets import free_share, open_choices, too_low
 from lana_ray.stages.choice import Choice
-from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
+from lana_ray.stages.sample import SESSIONS, TargetCosts, considered, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
@@ -43,10 +43,8 @@ def run(
         UserError: for a budget that no student can keep, naming target, budget and the cheapest possible, and
             as ``selection.constraints.constrained``.
     """
-    settings, space = workspace.config.select, workspace.space
-    rounds = settings.rounds
-    names = [layer.name for layer in space.layers], [[op.name for op in ops] for ops in space.ops]
-    scores = constrained(scores, *names, force=settings.force, forbid=settings.forbid)
+    settings = workspace.config.select
+    rounds, scores = settings.rounds, _constrained(workspace, scores)
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
         unfinished = [choice for choice in choices if not choice.finished]
@@ -75,6 +73,25 @@ def run(
         _say(choice)
     _write(workspace, choices, costs)
     return choices
+
+
+def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
+    """Raises what ``run`` would in any case, before anything is trained."""
+    open_choices(workspace, costs)
+    layers = zip(workspace.space.ops, considered(costs), strict=True)
+    _constrained(workspace, [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers])
+
+
+def _constrained(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The scores of what ``select.force`` and ``select.forbid`` leave to choose from."""
+    settings, space = workspace.config.select, workspace.space
+    return constrained(
+        scores,
+        [layer.name for layer in space.layers],
+        [[op.name for op in ops] for ops in space.ops],
+        force=settings.force,
+        forbid=settings.forbid,
+    )
 
 
 def _propose(
