@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from lana_ray.config import Budget
+from lana_ray.latency.store import Sample
 from lana_ray.stages import finetune
 from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.sample import SESSIONS, Judged
@@ -45,5 +46,5 @@ def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
 
 
 def test_a_student_that_fails_on_its_target_is_over() -> None:
-    broken = {("edge", ONE): sample(median_ms=0.5, error="out of memory")}
+    broken: dict[tuple[str, tuple[int, ...]], Sample] = {("edge", ONE): sample(median_ms=0.5, error="out of memory")}
     assert finetune._over([choice(ONE)], broken) != []
