@@ -46,5 +46,6 @@ def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
 
 
 def test_a_student_that_fails_on_its_target_is_over() -> None:
-    broken: dict[tuple[str, tuple[int, ...]], Sample] = {("edge", ONE): sample(median_ms=0.5, error="out of memory")}
-    assert finetune._over([choice(ONE)], broken) != []
+    samples: dict[tuple[str, tuple[int, ...]], Sample] = {}
+    samples["edge", ONE] = sample(median_ms=0.5, error="out of memory")
+    assert finetune._over([choice(ONE)], samples) != []
