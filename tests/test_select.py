@@ -268,3 +268,22 @@ def test_what_cannot_be_chosen_is_told_before_training() -> None:
     select.check(workspace, known(SPACE.everything))
     with pytest.raises(UserError, match=r"leave layer blocks\.0 without a candidate"):
         select.check(workspace, known(((0,), *SPACE.everything[1:])))
+
+
+@pytest.mark.parametrize("rest_ms", [0.5, -0.5])
+def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_ms: float) -> None:
+    """A regression's intercept on a busy machine; the predictions are of whole networks all the same."""
+    table = SimpleNamespace(rest_ms=rest_ms, costs_ms=[np.full(len(ops), 0.1) for ops in SPACE.ops])
+    costs = cast(Any, {"edge": SimpleNamespace(table=table, networks={})})
+    workspace = cast(
+        Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=SimpleNamespace(select=SelectConfig()))
+    )
+    asked = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=1.0)})
+    scores = [np.linspace(0, 1, len(ops)) for ops in SPACE.ops]
+    new = select._propose(workspace, [asked], costs, scores, 0)
+    assert new["edge"][0] == SPACE.teacher
+    for _, selection in asked.students.values():
+        assert selection.costs["edge"] == pytest.approx(rest_ms + 0.3)
+    tight = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=rest_ms + 0.2)})
+    with pytest.raises(UserError, match=rf"takes about {rest_ms + 0.3:.3f} ms"):
+        select._propose(workspace, [tight], costs, scores, 0)

@@ -104,21 +104,22 @@ def _propose(
     """Solves the program of every open budget; the architectures not measured yet, by target."""
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
-        # What every student pays is part of the first layer's cost, so that sums are whole latencies.
         tables = {name: costs[name].table for name in choice.limits}
-        whole = {
-            name: [c + (table.rest_ms if i == 0 else 0.0) for i, c in enumerate(table.costs_ms)]
-            for name, table in tables.items()
-        }
-        aims = {name: choice.aim * limit.limit_ms for name, limit in choice.limits.items()}
+        # What every student pays comes off the budget: a regression may find it below zero, as no cost can be.
+        rest = {name: table.rest_ms for name, table in tables.items()}
+        aims = {name: choice.aim * limit.limit_ms - rest[name] for name, limit in choice.limits.items()}
         try:
-            found = _solve(workspace, scores, whole, aims)
+            found = _solve(workspace, scores, {name: table.costs_ms for name, table in tables.items()}, aims)
         except NoSelectionFound as error:
             raise UserError(f"target {choice.place}: budget {choice.name}: {error}") from None
         except InfeasibleBudget as error:
             if choice.students:  # an earlier table proposed what could be proposed
                 continue
-            raise UserError(too_low(choice, error.name, error.cheapest)) from None
+            raise UserError(too_low(choice, error.name, error.cheapest + rest[error.name])) from None
+        found = [
+            dataclasses.replace(one, costs={name: cost + rest[name] for name, cost in one.costs.items()})
+            for one in found
+        ]
         choice.leader = found[0].choices
         for selection in found:
             choice.students.setdefault(selection.choices, (number, selection))
