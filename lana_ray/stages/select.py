@@ -105,7 +105,7 @@ def _propose(
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
         tables = {name: costs[name].table for name in choice.limits}
-        # What every student pays comes off the budget: a regression may find it below zero, as no cost can be.
+        # What every student pays comes off the budget: a regression may find it below zero, where no cost is.
         rest = {name: table.rest_ms for name, table in tables.items()}
         aims = {name: choice.aim * limit.limit_ms - rest[name] for name, limit in choice.limits.items()}
         try:
