@@ -52,8 +52,9 @@ def _limit(settings: SelectConfig, budget: Budget, measured: TargetCosts) -> Lim
 def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
     """Share of a budget that is kept free on a target.
 
-    With ``select.confidence`` it is where a further session of a network ends, with that probability, above
-    the median of those it was judged by: Student's t with the degrees of freedom of the pooled deviation.
+    With ``select.confidence`` a further session of a network lies, with that probability, at most so far
+    above the median of those it was judged by: Student's t with the degrees of freedom of the pooled
+    deviation.
     """
     if settings.confidence is None or not measured.sessions_ms:
         return settings.margin

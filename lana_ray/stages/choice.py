@@ -28,6 +28,11 @@ class Limit:
         return (self.limit_ms + self.budget_ms) / 2
 
 
+def keeps(sample: Sample, limit_ms: float) -> bool:
+    """Whether a network ran, and in that time."""
+    return sample.error is None and sample.median_ms <= limit_ms
+
+
 @dataclass(kw_only=True)
 class Choice:
     """The students considered for one budget, and the one chosen."""
@@ -64,10 +69,7 @@ class Choice:
 
     def keeps(self, samples: Mapping[str, Sample]) -> bool:
         """Whether a student with these measurements, by target, keeps every limit."""
-        return all(
-            samples[target].error is None and samples[target].median_ms <= limit.limit_ms
-            for target, limit in self.limits.items()
-        )
+        return all(keeps(samples[target], limit.limit_ms) for target, limit in self.limits.items())
 
     def within(self) -> list[Architecture]:
         """The students that ran, kept the limits and were not given up."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lana_ray.latency.sampler import network_work
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages.choice import Choice
+from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.evaluate import losses
 from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, judge
 from lana_ray.workspace import Workspace
@@ -43,10 +43,7 @@ def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Judged]) ->
         samples = {name: judged.sample for name, judged in found.items() if judged}
         if len(samples) < len(found):
             return
-        if all(
-            samples[name].error is None and samples[name].median_ms <= limit.confirmed_ms
-            for name, limit in choice.limits.items()
-        ):
+        if all(keeps(samples[name], limit.confirmed_ms) for name, limit in choice.limits.items()):
             choice.confirmed.add(choice.architecture)
             return
         if not choice.replace():

@@ -9,7 +9,7 @@ from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages.choice import Choice
+from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.evaluate import accuracies, accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
@@ -44,7 +44,7 @@ class Finished:
         """Why it must not be registered; None when it may."""
         if self.sample.error is not None:
             return self.sample.error
-        if not _keeps(self.sample, self.budget_ms):
+        if not keeps(self.sample, self.budget_ms):
             return f"measured {self.sample.median_ms:.3f} ms, over the budget of {self.budget_ms:.3f} ms"
         return None
 
@@ -94,10 +94,6 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     ]
 
 
-def _keeps(sample: Sample, budget_ms: float) -> bool:
-    return sample.error is None and sample.median_ms <= budget_ms
-
-
 def _over(choices: Sequence[Choice], samples: Mapping[tuple[str, Architecture], Sample]) -> list[Choice]:
     """The choices whose student does not keep its budget on some target."""
     return [
@@ -105,7 +101,7 @@ def _over(choices: Sequence[Choice], samples: Mapping[tuple[str, Architecture], 
         for choice in choices
         if choice.architecture
         and not all(
-            _keeps(samples[target, choice.architecture], limit.budget_ms)
+            keeps(samples[target, choice.architecture], limit.budget_ms)
             for target, limit in choice.limits.items()
         )
     ]
