@@ -62,6 +62,12 @@ def test_the_best_selection_equals_brute_force(instance: Instance) -> None:
     assert selection.gap == pytest.approx(0, abs=1e-6)
 
 
+def allowed_overlap(instance: Instance, max_overlap: float) -> int:
+    """On how many layers two selections may agree."""
+    layers = len(instance.scores)
+    return min(math.floor(max_overlap * layers + 1e-9), layers - 1)
+
+
 @PROPERTY
 @given(instances(cost_names=2), st.integers(2, 6), st.sampled_from([0.0, 0.5, 0.7, 1.0]))
 def test_each_further_selection_is_the_best_unlike_the_earlier(
@@ -70,8 +76,7 @@ def test_each_further_selection_is_the_best_unlike_the_earlier(
     found = solve(instance, count=count, max_overlap=max_overlap)
     if found is None:
         return
-    layers = len(instance.scores)
-    may_agree = min(math.floor(max_overlap * layers + 1e-9), layers - 1)
+    may_agree = allowed_overlap(instance, max_overlap)
     for k, selection in enumerate(found):
         earlier = [other.choices for other in found[:k]]
         assert all(agreement(selection.choices, other) <= may_agree for other in earlier)
@@ -91,8 +96,7 @@ def test_what_is_not_proven_optimal_has_a_bound_that_holds(
         found = solve(instance, count=count, max_overlap=max_overlap)
     if found is None:
         return
-    layers = len(instance.scores)
-    may_agree = min(math.floor(max_overlap * layers + 1e-9), layers - 1)
+    may_agree = allowed_overlap(instance, max_overlap)
     for k, selection in enumerate(found):
         earlier = [other.choices for other in found[:k]]
         best = best_score(instance, earlier, may_agree)
