@@ -9,7 +9,7 @@ import pytest
 
 from lana_ray.config import Budget
 from lana_ray.latency.store import Sample
-from lana_ray.stages import finetune
+from lana_ray.stages import confirm, finetune
 from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.sample import SESSIONS, Judged
 from lana_ray.training.worker import TrainJob
@@ -49,3 +49,43 @@ def test_a_student_that_fails_on_its_target_is_over() -> None:
     samples: dict[tuple[str, tuple[int, ...]], Sample] = {}
     samples["edge", ONE] = sample(median_ms=0.5, error="out of memory")
     assert finetune._over([choice(ONE)], samples) != []
+
+
+THIRD = (1, 1)
+LAYER = SimpleNamespace(name="layer")
+OPS = tuple(SimpleNamespace(key=name, name=name) for name in ("teacher", "identity"))
+SPACE = SimpleNamespace(fingerprint="space", label=str, layers=(LAYER, LAYER), ops=(OPS, OPS))
+
+
+@pytest.mark.parametrize(("other_ms", "taken"), [(0.9, OTHER), (1.2, THIRD)])
+def test_who_takes_over_is_measured_again_first(
+    monkeypatch: pytest.MonkeyPatch, other_ms: float, taken: Any
+) -> None:
+    """The second best kept its budget when it was chosen from; whether it still does decides."""
+    sessions_asked: list[range] = []
+
+    def judge(_: Any, work: dict[str, Any], __: Any, sessions: range, title: str) -> dict[Any, Judged]:
+        sessions_asked.append(sessions)
+        times = {OTHER: other_ms, THIRD: 0.8}
+        return {("edge", a): Judged(sample(median_ms=times[a]), ()) for a in work["edge"]}
+
+    monkeypatch.setattr(confirm, "judge", judge)
+    monkeypatch.setattr(confirm, "losses", lambda *_: {ONE: 0.1, OTHER: 0.2, THIRD: 0.3})
+    over = choice(ONE)
+    over.loss = {ONE: 0.1, OTHER: 0.2, THIRD: 0.3}
+    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [over], cast(Any, {}), 1) == [over]
+    assert (over.architecture, ONE in over.given_up) == (taken, True)
+    confirmed = confirm.sessions(0)
+    assert all(set(sessions).isdisjoint([*SESSIONS, *confirmed]) for sessions in sessions_asked)
+
+
+def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(_: Any, work: dict[str, Any], *__: Any) -> dict[Any, Judged]:
+        return {("edge", a): Judged(sample(median_ms=1.2), ()) for a in work["edge"]}
+
+    monkeypatch.setattr(confirm, "judge", judge)
+    monkeypatch.setattr(confirm, "losses", lambda *_: {})
+    alone, over = choice(ONE), choice(ONE)
+    alone.loss, over.loss = {ONE: 0.1}, {ONE: 0.1, OTHER: 0.2}
+    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [alone, over], cast(Any, {}), 1) == []
+    assert alone.architecture == over.architecture == ONE

@@ -11,16 +11,22 @@ from lana_ray.stages.evaluate import losses
 from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, judge
 from lana_ray.workspace import Workspace
 
-CONFIRMING = range(len(SESSIONS), 2 * len(SESSIONS))
+_SESSIONS = 5
+"""More than at first: what is wrong here is found out after fine-tuning."""
 _AT_ONCE = 2  # students measured again together: starting a sampler takes longer than one of them
 
 
-def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
+def run(
+    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts], time: int = 0
+) -> None:
     """Chooses the student with the lowest loss that keeps its budget in further sessions as well.
 
     The best of many students within a limit is likely to be one whose measurement erred to its favour (the
     winner's curse); fine-tuning is too dear to find that out afterwards. A choice without any such student is
     left unfinished.
+
+    Args:
+        time: how often this was done before; each time has sessions of its own.
     """
     for choice in choices:
         choice.loss |= losses(workspace, choice.within())
@@ -31,9 +37,15 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
         for name in dict.fromkeys(name for choice in unsure for name in choice.limits):
             best = dict.fromkeys(a for c in unsure if name in c.limits for a in c.candidates()[:_AT_ONCE])
             asked[name] = {a: network_work(workspace.space, a) for a in best}
-        again |= judge(workspace, asked, costs, CONFIRMING, "confirm")
+        again |= judge(workspace, asked, costs, sessions(time), "confirm")
         for choice in unsure:
             _accept(choice, again)
+
+
+def sessions(time: int) -> range:
+    """Those that students are measured in for the ``time``-th time after they were chosen."""
+    start = len(SESSIONS) + time * _SESSIONS
+    return range(start, start + _SESSIONS)
 
 
 def _accept(choice: Choice, again: Mapping[tuple[str, Architecture], Judged]) -> None:

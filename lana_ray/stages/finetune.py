@@ -9,6 +9,7 @@ from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.evaluate import accuracies, accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
@@ -63,13 +64,10 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     as long as there is one.
     """
     samples = _train_and_measure(workspace, choices, costs)
-    for _ in range(MAX_REPLACED):
-        replaced = [choice for choice in _over(choices, samples) if choice.replace()]
+    for time in range(1, MAX_REPLACED + 1):
+        replaced = _replace(workspace, _over(choices, samples), costs, time)
         if not replaced:
             break
-        for choice in replaced:
-            who = f"{choice.place} {choice.name}"
-            say(f"finetune: {who}: over budget with its final weights; the next best is taken")
         samples |= _train_and_measure(workspace, replaced, costs)
     jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
     teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
@@ -92,6 +90,30 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
         if choice.architecture
         for target, limit in choice.limits.items()
     ]
+
+
+def _replace(
+    workspace: Workspace, over: Sequence[Choice], costs: Mapping[str, TargetCosts], time: int
+) -> list[Choice]:
+    """Takes the next best students; returns the choices that have one.
+
+    They are measured once more before one is trained: what made one student slower since it was chosen may
+    have done so to others.
+    """
+    given_up = [(choice, choice.architecture) for choice in over if choice.architecture]
+    for choice, architecture in given_up:
+        choice.given_up.add(architecture)
+    confirm.run(workspace, [choice for choice, _ in given_up if choice.candidates()], costs, time)
+    replaced = []
+    for choice, architecture in given_up:
+        who = f"finetune: {choice.place} {choice.name}: over budget with its final weights"
+        if choice.architecture in (None, architecture):
+            say(f"{who}; no other student keeps it either")
+            choice.architecture = architecture
+        else:
+            say(f"{who}; the next best that keeps it is taken")
+            replaced.append(choice)
+    return replaced
 
 
 def _over(choices: Sequence[Choice], samples: Mapping[tuple[str, Architecture], Sample]) -> list[Choice]:
