@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from lana_ray.selection import ranges
 from lana_ray.selection.problem import InfeasibleBudget, Ints, NoSelectionFound, Problem, Selection, total
 from lana_ray.selection.program import Program, Row, build_program
+from lana_ray.selection.ranges import Budget
 from lana_ray.selection.search import search
 from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve_binary
 
@@ -29,7 +31,7 @@ _EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one b
 def select(
     scores: Sequence[Any],
     costs: Mapping[str, Sequence[Any]],
-    budgets: Mapping[str, float],
+    budgets: Mapping[str, Budget],
     *,
     count: int = 1,
     max_overlap: float = 0.7,
@@ -40,7 +42,7 @@ def select(
     Args:
         scores: per layer, shape [M_i]; lower is better, ``inf`` where a candidate is not available.
         costs: name -> per layer, shape [M_i]; ``inf`` where a candidate is not available.
-        budgets: cost name -> upper bound of the sum, in the cost's own unit.
+        budgets: cost name -> upper bound of the sum, in the cost's own unit; or the least and the most of it.
         count: how many selections are wanted.
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
@@ -55,10 +57,11 @@ def select(
     than ``count`` when no further selection is unlike enough, or none was found in time. The order of a
     layer's candidates plays no part, and where time ends nothing early the same input gives the same.
 
-    No selection is over a budget, by its exactly rounded sum. Where the solver proposes one that is, by
-    less than it can tell (1e-7 of what the budget leaves above the cheapest selection), that one is
-    excluded; after a few of them the budget is lowered by twice that share instead. A better selection in
-    this sliver may then be missed, which shows as a gap; a feasible one only there is taken for none.
+    No selection is over a budget by its exactly rounded sum, or below a range's least by more than 1e-12
+    of the largest sum. Where the solver proposes one that is over, by less than it can tell (1e-7 of what
+    the budget leaves above the cheapest selection), that one is excluded; after a few of them the budget is
+    lowered by twice that share instead. A better selection in this sliver may then be missed, which shows
+    as a gap; a feasible one only there is taken for none.
 
     Raises:
         InfeasibleBudget: no selection is within the budgets.
@@ -66,9 +69,21 @@ def select(
         ValueError: for NaN, negative costs, ragged input, a layer without a candidate, a budget without
             a cost, ``count``, ``max_overlap`` or ``time_limit_s`` out of range.
     """
-    deadline = time.monotonic() + time_limit_s
     _check_options(costs, budgets, count, max_overlap, time_limit_s)
-    problem = Problem.check(scores, costs)
+    all_costs, upper = ranges.stated(costs, budgets)
+    problem = Problem.check(scores, all_costs)
+    try:
+        found = _select(problem, upper, count, max_overlap, time_limit_s)
+    except InfeasibleBudget as error:
+        raise ranges.explained(error, costs, budgets) from None
+    return [replace(one, costs={name: one.costs[name] for name in costs}) for one in found]
+
+
+def _select(
+    problem: Problem, budgets: Mapping[str, float], count: int, max_overlap: float, time_limit_s: float
+) -> list[Selection]:
+    """``select`` of checked input with upper bounds only."""
+    deadline = time.monotonic() + time_limit_s
     for name, budget in budgets.items():
         cheapest = math.fsum(problem.least(problem.costs[name]))
         if cheapest > budget:
@@ -113,7 +128,7 @@ def select(
 
 def _check_options(
     costs: Mapping[str, Any],
-    budgets: Mapping[str, float],
+    budgets: Mapping[str, Budget],
     count: int,
     max_overlap: float,
     time_limit_s: float,
@@ -121,7 +136,7 @@ def _check_options(
     for name, budget in budgets.items():
         if name not in costs:
             raise ValueError(f"budget {name}: there is no such cost; costs are {', '.join(costs) or 'none'}")
-        if math.isnan(budget):
+        if np.isnan(budget).any():
             raise ValueError(f"budget {name}: {budget} is not a number")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
@@ -205,5 +220,6 @@ def _clash(problem: Problem, budgets: Mapping[str, float], seconds: float) -> Ex
         np.where(np.isfinite(scores), costs, np.inf)
         for scores, costs in zip(problem.scores, problem.costs[name], strict=True)
     ]
-    cheapest = select(values, problem.costs, dict(others), time_limit_s=seconds)[0].score
+    alone = Problem.check(values, problem.costs)
+    cheapest = _select(alone, dict(others), 1, 1.0, seconds)[0].score
     return InfeasibleBudget(name, budget, cheapest, tuple(other for other, _ in others))

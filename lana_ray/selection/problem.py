@@ -36,19 +36,31 @@ class InfeasibleBudget(UserError, ValueError):
     """No selection fits: ``cheapest`` is the least of cost ``name`` that can be had.
 
     Where ``others`` names further budgets, each of them and this one can be met alone, but not together;
-    ``cheapest`` is then the least among the selections that keep the others.
+    ``cheapest`` is then the least among the selections that keep the others. Where ``at_least`` is set, it is
+    the lower end of a range that cannot be reached, and ``cheapest`` the most of the cost that can be had.
     """
 
-    def __init__(self, name: str, budget: float, cheapest: float, others: tuple[str, ...] = ()) -> None:
-        self.name, self.budget, self.cheapest, self.others = name, budget, cheapest, others
+    def __init__(
+        self,
+        name: str,
+        budget: float,
+        cheapest: float,
+        others: tuple[str, ...] = (),
+        at_least: bool = False,
+    ) -> None:
+        self.name, self.budget, self.cheapest = name, budget, cheapest
+        self.others, self.at_least = others, at_least
         within = f" within the budgets of {', '.join(others)}" if others else ""
         super().__init__(
-            f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
+            f"budget {name} >= {budget:.9g} cannot be met: the dearest selection{within} "
+            f"costs {cheapest:.9g}; lower the range's lower end"
+            if at_least
+            else f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
             f"costs {cheapest:.9g}; raise the budget or add cheaper candidates"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.budget, self.cheapest, self.others)
+        return type(self), (self.name, self.budget, self.cheapest, self.others, self.at_least)
 
 
 class NoSelectionFound(RuntimeError):
