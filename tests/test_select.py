@@ -16,6 +16,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
+from lana_ray.selection import NoSelectionFound
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
@@ -233,7 +234,7 @@ def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    chosen = SimpleNamespace(count=3, max_overlap=0.7, time_limit_s=1.0)
+    chosen = SelectConfig(count=3, time_limit_s=1.0)
     workspace = cast(
         Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=SimpleNamespace(select=chosen))
     )
@@ -251,6 +252,24 @@ def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_the
     for other in ((scores, costs, {"edge": 2.4}), (others, costs, {"edge": 2.5})):
         with pytest.raises(AssertionError, match="solved again"):
             select._solve(workspace, *other)
+
+
+def test_students_are_of_as_few_operations_as_asked_for(tmp_path: Path) -> None:
+    """Both operations would be used; either one alone is as good, at two layers."""
+    scores = [np.array([0.0, 0.1, 0.9]), np.array([0.0, 0.9, 0.1]), np.array([0.0, 0.95, 0.95])]
+    costs = {"edge": [np.array([1.0, 0.5, 0.4])] * 3}
+    names = [["teacher", "identity", "mbconv_e1_k3"]] * 3
+    space = SimpleNamespace(ops=[[SimpleNamespace(name=name) for name in of_layer] for of_layer in names])
+
+    def chosen(max_ops: int | None) -> tuple[int, ...]:
+        config = SimpleNamespace(select=SelectConfig(count=1, max_ops=max_ops))
+        workspace = cast(Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=config, space=space))
+        return select._solve(workspace, scores, costs, {"edge": 2.0})[0].choices
+
+    assert chosen(None) == (1, 2, 0)
+    assert chosen(1) in {(1, 1, 0), (2, 2, 0)}
+    with pytest.raises(NoSelectionFound, match="with 0 operations beside teacher"):
+        chosen(0)
 
 
 def test_what_cannot_be_chosen_is_told_before_training() -> None:

@@ -248,6 +248,8 @@ class SelectConfig(Section):
     """``LAYER=OPERATION``, glob patterns both: at these layers only these operations."""
     forbid: tuple[str, ...] = ()
     """The same: at these layers none of these operations."""
+    max_ops: int | None = Field(default=None, ge=0)
+    """At most so many different operations in a student, the teacher's own layers not counted."""
     rounds: int = Field(default=4, ge=1)
     """How often the program is solved, each time with a table calibrated by the students measured before;
     twice as often for a budget that none of them kept."""

@@ -88,13 +88,38 @@ def solve_binary(program: Program, columns: Ints, start: Ints | None, seconds: f
         guess = highspy.HighsSolution()
         guess.col_value = np.isin(columns, start).astype(np.float64)
         highs.setSolution(guess)
+    return _solution(highs, program, columns, seconds)
+
+
+def solve_few(program: Program, group: Ints, most: int, seconds: float) -> Solution:
+    """The best solution found within ``seconds`` whose columns are of at most ``most`` groups.
+
+    Args:
+        group: of each column, counted from 0; -1 where it counts for none. Shape [n].
+    """
+    count, groups = len(group), int(group.max(initial=-1)) + 1
+    columns = np.arange(count)
+    highs = _highs(program, columns)
+    for _ in range(groups):
+        highs.addVar(0.0, 1.0)
+    every = np.arange(count + groups, dtype=np.int32)
+    highs.changeColsIntegrality(len(every), every, np.full(len(every), highspy.HighsVarType.kInteger))
+    highs.addRow(-np.inf, float(most), groups, every[count:], np.ones(groups))
+    for column in np.flatnonzero(group >= 0):
+        pair = np.array([column, count + group[column]], dtype=np.int32)
+        highs.addRow(-np.inf, 0.0, 2, pair, np.array([1.0, -1.0]))
+    return _solution(highs, program, columns, seconds)
+
+
+def _solution(highs: Any, program: Program, columns: Ints, seconds: float) -> Solution:
+    """Solves the binary program; its first variables are ``columns``."""
     status = _run(highs, seconds)
     info = highs.getInfo()
     if status == highspy.HighsModelStatus.kInfeasible:
         return Solution(columns=None, objective=math.inf, bound=math.inf)
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return Solution(columns=None, objective=math.inf, bound=info.mip_dual_bound)
-    chosen = columns[np.array(highs.getSolution().col_value) > 0.5]
+    chosen = columns[np.array(highs.getSolution().col_value)[: len(columns)] > 0.5]
     if not np.array_equal(program.layer[chosen], np.arange(program.layers)):
         raise RuntimeError("HiGHS returned a solution without exactly one candidate per layer")
     objective = math.fsum(program.objective[chosen])

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from lana_ray.errors import UserError
 from lana_ray.latency.sampler import network_work
 from lana_ray.latency.store import Sample
+from lana_ray.ops.registry import TEACHER
 from lana_ray.progress import say
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
 from lana_ray.selection.constraints import constrained
+from lana_ray.selection.few import of_few_operations
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.budgets import free_share, open_choices, too_low
@@ -140,9 +142,20 @@ def _solve(
     settings = workspace.config.select
     tables = {name: [c.tolist() for c in table] for name, table in costs.items()}
     problem = ([s.tolist() for s in scores], tables, aims_ms)
-    key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s)
+    key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s, settings.max_ops)
     file = f"selections/{key}.json"
     if not workspace.storage.exists(file):
+        if settings.max_ops is not None:
+            ops = [[op.name for op in of_layer] for of_layer in workspace.space.ops]
+            scores = of_few_operations(
+                scores,
+                costs,
+                aims_ms,
+                ops,
+                settings.max_ops,
+                free=[TEACHER],
+                time_limit_s=settings.time_limit_s,
+            )
         found = select(
             scores,
             costs,

@@ -363,7 +363,7 @@ def test_bad_options_are_refused(budgets: dict[str, float], options: dict[str, A
 @given(instances(cost_names=2), st.floats(0, 1))
 def test_a_range_has_a_least_as_well(instance: Instance, least: float) -> None:
     most = instance.budgets["latency_ms"]
-    budgets = {**instance.budgets, "latency_ms": (least * most, most)}
+    budgets: dict[str, Any] = {**instance.budgets, "latency_ms": (least * most, most)}
     fitting = [
         sum_of(instance.scores, choices)
         for choices in every(instance.scores)
