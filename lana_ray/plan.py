@@ -10,6 +10,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency.runtimes import check, missing
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.training.loop import steps_of
 from lana_ray.workspace import Workspace, structural_space
@@ -71,7 +72,8 @@ def plan(config: Config) -> Table:
         f"budgets {', '.join(map(str, budgets))} on {targets} targets{' and on all' if joint else ''}, "
         f"{config.select.count} "
         f"students each measured and evaluated, in up to {config.select.rounds} rounds; "
-        f"{space.size:.2g} architectures to choose from",
+        f"{space.size:.2g} architectures to choose from"
+        + "".join(f"; at most {most} {name}" for name, most in _counted(config)),
     )
     most = len(budgets) * (targets + joint)
     steps = f", {steps_of(config.finetune, sizes['train'])} steps each" if sizes else ""
@@ -79,6 +81,14 @@ def plan(config: Config) -> Table:
     versions = len(budgets) * targets * (1 + joint)
     table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
     return table
+
+
+def _counted(config: Config) -> list[tuple[str, str]]:
+    """The counted budgets, as they are written."""
+    asked = ((name, getattr(config.budgets, name)) for name in COUNTED)
+    return [
+        (name, f"{most} of the teacher's" if most.relative else f"{most}") for name, most in asked if most
+    ]
 
 
 def _teacher(config: Config, space: LayerwiseSpace) -> str:

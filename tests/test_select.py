@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lana_ray.config import Budget, SelectConfig
+from lana_ray.config import Budget, BudgetsConfig, SelectConfig
 from lana_ray.errors import UserError
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
@@ -170,7 +170,8 @@ class Loop:
 
     def run(self, rounds: int) -> None:
         settings = SelectConfig(rounds=rounds, margin=0)
-        workspace = SimpleNamespace(config=SimpleNamespace(select=settings), space=SPACE)
+        budgets = BudgetsConfig(latency_ms=(Budget.parse("9ms"),))
+        workspace = SimpleNamespace(config=SimpleNamespace(select=settings, budgets=budgets), space=SPACE)
         costs = {"edge": SimpleNamespace(networks=self.networks, sessions_ms={})}
         select.run(cast(Any, workspace), cast(Any, costs), [np.zeros(len(ops)) for ops in SPACE.ops])
 
@@ -276,7 +277,7 @@ def test_what_cannot_be_chosen_is_told_before_training() -> None:
     """identity is slower than its layer where it is measured so, and then not there to be forced."""
     config = SimpleNamespace(
         select=SelectConfig(force=("blocks.0=identity",)),
-        budgets=SimpleNamespace(latency_ms=(Budget.parse("50%"),)),
+        budgets=BudgetsConfig(latency_ms=(Budget.parse("50%"),)),
     )
     table = SimpleNamespace(rest_ms=0.1, costs_ms=[np.zeros(len(ops)) for ops in SPACE.ops])
     workspace = cast(Any, SimpleNamespace(space=SPACE, config=config))
@@ -299,10 +300,10 @@ def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_m
     )
     asked = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=1.0)})
     scores = [np.linspace(0, 1, len(ops)) for ops in SPACE.ops]
-    new = select._propose(workspace, [asked], costs, scores, 0)
+    new = select._propose(workspace, [asked], costs, [], scores, 0)
     assert new["edge"][0] == SPACE.teacher
     for _, selection in asked.students.values():
         assert selection.costs["edge"] == pytest.approx(rest_ms + 0.3)
     tight = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=rest_ms + 0.2)})
     with pytest.raises(UserError, match=rf"takes about {rest_ms + 0.3:.3f} ms"):
-        select._propose(workspace, [tight], costs, scores, 0)
+        select._propose(workspace, [tight], costs, [], scores, 0)

@@ -3,7 +3,9 @@
 from lana_ray.config.load import load_config
 from lana_ray.config.sections import (
     Budget,
+    BudgetsConfig,
     Config,
+    CountBudget,
     DataConfig,
     FinetuneConfig,
     MeasureConfig,
@@ -18,7 +20,9 @@ from lana_ray.config.sections import (
 
 __all__ = [
     "Budget",
+    "BudgetsConfig",
     "Config",
+    "CountBudget",
     "DataConfig",
     "FinetuneConfig",
     "MeasureConfig",

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 _MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+_COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _FRACTION = Annotated[float, Field(ge=0, lt=1)]
 LOCATION = "location"
 """Marks fields that hold a path, or several, made absolute against the file that names them."""
@@ -59,8 +60,37 @@ class Budget(Section):
         return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}ms"
 
 
+class CountBudget(Budget):
+    """An upper bound on what is counted: absolute, or a share of the teacher's."""
+
+    @classmethod
+    def parse(cls, text: Any) -> CountBudget:
+        """Reads ``50%``, ``2.5M``, ``300k``, ``1.2G`` or a plain number."""
+        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(%|k|M|G)?\s*", str(text))
+        try:
+            number = float(match[1]) if match else float("nan")
+        except ValueError:
+            number = float("nan")
+        if match is None or not 0 < number < float("inf"):
+            raise ValueError(f"{text!r} is no budget; write for example 50% or 2.5M")
+        if match[2] == "%":
+            return cls(value=number / 100, relative=True)
+        return cls(value=number * _COUNT_PER_UNIT[match[2] or ""], relative=False)
+
+    def limit(self, of_teacher: float) -> float:
+        """The bound where the teacher has ``of_teacher``."""
+        return self.value * of_teacher if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}"
+
+
 def _as_budget(value: Any) -> Any:
     return value if isinstance(value, Budget | dict) else Budget.parse(value)
+
+
+def _as_count(value: Any) -> Any:
+    return value if isinstance(value, CountBudget | dict | None) else CountBudget.parse(value)
 
 
 class RunConfig(Section):
@@ -204,6 +234,11 @@ class Target(Section):
 
 class BudgetsConfig(Section):
     latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(min_length=1)
+    """Each is kept by a student of its own, on every target."""
+    params: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
+    """The most parameters of every student: ``2.5M``, or a share of the teacher's."""
+    macs: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
+    """The most multiply-accumulates of every student on one input: the same."""
 
     @field_validator("latency_ms", mode="before")
     @classmethod
@@ -318,4 +353,6 @@ class Config(Section):
     def to_yaml(self) -> str:
         data = self.model_dump(mode="json")
         data["budgets"]["latency_ms"] = [str(budget) for budget in self.budgets.latency_ms]
+        counts = {"params": self.budgets.params, "macs": self.budgets.macs}
+        data["budgets"] |= {name: str(budget) for name, budget in counts.items() if budget}
         return yaml.safe_dump(data, sort_keys=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scipy.stats import t
 
@@ -63,10 +63,15 @@ def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
     return max(settings.margin, above / (1 + above))
 
 
-def too_low(choice: Choice, target: str, cheapest_ms: float) -> str:
-    """The message for a budget below the cheapest student."""
-    others = ", ".join(name for name in choice.limits if name != target)
-    which = f"student that keeps it on {others}" if others else "student"
+def too_low(choice: Choice, target: str, cheapest_ms: float, counted: Sequence[str] = ()) -> str:
+    """The message for a budget below the cheapest student.
+
+    Args:
+        counted: names of the counted budgets that students keep as well.
+    """
+    others = [f"it on {name}" for name in choice.limits if name != target]
+    others += [f"budgets.{name}" for name in counted]
+    which = f"student that keeps {' and '.join(others)}" if others else "student"
     return (
         f"target {target!r}: budget {choice.name} ({choice.limits[target].limit_ms:.3f} ms with the margin) "
         f"cannot be met: the cheapest {which} takes about {cheapest_ms:.3f} ms; raise the budget or add "

@@ -11,6 +11,7 @@ from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
+from lana_ray.stages.counts import count_student
 from lana_ray.stages.evaluate import accuracies, accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
@@ -36,6 +37,8 @@ class Finished:
     sample: Sample
     """Of the student with its final weights, measured in turn with the teacher."""
     teacher_ms: float
+    counts: Mapping[str, float]
+    """What is counted of the student: ``params`` and ``macs``."""
     accuracy_before: float
     accuracy: float
     teacher_accuracy: float
@@ -73,6 +76,7 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
     tested = accuracies(workspace, [teacher, *jobs.values()])
     before = accuracies_before(workspace, list(jobs))
+    counts = {architecture: count_student(workspace, architecture) for architecture in jobs}
     return [
         Finished(
             target=target,
@@ -82,6 +86,7 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
             predicted_ms=choice.students[choice.architecture][1].costs[target],
             sample=samples[target, choice.architecture],
             teacher_ms=costs[target].teacher_ms,
+            counts=counts[choice.architecture],
             accuracy_before=before[choice.architecture],
             accuracy=tested[jobs[choice.architecture]],
             teacher_accuracy=tested[teacher],

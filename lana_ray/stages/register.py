@@ -113,6 +113,7 @@ def _student(
         "predicted_ms": f"{f.predicted_ms:.6g}",
         "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{f.teacher_ms:.6g}",
+        **{name: f"{value:.0f}" for name, value in f.counts.items()},
         "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
         "accuracy": f"{f.accuracy:.6g}",
         "teacher_accuracy": f"{f.teacher_accuracy:.6g}",

@@ -21,6 +21,7 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.budgets import free_share, open_choices, too_low
 from lana_ray.stages.choice import Choice
+from lana_ray.stages.counts import CountedBudget, counted_budgets
 from lana_ray.stages.sample import SESSIONS, TargetCosts, considered, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
@@ -47,10 +48,11 @@ def run(
     """
     settings = workspace.config.select
     rounds, scores = settings.rounds, _constrained(workspace, scores)
+    counted = counted_budgets(workspace, scores)
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
         unfinished = [choice for choice in choices if not choice.finished]
-        new = _propose(workspace, unfinished, costs, scores, number)
+        new = _propose(workspace, unfinished, costs, counted, scores, number)
         _measure(workspace, new, costs)
         for choice in unfinished:
             for name, limit in choice.limits.items():
@@ -81,7 +83,8 @@ def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     """Raises what ``run`` would in any case, before anything is trained."""
     open_choices(workspace, costs)
     layers = zip(workspace.space.ops, considered(costs), strict=True)
-    _constrained(workspace, [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers])
+    usable = [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers]
+    counted_budgets(workspace, _constrained(workspace, usable))
 
 
 def _constrained(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -100,6 +103,7 @@ def _propose(
     workspace: Workspace,
     choices: Sequence[Choice],
     costs: Mapping[str, TargetCosts],
+    counted: Sequence[CountedBudget],
     scores: Sequence[NDArray[np.float64]],
     number: int,
 ) -> dict[str, list[Architecture]]:
@@ -107,17 +111,23 @@ def _propose(
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
         tables = {name: costs[name].table for name in choice.limits}
+        per_layer = {name: table.costs_ms for name, table in tables.items()}
         # What every student pays comes off the budget: a regression may find it below zero, where no cost is.
         rest = {name: table.rest_ms for name, table in tables.items()}
         aims = {name: choice.aim * limit.limit_ms - rest[name] for name, limit in choice.limits.items()}
+        for budget in counted:
+            per_layer[budget.of_network], rest[budget.of_network] = budget.costs, budget.rest
+            aims[budget.of_network] = budget.limit - budget.rest
         try:
-            found = _solve(workspace, scores, {name: table.costs_ms for name, table in tables.items()}, aims)
+            found = _solve(workspace, scores, per_layer, aims)
         except NoSelectionFound as error:
             raise UserError(f"target {choice.place}: budget {choice.name}: {error}") from None
         except InfeasibleBudget as error:
             if choice.students:  # an earlier table proposed what could be proposed
                 continue
-            raise UserError(too_low(choice, error.name, error.cheapest + rest[error.name])) from None
+            cheapest_ms = error.cheapest + rest[error.name]
+            names = [budget.name for budget in counted]
+            raise UserError(too_low(choice, error.name, cheapest_ms, names)) from None
         found = [
             dataclasses.replace(one, costs={name: cost + rest[name] for name, cost in one.costs.items()})
             for one in found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lana_ray.stages.counts import count_student
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.register import versions
 from lana_ray.stages.sample import TargetCosts
@@ -23,12 +24,13 @@ def write(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Writes and returns the summary; latencies in milliseconds, accuracies as shares of the test split."""
-    data = workspace.data
+    data, counts = workspace.data, count_student(workspace, workspace.space.teacher)
     summary = {
         "teacher": {
             "name": teacher.name,
             "layers": len(workspace.layers),
-            "parameters": sum(p.numel() for p in workspace.teacher.parameters()),
+            "parameters": int(counts["params"]),
+            "macs": counts["macs"],
             "accuracy": finished[0].teacher_accuracy,
             "trained": teacher.untrained,
             "fingerprint": workspace.teacher_key,
@@ -70,6 +72,7 @@ def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], st
         "iqr_ms": f.sample.iqr_ms,
         "teacher_ms": f.teacher_ms,
         "speedup": f.teacher_ms / f.sample.median_ms,
+        **f.counts,
         "accuracy": f.accuracy,
         "accuracy_before": f.accuracy_before,
         "teacher_accuracy": f.teacher_accuracy,
