@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lana_ray.errors import UserError
 from lana_ray.spaces import NasBench201Space
-from lana_ray.spaces.nasbench201 import EDGES, OPERATIONS
+from lana_ray.spaces.cells.nasbench201 import EDGES, OPERATIONS
 
 SPACE = NasBench201Space(width=4, cells=1)
 cells = st.tuples(*(st.integers(0, len(OPERATIONS) - 1) for _ in EDGES))

@@ -1,0 +1,139 @@
+"""The network of one architecture, for training and deployment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from lana_ray.spaces.cells.operations import operation
+from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Skeleton, Stem, head, preprocessing
+from lana_ray.spaces.cells.wiring import NONE, Cell, Edge, Wiring, edge_name
+
+
+class DiscreteCell(nn.Module):
+    """A cell with an operation on each edge that is used."""
+
+    def __init__(self, wiring: Wiring, place: Place, cell: Cell) -> None:
+        super().__init__()
+        self._wiring, self._stride = wiring, place.stride
+        self.preprocessing = preprocessing(wiring, place)
+        self.operations = nn.ModuleDict(
+            {
+                edge_name(edge): operation(
+                    wiring.operations[choice],
+                    place.channels,
+                    place.stride if edge[0] < wiring.inputs else 1,
+                )
+                for edge, choice in zip(wiring.edges, cell, strict=True)
+                if choice != NONE
+            }
+        )
+        self.drop_path = DropPath()
+
+    def forward(self, *states: Tensor) -> Tensor:
+        inputs = [prepare(x) for prepare, x in zip(self.preprocessing, states, strict=True)]
+        return self._wiring.run(inputs, self._stride, self._operate)
+
+    def _operate(self, edge: Edge, x: Tensor) -> Tensor | None:
+        if edge_name(edge) not in self.operations:
+            return None
+        chosen = self.operations[edge_name(edge)]
+        result: Tensor = chosen(x)
+        # What only passes its input on is never dropped, so that something always arrives.
+        return result if isinstance(chosen, nn.Identity) else self.drop_path(result)
+
+
+class CellNetwork(nn.Module):
+    """Maps images [n, 3, h, w] to logits [n, classes], for h and w from 16.
+
+    Args:
+        cells: the choices of each kind of cell.
+        drop_path: probability, from 0 to below 1, with which training drops what an edge made of an image;
+            what is kept is scaled up (FractalNet, arXiv 1605.07648).
+        auxiliary: with a second classifier behind the last reduction, for ``forward_auxiliary``.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        skeleton: Skeleton,
+        cells: Sequence[Cell],
+        *,
+        drop_path: float = 0.0,
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path is {drop_path}; it must be from 0 to below 1")
+        self._inputs, self._branch = wiring.inputs, skeleton.last_reduction + 1
+        self._drop_path = drop_path
+        self.stem = Stem(skeleton)
+        self.cells = nn.ModuleList(
+            ResidualReduction(place) if place.kind is None else DiscreteCell(wiring, place, cells[place.kind])
+            for place in skeleton.places
+        )
+        self.head = head(skeleton)
+        self.auxiliary = _auxiliary_head(skeleton) if auxiliary else None
+        self.ramp_drop_path(1.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(_last(self.cells, self._start(images))[-1])
+        return logits
+
+    def forward_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and those of the auxiliary head, [n, classes] both; for the loss of a training.
+
+        ValueError where the network was built without that head.
+        """
+        if self.auxiliary is None:
+            raise ValueError("this network has no auxiliary head; build it with auxiliary=True")
+        middle = _last(self.cells[: self._branch], self._start(images))
+        states = _last(self.cells[self._branch :], middle)
+        return self.head(states[-1]), self.auxiliary(middle[-1])
+
+    def ramp_drop_path(self, progress: float) -> None:
+        """Sets the probability to ``progress``, from 0 to 1, times that of the constructor.
+
+        DARTS raises it linearly: called before each epoch with the share of the training that is done.
+        """
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = progress * self._drop_path
+
+    def folded(self) -> nn.Module:
+        """The network as it is deployed, without the auxiliary head (``export.deployed``)."""
+        if self.auxiliary is None:
+            return self
+        deployed = copy.deepcopy(self)
+        deployed.auxiliary = None
+        return deployed
+
+    def _start(self, images: Tensor) -> tuple[Tensor, ...]:
+        states: tuple[Tensor, ...] = self.stem(images)
+        return states[-self._inputs :]
+
+
+def _last(cells: Iterable[nn.Module], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The latest states, as many as there were, after the cells have run."""
+    for cell in cells:
+        states = (*states[1:], cell(*states))
+    return states
+
+
+def _auxiliary_head(skeleton: Skeleton) -> nn.Sequential:
+    """As published for CIFAR, but for its pooling: to 2x2 of any size, where DARTS pools 8x8 alone."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Conv2d(skeleton.auxiliary_channels, 128, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 768, 2, bias=False),
+        nn.BatchNorm2d(768),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(768, skeleton.classes),
+    )

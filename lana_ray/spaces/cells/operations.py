@@ -1,0 +1,78 @@
+"""The operations of an edge by the names that DARTS and NAS-Bench-201 give them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def operation(name: str, channels: int, stride: int = 1, *, affine: bool = True) -> nn.Module:
+    """Untrained, [n, channels, h, w] to [n, channels, ⌈h/stride⌉, ⌈w/stride⌉].
+
+    Activations come first, so that sums of operations are linear in what they make.
+
+    Args:
+        name: any but ``none``, which is no module.
+        stride: 1 or 2.
+        affine: whether batch-norms scale and shift.
+    """
+    kind, _, kernel = name.rpartition("_")
+    match kind:
+        case "skip":
+            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+        case "max_pool":
+            return nn.MaxPool2d(_size(kernel), stride, _size(kernel) // 2)
+        case "avg_pool":
+            return nn.AvgPool2d(_size(kernel), stride, _size(kernel) // 2, count_include_pad=False)
+        case "nor_conv":
+            return relu_conv_bn(channels, channels, _size(kernel), stride=stride, affine=affine)
+        case "sep_conv":
+            return nn.Sequential(
+                *_separable(channels, _size(kernel), stride, affine=affine),
+                *_separable(channels, _size(kernel), 1, affine=affine),
+            )
+        case "dil_conv":
+            return _separable(channels, _size(kernel), stride, dilation=2, affine=affine)
+    raise ValueError(f"unknown operation {name!r}")
+
+
+def _size(kernel: str) -> int:
+    return int(kernel.partition("x")[0])
+
+
+def relu_conv_bn(
+    inside: int, outside: int, kernel: int = 1, *, stride: int = 1, affine: bool = True
+) -> nn.Sequential:
+    """ReLU, convolution and batch-norm."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outside, affine=affine),
+    )
+
+
+def _separable(channels: int, kernel: int, stride: int, *, dilation: int = 1, affine: bool) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    depthwise = nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+    pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+    return nn.Sequential(nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(channels, affine=affine))
+
+
+class FactorizedReduce(nn.Module):
+    """Half the height and width with all pixels seen: two 1x1 convolutions of stride 2, a pixel apart.
+
+    The second looks at the pixels below and right of the first's. It reads a border of zeros as well, whose
+    results above and left are cut off, so that images of odd height or width are halved as everywhere else.
+    """
+
+    def __init__(self, inside: int, outside: int, *, affine: bool = True) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.first = nn.Conv2d(inside, outside // 2, 1, stride=2, bias=False)
+        self.second = nn.Conv2d(inside, outside - outside // 2, 1, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outside, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        result: Tensor = self.norm(torch.cat([self.first(x), self.second(x)[:, :, 1:, 1:]], 1))
+        return result
