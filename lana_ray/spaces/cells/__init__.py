@@ -1,12 +1,13 @@
 """Cell spaces: a network is one small cell, or two, repeated; an operation is chosen for each edge of a cell.
 
-``wiring`` says what a cell is, ``space`` what can be chosen, ``network`` builds
-one choice. ``nasbench201`` and ``darts`` are the presets: numbers and a text format each.
+``wiring`` says what a cell is, ``space`` what can be chosen, ``network`` builds one choice and ``supernet``
+all at once. ``nasbench201`` and ``darts`` are the presets: numbers and a text format each.
 """
 
 from lana_ray.spaces.cells.darts import DartsSpace
 from lana_ray.spaces.cells.nasbench201 import NasBench201Space
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
+from lana_ray.spaces.cells.supernet import CellSupernet
 
-__all__ = ["CellNetwork", "CellSpace", "DartsSpace", "NasBench201Space"]
+__all__ = ["CellNetwork", "CellSpace", "CellSupernet", "DartsSpace", "NasBench201Space"]

@@ -1,0 +1,165 @@
+"""All architectures of a cell space at once, sharing weights, for a differentiable search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.errors import UserError
+from lana_ray.spaces.cells.operations import operation
+from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Stem, head, preprocessing
+from lana_ray.spaces.cells.space import CellSpace
+from lana_ray.spaces.cells.wiring import NONE, Edge, Wiring, edge_name
+
+_SPREAD = 1e-3
+"""Standard deviation of architecture parameters at the start."""
+
+
+class MixedOperation(nn.Module):
+    """All operations of an edge, weighted, on the first of ``partial`` parts of the channels (PC-DARTS).
+
+    The other parts bypass them and are pooled where the stride is 2; all are shuffled afterwards, so that the
+    next edge works on others. PC-DARTS lets the bypass count in full; here it is weighted with all operations
+    but ``none`` together: ``none`` means no edge, as it will in the network.
+    """
+
+    def __init__(self, names: Sequence[str], channels: int, stride: int, partial: int) -> None:
+        super().__init__()
+        self._channels, self._partial = channels // partial, partial
+        self.operations = nn.ModuleDict(
+            {name: _normalised(name, self._channels, stride) for name in names if name != "none"}
+        )
+        self.bypass = nn.MaxPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.shuffle = nn.ChannelShuffle(partial)
+
+    def forward(self, x: Tensor, weights: Tensor, used: Sequence[bool]) -> Tensor | None:
+        """[n, channels, h, w] to the same, or half as high and wide; None where only ``none`` is used."""
+        part = x[:, : self._channels]
+        choices = enumerate(self.operations.values(), 1)
+        mixture = [weights[choice] * operate(part) for choice, operate in choices if used[choice]]
+        if not mixture:
+            return None
+        mixed = reduce(torch.add, mixture)
+        if self._partial == 1:
+            return mixed
+        rest = weights[NONE + 1 :].sum() * self.bypass(x[:, self._channels :])
+        shuffled: Tensor = self.shuffle(torch.cat([mixed, rest], 1))
+        return shuffled
+
+
+def _normalised(name: str, channels: int, stride: int) -> nn.Module:
+    """Without factors that could stand in for the weights, and pools normalised too, as in DARTS."""
+    made = operation(name, channels, stride, affine=False)
+    if "pool" in name:
+        return nn.Sequential(made, nn.BatchNorm2d(channels, affine=False))
+    return made
+
+
+class MixedCell(nn.Module):
+    """A cell with all operations on every edge."""
+
+    def __init__(self, wiring: Wiring, place: Place, partial: int) -> None:
+        super().__init__()
+        self._wiring, self._stride = wiring, place.stride
+        self.preprocessing = preprocessing(wiring, place, affine=False)
+        self.edges = nn.ModuleDict(
+            {
+                edge_name(edge): MixedOperation(
+                    wiring.operations,
+                    place.channels,
+                    place.stride if edge[0] < wiring.inputs else 1,
+                    partial,
+                )
+                for edge in wiring.edges
+            }
+        )
+
+    def forward(
+        self, states: Sequence[Tensor], weights: Sequence[Tensor], used: Sequence[Sequence[bool]]
+    ) -> Tensor:
+        inputs = [prepare(x) for prepare, x in zip(self.preprocessing, states, strict=True)]
+        of_edge = dict(zip(self._wiring.edges, zip(weights, used, strict=True), strict=True))
+
+        def operate(edge: Edge, x: Tensor) -> Tensor | None:
+            made: Tensor | None = self.edges[edge_name(edge)](x, *of_edge[edge])
+            return made
+
+        return self._wiring.run(inputs, self._stride, operate)
+
+
+class CellSupernet(nn.Module):
+    """Partial channels and edge normalisation as PC-DARTS (Xu et al., arXiv 1907.05737).
+
+    Edges have a parameter of their own where not all are kept; batch-norms within cells have no factors.
+
+    Args:
+        space: its width and number of cells are the supernet's; they may differ from the final network's.
+        partial: one in so many channels goes through the mixture; 1 for all.
+
+    Raises:
+        UserError: where the width is not a multiple of ``partial``.
+    """
+
+    def __init__(self, space: CellSpace, *, partial: int = 4) -> None:
+        super().__init__()
+        wiring, skeleton = space.wiring, space.skeleton
+        width = skeleton.places[0].channels
+        if partial < 1 or width % partial:
+            raise UserError(f"width {width} cannot be parted in {partial}; choose a multiple of it")
+        self.space = space
+        self.stem = Stem(skeleton)
+        self.cells = nn.ModuleList(
+            ResidualReduction(place) if place.kind is None else MixedCell(wiring, place, partial)
+            for place in skeleton.places
+        )
+        self.head = head(skeleton)
+        shape = (len(wiring.edges), len(wiring.operations))
+        self.alphas = nn.ParameterList(_SPREAD * torch.randn(shape) for _ in wiring.kinds)
+        competing = wiring.kinds if wiring.kept is not None else ()
+        self.betas = nn.ParameterList(_SPREAD * torch.randn(shape[0]) for _ in competing)
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """Of operations, then of edges, each kind of cell in turn."""
+        return [*self.alphas, *self.betas]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All others."""
+        architecture = {id(parameter) for parameter in self.architecture_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in architecture]
+
+    def logits(self) -> list[Tensor]:
+        """Logarithm of ``weights``: they compare the operations of all edges that lead to a node."""
+        alphas = [alpha.log_softmax(1) for alpha in self.alphas]
+        if not self.betas:
+            return [logits for alpha in alphas for logits in alpha]
+        counts = [len(incoming) for incoming in self.space.wiring.incoming]
+        betas = [torch.cat([part.log_softmax(0) for part in beta.split(counts)]) for beta in self.betas]
+        return [logits for alpha, beta in zip(alphas, betas, strict=True) for logits in alpha + beta[:, None]]
+
+    def weights(self) -> list[Tensor]:
+        """The relaxed mixture, [operations] for each edge.
+
+        The softmax over its operations, times that over all edges which lead to the same node where not all
+        of these are kept.
+        """
+        return [logits.exp() for logits in self.logits()]
+
+    def forward(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Logits [n, classes] of images [n, 3, h, w].
+
+        Args:
+            weights: [operations] for each decision; an operation whose weight is exactly 0 is not computed.
+        """
+        flat = torch.cat(tuple(weights)).ne(0).tolist()  # waits for a GPU once, not for every operation
+        count = len(self.space.wiring.operations)
+        used = [flat[start : start + count] for start in range(0, len(flat), count)]
+        by_kind = list(zip(self.space.by_kind(weights), self.space.by_kind(used), strict=True))
+        states: tuple[Tensor, ...] = self.stem(images)[-self.space.wiring.inputs :]
+        for place, cell in zip(self.space.skeleton.places, self.cells, strict=True):
+            output = cell(*states) if place.kind is None else cell(states, *by_kind[place.kind])
+            states = (*states[1:], output)
+        logits: Tensor = self.head(states[-1])
+        return logits
