@@ -50,6 +50,8 @@ def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
     summary = pipeline.run(loaded, until=stage)
     if summary is not None:
         console.print(results_table(summary))
+        for unmet in summary["unmet"]:
+            console.print(f"no student: {unmet}", markup=False, soft_wrap=True)
     if stage == "report":
         console.print(f"report: {loaded.run.dir}/report.html", markup=False, soft_wrap=True)
 

@@ -104,7 +104,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
         return None
     with stage("register"):
         uris = register.run(workspace, loaded, finished, costs)
-    found = summary.write(workspace, loaded, costs, finished, uris, seconds)
+    found = summary.write(workspace, loaded, costs, choices, finished, uris, seconds)
     if until == "report":
         from lana_ray.report import write_page  # matplotlib, only where a page is made
 

@@ -232,6 +232,15 @@ def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) ->
         loop.run(rounds=2)
 
 
+def test_a_budget_that_is_never_kept_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, [budget(1.0), budget(0.3)], [0.9, 0.8, 0.6, 0.7])
+    loop.run(rounds=2)
+    kept, missed = loop.choices
+    assert (kept.architecture, kept.unmet) == ((0, 0, 0), "")
+    assert missed.architecture is None
+    assert "none of 4 students measured kept it" in missed.unmet
+
+
 def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -305,5 +314,5 @@ def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_m
     for _, selection in asked.students.values():
         assert selection.costs["edge"] == pytest.approx(rest_ms + 0.3)
     tight = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=rest_ms + 0.2)})
-    with pytest.raises(UserError, match=rf"takes about {rest_ms + 0.3:.3f} ms"):
-        select._propose(workspace, [tight], costs, [], scores, 0)
+    assert select._propose(workspace, [tight], costs, [], scores, 0) == {}
+    assert f"takes about {rest_ms + 0.3:.3f} ms" in tight.unmet

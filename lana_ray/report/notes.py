@@ -42,6 +42,7 @@ def _about_images(summary: Row) -> Iterator[str]:
 
 
 def _about_latencies(run: RunFiles) -> Iterator[str]:
+    yield from run.summary["unmet"]
     for row in run.summary["results"]:
         if row.get("problem"):
             yield f"{row['target']}, budget {row['budget']}: the student is not registered: {row['problem']}."

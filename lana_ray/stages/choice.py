@@ -56,6 +56,8 @@ class Choice:
     """The best student by the last round's table."""
     finished: bool = False
     """No more students need be proposed."""
+    unmet: str = ""
+    """Why there is no student, in one line."""
 
     @property
     def name(self) -> str:

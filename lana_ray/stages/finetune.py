@@ -66,6 +66,7 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
     A student that its last, longest measurement finds over its budget is given up for the next best one,
     as long as there is one.
     """
+    choices = [choice for choice in choices if choice.architecture]
     samples = _train_and_measure(workspace, choices, costs)
     for time in range(1, MAX_REPLACED + 1):
         replaced = _replace(workspace, _over(choices, samples), costs, time)

@@ -42,12 +42,14 @@ def run(
     will do; the one with the lowest loss is chosen, once further sessions confirm it. A budget that has none
     goes on for as many rounds again, each aiming a little lower: the table's errors are scattered around it.
 
+    A budget that still has none is left out, with its reason in ``unmet``.
+
     Raises:
-        UserError: for a budget that no student can keep, naming target, budget and the cheapest possible, and
+        UserError: where none of the budgets can be kept, naming target, budget and the cheapest possible, and
             as ``selection.constraints.constrained``.
     """
     settings = workspace.config.select
-    rounds, scores = settings.rounds, _constrained(workspace, scores)
+    rounds, scores = settings.rounds, constrained_scores(workspace, scores)
     counted = counted_budgets(workspace, scores)
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
@@ -71,10 +73,15 @@ def run(
             break
         for choice in missed if number else ():  # the first table is not calibrated yet
             choice.aim *= 1.0 if choice.within() else 1 - _STEP
-    if missed:
-        raise UserError(_unmet(missed[0]))
+    for choice in missed:
+        choice.unmet = choice.unmet or _unmet(choice)
+    if len(missed) == len(choices):
+        raise UserError(missed[0].unmet)
     for choice in choices:
-        _say(choice)
+        if choice.unmet:
+            say(f"select: {choice.unmet}")
+        else:
+            _say(choice)
     _write(workspace, choices, costs)
     return choices
 
@@ -84,10 +91,12 @@ def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     open_choices(workspace, costs)
     layers = zip(workspace.space.ops, considered(costs), strict=True)
     usable = [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers]
-    counted_budgets(workspace, _constrained(workspace, usable))
+    counted_budgets(workspace, constrained_scores(workspace, usable))
 
 
-def _constrained(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+def constrained_scores(
+    workspace: Workspace, scores: Sequence[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
     """The scores of what ``select.force`` and ``select.forbid`` leave to choose from."""
     settings, space = workspace.config.select, workspace.space
     return constrained(
@@ -127,7 +136,9 @@ def _propose(
                 continue
             cheapest_ms = error.cheapest + rest[error.name]
             names = [budget.name for budget in counted]
-            raise UserError(too_low(choice, error.name, cheapest_ms, names)) from None
+            choice.unmet = too_low(choice, error.name, cheapest_ms, names)
+            continue
+        choice.unmet = ""
         found = [
             dataclasses.replace(one, costs={name: cost + rest[name] for name, cost in one.costs.items()})
             for one in found

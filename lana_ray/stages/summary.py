@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lana_ray.stages.choice import Choice
 from lana_ray.stages.counts import count_student
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.register import versions
@@ -19,6 +20,7 @@ def write(
     workspace: Workspace,
     teacher: Teacher,
     costs: Mapping[str, TargetCosts],
+    choices: Sequence[Choice],
     finished: Sequence[Finished],
     uris: Mapping[tuple[str, str], str],
     seconds: Mapping[str, float],
@@ -38,6 +40,7 @@ def write(
         "data": {"classes": list(data.classes), "sizes": data.sizes, "skipped": data.skipped},
         "targets": [_target(known) for known in costs.values()],
         "results": [_result(workspace, f, uris) for f in finished],
+        "unmet": [choice.unmet for choice in choices if choice.unmet],
         "versions": versions(),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }

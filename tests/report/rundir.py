@@ -246,6 +246,7 @@ class _Run:
                 for name, slow in self.targets.items()
             ],
             "results": results,
+            "unmet": [],
             "versions": {"lana-ray": "0.1.0", "torch": "2.9.0"},
             "seconds": {stage: 12.5 * (n + 1) for n, stage in enumerate(STAGES)},
         }
