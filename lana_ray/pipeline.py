@@ -117,7 +117,7 @@ def fit_predictors(config: Config) -> list[fit.Fit]:
     workspace = _open(config)
     with connect(config.ray):
         teacher.run(workspace)
-        return fit.run(workspace, sample.run(workspace))
+        return fit.run(workspace, fit.of_layers(workspace, sample.run(workspace)))
 
 
 def _open(config: Config) -> Workspace:

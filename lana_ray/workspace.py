@@ -12,6 +12,7 @@ from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
 from lana_ray.layers import Layer, find_layers
 from lana_ray.ops import register_files
+from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.storage import FINGERPRINT_KEY, Storage, fingerprint
 from lana_ray.teachers import check_outputs, normalisation, structure
@@ -116,6 +117,19 @@ def workspace_in_worker(config: Config) -> Workspace:
 def structural_space(config: Config, num_classes: int) -> LayerwiseSpace:
     """The same space on arbitrary weights, for a node that has neither the data nor the teacher's weights."""
     return _space(config, structure(config.teacher, num_classes))
+
+
+def structural_cells(config: Config, num_classes: int) -> CellStudents:
+    """The networks of ``search.cells`` beside the teacher's structure, for such a node."""
+    return CellStudents(cell_space(config, num_classes), structural_space(config, num_classes))
+
+
+def cell_space(config: Config, num_classes: int) -> CellSpace:
+    """The space of ``search.cells``."""
+    cells = config.search.cells
+    assert cells is not None
+    preset = {"nasbench201": NasBench201Space, "darts": DartsSpace}[cells.space]
+    return preset(classes=num_classes, width=cells.width, cells=cells.cells, stem=cells.stem)
 
 
 def _space(config: Config, network: nn.Module) -> LayerwiseSpace:

@@ -52,9 +52,7 @@ def test_a_student_that_fails_on_its_target_is_over() -> None:
 
 
 THIRD = (1, 1)
-LAYER = SimpleNamespace(name="layer")
-OPS = tuple(SimpleNamespace(key=name, name=name) for name in ("teacher", "identity"))
-SPACE = SimpleNamespace(fingerprint="space", label=str, layers=(LAYER, LAYER), ops=(OPS, OPS))
+SPACE = SimpleNamespace(fingerprint="space", label=str, network_structure=str)
 
 
 @pytest.mark.parametrize(("other_ms", "taken"), [(0.9, OTHER), (1.2, THIRD)])

@@ -295,8 +295,49 @@ class SelectConfig(Section):
     students' sessions on the target asks for."""
 
 
+class CellsConfig(Section):
+    """A cell space, in place of the teacher's layers."""
+
+    space: Literal["nasbench201", "darts"]
+    width: int = Field(default=16, ge=4)
+    """Channels of the first cells."""
+    cells: int = Field(default=5, ge=1)
+    """For NAS-Bench-201 in each of three stages, for DARTS in all, at least 3."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """One convolution that keeps the image's size, or three that halve it each."""
+    samples: int = Field(default=200, ge=20)
+    """Random cells measured on every target, for the latency predictor."""
+    active: int = Field(default=0, ge=0)
+    """Further ones, where predictors disagree most."""
+
+
 class SearchConfig(Section):
-    """The differentiable search has no settings of its own yet."""
+    """``lana-ray search``: sweeps of the differentiable search (LA-DNAS) and of the integer program."""
+
+    cells: CellsConfig | None = None
+    """Search a cell space; by default the scored candidates of the teacher's layers."""
+    methods: tuple[Literal["differentiable", "program"], ...] = ("differentiable", "program")
+    trials: int = Field(default=12, ge=1)
+    """Of each method on each target."""
+    lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.03, 30.0)
+    """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving a latency like
+    the teacher's."""
+    aim: Literal["lambda", "budget"] = "lambda"
+    """What a trial of the differentiable search is given: λ, or a budget as the program is, for which it
+    finds λ on the way."""
+    steps: int = Field(default=200, ge=10)
+    """Of the differentiable search."""
+    batch_size: int = Field(default=64, ge=2)
+    lr: float = Field(default=0.1, gt=0)
+    """Of the architecture parameters (Adam)."""
+    concurrency: int = Field(default=1, ge=1)
+    """Trials at a time. On one machine, more of them disturb its measurements."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> SearchConfig:
+        if self.lambdas[0] >= self.lambdas[1]:
+            raise ValueError("lambdas: give the smaller end of the range first")
+        return self
 
 
 class FinetuneConfig(TrainConfig):

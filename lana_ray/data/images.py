@@ -219,6 +219,22 @@ class ImageData:
                 if steps == 0:
                     return
 
+    def endless(self, split: str, *, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
+        """Shuffled batches of a split, epoch after epoch, from any step on; training images augmented."""
+        batch_size = min(batch_size, self.sizes[split])
+        per_epoch = self.steps(split, batch_size=batch_size, drop_last=True)
+        first, start = divmod(start_step, per_epoch)
+        for epoch in itertools.count(first):
+            yield from self.batches(
+                split,
+                batch_size=batch_size,
+                epoch=epoch,
+                shuffle=True,
+                augment=split == "train",
+                start_step=start if epoch == first else 0,
+                drop_last=True,
+            )
+
     def _changes(
         self, generator: np.random.Generator, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

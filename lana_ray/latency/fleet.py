@@ -33,15 +33,16 @@ _FLUSH_S = 10.0
 class SamplerActor:
     """A sampler in a process of its own, on a node of the target. Made a Ray actor below."""
 
-    def __init__(self, config: Config, num_classes: int, target: Target) -> None:
+    def __init__(self, config: Config, num_classes: int, target: Target, cells: bool = False) -> None:
         self._config, self._num_classes, self._target = config, num_classes, target
+        self._cells = cells
 
     @cached_property
     def _sampler(self) -> Sampler:
         """Made by a call: of an actor that cannot be made, Ray does not say why as the error it is."""
-        from lana_ray.workspace import structural_space
+        from lana_ray.workspace import structural_cells, structural_space
 
-        space = structural_space(self._config, self._num_classes)
+        space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
         return Sampler(space, self._target, Storage(self._config.run.dir))
 
     def target_key(self) -> str:
@@ -73,6 +74,8 @@ class Job:
     work: Sequence[Work]
     follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
     """Says, once all of ``work`` is done, what is to be measured in the light of it."""
+    cells: bool = False
+    """Whether the work is of the cell space of ``search.cells``; else of the teacher's layers."""
     target_key: str = ""
     """Known from an earlier job of this run, or set by the first actor."""
     reused: int = 0
@@ -124,7 +127,7 @@ def sampler_start(config: Config, num_classes: int) -> Start:
         placement = assign_targets([job.target], nodes(), wait_s=wait_s, on_wait=say)[job.target.name]
         environment = {"env_vars": {"OMP_NUM_THREADS": str(job.target.threads)}}
         actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
-        return actor_class.remote(config, num_classes, job.target)
+        return actor_class.remote(config, num_classes, job.target, job.cells)
 
     return start
 

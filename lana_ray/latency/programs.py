@@ -14,6 +14,7 @@ from lana_ray.export.frame import OnnxFrame, OnnxModel, fill_program, open_layer
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.ops import count_weights
+from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 
 _KEPT_BYTES = 1 << 30
@@ -91,7 +92,7 @@ class Programs:
             return None
 
 
-def layer_input(space: LayerwiseSpace, layer: int, target: Target) -> Tensor:
+def layer_input(space: LayerwiseSpace | CellStudents, layer: int, target: Target) -> Tensor:
     """A batch of a layer's inputs, the same whenever it is asked for."""
     shape = (target.batch_size, *space.layers[layer].input_shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

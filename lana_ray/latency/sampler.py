@@ -20,6 +20,7 @@ from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, Reference, time_calls
 from lana_ray.layers import replace
 from lana_ray.progress import say
+from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import Storage, fingerprint
 
@@ -65,16 +66,19 @@ def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     return Work(kind="candidate", structure=structure, what=what, layer=layer, choice=choice)
 
 
-def network_work(space: LayerwiseSpace, architecture: Architecture) -> Work:
+def network_work(space: LayerwiseSpace | CellStudents, architecture: Architecture) -> Work:
     """A whole network, whatever its weights."""
-    ops = [of_layer[choice] for of_layer, choice in zip(space.ops, architecture, strict=True)]
-    chosen = {layer.name: op.key for layer, op in zip(space.layers, ops, strict=True)}
-    structure = fingerprint("network", space.fingerprint, chosen)
-    what = space.label(architecture)
-    return Work(kind="network", structure=structure, what=what, architecture=architecture)
+    return Work(
+        kind="network",
+        structure=space.network_structure(architecture),
+        what=space.label(architecture),
+        architecture=architecture,
+    )
 
 
-def student_work(space: LayerwiseSpace, architecture: Architecture, weights: str, identity: str) -> Work:
+def student_work(
+    space: LayerwiseSpace | CellStudents, architecture: Architecture, weights: str, identity: str
+) -> Work:
     """A finished student with its own weights.
 
     Args:
@@ -100,12 +104,13 @@ class Sampler:
     """Builds and times structures on a target; pins the process to as many CPUs as the target has threads.
 
     Args:
-        space: built from the teacher's structure; weights do not matter here.
+        space: built from the teacher's structure; weights do not matter here. Candidates are those of a
+            layer-wise space.
         target: with ``input_shape`` set.
         storage: the run directory that the weights of students are read from.
     """
 
-    def __init__(self, space: LayerwiseSpace, target: Target, storage: Storage) -> None:
+    def __init__(self, space: LayerwiseSpace | CellStudents, target: Target, storage: Storage) -> None:
         self._space = space
         self._storage = storage
         self._target = target
@@ -113,7 +118,7 @@ class Sampler:
         self._node = platform.node()
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
-        self._programs = Programs(space, target)
+        self._programs = Programs(space, target) if isinstance(space, LayerwiseSpace) else None
         self._students: dict[str, nn.Module | bytes] = {}
         self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
         self._processor = processor(target)  # there is one: the reference has been loaded
@@ -176,6 +181,9 @@ class Sampler:
         """The structure as the target deploys it."""
         if item.weights is not None:
             return self._student(item)
+        if item.architecture is not None and self._programs is None:
+            return program(self._space.build(item.architecture), self._example(item), self._target)
+        assert self._programs is not None
         if item.architecture is not None:
             return self._programs.network(item.architecture)
         assert item.layer is not None

@@ -76,6 +76,12 @@ class LayerwiseSpace:
         own = (self.fingerprint, place.name) if op.of_teacher else self._activation.__name__
         return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
 
+    def network_structure(self, architecture: Architecture) -> str:
+        """Identity of a whole network, whatever its weights."""
+        ops = (of_layer[choice] for of_layer, choice in zip(self.ops, architecture, strict=True))
+        chosen = {layer.name: op.key for layer, op in zip(self.layers, ops, strict=True)}
+        return fingerprint("network", self.fingerprint, chosen)
+
     @property
     def everything(self) -> Choices:
         """All candidates."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lana_ray.errors import UserError
+from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.quality import Quality, quality
 from lana_ray.latency.sampler import network_work
@@ -48,6 +49,20 @@ class Fit:
         return self.curve[-1][1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Networks of a space that were measured on a target, and how more of them are."""
+
+    encode: Callable[[Architecture], NDArray[np.float32]]
+    networks: Mapping[Architecture, float]
+    """Latencies in milliseconds."""
+    active: int
+    """Further ones to measure, where predictors disagree most."""
+    draw: Callable[[np.random.Generator], Architecture]
+    job: Callable[[Sequence[Architecture]], Job]
+    """Measures further ones, in this order."""
+
+
 @dataclass(frozen=True)
 class _Split:
     """The networks measured on a target."""
@@ -64,8 +79,24 @@ class _Split:
         return self.drawn | self.chosen
 
 
-def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Fit]:
-    """Writes ``predictors/<target>.safetensors`` for every target.
+def of_layers(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> dict[str, Known]:
+    """The students sampled for the cost tables, by target."""
+    space = workspace.space
+
+    def sampled(known: TargetCosts) -> Known:
+        return Known(
+            encode=space.encode,
+            networks={a: sample.median_ms for a, sample in known.networks.items()},
+            active=known.target.measure.active,
+            draw=lambda rng: space.random(rng, known.considered),
+            job=lambda asked: known.job([network_work(space, a) for a in asked]),
+        )
+
+    return {name: sampled(known) for name, known in costs.items()}
+
+
+def run(workspace: Workspace, sampled: Mapping[str, Known], folder: str = "predictors") -> list[Fit]:
+    """Writes ``<folder>/<target>.safetensors`` for every target.
 
     A fifth of the architectures is kept for testing; predictors trained on growing parts of the others give
     the learning curve, whose last point has those that were chosen where predictors disagreed. The predictor
@@ -74,24 +105,24 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Fit]:
     Raises:
         UserError: where fewer than ``MIN_NETWORKS`` networks were measured.
     """
-    splits = {name: _split(workspace, name, measured) for name, measured in costs.items()}
+    splits = {name: _split(workspace, name, measured) for name, measured in sampled.items()}
     for number in range(_ROUNDS):
-        _measure_chosen(workspace, costs, splits, number)
+        _measure_chosen(workspace, sampled, splits, number)
     fits = []
-    with progress("fit", len(costs)) as show:
+    with progress("fit", len(sampled)) as show:
         for number, (name, split) in enumerate(splits.items(), 1):
-            fits.append(_fit(workspace, name, split))
+            fits.append(_fit(workspace, name, sampled[name], split, f"{folder}/{name}.safetensors"))
             show(number)
     return fits
 
 
-def _split(workspace: Workspace, name: str, costs: TargetCosts) -> _Split:
-    if len(costs.networks) < MIN_NETWORKS:
+def _split(workspace: Workspace, name: str, sampled: Known) -> _Split:
+    if len(sampled.networks) < MIN_NETWORKS:
         raise UserError(
-            f"target {name!r}: {len(costs.networks)} networks measured, a predictor needs {MIN_NETWORKS}; "
-            "raise measure.architectures of the target"
+            f"target {name!r}: {len(sampled.networks)} networks measured, a predictor needs {MIN_NETWORKS}; "
+            "raise measure.architectures of the target, or search.cells.samples"
         )
-    latencies = [(architecture, sample.median_ms) for architecture, sample in costs.networks.items()]
+    latencies = list(sampled.networks.items())
     order = np.random.default_rng(workspace.config.run.seed).permutation(len(latencies))
     shuffled = [latencies[position] for position in order]
     count = round(_TEST_SHARE * len(shuffled))
@@ -99,27 +130,24 @@ def _split(workspace: Workspace, name: str, costs: TargetCosts) -> _Split:
 
 
 def _measure_chosen(
-    workspace: Workspace, costs: Mapping[str, TargetCosts], splits: Mapping[str, _Split], number: int
+    workspace: Workspace, sampled: Mapping[str, Known], splits: Mapping[str, _Split], number: int
 ) -> None:
     """Adds a round of networks that a target's predictor of the moment is least certain of."""
-    space, seed = workspace.space, workspace.config.run.seed
-    asked = {}
+    seed, asked = workspace.config.run.seed, {}
     for name, split in splits.items():
-        active = costs[name].target.measure.active
-        count = (active * (number + 1)) // _ROUNDS - (active * number) // _ROUNDS
+        known = sampled[name]
+        count = (known.active * (number + 1)) // _ROUNDS - (known.active * number) // _ROUNDS
         if count:
             rng = np.random.default_rng([seed, number])
-            among = costs[name].considered
-            drawn = dict.fromkeys(space.random(rng, among) for _ in range(_POOL * count))
+            drawn = dict.fromkeys(known.draw(rng) for _ in range(_POOL * count))
             taken = split.known | split.test
             pool = [architecture for architecture in drawn if architecture not in taken]
             if not pool:
                 continue  # all there are have been measured
-            chosen = _predictor(workspace, split.known).choose(
-                _encodings(workspace, pool), min(count, len(pool))
-            )
+            predictor = _predictor(known, split.known, seed)
+            chosen = predictor.choose(_encodings(known, pool), min(count, len(pool)))
             asked[name] = [pool[position] for position in chosen]
-    jobs = {name: costs[name].job([network_work(space, a) for a in asked[name]]) for name in asked}
+    jobs = {name: sampled[name].job(asked[name]) for name in asked}
     if jobs:
         measure(workspace, list(jobs.values()), f"fit, round {number + 1} of {_ROUNDS}:")
     for name, job in jobs.items():
@@ -128,23 +156,23 @@ def _measure_chosen(
                 splits[name].chosen[architecture] = job.samples[work.key].median_ms
 
 
-def _fit(workspace: Workspace, name: str, split: _Split) -> Fit:
-    known, tests = list(split.known.items()), _encodings(workspace, list(split.test))
+def _fit(workspace: Workspace, name: str, sampled: Known, split: _Split, file: str) -> Fit:
+    known, tests = list(split.known.items()), _encodings(sampled, list(split.test))
+    seed = workspace.config.run.seed
     drawn, measured = len(split.drawn), np.array(list(split.test.values()))
     sizes = {drawn >> halvings for halvings in range(_CURVE_POINTS)} - set(range(_SMALLEST))
     curve, predicted = [], np.empty(0)
     for size in sorted(sizes | {len(known)}):
-        predicted = _predictor(workspace, dict(known[:size])).predict(tests)
+        predicted = _predictor(sampled, dict(known[:size]), seed).predict(tests)
         curve.append((size, quality(predicted, measured)))
-    file = f"predictors/{name}.safetensors"
-    workspace.storage.write_bytes(file, _predictor(workspace, split.known | split.test).to_bytes())
+    workspace.storage.write_bytes(file, _predictor(sampled, split.known | split.test, seed).to_bytes())
     return Fit(target=name, file=file, curve=tuple(curve), predicted_ms=predicted, measured_ms=measured)
 
 
-def _predictor(workspace: Workspace, latencies: Mapping[Architecture, float]) -> LatencyPredictor:
-    predictor = LatencyPredictor(seed=workspace.config.run.seed)
-    return predictor.fit(_encodings(workspace, list(latencies)), list(latencies.values()))
+def _predictor(sampled: Known, latencies: Mapping[Architecture, float], seed: int) -> LatencyPredictor:
+    predictor = LatencyPredictor(seed=seed)
+    return predictor.fit(_encodings(sampled, list(latencies)), list(latencies.values()))
 
 
-def _encodings(workspace: Workspace, architectures: Sequence[Architecture]) -> Floats:
-    return np.stack([workspace.space.encode(a) for a in architectures]).astype(np.float64)
+def _encodings(sampled: Known, architectures: Sequence[Architecture]) -> Floats:
+    return np.stack([sampled.encode(a) for a in architectures]).astype(np.float64)

@@ -30,14 +30,32 @@ SESSIONS = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetCosts:
-    """Everything measured on one target so far, and the table made of it."""
+class Sampled:
+    """A target that was sampled."""
 
     target: Target
     placement: Placement
     target_key: str
     teacher_ms: float
     """The teacher's latency when this target was first sampled: the baseline of all drift."""
+    cells: bool = False
+    """Whether cells were, or the teacher's layers."""
+
+    def job(self, work: Sequence[Work]) -> Job:
+        """Further measurements on the same hardware."""
+        return Job(
+            target=self.target,
+            placement=self.placement,
+            work=work,
+            cells=self.cells,
+            target_key=self.target_key,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetCosts(Sampled):
+    """Everything measured on one target so far, and the table made of it."""
+
     isolated_ms: tuple[NDArray[np.float64], ...]
     considered: Choices
     """The candidates that are worth their time here, the teacher's layers first."""
@@ -45,10 +63,6 @@ class TargetCosts:
     sessions_ms: dict[Architecture, tuple[float, ...]] = field(default_factory=dict)
     """Of the networks among them that were measured in several sessions: each one's median."""
     table: CostTable
-
-    def job(self, work: Sequence[Work]) -> Job:
-        """Further measurements on the same hardware."""
-        return Job(target=self.target, placement=self.placement, work=work, target_key=self.target_key)
 
     def with_networks(self, more: Mapping[Architecture, Judged]) -> TargetCosts:
         """The same with further networks measured, and the table calibrated anew."""
@@ -146,7 +160,7 @@ def measure(
 def judge(
     workspace: Workspace,
     asked: Mapping[str, Mapping[Architecture, Work]],
-    costs: Mapping[str, TargetCosts],
+    costs: Mapping[str, Sampled],
     sessions: range,
     title: str,
 ) -> dict[tuple[str, Architecture], Judged]:

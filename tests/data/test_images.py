@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_training_images_go_on_from_epoch_to_epoch(parquet: str) -> None:
     expected = [images for images in epochs if len(images) == 20][:5]
     assert len(given) == 5
     assert all(torch.equal(*pair) for pair in zip(given, expected, strict=True))
+
+
+@pytest.mark.parametrize(("split", "batch_size"), [("train", 20), ("score", 4), ("score", 64)])
+def test_endless_batches_begin_at_any_step(parquet: str, split: str, batch_size: int) -> None:
+    data = load(parquet=parquet, score_images=10, validation_images=15)  # two steps an epoch, or one
+    whole = list(itertools.islice(data.endless(split, batch_size=batch_size), 7))
+    assert {len(labels) for _, labels in whole} == {min(batch_size, data.sizes[split])}
+    assert not torch.equal(whole[0][0], whole[2][0])  # another epoch, another order
+    for start in (1, 2, 5):
+        resumed = data.endless(split, batch_size=batch_size, start_step=start)
+        assert_same(list(itertools.islice(resumed, 7 - start)), whole[start:])
 
 
 def test_augmentation_changes_training_images_only_when_asked(parquet: str) -> None:

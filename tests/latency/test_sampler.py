@@ -27,7 +27,8 @@ from lana_ray.latency.sampler import (
 from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, Reference
 from lana_ray.layers import find_layers
-from lana_ray.spaces import LayerwiseSpace
+from lana_ray.spaces import LayerwiseSpace, NasBench201Space
+from lana_ray.spaces.cells import CellStudents
 from lana_ray.storage import Storage
 
 from ..networks import Block, Net
@@ -269,3 +270,25 @@ def test_samples_are_yielded_as_they_are_taken(tmp_path: Path) -> None:
     assert drawn == []
     assert isinstance(next(stream), Sample)
     assert drawn == ["empty"]
+
+
+def test_cells_are_measured_beside_the_teacher(tmp_path: Path) -> None:
+    """Against the same reference as the teacher's own students, and dead edges make no difference."""
+    of = space()
+    cells = NasBench201Space(classes=10, width=4, cells=1)
+    students = CellStudents(cells, of)
+    rng = np.random.default_rng(0)
+    some = [cells.random(rng) for _ in range(3)]
+    storage = Storage(str(tmp_path))
+    sampler = Sampler(students, target(), storage)
+    assert sampler.target_key() == Sampler(of, target(), storage).target_key()
+    found = {s.what: s for s in sampler.sample([network_work(students, a) for a in some], [])}
+    assert found["teacher"].median_ms > 0
+    for architecture in some:
+        sample = found[cells.format(architecture)]
+        assert sample.error is None
+        assert sample.median_ms > 0
+    dead = (0, 0, 1, 3, 0, 0)  # node 1 is fed by nothing
+    assert students.network_structure(dead) == students.network_structure((0, 0, 0, 3, 0, 0))
+    one, other = students.build(some[0]), students.build(some[0])
+    assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))

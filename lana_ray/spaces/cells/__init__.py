@@ -8,6 +8,7 @@ from lana_ray.spaces.cells.darts import DartsSpace
 from lana_ray.spaces.cells.nasbench201 import NasBench201Space
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
+from lana_ray.spaces.cells.students import CellStudents
 from lana_ray.spaces.cells.supernet import CellSupernet
 
-__all__ = ["CellNetwork", "CellSpace", "CellSupernet", "DartsSpace", "NasBench201Space"]
+__all__ = ["CellNetwork", "CellSpace", "CellStudents", "CellSupernet", "DartsSpace", "NasBench201Space"]

@@ -1,0 +1,56 @@
+"""Networks of a cell space beside the teacher that they are to replace."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lana_ray.layers import Layer
+from lana_ray.spaces.cells.space import CellSpace
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.storage import fingerprint
+
+
+class CellStudents:
+    """What is sampled on a target: cell networks, against the teacher as their reference.
+
+    Args:
+        cells: the space.
+        teacher: the layer-wise space of the teacher: its network tells the machine's drift, as for LANA's
+            students, so that latencies of both kinds compare.
+        seed: of the networks' weights.
+    """
+
+    def __init__(self, cells: CellSpace, teacher: LayerwiseSpace, *, seed: int = 0) -> None:
+        self.cells, self._teacher, self._seed = cells, teacher, seed
+
+    @property
+    def network(self) -> nn.Module:
+        """The teacher."""
+        return self._teacher.network
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Of the teacher."""
+        return self._teacher.layers
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the teacher's structure."""
+        return self._teacher.fingerprint
+
+    def label(self, architecture: Architecture) -> str:
+        """The cells as published."""
+        return self.cells.format(architecture)
+
+    def network_structure(self, architecture: Architecture) -> str:
+        """Identity of a whole network, whatever its weights; dead edges make no difference."""
+        cells = self.cells
+        live = cells.live(architecture)
+        return fingerprint("cells", repr(cells.wiring), repr(cells.skeleton), live)
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        """The network with weights that depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self._seed)
+            return self.cells.build(architecture)
