@@ -97,7 +97,7 @@ def test_genotypes_are_written_as_they_are_published() -> None:
 )
 def test_what_is_no_genotype_is_refused_and_not_run(old: str, new: str) -> None:
     with pytest.raises(UserError, match=r"^genotype: "):
-        SPACE.parse(PC_DARTS.replace(old, new))
+        SPACE.parse(PC_DARTS.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
