@@ -58,6 +58,11 @@ class LayerwiseSpace:
         """Length of an encoding: candidates of all layers together."""
         return int(self._offsets[-1])
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Candidates of every layer."""
+        return tuple(len(ops) for ops in self.ops)
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the structures in the space, whatever the weights."""
@@ -118,6 +123,10 @@ class LayerwiseSpace:
         """The strongest choice of every layer; the inverse of ``encode`` on one-hot codes."""
         parts = np.split(np.asarray(encoding), self._offsets[1:-1])
         return tuple(int(part.argmax()) for part in parts)
+
+    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
+        """The candidate of the highest score at every layer, the first of equals."""
+        return tuple(int(part.argmax()) for part in scores)
 
     def candidate(self, position: int, choice: int) -> nn.Module:
         """A new module for one layer, freshly initialised, or made of the teacher's own layer."""
