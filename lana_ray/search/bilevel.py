@@ -1,0 +1,297 @@
+"""The search: weights and architecture parameters in turn, under a cost (LA-DNAS, arXiv 2001.06392)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lana_ray.search.cost import Cost, cost_of, expected_cost, likeliest_within
+from lana_ray.search.mixture import entropy, mix
+from lana_ray.search.settings import SearchSettings
+from lana_ray.search.state import SearchState
+from lana_ray.search.supernet import Supernet
+from lana_ray.search.unrolled import gradients_of, unrolled_gradients
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.training.loop import Checkpoint
+
+Batch = tuple[Tensor, Tensor]
+Batches = Callable[[int, int], Iterator[Batch]]
+"""Of (epoch, first step wanted): that epoch's (images, labels) from that step on, the same at every call."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of (output [n, classes], images [n, ...], labels [n]): a scalar."""
+
+NONE = "none"
+"""The operation that is none."""
+_SAVE_EVERY_S = 60.0
+_ROUNDS = 20
+"""How often an unchanged excess would be added to λ, times the penalty, over a whole search."""
+_EVALUATED = 32
+"""Architectures drawn for an epoch's LAT(α)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An epoch of a search, as it ended."""
+
+    epoch: int
+    weight_loss: float
+    """Mean over the epoch of the task loss that the weights learnt from; NaN where none learn."""
+    alpha_loss: float
+    """The same for α; NaN before α moves."""
+    expected_cost: float
+    """LAT(α)."""
+    cost: float
+    """Of the architecture that the scores stand for."""
+    entropy: float
+    """Of α, relative to the largest possible."""
+    parameter_free: float
+    """Share of operations without parameters among the architecture's own."""
+    multiplier: float
+    """λ, with the penalty."""
+    architecture: Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found."""
+
+    architecture: Architecture
+    """What the scores stand for; with a target, the likeliest that keeps it."""
+    cost: float
+    """As the cost function has it."""
+    scores: tuple[NDArray[np.float64], ...]
+    """Per decision, the supernet's logits."""
+    trajectory: tuple[Point, ...]
+    collapsed: bool
+    """The share of parameter-free operations is above the settings' bound: known to happen to DARTS where
+    skips train faster than what they bypass, and then not worth training (DARTS+, arXiv 1909.06035;
+    R-DARTS, arXiv 1909.09656)."""
+
+
+def cross_entropy(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """The task's loss."""
+    return F.cross_entropy(output, labels)
+
+
+def search(
+    supernet: Supernet,
+    cost: Cost,
+    *,
+    settings: SearchSettings,
+    reference: float,
+    operations: Sequence[Sequence[str]],
+    weight_batches: Batches,
+    alpha_batches: Batches,
+    steps: int,
+    loss: Loss = cross_entropy,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> SearchResult:
+    """Minimises ``L + λ·LAT(α) / reference`` in α, and L in the weights, a step of each in turn.
+
+    Dividing by the cost of a network everybody knows makes λ a price: what the loss may rise for saving all
+    that this network costs. The same λ then means the same on a phone and on a GPU.
+
+    With a target λ is found on the way, by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
+    ``e = (LAT(α) − target) / reference``, the price is ``max(0, λ + penalty·e)``, and after each step λ moves
+    to ``max(0, λ + rate·e)``. Dual ascent alone would swing around the target, and could not hold an
+    architecture that no price makes the cheapest, as most are where choices are discrete; the penalty damps
+    the one and holds the other. λ falls to 0 where the target binds nobody.
+
+    The first-order gradient needs the gradients of the activations only, not of the weights. Progress and
+    results are the same to the bit after a resume.
+
+    Args:
+        supernet: left as the search ends.
+        cost: LAT; on the supernet's device.
+        reference: a cost in the same unit: the teacher's for LANA's space, that of the mean random
+            architecture for cells.
+        operations: names of every decision's choices, for the share of parameter-free ones; ``none`` is no
+            operation.
+        weight_batches: images for the weights; not asked for where none learn.
+        alpha_batches: images for α, held apart from those.
+        steps: of each kind in an epoch; both iterators have to last for them.
+        checkpoint: where the state is kept, about once a minute and at the end of an epoch.
+    """
+    total = settings.epochs * steps
+    state = SearchState.begin(supernet, settings, total)
+    alphas = supernet.architecture_parameters()
+    device = alphas[0].device
+    if checkpoint and (saved := checkpoint.load()) is not None:
+        state.restore(saved, device)
+        for _ in range(state.step):
+            on_step()
+    warmup = settings.warmup_epochs * steps if state.weight_optimizer else 0
+    turn = _Turn(state, cost, settings, reference, loss)
+    last_save = time.monotonic()
+    while state.step < total:
+        epoch, start = divmod(state.step, steps)
+        held = alpha_batches(epoch, start) if state.step >= warmup else None
+        own = weight_batches(epoch, start) if state.weight_optimizer else None
+        for _ in range(start, steps):
+            torch.manual_seed(_seed(settings, state.step))
+            progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
+            batch = _to(next(own), device) if own else None
+            if held:
+                turn.alpha(_to(next(held), device), batch, progress, total - warmup)
+            if batch:
+                turn.weights(batch, progress)
+            state.step += 1
+            on_step()
+            if checkpoint and state.step % steps and time.monotonic() - last_save > _SAVE_EVERY_S:
+                checkpoint.save(state.dump())
+                last_save = time.monotonic()
+        state.trajectory.append(_point(state, cost, settings, reference, operations, epoch, steps))
+        state.sums = {}
+        if checkpoint:
+            checkpoint.save(state.dump())
+            last_save = time.monotonic()
+    points = tuple(Point(**row | {"architecture": tuple(row["architecture"])}) for row in state.trajectory)
+    with torch.no_grad():
+        logits = supernet.logits()
+    architecture = points[-1].architecture
+    if settings.target is not None:
+        torch.manual_seed(_seed(settings, total))
+        architecture = likeliest_within(logits, supernet.space, cost, settings.target) or architecture
+    share = parameter_free_share(architecture, operations, settings.parameter_free)
+    return SearchResult(
+        architecture=architecture,
+        cost=cost_of(architecture, supernet.space, cost, device),
+        scores=tuple(logit.double().cpu().numpy() for logit in logits),
+        trajectory=points,
+        collapsed=share > settings.collapse_share,
+    )
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A step of α, a step of the weights."""
+
+    state: SearchState
+    cost: Cost
+    settings: SearchSettings
+    reference: float
+    loss: Loss
+
+    def alpha(self, held: Batch, own: Batch | None, progress: float, steps: int) -> None:
+        """Moves α, and λ where there is a target; ``steps`` are those of α in the whole search."""
+        state, settings, supernet = self.state, self.settings, self.state.supernet
+        alphas, seed = supernet.architecture_parameters(), _seed(settings, state.step)
+
+        def task(batch: Batch) -> Tensor:
+            torch.manual_seed(seed)  # the same choices whenever it is called
+            return self._task(batch, mix(supernet.logits(), settings.mixture, self._temperature(progress)))
+
+        if settings.second_order and own is not None and state.weight_schedule is not None:
+            rate = float(state.weight_schedule.get_last_lr()[0])
+            value, gradients = unrolled_gradients(
+                alphas, supernet.weight_parameters(), lambda: task(own), lambda: task(held), rate
+            )
+        else:
+            value = task(held)
+            gradients = gradients_of(value, alphas)
+        logits = supernet.logits()
+        expected = expected_cost(
+            logits,
+            supernet.space,
+            self.cost,
+            way=settings.way,
+            samples=settings.samples,
+        )
+        excess = _excess(float(expected.detach()), settings, self.reference)
+        price = _price(state.multiplier, excess, settings)
+        extra = price * expected / self.reference + settings.entropy_weight * progress**2 * entropy(logits)
+        for alpha, first, second in zip(alphas, gradients, gradients_of(extra, alphas), strict=True):
+            alpha.grad = first + second
+        state.alpha_optimizer.step()
+        if settings.target is not None:
+            state.multiplier = max(0.0, state.multiplier + settings.penalty * excess * _ROUNDS / steps)
+        self._count("alpha_loss", value)
+
+    def weights(self, batch: Batch, progress: float) -> None:
+        """Moves the weights; α's part of the graph is not built."""
+        state, settings = self.state, self.settings
+        assert state.weight_optimizer is not None
+        assert state.weight_schedule is not None
+        with torch.no_grad():
+            mixed = mix(state.supernet.logits(), settings.mixture, self._temperature(progress))
+        loss = self._task(batch, mixed)
+        state.weight_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(state.supernet.weight_parameters(), settings.weight_clip)
+        state.weight_optimizer.step()
+        state.weight_schedule.step()
+        self._count("weight_loss", loss)
+
+    def _task(self, batch: Batch, mixed: list[Tensor]) -> Tensor:
+        images, labels = batch
+        return self.loss(self.state.supernet(images, mixed), images, labels)
+
+    def _temperature(self, progress: float) -> float:
+        first, last = self.settings.temperature
+        return first + (last - first) * progress
+
+    def _count(self, name: str, loss: Tensor) -> None:
+        self.state.sums[name] = self.state.sums.get(name, 0.0) + float(loss.detach())
+
+
+def parameter_free_share(
+    architecture: Architecture, operations: Sequence[Sequence[str]], free: frozenset[str]
+) -> float:
+    """Share of an architecture's operations that are of ``free``; 1 where ``none`` is all it has."""
+    names = [names[choice] for names, choice in zip(operations, architecture, strict=True)]
+    present = [name for name in names if name != NONE]
+    return sum(name in free for name in present) / len(present) if present else 1.0
+
+
+def _excess(expected: float, settings: SearchSettings, reference: float) -> float:
+    return 0.0 if settings.target is None else (expected - settings.target) / reference
+
+
+def _price(multiplier: float, excess: float, settings: SearchSettings) -> float:
+    return max(0.0, multiplier + settings.penalty * excess)
+
+
+@torch.no_grad()
+def _point(
+    state: SearchState,
+    cost: Cost,
+    settings: SearchSettings,
+    reference: float,
+    operations: Sequence[Sequence[str]],
+    epoch: int,
+    steps: int,
+) -> dict[str, Any]:
+    space, logits = state.supernet.space, state.supernet.logits()
+    architecture = space.discretise([logit.cpu().numpy() for logit in logits])
+    expected = float(expected_cost(logits, space, cost, way=settings.way, samples=_EVALUATED))
+    point = Point(
+        epoch=epoch,
+        weight_loss=state.sums.get("weight_loss", math.nan) / steps,
+        alpha_loss=state.sums.get("alpha_loss", math.nan) / steps,
+        expected_cost=expected,
+        cost=cost_of(architecture, space, cost, logits[0].device),
+        entropy=float(entropy(logits)),
+        parameter_free=parameter_free_share(architecture, operations, settings.parameter_free),
+        multiplier=_price(state.multiplier, _excess(expected, settings, reference), settings),
+        architecture=architecture,
+    )
+    return dataclasses.asdict(point)
+
+
+def _seed(settings: SearchSettings, step: int) -> int:
+    return hash((settings.seed, step)) & 0x7FFFFFFFFFFFFFFF
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return batch[0].to(device), batch[1].to(device)

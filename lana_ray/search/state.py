@@ -1,0 +1,85 @@
+"""Everything that a search changes as it goes on, so that a killed one continues as if it had not been."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lana_ray.search.settings import SearchSettings
+from lana_ray.search.supernet import Supernet
+
+_MODULES = ("alpha_optimizer", "weight_optimizer", "weight_schedule")
+_VALUES = ("step", "multiplier", "sums", "trajectory")
+
+
+@dataclass(kw_only=True)
+class SearchState:
+    """A supernet in search. What a step draws at random depends on the seed and its number alone."""
+
+    supernet: Supernet
+    alpha_optimizer: Adam
+    weight_optimizer: Optimizer | None
+    """None, as the schedule, where no weights learn."""
+    weight_schedule: LambdaLR | None
+    multiplier: float
+    """λ before the penalty."""
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of the losses, over this epoch's steps so far."""
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    """Per epoch, the fields of ``Point``."""
+
+    @classmethod
+    def begin(cls, supernet: Supernet, settings: SearchSettings, steps: int) -> SearchState:
+        """A search of so many steps in all."""
+        optimizer, schedule = None, None
+        if weights := supernet.weight_parameters():
+            optimizer = SGD(
+                weights,
+                lr=settings.weight_lr,
+                momentum=settings.weight_momentum,
+                weight_decay=settings.weight_decay,
+            )
+            end = settings.weight_lr_end / settings.weight_lr
+            schedule = LambdaLR(
+                optimizer, lambda k: end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, k / steps)))
+            )
+        alpha_optimizer = Adam(
+            supernet.architecture_parameters(),
+            lr=settings.alpha_lr,
+            betas=settings.alpha_betas,
+            weight_decay=settings.alpha_decay,
+        )
+        return cls(
+            supernet=supernet,
+            alpha_optimizer=alpha_optimizer,
+            weight_optimizer=optimizer,
+            weight_schedule=schedule,
+            multiplier=settings.multiplier,
+        )
+
+    def dump(self) -> bytes:
+        """All of it as bytes that ``restore`` reads without unpickling code; frozen weights are left out."""
+        buffer = io.BytesIO()
+        frozen = {name for name, p in self.supernet.named_parameters() if not p.requires_grad}
+        kept = {name: value for name, value in self.supernet.state_dict().items() if name not in frozen}
+        modules = {name: getattr(self, name) for name in _MODULES}
+        state = {name: module.state_dict() for name, module in modules.items() if module is not None}
+        torch.save({"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}, buffer)
+        return buffer.getvalue()
+
+    def restore(self, saved: bytes, device: torch.device) -> None:
+        """Takes up what ``dump`` kept of a search of the same supernet under the same settings."""
+        state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+        self.supernet.load_state_dict(state["supernet"], strict=False)
+        for name in _MODULES:
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        for name in _VALUES:
+            setattr(self, name, state[name])
