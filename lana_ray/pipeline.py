@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from lana_ray.stages import (
     summary,
     teacher,
 )
+from lana_ray.stages.choice import Choice
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
@@ -96,10 +97,14 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
             return None
         with stage("select"):
             choices = select.run(workspace, costs, scores)
+
+            def look_again(missed: Sequence[Choice], time: int) -> None:
+                select.again(workspace, missed, costs, scores, time)
+
         if until == "select":
             return None
         with stage("finetune"):
-            finished = finetune.run(workspace, choices, costs)
+            finished = finetune.run(workspace, choices, costs, look_again)
     if until == "finetune":
         return None
     with stage("register"):

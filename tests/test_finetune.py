@@ -71,10 +71,29 @@ def test_who_takes_over_is_measured_again_first(
     monkeypatch.setattr(confirm, "losses", lambda *_: {ONE: 0.1, OTHER: 0.2, THIRD: 0.3})
     over = choice(ONE)
     over.loss = {ONE: 0.1, OTHER: 0.2, THIRD: 0.3}
-    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [over], cast(Any, {}), 1) == [over]
+    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [over], cast(Any, {}), nothing, 1) == [
+        over
+    ]
     assert (over.architecture, ONE in over.given_up) == (taken, True)
     confirmed = confirm.sessions(0)
     assert all(set(sessions).isdisjoint([*SESSIONS, *confirmed]) for sessions in sessions_asked)
+
+
+def nothing(choices: Any, time: int) -> None:
+    """Finds no further students."""
+
+
+def test_where_no_student_is_left_others_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_again(choices: Any, time: int) -> None:
+        for found in choices:
+            found.architecture = OTHER
+
+    alone = choice(ONE)
+    alone.loss = {ONE: 0.1}
+    monkeypatch.setattr(confirm, "losses", lambda *_: {})
+    workspace = cast(Any, SimpleNamespace(space=SPACE))
+    assert finetune._replace(workspace, [alone], cast(Any, {}), look_again, 1) == [alone]
+    assert alone.architecture == OTHER
 
 
 def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,5 +104,8 @@ def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch
     monkeypatch.setattr(confirm, "losses", lambda *_: {})
     alone, over = choice(ONE), choice(ONE)
     alone.loss, over.loss = {ONE: 0.1}, {ONE: 0.1, OTHER: 0.2}
-    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [alone, over], cast(Any, {}), 1) == []
+    assert (
+        finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [alone, over], cast(Any, {}), nothing, 1)
+        == []
+    )
     assert alone.architecture == over.architecture == ONE

@@ -154,7 +154,7 @@ class Loop:
     """``select.run`` on students that take as long as told, one proposed for all open budgets a round."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, choices: list[Choice], times: list[float]) -> None:
-        architectures = [(i, 0, 0) for i in range(len(times))]
+        architectures = [(i % 3, i // 3, 0) for i in range(len(times))]
         self.choices, self.proposed = choices, list[tuple[int, list[float]]]()
         self.times = dict(zip(architectures, times, strict=True))
         self.unlucky: set[Any] = set()
@@ -168,12 +168,16 @@ class Loop:
         for name in ("_say", "_write"):
             monkeypatch.setattr(select, name, lambda *_: None)
 
-    def run(self, rounds: int) -> None:
+    def world(self, rounds: int) -> Any:
+        """The workspace and the costs."""
         settings = SelectConfig(rounds=rounds, margin=0)
         budgets = BudgetsConfig(latency_ms=(Budget.parse("9ms"),))
         workspace = SimpleNamespace(config=SimpleNamespace(select=settings, budgets=budgets), space=SPACE)
-        costs = {"edge": SimpleNamespace(networks=self.networks, sessions_ms={})}
-        select.run(cast(Any, workspace), cast(Any, costs), [np.zeros(len(ops)) for ops in SPACE.ops])
+        return workspace, {"edge": SimpleNamespace(networks=self.networks, sessions_ms={})}
+
+    def run(self, rounds: int) -> None:
+        workspace, costs = self.world(rounds)
+        select.run(workspace, costs, [np.zeros(len(ops)) for ops in SPACE.ops])
 
     def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
         number = rest[-1]
@@ -230,6 +234,19 @@ def test_a_budget_that_is_never_kept_is_told(monkeypatch: pytest.MonkeyPatch) ->
     loop.unlucky = {(1, 0, 0)}
     with pytest.raises(UserError, match=r"'edge': budget 9ms .* none of 4 .*\(1 did once.* took 0\.400 ms"):
         loop.run(rounds=2)
+
+
+def test_a_missed_budget_gets_a_round_more_that_aims_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, [budget(1.0)], [0.9, 0.8, 0.7, 0.6])
+    loop.run(rounds=1)
+    (found,) = loop.choices
+    assert found.architecture == (0, 0, 0)
+    found.given_up.add((0, 0, 0))
+    workspace, costs = loop.world(rounds=1)
+    scores = [np.zeros(len(ops)) for ops in SPACE.ops]
+    select.again(workspace, [found], costs, scores, 1)
+    assert loop.proposed[-1] == (3, [0.96])
+    assert found.architecture == (0, 1, 0)
 
 
 def test_a_budget_that_is_never_kept_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lana_ray.latency.sampler import student_work
@@ -20,6 +20,8 @@ from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
+Again = Callable[[Sequence[Choice], int], None]
+"""Gives students to choices that have none, where it can, the how many-th time."""
 MAX_REPLACED = 2
 """How often a student over its budget may be replaced by the next best."""
 
@@ -60,16 +62,21 @@ def student_job(workspace: Workspace, architecture: Architecture) -> TrainJob:
     return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture)
 
 
-def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> list[Finished]:
+def run(
+    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts], look_again: Again
+) -> list[Finished]:
     """Writes ``students/*.safetensors``, then tests and measures every student beside the teacher.
 
-    A student that its last, longest measurement finds over its budget is given up for the next best one,
-    as long as there is one.
+    A student that its last, longest measurement finds over its budget is given up for the next best one, or
+    for one that is looked for anew.
+
+    Args:
+        look_again: as ``select.again``, of (choices, time).
     """
     choices = [choice for choice in choices if choice.architecture]
     samples = _train_and_measure(workspace, choices, costs)
     for time in range(1, MAX_REPLACED + 1):
-        replaced = _replace(workspace, _over(choices, samples), costs, time)
+        replaced = _replace(workspace, _over(choices, samples), costs, look_again, time)
         if not replaced:
             break
         samples |= _train_and_measure(workspace, replaced, costs)
@@ -99,7 +106,11 @@ def run(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, Tar
 
 
 def _replace(
-    workspace: Workspace, over: Sequence[Choice], costs: Mapping[str, TargetCosts], time: int
+    workspace: Workspace,
+    over: Sequence[Choice],
+    costs: Mapping[str, TargetCosts],
+    look_again: Again,
+    time: int,
 ) -> list[Choice]:
     """Takes the next best students; returns the choices that have one.
 
@@ -109,11 +120,14 @@ def _replace(
     given_up = [(choice, choice.architecture) for choice in over if choice.architecture]
     for choice, architecture in given_up:
         choice.given_up.add(architecture)
-    confirm.run(workspace, [choice for choice, _ in given_up if choice.candidates()], costs, time)
+        choice.architecture = None
+    confirm.run(workspace, [choice for choice in over if choice.candidates()], costs, time)
+    if without := [choice for choice in over if choice.architecture is None]:
+        look_again(without, time)
     replaced = []
     for choice, architecture in given_up:
         who = f"finetune: {choice.place} {choice.name}: over budget with its final weights"
-        if choice.architecture in (None, architecture):
+        if choice.architecture is None:
             say(f"{who}; no other student keeps it either")
             choice.architecture = architecture
         else:

@@ -48,22 +48,13 @@ def run(
         UserError: where none of the budgets can be kept, naming target, budget and the cheapest possible, and
             as ``selection.constraints.constrained``.
     """
-    settings = workspace.config.select
-    rounds, scores = settings.rounds, constrained_scores(workspace, scores)
+    rounds, scores = workspace.config.select.rounds, constrained_scores(workspace, scores)
     counted = counted_budgets(workspace, scores)
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
         unfinished = [choice for choice in choices if not choice.finished]
-        new = _propose(workspace, unfinished, costs, counted, scores, number)
-        _measure(workspace, new, costs)
+        new = _round(workspace, unfinished, costs, counted, scores, number)
         for choice in unfinished:
-            for name, limit in choice.limits.items():
-                limit.limit_ms = limit.budget_ms * (1 - free_share(settings, costs[name]))
-            choice.measured = {
-                a: {name: costs[name].networks[a] for name in choice.limits}
-                for a in choice.students
-                if all(a in costs[name].networks for name in choice.limits)
-            }
             enough = choice.leader_fits() or number + 1 >= rounds or not new
             choice.finished = enough and bool(choice.within())
         if number + 1 >= rounds or all(choice.finished for choice in choices):
@@ -86,6 +77,30 @@ def run(
     return choices
 
 
+def again(
+    workspace: Workspace,
+    choices: Sequence[Choice],
+    costs: dict[str, TargetCosts],
+    scores: Sequence[NDArray[np.float64]],
+    time: int,
+) -> None:
+    """Looks for students of budgets that turned out to be missed after all: one round more, aiming lower.
+
+    Choices that have a student now are given it; those that have none are left without.
+
+    Args:
+        time: how often this was done before, counted from 1; see ``confirm.run``.
+    """
+    scores = constrained_scores(workspace, scores)
+    for choice in choices:
+        choice.aim *= 1 - _STEP
+    number = 2 * workspace.config.select.rounds + time
+    _round(workspace, choices, costs, counted_budgets(workspace, scores), scores, number)
+    for choice in choices:
+        choice.architecture = None
+    confirm.run(workspace, [choice for choice in choices if choice.within()], costs, time)
+
+
 def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     """Raises what ``run`` would in any case, before anything is trained."""
     open_choices(workspace, costs)
@@ -106,6 +121,28 @@ def constrained_scores(
         force=settings.force,
         forbid=settings.forbid,
     )
+
+
+def _round(
+    workspace: Workspace,
+    choices: Sequence[Choice],
+    costs: dict[str, TargetCosts],
+    counted: Sequence[CountedBudget],
+    scores: Sequence[NDArray[np.float64]],
+    number: int,
+) -> bool:
+    """Has students proposed for every choice and measures them; whether there was any that was not yet."""
+    new = _propose(workspace, choices, costs, counted, scores, number)
+    _measure(workspace, new, costs)
+    for choice in choices:
+        for name, limit in choice.limits.items():
+            limit.limit_ms = limit.budget_ms * (1 - free_share(workspace.config.select, costs[name]))
+        choice.measured = {
+            a: {name: costs[name].networks[a] for name in choice.limits}
+            for a in choice.students
+            if all(a in costs[name].networks for name in choice.limits)
+        }
+    return bool(new)
 
 
 def _propose(
