@@ -6,13 +6,31 @@ becomes the encoding is not published. All three ways below are [ours]:
 - ``expectation``: the probabilities themselves are the encoding. Exact where the cost is a sum over decisions
   and all decisions count; otherwise the regressor is asked about encodings it never saw, and edges that the
   discretisation drops are charged.
-- ``gumbel``: the mean over architectures drawn by the straight-through Gumbel-softmax, each discretised by
-  the space, so that the regressor sees real architectures. A decision whose choice in the architecture is
-  not its own strongest, because the edge is dead or not kept, enters as a constant: it costs nothing there
-  and learns nothing from it. The value is unbiased; the gradient is as good as the straight-through's, whose
-  bias falls with the temperature while its variance grows.
+- ``gumbel``: the mean over architectures drawn by Gumbel noise, each discretised by the space, so that the
+  regressor sees real architectures, with straight-through gradients. A decision whose choice in the
+  architecture is not its own strongest, because the edge is dead or not kept, enters as a constant: it costs
+  nothing there and learns nothing from it. The value is unbiased. The gradient passes to the probabilities,
+  not to the Gumbel-softmax of the sample: exact for sums, and no temperature scales it against the task's.
 - ``argmax``: the same for the one architecture of the present scores, without noise. The value is what the
   search would return if it ended now; the gradient sees no other architecture.
+
+Measured by ``jobs/experiment_latency_term.py`` on NAS-Bench-201, regressors of 900 cells. First how far LAT
+is off the true latency of the cell that α stands for (median), and their rank correlation: along nine
+searches by that way itself, of 200 steps, for 0.4 to 1 times the mean cell's latency. Then one gradient of 8
+samples at random α beside that of the exact mean over all 15,625 cells.
+
+                     raspi4                              1080ti_256 (batch 256)
+                     off     Spearman  cosine  length    off     Spearman  cosine  length
+    expectation      25.9 %  .71       .92     1.12      10.6 %  .82       .91     .96
+    gumbel           12.2 %  .82       .94     .65       10.9 %  .92       .94     .85
+    argmax           17.5 %  .95       .86     .74        0.3 %  .995      .93     .88
+    gumbel, τ = 10                     .81     .07                         .79     .10
+    gumbel, τ = 1                      .90     .57                         .88     .67
+    gumbel, τ = 0.1                    .53     .89                         .62     1.29
+
+The last three are Gumbel-softmax gradients. That ``argmax`` follows the found cell is no merit in itself: it
+is the regressor's prediction of that cell. What the searches returned took .94 of the target on raspi4 and
+.86 on the GPU in the median; at most 1.05 and .95 with ``gumbel``, 1.46 with ``argmax`` once.
 """
 
 from __future__ import annotations
