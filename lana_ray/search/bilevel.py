@@ -139,7 +139,7 @@ def search(
         held = alpha_batches(epoch, start) if state.step >= warmup else None
         own = weight_batches(epoch, start) if state.weight_optimizer else None
         for _ in range(start, steps):
-            torch.manual_seed(_seed(settings, state.step))
+            torch.default_generator.manual_seed(_seed(settings, state.step))
             progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
             batch = _to(next(own), device) if own else None
             if held:
@@ -161,7 +161,7 @@ def search(
         logits = supernet.logits()
     architecture = points[-1].architecture
     if settings.target is not None:
-        torch.manual_seed(_seed(settings, total))
+        torch.default_generator.manual_seed(_seed(settings, total))
         architecture = likeliest_within(logits, supernet.space, cost, settings.target) or architecture
     share = parameter_free_share(architecture, operations, settings.parameter_free)
     return SearchResult(
@@ -189,7 +189,7 @@ class _Turn:
         alphas, seed = supernet.architecture_parameters(), _seed(settings, state.step)
 
         def task(batch: Batch) -> Tensor:
-            torch.manual_seed(seed)  # the same choices whenever it is called
+            torch.default_generator.manual_seed(seed)  # the same choices whenever it is called
             return self._task(batch, mix(supernet.logits(), settings.mixture, self._temperature(progress)))
 
         if settings.second_order and own is not None and state.weight_schedule is not None:
