@@ -24,6 +24,8 @@ from lana_ray.stages import (
     register,
     sample,
     score,
+    search_cells,
+    search_layers,
     select,
     summary,
     teacher,
@@ -123,6 +125,19 @@ def fit_predictors(config: Config) -> list[fit.Fit]:
     with connect(config.ray):
         teacher.run(workspace)
         return fit.run(workspace, fit.of_layers(workspace, sample.run(workspace)))
+
+
+def search_architectures(config: Config) -> list[dict[str, Any]]:
+    """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
+    workspace = _open(config)
+    with connect(config.ray):
+        loaded = teacher.run(workspace)
+        if config.search.cells is not None:
+            return search_cells.run(workspace, loaded)
+        costs = sample.run(workspace)
+        select.check(workspace, costs)
+        distill.run(workspace, costs)
+        return search_layers.run(workspace, loaded, costs, score.run(workspace, sample.considered(costs)))
 
 
 def _open(config: Config) -> Workspace:

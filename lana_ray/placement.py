@@ -42,6 +42,7 @@ class Placement:
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "resources": dict(self.resources),
+            "scheduling_strategy": "DEFAULT",  # and not what holds a trial of Ray Tune that asks for it
             **selector,
         }
 

@@ -124,12 +124,15 @@ def structural_cells(config: Config, num_classes: int) -> CellStudents:
     return CellStudents(cell_space(config, num_classes), structural_space(config, num_classes))
 
 
-def cell_space(config: Config, num_classes: int) -> CellSpace:
-    """The space of ``search.cells``."""
+def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -> CellSpace:
+    """The space of ``search.cells``; that of the supernet may be narrower and have fewer cells."""
     cells = config.search.cells
     assert cells is not None
+    width, count = cells.width, cells.cells
+    if of_supernet:
+        width, count = cells.search_width or width, cells.search_cells or count
     preset = {"nasbench201": NasBench201Space, "darts": DartsSpace}[cells.space]
-    return preset(classes=num_classes, width=cells.width, cells=cells.cells, stem=cells.stem)
+    return preset(classes=num_classes, width=width, cells=count, stem=cells.stem)
 
 
 def _space(config: Config, network: nn.Module) -> LayerwiseSpace:

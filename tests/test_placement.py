@@ -31,6 +31,7 @@ def test_labelled_nodes_serve_their_target() -> None:
         "num_cpus": 4,
         "num_gpus": 0,
         "resources": {"lana_device": 1.0},
+        "scheduling_strategy": "DEFAULT",
         "label_selector": {"lana.target": "xeon"},
     }
     assert placements["small"].nodes == ("c",)

@@ -303,12 +303,27 @@ class CellsConfig(Section):
     """Channels of the first cells."""
     cells: int = Field(default=5, ge=1)
     """For NAS-Bench-201 in each of three stages, for DARTS in all, at least 3."""
+    search_width: int | None = Field(default=None, ge=4)
+    """Of the supernet; the same by default."""
+    search_cells: int | None = Field(default=None, ge=1)
+    """The same."""
+    partial: int = Field(default=4, ge=1)
+    """In the supernet one in so many channels goes through the mixture (PC-DARTS); 1 for all."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """One convolution that keeps the image's size, or three that halve it each."""
     samples: int = Field(default=200, ge=20)
     """Random cells measured on every target, for the latency predictor."""
     active: int = Field(default=0, ge=0)
     """Further ones, where predictors disagree most."""
+
+    @model_validator(mode="after")
+    def _reductions(self) -> CellsConfig:
+        if self.space == "darts" and min(self.cells, self.search_cells or self.cells) < 3:
+            raise ValueError("cells: DARTS has two reduction cells; give at least 3")
+        width = self.search_width or self.width
+        if width % self.partial:
+            raise ValueError(f"partial: {self.partial} does not divide the supernet's width, {width}")
+        return self
 
 
 class SearchConfig(Section):

@@ -167,13 +167,28 @@ class LatencyPredictor:
             UserError: when the file is missing, damaged or something else.
         """
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls.from_bytes(Path(path).read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"{path}: no such predictor; fit one first") from None
-        except (safetensors.SafetensorError, OSError) as error:
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> LatencyPredictor:
+        """Reads what ``to_bytes`` gave.
+
+        Args:
+            path: where it came from, for errors.
+
+        Raises:
+            UserError: when it is damaged or something else.
+        """
+        try:
+            state = safetensors.torch.load(data)  # checks all of the file
+        except safetensors.SafetensorError as error:
             raise UserError(f"{path}: damaged predictor file ({error}); fit it again") from None
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata: dict[str, Any] = header.get("__metadata__", {})
         if metadata.get("format") != _FORMAT:
             raise UserError(f"{path}: not a latency predictor of this lana-ray; fit it again")
         predictor = cls(**json.loads(metadata["settings"]))

@@ -6,6 +6,7 @@ is kept in the same form, but not registered, so that whoever has the version ca
 takes seconds to import, so it is imported where it is first used.
 
 Read ``_folder.py`` for the files of a model, ``_publish.py`` for what MLflow is told about it,
+``_trials.py`` about a sweep,
 ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's moods.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -28,6 +30,7 @@ from lana_ray.registry._publish import (
     publish,
 )
 from lana_ray.registry._session import SQLITE, pages, session
+from lana_ray.registry._trials import log_sweep
 from lana_ray.registry._versions import (
     CHAMPION,
     Version,
@@ -53,6 +56,7 @@ __all__ = [
     "find",
     "list_models",
     "load",
+    "log_trials",
     "model_name",
     "register",
 ]
@@ -118,6 +122,24 @@ def register(
         for name in {name for name, _ in places}:
             set_aliases(client, name, default_budget)
         return [find_version(client, f"models:/{name}/{number}") for name, number in places]
+
+
+def log_trials(trials: Sequence[Mapping[str, Any]], *, tracking_uri: str, prefix: str) -> int:
+    """Logs the trials of a sweep, a child run each, below a run for their target; how many were new.
+
+    Args:
+        trials: rows of ``search.parquet``.
+        prefix: the experiment's name, as for ``register``.
+
+    Raises:
+        UserError: tracking server unreachable or refusing.
+    """
+    with session(tracking_uri, create=True) as client:
+        experiment = create_experiment(client, prefix, tracking_uri)
+        return sum(
+            log_sweep(client, experiment, target, [row for row in trials if row["target"] == target])
+            for target in dict.fromkeys(row["target"] for row in trials)
+        )
 
 
 def find(model_uri: str, tracking_uri: str) -> Version:

@@ -20,7 +20,7 @@ MEASURED = "measured\nms ± IQR"
 
 def results_table(summary: Mapping[str, Any]) -> Table:
     """One row per target and budget of ``summary.json``; latencies in milliseconds per batch."""
-    table = _table(
+    table = empty_table(
         f"Students of {summary['teacher']['name']}",
         text=("target", "budget"),
         numbers=(
@@ -35,7 +35,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     )
     for row in summary["results"]:
         uri = row["model_uri"]
-        _add(
+        add_row(
             table,
             row["target"],
             row["budget"],
@@ -52,7 +52,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 def models_table(versions: Iterable[Version]) -> Table:
     """One row per version of the registry."""
-    table = _table(
+    table = empty_table(
         "Registered models",
         text=("target", "budget"),
         numbers=("latency\nms", "speed-up", "accuracy", "teacher\naccuracy"),
@@ -61,7 +61,7 @@ def models_table(versions: Iterable[Version]) -> Table:
     table.add_column("aliases", overflow="fold")
     for version in versions:
         tags = version.tags
-        _add(
+        add_row(
             table,
             tags["target"],
             tags["budget"],
@@ -77,7 +77,7 @@ def models_table(versions: Iterable[Version]) -> Table:
 
 def fits_table(fits: Iterable[Fit]) -> Table:
     """The learning curve of every target's predictor; errors on architectures it was not trained on."""
-    table = _table(
+    table = empty_table(
         "Latency predictors",
         text=("target",),
         numbers=("networks\ntrained on", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
@@ -85,7 +85,7 @@ def fits_table(fits: Iterable[Fit]) -> Table:
     )
     for fit in fits:
         for count, found in fit.curve:
-            _add(
+            add_row(
                 table,
                 fit.target,
                 str(count),
@@ -98,7 +98,7 @@ def fits_table(fits: Iterable[Fit]) -> Table:
     return table
 
 
-def _table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
+def empty_table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
     """An empty table whose long texts and spreads break on a narrow terminal, its numbers never."""
     table = Table(
         title=Text(title),
@@ -116,6 +116,6 @@ def _table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str
     return table
 
 
-def _add(table: Table, *cells: str | Text) -> None:
+def add_row(table: Table, *cells: str | Text) -> None:
     """Adds a row whose texts are shown as they are, brackets included."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))

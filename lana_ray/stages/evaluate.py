@@ -42,6 +42,18 @@ def accuracies_before(
     return _kept(workspace, _accuracy_before, keys, "test")
 
 
+def validated(workspace: Workspace, architecture: Architecture) -> tuple[float, float]:
+    """Mean loss on the scoring split and accuracy on the validation split of a distilled student, with batch
+    statistics, in this process."""
+    settings, where = workspace.config.score, device(workspace)
+    network = workspace.student(architecture).to(where).eval()
+    scoring = workspace.data.batches("score", batch_size=settings.batch_size)
+    loss = batch_statistics_loss(network, ((x.to(where), y.to(where)) for x, y in scoring))
+    with batch_statistics(network):
+        found = accuracy(network, workspace.data.batches("validation", batch_size=_BATCH_SIZE), where)
+    return loss, found
+
+
 def accuracies(workspace: Workspace, jobs: Sequence[TrainJob]) -> dict[TrainJob, float]:
     """Test accuracy of trained networks, the teacher among them, all in the same way."""
     keys = {job: fingerprint("accuracy", job.key, workspace.data.fingerprint) for job in jobs}

@@ -1,0 +1,128 @@
+"""What all searches have in common: sweeps of trials that are judged alike, kept and logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from lana_ray import registry
+from lana_ray.config import Config
+from lana_ray.latency.sampler import network_work
+from lana_ray.progress import progress, say
+from lana_ray.search.bilevel import Batch, Batches
+from lana_ray.search.sweep import Sweep, Trial, run_sweep
+from lana_ray.spaces.cells import CellStudents
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.stages.sample import SESSIONS, Sampled, judge
+from lana_ray.storage import Storage, fingerprint
+from lana_ray.teachers import Teacher
+from lana_ray.training.loop import Checkpoint
+from lana_ray.workspace import Workspace
+
+FILE = "search.parquet"
+EPOCHS = 20
+"""That a search is divided into: points of its trajectory."""
+_FIGURES = ("teacher_ms", "predicted_ms", "measured_ms", "iqr_ms", "accuracy", "loss", "search_s", "begun")
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("target", "method", "key", "architecture")]
+    + [("choices", pa.list_(pa.int64())), ("collapsed", pa.bool_())]
+    + [(name, pa.float64()) for name in ("lambda", "budget_ms", *_FIGURES)]
+)
+
+
+def sweep(
+    workspace: Workspace,
+    sampled: Sampled,
+    method: str,
+    trial: Trial,
+    setup: Any,
+    space: Mapping[str, Any],
+    identity: Any,
+) -> list[dict[str, Any]]:
+    """Runs or resumes the trials of a method on a target; rows of ``search.parquet``.
+
+    Args:
+        trial: of (settings, setup, the file that a search in it may keep its state in).
+        space: of the settings, see ``Sweep``.
+        identity: everything that trials depend on beside teacher, target and the search's settings.
+    """
+    config, target = workspace.config, sampled.target.name
+    key = fingerprint(
+        workspace.teacher_key,
+        workspace.data.fingerprint,
+        sampled.target_key,
+        config.search.model_dump(exclude={"concurrency", "methods"}, mode="json"),
+        config.run.seed,
+        identity,
+    )
+    planned = Sweep(
+        name=f"{method}-{target}-{key}",
+        space=space,
+        objectives={"accuracy": "max", "measured_ms": "min"},
+        trials=config.search.trials,
+        concurrency=config.search.concurrency,
+        resources=_resources(config, sampled),
+        seed=config.run.seed,
+    )
+    with progress(f"search {target} {method}", config.search.trials) as show:
+        found = run_sweep(planned, trial, [setup], workspace.storage, show)
+    known = {"target": target, "method": method, "teacher_ms": sampled.teacher_ms}
+    return [{**row, **known, "key": fingerprint(planned.name, row["settings"])} for row in found]
+
+
+def finish(workspace: Workspace, teacher: Teacher, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Writes ``search.parquet`` and logs every trial in MLflow; the rows with all columns."""
+    flat = [{**row["settings"], **row} for row in rows]  # columns that are not in the schema stay behind
+    table = pa.Table.from_pylist(flat, schema=_SCHEMA)
+    workspace.storage.write_table(FILE, table, fingerprint([row["key"] for row in rows]))
+    found = list(table.to_pylist())
+    uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
+    prefix = workspace.config.registry.name or teacher.name
+    new = registry.log_trials(found, tracking_uri=uri, prefix=prefix)
+    say(f"search: {new} trials logged in MLflow, {len(found) - new} were there")
+    return found
+
+
+def judged(
+    workspace: Workspace,
+    sampled: Sampled,
+    space: LayerwiseSpace | CellStudents,
+    architecture: Architecture,
+) -> dict[str, Any]:
+    """What an architecture is, and how long it takes on a target."""
+    name = sampled.target.name
+    asked = {name: {architecture: network_work(space, architecture)}}
+    sample = judge(workspace, asked, {name: sampled}, SESSIONS, "search")[name, architecture].sample
+    return {
+        "architecture": space.label(architecture),
+        "choices": list(architecture),
+        "measured_ms": sample.median_ms,
+        "iqr_ms": sample.iqr_ms,
+    }
+
+
+def batches(workspace: Workspace, split: str, steps: int) -> Batches:
+    """Images for epochs of so many steps."""
+    size = workspace.config.search.batch_size
+
+    def of_epoch(epoch: int, start: int) -> Iterator[Batch]:
+        return workspace.data.endless(split, batch_size=size, start_step=epoch * steps + start)
+
+    return of_epoch
+
+
+def kept(storage: Storage, file: str) -> Checkpoint:
+    """A search's state in a file of the run directory."""
+    return Checkpoint(
+        load=lambda: storage.read_bytes(file) if storage.exists(file) else None,
+        save=lambda state: storage.write_bytes(file, state),
+    )
+
+
+def _resources(config: Config, sampled: Sampled) -> dict[str, float]:
+    """What a trial claims. Where one machine does everything, it leaves the sampler all CPUs: a trial waits
+    for it, and would wait for ever. Tune wants something claimed, so it is a byte of memory then."""
+    cpus = {"memory": 1.0} if sampled.placement.stand_in else {"CPU": float(config.ray.cpus_per_worker)}
+    return cpus | ({"GPU": config.ray.gpus_per_worker} if config.ray.gpus_per_worker else {})

@@ -1,0 +1,221 @@
+"""LA-DNAS whole (arXiv 2001.06392): cells sampled on every target, their latency learnt, and searches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from lana_ray.config import Config
+from lana_ray.latency.fleet import Job
+from lana_ray.latency.predictor import LatencyPredictor
+from lana_ray.latency.sampler import network_work
+from lana_ray.progress import say
+from lana_ray.search.bilevel import SearchResult, search
+from lana_ray.search.settings import SearchSettings
+from lana_ray.spaces.cells import CellStudents, CellSupernet
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.stages import fit
+from lana_ray.stages.sample import Sampled, measure, placements
+from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, sweep
+from lana_ray.tasks import device
+from lana_ray.teachers import Teacher
+from lana_ray.training.loop import Rank, train_network
+from lana_ray.workspace import Workspace, cell_space, workspace_in_worker
+
+_WARMUP_EPOCHS = 6
+"""Of ``EPOCHS``, in which α stands still: the share of PC-DARTS (15 of 50)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all trials of a sweep have in common."""
+
+    config: Config
+    sampled: Sampled
+    predictor: LatencyPredictor
+    reference_ms: float
+    """The mean latency of random cells, which λ is relative to."""
+
+
+def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
+    """Samples cells, fits predictors, sweeps λ on every target; writes ``search.parquet``.
+
+    Every trial searches a cell, trains its network as ``finetune`` says, with the teacher's help, and
+    measures it; its weights are kept in ``search/``.
+    """
+    students = cell_students(workspace)
+    sampled, latencies = _sample(workspace, students)
+    known = {name: _known(workspace, students, sampled[name], latencies[name]) for name in sampled}
+    rows = []
+    for found in fit.run(workspace, known, "predictors/cells"):
+        name = found.target
+        say(
+            f"search: {name}: cells predicted within {100 * found.quality.median_error:.1f} % in the median, "
+            f"rank correlation {found.quality.spearman:.3f}, {len(latencies[name])} cells measured"
+        )
+        setup = Setup(
+            config=workspace.config,
+            sampled=sampled[name],
+            predictor=LatencyPredictor.from_bytes(workspace.storage.read_bytes(found.file), found.file),
+            reference_ms=float(np.mean(list(latencies[name].values()))),
+        )
+        space = _space(setup, latencies[name])
+        rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, found.file)
+    return finish(workspace, teacher, rows)
+
+
+def cell_students(workspace: Workspace) -> CellStudents:
+    """The cell space of the configuration, beside the teacher."""
+    config = workspace.config
+    cells = cell_space(config, workspace.data.num_classes)
+    return CellStudents(cells, workspace.space, seed=config.run.seed)
+
+
+def _sample(
+    workspace: Workspace, students: CellStudents
+) -> tuple[dict[str, Sampled], dict[str, dict[Architecture, float]]]:
+    """Measures random cells on every target; latencies in milliseconds of those that ran."""
+    config, where = workspace.config, placements(workspace)
+    assert config.search.cells is not None
+    drawn = _random_cells(students, config.search.cells.samples, config.run.seed)
+    work = {architecture: network_work(students, architecture) for architecture in drawn}
+    jobs = [
+        Job(target=t, placement=where[t.name], work=list(work.values()), cells=True)
+        for t in workspace.targets
+    ]
+    measure(workspace, jobs, "cells")
+    sampled = {
+        job.target.name: Sampled(
+            target=job.target,
+            placement=job.placement,
+            target_key=job.target_key,
+            teacher_ms=job.references["teacher"].median_ms,
+            cells=True,
+        )
+        for job in jobs
+    }
+    found = {
+        job.target.name: {
+            architecture: job.samples[item.key].median_ms
+            for architecture, item in work.items()
+            if job.samples[item.key].error is None
+        }
+        for job in jobs
+    }
+    return sampled, found
+
+
+def _random_cells(students: CellStudents, count: int, seed: int) -> list[Architecture]:
+    """Different networks; fewer where the space has not so many."""
+    rng, drawn = np.random.default_rng(seed), dict[str, Architecture]()
+    for _ in range(20 * count):
+        architecture = students.cells.random(rng)
+        drawn.setdefault(students.network_structure(architecture), architecture)
+        if len(drawn) == count:
+            break
+    return list(drawn.values())
+
+
+def _known(
+    workspace: Workspace,
+    students: CellStudents,
+    sampled: Sampled,
+    latencies: Mapping[Architecture, float],
+) -> fit.Known:
+    cells = workspace.config.search.cells
+    assert cells is not None
+    return fit.Known(
+        encode=students.cells.encode,
+        networks=latencies,
+        active=cells.active,
+        draw=students.cells.random,
+        job=lambda asked: sampled.job([network_work(students, a) for a in asked]),
+    )
+
+
+def _space(setup: Setup, latencies: Mapping[Architecture, float]) -> dict[str, Any]:
+    if setup.config.search.aim == "lambda":
+        return {"lambda": tune.loguniform(*setup.config.search.lambdas)}
+    return {"budget_ms": tune.uniform(min(latencies.values()), max(latencies.values()))}
+
+
+def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
+    """Finds a cell, trains its network and measures it; runs in a process of Ray Tune."""
+    workspace = workspace_in_worker(setup.config)
+    torch.set_num_threads(setup.config.ray.cpus_per_worker)
+    students, begin = cell_students(workspace), time.monotonic()
+    found = _search(workspace, students, settings, setup, file)
+    search_s = time.monotonic() - begin
+    accuracy = _train(workspace, students, found.architecture, file)
+    encoding = students.cells.encode(found.architecture)
+    return {
+        **judged(workspace, setup.sampled, students, found.architecture),
+        "predicted_ms": float(setup.predictor.predict(encoding[None])[0]),
+        "accuracy": accuracy,
+        "loss": None,
+        "search_s": search_s,
+        "collapsed": found.collapsed,
+        "trajectory": [[point.expected_cost, point.cost] for point in found.trajectory],
+    }
+
+
+def _search(
+    workspace: Workspace,
+    students: CellStudents,
+    settings: Mapping[str, float],
+    setup: Setup,
+    file: str,
+) -> SearchResult:
+    config, where = setup.config.search, device(workspace)
+    assert config.cells is not None
+    steps = max(1, config.steps // EPOCHS)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(setup.config.run.seed)
+        space = cell_space(setup.config, workspace.data.num_classes, of_supernet=True)
+        supernet = CellSupernet(space, partial=config.cells.partial).to(where)
+    names: Sequence[str] = students.cells.wiring.operations
+    return search(
+        supernet,
+        setup.predictor.as_module().to(where),
+        settings=SearchSettings(
+            epochs=EPOCHS,
+            warmup_epochs=_WARMUP_EPOCHS,
+            alpha_lr=config.lr,
+            mixture="sampled",
+            multiplier=settings.get("lambda", 0.0),
+            target=settings.get("budget_ms"),
+            seed=setup.config.run.seed,
+        ),
+        reference=setup.reference_ms,
+        operations=[names] * len(students.cells.sizes),
+        weight_batches=batches(workspace, "train", steps),
+        alpha_batches=batches(workspace, "score", steps),
+        steps=steps,
+        checkpoint=kept(workspace.storage, file),
+    )
+
+
+def _train(workspace: Workspace, students: CellStudents, architecture: Architecture, file: str) -> float:
+    """Accuracy on the validation images of the network's best epoch; its weights are kept."""
+    config, storage, where = workspace.config, workspace.storage, device(workspace)
+    state = f"{file}.training"
+    trained = train_network(
+        students.build(architecture),
+        workspace.data,
+        config.finetune,
+        teacher=workspace.teacher.to(where),
+        rank=Rank(),
+        seed=config.run.seed,
+        checkpoint=kept(storage, state),
+        on_step=lambda: None,
+        device=where,
+    )
+    storage.write_tensors(f"{file.removesuffix('.pt')}.safetensors", trained.state, {})
+    storage.remove(state)
+    return trained.validation_accuracy
