@@ -334,7 +334,7 @@ class SearchConfig(Section):
     methods: tuple[Literal["differentiable", "program"], ...] = ("differentiable", "program")
     trials: int = Field(default=12, ge=1)
     """Of each method on each target."""
-    lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.03, 30.0)
+    lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
     """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving a latency like
     the teacher's."""
     aim: Literal["lambda", "budget"] = "lambda"

@@ -51,6 +51,8 @@ class RunFiles:
     proxy: list[Row] | None
     """Random students: summed score and true loss."""
     selections: list[Row] | None
+    search: list[Row] | None
+    """Trials of the sweeps."""
     samples: list[Sample]
     damaged: list[str]
     """Why files of samples were left out."""
@@ -75,6 +77,7 @@ class RunFiles:
             curves=_rows(storage, "curves.parquet"),
             proxy=_rows(storage, "proxy.parquet"),
             selections=_rows(storage, "selections.parquet"),
+            search=_rows(storage, "search.parquet"),
             samples=store.read(),
             damaged=store.damaged,
         )

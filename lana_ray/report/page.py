@@ -26,6 +26,7 @@ from lana_ray.report.plots import (
     prediction_plot,
     proxy_plot,
 )
+from lana_ray.report.searches import SEARCH_CAPTIONS, search_pictures
 from lana_ray.storage import Storage
 
 FILE = "report.html"
@@ -102,6 +103,9 @@ def _target(run: RunFiles, facts: Row) -> TargetPart:
             part.missing.append(f"{title}: {made}")
         else:
             part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
+    for name, svg in search_pictures(run.search or [], facts["name"]).items():
+        title, caption = SEARCH_CAPTIONS[name]
+        part.pictures.append(Picture(title=title, svg=svg, caption=caption))
     return part
 
 

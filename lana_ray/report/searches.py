@@ -15,6 +15,18 @@ from lana_ray.search.front import front, hypervolume
 from lana_ray.storage import Storage
 
 NAMES = {"differentiable": "differentiable search", "program": "integer program"}
+SEARCH_CAPTIONS = {
+    "fronts": (
+        "Searches",
+        "Every trial of lana-ray search, measured on the target; accuracy on validation images. The steps "
+        "are the most accurate within each latency.",
+    ),
+    "lambdas": (
+        "What λ comes to",
+        "λ is by how much the loss may rise for saving a latency like the reference network’s.",
+    ),
+}
+"""Title and caption of each picture."""
 _LOOKS = {"differentiable": (BLUE, "o"), "program": (VERMILION, "s")}
 
 

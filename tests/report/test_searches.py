@@ -1,0 +1,68 @@
+"""The table and the pictures of a sweep."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow as pa
+from rich.console import Console
+
+from lana_ray.report import searches_table, write_search_plots
+from lana_ray.report.page import write_page
+from lana_ray.storage import Storage
+
+
+def trial(method: str, ms: float, accuracy: float, **settings: float) -> dict[str, Any]:
+    found = {"lambda": None, "budget_ms": None} | settings
+    figures = {
+        "teacher_ms": 2.0,
+        "predicted_ms": ms,
+        "measured_ms": ms,
+        "accuracy": accuracy,
+        "search_s": 3.0,
+    }
+    return {"target": "ort-1t", "method": method, "collapsed": False, **found, **figures}
+
+
+ROWS = [
+    trial("differentiable", 0.5, 0.5, **{"lambda": 1.0}),
+    trial("differentiable", 1.5, 0.9, **{"lambda": 0.1}),
+    trial("program", 0.5, 0.6, budget_ms=0.6),
+    trial("program", 1.2, 0.8, budget_ms=1.3),
+    trial("program", 1.3, 0.7, budget_ms=1.4),
+]
+
+
+def test_the_table_compares_the_methods() -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(searches_table(ROWS))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    by_method = {line[1]: line for line in lines if line and line[0] == "ort-1t"}
+    # Best accuracy over budgets: ((1.5 - .5) .5 + (2 - 1.5) .9) / 2, and ((1.2 - .5) .6 + (2 - 1.2) .8) / 2.
+    assert by_method["differentiable"][3:] == [
+        *("2", "2", "47.5", "%", "50.0", "%", "50.0", "%"),
+        *("3.00", "0"),
+    ]
+    assert by_method["integer"][3:] == ["3", "2", "53.0", "%", "80.0", "%", "60.0", "%", "3.00", "0"]
+
+
+def test_pictures_are_written_and_stand_in_the_report(run: Storage, tmp_path: Path) -> None:
+    files = write_search_plots(run, ROWS)
+    assert [Path(file).name for file in files] == ["ort-1t-fronts.svg", "ort-1t-lambdas.svg"]
+    for file in files:
+        ElementTree.parse(file)
+    write_page(run)
+    before = (tmp_path / "report.html").read_text()
+    run.write_table("search.parquet", pa.Table.from_pylist(ROWS), "key")
+    write_page(run)
+    after = (tmp_path / "report.html").read_text()
+    assert "What λ comes to" in after
+    assert "What λ comes to" not in before
+
+
+def test_a_sweep_of_budgets_has_no_curve_of_lambdas(tmp_path: Path) -> None:
+    files = write_search_plots(Storage(str(tmp_path)), ROWS[2:])
+    assert [Path(file).name for file in files] == ["ort-1t-fronts.svg"]
