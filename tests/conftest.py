@@ -15,6 +15,23 @@ import pytest
 from lana_ray import cluster
 from lana_ray.config import RayConfig
 
+LONG = (
+    "test_pipeline.py",
+    "test_resume.py",
+    "test_search.py",
+    "test_fleet.py",
+    "test_fit.py",
+    "test_sweep.py",
+    "test_nodes.py",
+    "test_worker.py",
+)
+"""Modules of a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules begin first, so that what runs last beside nothing is short."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
