@@ -1,0 +1,129 @@
+"""Would interactions between neighbouring layers rank students better than sums of single scores?
+
+    python jobs/experiment_pairs.py jobs/cifar10.yaml --students 32 --json pairs.json
+
+Runs the recipe up to its scores, then evaluates, for random students, every pair of candidates that stand
+next to one another in them: by how much the divergence of the two together exceeds the sum of both alone. The
+table has Kendall's τ between the students' true losses and three predictions: the sum of single divergences,
+the same with the pairs measured, and with a multiple of Σ a_i·a_{i+1}, fitted to the other students.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from lana_ray.config import load_config
+from lana_ray.layers import batch_statistics
+from lana_ray.pipeline import run
+from lana_ray.progress import console, progress
+from lana_ray.stages.proxy import FILE as STUDENTS_FILE
+from lana_ray.workspace import Workspace
+
+Floats = NDArray[np.float64]
+Pair = tuple[int, int, int]
+"""A layer, its candidate, and the next layer's."""
+
+
+def main(
+    recipe: Path,
+    set: Annotated[list[str] | None, typer.Option(help="Override a setting; may be repeated.")] = None,
+    students: Annotated[int, typer.Option(min=8, help="Random ones, with their pairs.")] = 32,
+    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+) -> None:
+    """Prints τ of each prediction."""
+    config = load_config(recipe, (*(set or ()), f"score.students={students}"))
+    run(config, until="score")
+    torch.set_num_threads(config.ray.cpus_per_worker)
+    workspace = Workspace(config)
+    rows = workspace.storage.read_table(STUDENTS_FILE).to_pylist()
+    chosen, losses = [row["choices"] for row in rows], np.array([row["loss"] for row in rows])
+    divergence = _Divergence(workspace)
+    wanted = sorted({pair for choices in chosen for pair in _pairs(choices)})
+    interactions: dict[Pair, float] = {}
+    with progress("pairs", len(wanted)) as show:
+        for number, (layer, one, other) in enumerate(wanted, 1):
+            both = divergence({layer: one, layer + 1: other})
+            interactions[layer, one, other] = both - divergence({layer: one}) - divergence({layer + 1: other})
+            show(number)
+    single = np.array([[divergence({i: j}) if j else 0.0 for i, j in enumerate(c)] for c in chosen])
+    measured = np.array([sum(interactions[pair] for pair in _pairs(choices)) for choices in chosen])
+    total = single.sum(1)
+    predictions = {
+        "sum of single scores": total,
+        "with measured pairs": total + measured,
+        "with products of neighbours": _with_products(single, losses),
+    }
+    figures = {name: float(kendalltau(values, losses).statistic) for name, values in predictions.items()}
+    table = Table(title=f"{len(rows)} students, {len(wanted)} pairs", title_justify="left")
+    table.add_column("prediction")
+    table.add_column("Kendall's τ", justify="right")
+    for name, tau in figures.items():
+        table.add_row(name, f"{tau:.3f}")
+    console.print(table)
+    if to is not None:
+        to.write_text(json.dumps({"pairs": len(wanted), "tau": figures}, indent=1))
+
+
+def _pairs(choices: list[int]) -> list[Pair]:
+    """The neighbours of which neither is the teacher's own layer."""
+    return [(i, one, other) for i, (one, other) in enumerate(pairwise(choices)) if one and other]
+
+
+def _with_products(single: Floats, losses: Floats) -> Floats:
+    """Σ a_i + c·Σ a_i·a_{i+1}: logarithms of losses predicted from those of the other students."""
+    single = np.maximum(single, 0.0)
+    design = np.stack([single.sum(1), (single[:, :-1] * single[:, 1:]).sum(1), np.ones(len(single))], axis=1)
+    predicted = []
+    for left_out in range(len(losses)):
+        others = np.arange(len(losses)) != left_out
+        fitted, *_ = np.linalg.lstsq(design[others], np.log(losses[others]), rcond=None)
+        predicted.append(float(design[left_out] @ fitted))
+    return np.array(predicted)
+
+
+class _Divergence:
+    """How far candidates move the teacher's answers on the scoring images, as ``score_layer`` has it."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        settings = workspace.config.score
+        self._workspace = workspace
+        self._batches = list(
+            workspace.data.batches("score", batch_size=settings.batch_size, max_images=settings.images)
+        )
+        teacher = workspace.teacher.eval()
+        with torch.no_grad():
+            self._answers = [F.log_softmax(teacher(images), dim=1) for images, _ in self._batches]
+        self._known: dict[tuple[tuple[int, int], ...], float] = {}
+        self._unchanged = 0.0
+        self._unchanged = self({})
+
+    @torch.no_grad()
+    def __call__(self, candidates: dict[int, int]) -> float:
+        key = tuple(sorted(candidates.items()))
+        if key not in self._known:
+            choices = tuple(candidates.get(i, 0) for i in range(len(self._workspace.layers)))
+            network: Any = self._workspace.student(choices).eval()
+            with batch_statistics(network):
+                found = [self._of_batch(network, n) for n in range(len(self._batches))]
+            self._known[key] = float(torch.cat(found).mean()) - self._unchanged
+        return self._known[key]
+
+    def _of_batch(self, network: Any, number: int) -> Tensor:
+        output = F.log_softmax(network(self._batches[number][0]), dim=1)
+        return F.kl_div(output, self._answers[number], reduction="none", log_target=True).sum(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
