@@ -18,7 +18,6 @@ from typing import Annotated, get_args
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -30,8 +29,8 @@ from lana_ray.search.bilevel import search
 from lana_ray.search.cost import Cost, Way, expected_cost
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces import Architecture, NasBench201Space
+from lana_ray.spaces.cells.nasbench201 import OPERATIONS
 
-OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 TASK = torch.tensor([1.0, 0.6, 0.3, 0.0, 0.5])
 """Loss of each operation on an edge."""
 SAMPLES = 900
@@ -52,25 +51,13 @@ Figures = dict[str, dict[str, dict[str, list[float]]]]
 """By device, by way of LAT(α), by name."""
 
 
-class Space:
-    """What the search asks of the cells."""
-
-    sizes = (len(OPERATIONS),) * 6
-
-    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        return CELLS.live(tuple(int(part.argmax()) for part in scores))
-
-    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        return CELLS.encode(architecture)
-
-
 class Toy(nn.Module):
     """A supernet whose loss is the mean of its edges' operations."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.space = Space()
+        self.space = CELLS
         self.alphas = nn.ParameterList(nn.Parameter(torch.randn(5, generator=generator)) for _ in range(6))
 
     def logits(self) -> list[Tensor]:
@@ -197,7 +184,7 @@ def _gradients(device: Device, seeds: int) -> dict[str, dict[str, list[float]]]:
         logs = [logit.log_softmax(0)[column] for logit, column in zip(logits, choices.T, strict=True)]
         exact = _flat((torch.stack(logs).sum(0).exp() * costs).sum(), logits)
         for draw, (way, temperature) in DRAWS.items():
-            value = expected_cost(logits, Space(), device.cost, way=way, temperature=temperature)
+            value = expected_cost(logits, CELLS, device.cost, way=way, temperature=temperature)
             slope = _flat(value, logits)
             found[draw]["cosine"].append(float(torch.cosine_similarity(slope, exact, dim=0)))
             found[draw]["length"].append(float(slope.norm() / exact.norm()))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -18,23 +17,11 @@ from lana_ray.latency import LatencyPredictor
 from lana_ray.search.bilevel import search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces import Architecture, NasBench201Space
+from lana_ray.spaces.cells.nasbench201 import OPERATIONS
 
 from .toys import batches, output
 
 CELLS = NasBench201Space()
-OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-
-
-class Space:
-    """What the search asks of the cells."""
-
-    sizes = (5,) * 6
-
-    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        return CELLS.live(tuple(int(part.argmax()) for part in scores))
-
-    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        return CELLS.encode(architecture)
 
 
 class Idle(nn.Module):
@@ -43,7 +30,7 @@ class Idle(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.space = Space()
+        self.space = CELLS
         self.alphas = nn.ParameterList(
             nn.Parameter(torch.randn(5, generator=generator) + torch.tensor([0.0, 0, 1, 3, 0]))
             for _ in range(6)
