@@ -6,6 +6,10 @@ Runs the recipe up to its scores, then evaluates, for random students, every pai
 next to one another in them: by how much the divergence of the two together exceeds the sum of both alone. The
 table has Kendall's τ between the students' true losses and three predictions: the sum of single divergences,
 the same with the pairs measured, and with a multiple of Σ a_i·a_{i+1}, fitted to the other students.
+
+The selection has no such terms for this reason: with the CIFAR-10 recipe (12 students, 68 pairs) all three
+have τ = 0.970. On the quickstart's digits (24 students, 97 pairs) measured pairs raise it from 0.78 to 0.83,
+for several times the evaluations that the scores take.
 """
 
 from __future__ import annotations
