@@ -107,7 +107,7 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
         if not known:
             teacher_ms = middle([_time(teacher, settings) for _ in range(_SESSIONS)]).median_ms
             budget, *_ = version.tags["budget"].split()  # it may go on: "50% on all"
-            limit_ms = Budget.parse(budget).limit_ms(teacher_ms)
+            limit_ms = Budget.parse(budget).limit(teacher_ms)
         sessions = [_time(student, settings, teacher, teacher_ms) for _ in range(_SESSIONS)]
         checks = (
             *_output_checks(student, teacher, settings),

@@ -61,8 +61,8 @@ def test_budgets_have_units(text: Any, value: float, relative: bool) -> None:
 
 
 def test_a_relative_budget_is_a_share_of_the_teacher() -> None:
-    assert Budget.parse("25%").limit_ms(8.0) == pytest.approx(2.0)
-    assert Budget.parse("3ms").limit_ms(8.0) == 3.0
+    assert Budget.parse("25%").limit(8.0) == pytest.approx(2.0)
+    assert Budget.parse("3ms").limit(8.0) == 3.0
 
 
 @pytest.mark.parametrize(

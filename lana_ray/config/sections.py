@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -41,20 +42,24 @@ class Budget(Section):
     @classmethod
     def parse(cls, text: Any) -> Budget:
         """Reads ``50%``, ``12.5ms``, ``800us``, ``0.02s`` or a plain number of milliseconds."""
-        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(%|ms|us|µs|s)?\s*", str(text))
+        return cls._read(text, {"": 1.0, **_MS_PER_UNIT}, "12.5ms")
+
+    @classmethod
+    def _read(cls, text: Any, units: Mapping[str, float], example: str) -> Self:
+        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\D*?)\s*", str(text))
         try:
             number = float(match[1]) if match else float("nan")
         except ValueError:
             number = float("nan")
-        if match is None or not 0 < number < float("inf"):
-            raise ValueError(f"{text!r} is no budget; write for example 50% or 12.5ms")
+        if match is None or match[2] not in {"%", *units} or not 0 < number < float("inf"):
+            raise ValueError(f"{text!r} is no budget; write for example 50% or {example}")
         if match[2] == "%":
             return cls(value=number / 100, relative=True)
-        return cls(value=number * _MS_PER_UNIT[match[2] or "ms"], relative=False)
+        return cls(value=number * units[match[2]], relative=False)
 
-    def limit_ms(self, teacher_ms: float) -> float:
-        """The bound in milliseconds on a target where the teacher takes ``teacher_ms``."""
-        return self.value * teacher_ms if self.relative else self.value
+    def limit(self, of_teacher: float) -> float:
+        """The bound where the teacher takes ``of_teacher``, in the same unit: milliseconds for latencies."""
+        return self.value * of_teacher if self.relative else self.value
 
     def __str__(self) -> str:
         return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}ms"
@@ -66,20 +71,7 @@ class CountBudget(Budget):
     @classmethod
     def parse(cls, text: Any) -> CountBudget:
         """Reads ``50%``, ``2.5M``, ``300k``, ``1.2G`` or a plain number."""
-        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(%|k|M|G)?\s*", str(text))
-        try:
-            number = float(match[1]) if match else float("nan")
-        except ValueError:
-            number = float("nan")
-        if match is None or not 0 < number < float("inf"):
-            raise ValueError(f"{text!r} is no budget; write for example 50% or 2.5M")
-        if match[2] == "%":
-            return cls(value=number / 100, relative=True)
-        return cls(value=number * _COUNT_PER_UNIT[match[2] or ""], relative=False)
-
-    def limit(self, of_teacher: float) -> float:
-        """The bound where the teacher has ``of_teacher``."""
-        return self.value * of_teacher if self.relative else self.value
+        return cls._read(text, _COUNT_PER_UNIT, "2.5M")
 
     def __str__(self) -> str:
         return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}"

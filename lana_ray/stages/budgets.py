@@ -45,7 +45,7 @@ def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list
 
 
 def _limit(settings: SelectConfig, budget: Budget, measured: TargetCosts) -> Limit:
-    budget_ms = budget.limit_ms(measured.teacher_ms)
+    budget_ms = budget.limit(measured.teacher_ms)
     return Limit(budget_ms=budget_ms, limit_ms=budget_ms * (1 - free_share(settings, measured)))
 
 
