@@ -65,8 +65,9 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
             predictor=LatencyPredictor.from_bytes(workspace.storage.read_bytes(found.file), found.file),
             reference_ms=float(np.mean(list(latencies[name].values()))),
         )
-        space = _space(setup, latencies[name])
-        rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, found.file)
+        space, trained = _space(setup, latencies[name]), workspace.config.finetune
+        identity = (trained.model_dump(), list(latencies[name].values()))
+        rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, identity)
     return finish(workspace, teacher, rows)
 
 
