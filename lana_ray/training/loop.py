@@ -65,6 +65,8 @@ def train_network(
     checkpoint: Checkpoint,
     on_step: Callable[[], None],
     device: torch.device,
+    on_epoch: Callable[[float], None] = lambda _: None,
+    auxiliary_weight: float = 0.0,
 ) -> Trained:
     """Trains ``network`` in place, data-parallel over the ranks, and keeps its best epoch.
 
@@ -72,6 +74,11 @@ def train_network(
     at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
     section 3.4). The state is saved about once a minute and resumed from, step by step the same: what a step
     draws at random (images, augmentation, dropout) depends on the seed and on its number alone.
+
+    Args:
+        on_epoch: called before the steps of an epoch with the share of the training that is done.
+        auxiliary_weight: of the cross-entropy of a second classifier, where the network in training mode
+            answers with its logits and those of such a one.
     """
     network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)
     per_epoch = _per_epoch(config, data.sizes["train"])
@@ -86,10 +93,12 @@ def train_network(
     while state.step < steps:
         epoch, start = divmod(state.step, per_epoch)
         end = min(steps, (epoch + 1) * per_epoch)
+        on_epoch(epoch * per_epoch / steps)
         for images, labels in _batches(data, config, rank, epoch, start, end):
             torch.manual_seed(_step_seed(seed, state.step, rank))
             model.train()
-            loss = _loss(model, images.to(device), labels.to(device), config, teacher)
+            images, labels = images.to(device), labels.to(device)
+            loss = _loss(model, images, labels, config, teacher, auxiliary_weight)
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             state.optimizer.step()
@@ -133,17 +142,26 @@ def _step_seed(seed: int, step: int, rank: Rank) -> int:
 
 
 def _loss(
-    model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, teacher: nn.Module | None
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    config: TrainConfig,
+    teacher: nn.Module | None,
+    auxiliary_weight: float,
 ) -> Tensor:
-    output = model(images)
+    answer = model(images)
+    output, *auxiliary = answer if isinstance(answer, tuple) else (answer,)
     loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
+    others = [F.cross_entropy(other, labels, label_smoothing=config.label_smoothing) for other in auxiliary]
+    extra = auxiliary_weight * sum(others, torch.zeros_like(loss))
     if teacher is None or not isinstance(config, FinetuneConfig):
-        return loss
+        return loss + extra
     with torch.no_grad():
         target = F.log_softmax(teacher(images) / config.temperature, dim=1)
     student = F.log_softmax(output / config.temperature, dim=1)
     divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
-    return (1 - config.kd_weight) * loss + config.kd_weight * config.temperature**2 * divergence
+    distilled = (1 - config.kd_weight) * loss + config.kd_weight * config.temperature**2 * divergence
+    return distilled + extra
 
 
 @torch.no_grad()

@@ -155,22 +155,16 @@ def test_the_auxiliary_head_trains_and_is_not_deployed(
 ) -> None:
     torch.manual_seed(0)
     network = space.build(architecture, auxiliary=True)
-    logits, auxiliary = network.forward_auxiliary(images())
+    logits, auxiliary = network(images())
     assert logits.shape == auxiliary.shape == (2, 10)
-    auxiliary.sum().backward()  # type: ignore[no-untyped-call]
+    auxiliary.sum().backward()
     assert all(p.grad is not None for name, p in network.named_parameters() if name.startswith("auxiliary"))
     assert next(network.head[-1].parameters()).grad is None
     network.eval()
-    assert torch.equal(network(images()), network.forward_auxiliary(images())[0])
     small, plain = deployed(network), space.build(architecture)
     assert {name for name, _ in small.named_parameters()} == {name for name, _ in plain.named_parameters()}
     assert torch.equal(small(images()), network(images()))
     assert network.auxiliary is not None
-
-
-def test_without_the_auxiliary_head_there_are_no_such_logits() -> None:
-    with pytest.raises(ValueError, match="auxiliary=True"):
-        NASBENCH201.build(ALL_OPERATIONS).forward_auxiliary(images())
 
 
 def test_batch_norms_scale_and_shift() -> None:

@@ -72,6 +72,7 @@ def train(
     memory: Memory | None = None,
     on_step: Callable[[], None] = lambda: None,
     rank: Rank = Rank(),  # noqa: B008 - frozen
+    **extras: Any,
 ) -> tuple[Trained, nn.Module]:
     network = network or net(3)
     trained = train_network(
@@ -84,6 +85,7 @@ def train(
         checkpoint=(memory or Memory()).checkpoint(),
         on_step=on_step,
         device=CPU,
+        **extras,
     )
     return trained, network
 
@@ -174,6 +176,47 @@ def test_dropout_goes_on_as_if_the_training_had_not_been_killed(
     torch.manual_seed(99)  # another process draws from elsewhere
     resumed, _ = train(data, config, network=dropping(), memory=memory)
     assert_equal(resumed.state, whole.state)
+
+
+class Assisted(nn.Module):
+    """A network with a second classifier, which answers in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.second = net(3), nn.Linear(3 * 12 * 12, 3)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        answer: Tensor = self.network(images)
+        return (answer, self.second(images.flatten(1))) if self.training else answer
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_second_classifier_learns_by_its_weight_in_the_loss(data: ImageData, distilled: bool) -> None:
+    config = (FinetuneConfig if distilled else TrainConfig)(epochs=1, batch_size=20, weight_decay=0.0)
+    teacher = net(3).eval() if distilled else None
+    states = {}
+    for weight in (0.0, 0.4):
+        torch.manual_seed(0)
+        network = Assisted()
+        begin = network.second.weight.detach().clone()
+        trained, _ = train(data, config, network=network, teacher=teacher, auxiliary_weight=weight)
+        states[weight] = trained.state
+        assert torch.equal(trained.state["second.weight"], begin) == (weight == 0)
+    # It shares nothing with the first one here, whose training it must therefore not change.
+    own = [name for name in states[0.0] if name.startswith("network.")]
+    assert_equal({n: states[0.0][n] for n in own}, {n: states[0.4][n] for n in own})
+
+
+def test_an_epoch_begins_with_the_share_that_is_done(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SAVE_EVERY_S", -1.0)
+    config, shares, memory = TrainConfig(epochs=4, batch_size=20), list[float](), Memory()
+    with pytest.raises(Interrupted):
+        train(data, config, memory=memory, on_step=interrupt_after(4), on_epoch=shares.append)
+    assert shares == [0, 0.25]
+    train(data, config, memory=memory, on_epoch=shares.append)
+    assert shares == [0, 0.25, 0.25, 0.5, 0.75]  # the epoch that was begun is told again
 
 
 def test_the_state_is_saved_now_and_then_and_by_the_first_rank_only(

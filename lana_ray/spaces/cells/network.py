@@ -12,6 +12,9 @@ from lana_ray.spaces.cells.operations import operation
 from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Skeleton, Stem, head, preprocessing
 from lana_ray.spaces.cells.wiring import NONE, Cell, Edge, Wiring, edge_name
 
+AUXILIARY = "auxiliary."
+"""Prefix of the weights that only training needs."""
+
 
 class DiscreteCell(nn.Module):
     """A cell with an operation on each edge that is used."""
@@ -53,7 +56,8 @@ class CellNetwork(nn.Module):
         cells: the choices of each kind of cell.
         drop_path: probability, from 0 to below 1, with which training drops what an edge made of an image;
             what is kept is scaled up (FractalNet, arXiv 1605.07648).
-        auxiliary: with a second classifier behind the last reduction, for ``forward_auxiliary``.
+        auxiliary: with a second classifier behind the last reduction. In training mode the network then
+            answers with its logits and those of that classifier, for the loss.
     """
 
     def __init__(
@@ -79,20 +83,12 @@ class CellNetwork(nn.Module):
         self.auxiliary = _auxiliary_head(skeleton) if auxiliary else None
         self.ramp_drop_path(1.0)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(_last(self.cells, self._start(images))[-1])
-        return logits
-
-    def forward_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and those of the auxiliary head, [n, classes] both; for the loss of a training.
-
-        ValueError where the network was built without that head.
-        """
-        if self.auxiliary is None:
-            raise ValueError("this network has no auxiliary head; build it with auxiliary=True")
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         middle = _last(self.cells[: self._branch], self._start(images))
-        states = _last(self.cells[self._branch :], middle)
-        return self.head(states[-1]), self.auxiliary(middle[-1])
+        logits: Tensor = self.head(_last(self.cells[self._branch :], middle)[-1])
+        if self.auxiliary is None or not self.training:
+            return logits
+        return logits, self.auxiliary(middle[-1])
 
     def ramp_drop_path(self, progress: float) -> None:
         """Sets the probability to ``progress``, from 0 to 1, times that of the constructor.

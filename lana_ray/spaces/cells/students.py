@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lana_ray.layers import Layer
+from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.storage import fingerprint
@@ -49,8 +50,10 @@ class CellStudents:
         live = cells.live(architecture)
         return fingerprint("cells", repr(cells.wiring), repr(cells.skeleton), live)
 
-    def build(self, architecture: Architecture) -> nn.Module:
-        """The network with weights that depend on the seed alone."""
+    def build(
+        self, architecture: Architecture, *, drop_path: float = 0.0, auxiliary: bool = False
+    ) -> CellNetwork:
+        """The network with weights that depend on the seed alone; arguments as for ``CellNetwork``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
-            return self.cells.build(architecture)
+            return self.cells.build(architecture, drop_path=drop_path, auxiliary=auxiliary)
