@@ -110,7 +110,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
     if until == "finetune":
         return None
     with stage("register"):
-        uris = register.run(workspace, loaded, finished, costs)
+        uris = register.run(workspace, loaded, finished, costs, {"costs.parquet": "costs/{target}.parquet"})
     found = summary.write(workspace, loaded, costs, choices, finished, uris, seconds)
     if until == "report":
         from lana_ray.report import write_page  # matplotlib, only where a page is made

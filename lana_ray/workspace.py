@@ -59,6 +59,17 @@ class Workspace:
         """The pool's candidates for the layers of the trained teacher."""
         return _space(self.config, self.teacher)
 
+    @cached_property
+    def cells(self) -> CellStudents:
+        """The networks of ``search.cells`` beside the teacher."""
+        return CellStudents(
+            cell_space(self.config, self.data.num_classes), self.space, seed=self.config.run.seed
+        )
+
+    def networks(self, *, cells: bool) -> LayerwiseSpace | CellStudents:
+        """What builds and names networks: of cells, or of the teacher's layers."""
+        return self.cells if cells else self.space
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         return self.space.layers

@@ -40,14 +40,14 @@ def workspace(folder: Path, **asked: Any) -> Any:
 def test_what_candidates_take_adds_up_to_whole_students(tmp_path: Path) -> None:
     here = workspace(tmp_path, params="90%", macs="80%")
     budgets = {budget.name: budget for budget in counts.counted_budgets(here, FREE)}
-    teacher = counts.count_student(here, SPACE.teacher)
+    teacher = counts.count_network(here, NET)
     assert {name: budget.limit for name, budget in budgets.items()} == {
         "params": pytest.approx(0.9 * teacher["params"]),
         "macs": pytest.approx(0.8 * teacher["macs"]),
     }
     rng = np.random.default_rng(0)
     for student in [SPACE.teacher, *(SPACE.random(rng) for _ in range(6))]:
-        whole = counts.count_student(here, student)
+        whole = counts.count_network(here, SPACE.build(student))
         for name, budget in budgets.items():
             chosen = sum(float(of_layer[j]) for of_layer, j in zip(budget.costs, student, strict=True))
             assert budget.rest + chosen == whole[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lana_ray import registry
 from lana_ray.config import load_config
@@ -62,10 +63,18 @@ def test_cells_are_sampled_searched_trained_and_measured(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
-    cells = {"space": "nasbench201", "width": 4, "cells": 1, "samples": 24, "active": 4}
+    cells = {"space": "nasbench201", "width": 4, "cells": 1, "samples": 24, "active": 4, "trial_epochs": 0.1}
     asked = {"trials": 2, "steps": 20, "batch_size": 16, "cells": cells}
     target = {"name": "eager", "runtime": "torch", "measure": {"time_limit_s": 0.02}}
-    config = load_config(settings(tmp_path, targets=[target], search=asked, finetune={"epochs": 0.2}))
+    config = load_config(
+        settings(
+            tmp_path,
+            targets=[target],
+            budgets={"latency_ms": ["500ms", "0.001ms"]},
+            search=asked,
+            finetune={"epochs": 0.2},
+        )
+    )
     rows = search_architectures(config)
     assert [row["method"] for row in rows] == ["differentiable"] * 2
     space, storage = cell_space(config, 10), Storage(str(tmp_path))
@@ -81,6 +90,18 @@ def test_cells_are_sampled_searched_trained_and_measured(
     network = space.build(tuple(rows[0]["choices"]))
     states = [storage.read_tensors(file) for file in kept]
     assert any(state.keys() == network.state_dict().keys() for state in states)
+
+    cells_found = storage.read_json("cells.json")
+    (result,) = cells_found["results"]
+    best = max(rows, key=lambda row: row["accuracy"])
+    assert result["architecture"] == best["architecture"]
+    assert result["measured_ms"] <= result["budget_ms"] == 500
+    (unmet,) = cells_found["unmet"]
+    assert "0.001" in unmet
+    uri = registry.default_tracking_uri(config.registry, storage)
+    loaded = registry.load(result["model_uri"], uri)
+    assert loaded(torch.zeros(3, 3, 16, 16)).shape == (3, 10)
+    assert registry.find("models:/net-eager@champion", uri).tags["architecture"] == best["architecture"]
     before = times(tmp_path, "search/*/*.json")
     assert search_architectures(config) == rows
     assert times(tmp_path, "search/*/*.json") == before

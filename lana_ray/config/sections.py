@@ -307,6 +307,13 @@ class CellsConfig(Section):
     """Random cells measured on every target, for the latency predictor."""
     active: int = Field(default=0, ge=0)
     """Further ones, where predictors disagree most."""
+    trial_epochs: float = Field(default=2.0, gt=0)
+    """Of training, as ``finetune`` says, by which the cells found are compared. What is chosen for a budget
+    is trained again, in full."""
+    drop_path: float = Field(default=0.2, ge=0, lt=1)
+    """Of that full training: the probability, in its last epoch, that an edge's answer is dropped."""
+    auxiliary_weight: float = Field(default=0.4, ge=0)
+    """Of the second classifier's loss in it; 0 for none."""
 
     @model_validator(mode="after")
     def _reductions(self) -> CellsConfig:

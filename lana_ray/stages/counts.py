@@ -14,7 +14,6 @@ from lana_ray.latency.measure import example_input
 from lana_ray.latency.meters import METERS
 from lana_ray.latency.programs import layer_input
 from lana_ray.progress import progress
-from lana_ray.spaces.layerwise import Architecture
 from lana_ray.workspace import Workspace
 
 COUNTED = ("params", "macs")
@@ -60,9 +59,8 @@ def counted_budgets(workspace: Workspace, scores: Sequence[NDArray[np.float64]])
     return found
 
 
-def count_student(workspace: Workspace, architecture: Architecture) -> dict[str, float]:
-    """Everything counted of one student."""
-    network = workspace.space.build(architecture)
+def count_network(workspace: Workspace, network: nn.Module) -> dict[str, float]:
+    """Everything counted of one network."""
     return {name: _count(workspace, name, network) for name in COUNTED}
 
 

@@ -85,14 +85,14 @@ def _accuracy_before(workspace: Workspace, architecture: Architecture, file: str
 
 def _accuracy(workspace: Workspace, job: TrainJob, file: str) -> None:
     network = trained_network(workspace, job)
-    _keep(workspace, file, _test_accuracy(workspace, network), job.architecture)
+    _keep(workspace, file, _test_accuracy(workspace, network), job.architecture, cells=job.cells)
 
 
 def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
     """The teacher or a fine-tuned student, from its file, in evaluation mode."""
     if job.architecture is None:
         return workspace.teacher
-    network = workspace.space.build(job.architecture)
+    network = workspace.networks(cells=job.cells).build(job.architecture)
     network.load_state_dict(workspace.storage.read_tensors(job.file))
     return network.eval().requires_grad_(False)
 
@@ -102,6 +102,8 @@ def _test_accuracy(workspace: Workspace, network: nn.Module) -> float:
     return accuracy(network.to(where), workspace.data.batches("test", batch_size=_BATCH_SIZE), where)
 
 
-def _keep(workspace: Workspace, file: str, value: float, architecture: Architecture | None) -> None:
-    what = "teacher" if architecture is None else workspace.space.label(architecture)
+def _keep(
+    workspace: Workspace, file: str, value: float, architecture: Architecture | None, *, cells: bool = False
+) -> None:
+    what = "teacher" if architecture is None else workspace.networks(cells=cells).label(architecture)
     workspace.storage.write_json(file, {"value": value, "what": what})

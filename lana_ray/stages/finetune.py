@@ -11,7 +11,7 @@ from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
-from lana_ray.stages.counts import count_student
+from lana_ray.stages.counts import count_network
 from lana_ray.stages.evaluate import accuracies, accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.storage import fingerprint
@@ -34,6 +34,8 @@ class Finished:
     budget: str
     """Its name, which says whether the student keeps it on all targets."""
     budget_ms: float
+    architecture: str
+    """As people read it."""
     job: TrainJob
     predicted_ms: float
     sample: Sample
@@ -41,7 +43,8 @@ class Finished:
     teacher_ms: float
     counts: Mapping[str, float]
     """What is counted of the student: ``params`` and ``macs``."""
-    accuracy_before: float
+    accuracy_before: float | None
+    """As distilled; None where it was not."""
     accuracy: float
     teacher_accuracy: float
 
@@ -84,12 +87,13 @@ def run(
     teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
     tested = accuracies(workspace, [teacher, *jobs.values()])
     before = accuracies_before(workspace, list(jobs))
-    counts = {architecture: count_student(workspace, architecture) for architecture in jobs}
+    counts = {a: count_network(workspace, workspace.space.build(a)) for a in jobs}
     return [
         Finished(
             target=target,
             budget=choice.name,
             budget_ms=limit.budget_ms,
+            architecture=workspace.space.label(choice.architecture),
             job=jobs[choice.architecture],
             predicted_ms=choice.students[choice.architecture][1].costs[target],
             sample=samples[target, choice.architecture],
@@ -153,22 +157,27 @@ def _train_and_measure(
     workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]
 ) -> dict[tuple[str, Architecture], Sample]:
     """Fine-tunes the chosen students that are not yet, and measures each on its target."""
-    config = workspace.config
     jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
-    pending = [job for job in jobs.values() if not is_trained(workspace.storage, job)]
-    say(f"finetune: {len(pending)} students to train, {len(jobs) - len(pending)} reused")
+    train(workspace, list(jobs.values()), "finetune")
+    return _measure(workspace, choices, jobs, costs)
+
+
+def train(workspace: Workspace, jobs: Sequence[TrainJob], title: str) -> None:
+    """Trains the networks that are not yet, through Ray Train, as ``finetune`` says."""
+    config = workspace.config
+    pending = [job for job in jobs if not is_trained(workspace.storage, job)]
+    say(f"{title}: {len(pending)} networks to train, {len(jobs) - len(pending)} reused")
     if pending:
         total = len(pending) * steps_of(config.finetune, workspace.data.sizes["train"])
         run_training(
             train_worker,
             {"jobs": pending},
             config,
-            title="finetune",
+            title=title,
             total=total,
             groups=[worker_group(config.ray)],
             process_group=True,
         )
-    return _measure(workspace, choices, jobs, costs)
 
 
 def _measure(

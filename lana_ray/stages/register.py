@@ -18,7 +18,7 @@ from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.progress import say
 from lana_ray.stages.evaluate import trained_network
 from lana_ray.stages.finetune import Finished
-from lana_ray.stages.sample import TargetCosts
+from lana_ray.stages.sample import Sampled
 from lana_ray.storage import fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace
@@ -56,9 +56,17 @@ def default_budget(config: Config) -> str:
 
 
 def run(
-    workspace: Workspace, teacher: Teacher, finished: Sequence[Finished], costs: Mapping[str, TargetCosts]
+    workspace: Workspace,
+    teacher: Teacher,
+    finished: Sequence[Finished],
+    sampled: Mapping[str, Sampled],
+    evidence: Mapping[str, str],
 ) -> dict[tuple[str, str], str]:
     """Registers in MLflow what may be registered.
+
+    Args:
+        evidence: what is kept with every version: name there -> file of the run directory, where ``{target}``
+            stands for the target's name.
 
     Returns:
         ``models:/…`` URI by (target, budget).
@@ -74,10 +82,13 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         students, teachers = [], {}
         for f in sound:
-            known, name = costs[f.target], f.target
+            known, name = sampled[f.target], f.target
             model = _model(workspace, trained_network(workspace, f.job), known.target, tests)
-            table = _cost_table(workspace, name, Path(folder))
-            students.append(_student(workspace, teacher, f, known, model, table))
+            files = {
+                there: _copy(workspace, file.format(target=name), Path(folder))
+                for there, file in evidence.items()
+            }
+            students.append(_student(workspace, teacher, f, known, model, files))
             teachers[name] = _model(workspace, workspace.teacher, known.target, tests)
         registered = registry.register(
             students,
@@ -90,23 +101,23 @@ def run(
     return {(f.target, f.budget): version.model_uri for f, version in zip(sound, registered, strict=True)}
 
 
-def _cost_table(workspace: Workspace, target: str, folder: Path) -> Path:
-    """A copy of a target's cost table, whatever storage it is kept on."""
-    file = folder / f"{target}.parquet"
-    file.write_bytes(workspace.storage.read_bytes(f"costs/{target}.parquet"))
-    return file
+def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
+    """A local copy of a file, whatever storage it is kept on."""
+    copied = folder / file
+    copied.parent.mkdir(exist_ok=True)
+    copied.write_bytes(workspace.storage.read_bytes(file))
+    return copied
 
 
 def _student(
     workspace: Workspace,
     teacher: Teacher,
     f: Finished,
-    costs: TargetCosts,
+    known: Sampled,
     model: registry.Model,
-    table: Path,
+    files: Mapping[str, Path],
 ) -> registry.Student:
-    assert f.job.architecture is not None
-    identity = (f.job.key, f.sample.key, costs.target_key, f.budget, f.sample.median_ms)
+    identity = (f.job.key, f.sample.key, known.target_key, f.budget, f.sample.median_ms)
     tags = {
         "latency_ms": f"{f.sample.median_ms:.6g}",
         "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
@@ -117,21 +128,21 @@ def _student(
         "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
         "accuracy": f"{f.accuracy:.6g}",
         "teacher_accuracy": f"{f.teacher_accuracy:.6g}",
-        "architecture": workspace.space.label(f.job.architecture),
+        "architecture": f.architecture,
         "student_fingerprint": fingerprint(*identity),
         "teacher_fingerprint": fingerprint(workspace.teacher_key, workspace.data.fingerprint),
-        "target_fingerprint": costs.target_key,
+        "target_fingerprint": known.target_key,
         "processor": f.sample.processor,
-        "target_settings": costs.target.model_dump_json(exclude={"measure", "label"}),
+        "target_settings": known.target.model_dump_json(exclude={"measure", "label"}),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     return registry.Student(
         model=model,
-        target=costs.target.name,
+        target=known.target.name,
         budget=f.budget,
         teacher=teacher.name,
         tags=tags,
-        artifacts={"costs.parquet": table},
+        artifacts=files,
     )
 
 

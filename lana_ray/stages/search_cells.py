@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ray import tune
 
-from lana_ray.config import Config
+from lana_ray.config import Config, FinetuneConfig
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
@@ -20,7 +20,7 @@ from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces.cells import CellStudents, CellSupernet
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages import fit
+from lana_ray.stages import fit, train_cells
 from lana_ray.stages.sample import Sampled, measure, placements
 from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, sweep
 from lana_ray.tasks import device
@@ -46,8 +46,9 @@ class Setup:
 def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
     """Samples cells, fits predictors, sweeps λ on every target; writes ``search.parquet``.
 
-    Every trial searches a cell, trains its network as ``finetune`` says, with the teacher's help, and
-    measures it; its weights are kept in ``search/``.
+    Every trial searches a cell, trains its network for ``search.cells.trial_epochs``, with the teacher's
+    help, and measures it; its weights are kept in ``search/``. What is best for a budget is then trained in
+    full and registered.
     """
     students = cell_students(workspace)
     sampled, latencies = _sample(workspace, students)
@@ -65,10 +66,12 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
             predictor=LatencyPredictor.from_bytes(workspace.storage.read_bytes(found.file), found.file),
             reference_ms=float(np.mean(list(latencies[name].values()))),
         )
-        space, trained = _space(setup, latencies[name]), workspace.config.finetune
-        identity = (trained.model_dump(), list(latencies[name].values()))
+        space = _space(setup, latencies[name])
+        identity = (_of_trials(workspace.config).model_dump(), list(latencies[name].values()))
         rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, identity)
-    return finish(workspace, teacher, rows)
+    trials = finish(workspace, teacher, rows)
+    train_cells.run(workspace, teacher, trials, sampled)
+    return trials
 
 
 def cell_students(workspace: Workspace) -> CellStudents:
@@ -204,15 +207,15 @@ def _search(
 
 def _train(workspace: Workspace, students: CellStudents, architecture: Architecture, file: str) -> float:
     """Accuracy on the validation images of the network's best epoch; its weights are kept."""
-    config, storage, where = workspace.config, workspace.storage, device(workspace)
+    storage, where = workspace.storage, device(workspace)
     state = f"{file}.training"
     trained = train_network(
         students.build(architecture),
         workspace.data,
-        config.finetune,
+        _of_trials(workspace.config),
         teacher=workspace.teacher.to(where),
         rank=Rank(),
-        seed=config.run.seed,
+        seed=workspace.config.run.seed,
         checkpoint=kept(storage, state),
         on_step=lambda: None,
         device=where,
@@ -220,3 +223,9 @@ def _train(workspace: Workspace, students: CellStudents, architecture: Architect
     storage.write_tensors(f"{file.removesuffix('.pt')}.safetensors", trained.state, {})
     storage.remove(state)
     return trained.validation_accuracy
+
+
+def _of_trials(config: Config) -> FinetuneConfig:
+    """How the networks of trials are trained."""
+    assert config.search.cells is not None
+    return config.finetune.model_copy(update={"epochs": config.search.cells.trial_epochs})

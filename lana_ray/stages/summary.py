@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lana_ray.stages.choice import Choice
-from lana_ray.stages.counts import count_student
+from lana_ray.stages.counts import count_network
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.register import versions
 from lana_ray.stages.sample import TargetCosts
@@ -26,7 +26,7 @@ def write(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Writes and returns the summary; latencies in milliseconds, accuracies as shares of the test split."""
-    data, counts = workspace.data, count_student(workspace, workspace.space.teacher)
+    data, counts = workspace.data, count_network(workspace, workspace.teacher)
     summary = {
         "teacher": {
             "name": teacher.name,
@@ -39,7 +39,7 @@ def write(
         },
         "data": {"classes": list(data.classes), "sizes": data.sizes, "skipped": data.skipped},
         "targets": [_target(known) for known in costs.values()],
-        "results": [_result(workspace, f, uris) for f in finished],
+        "results": [result(f, uris) for f in finished],
         "unmet": [choice.unmet for choice in choices if choice.unmet],
         "versions": versions(),
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
@@ -64,8 +64,8 @@ def _target(known: TargetCosts) -> dict[str, Any]:
     }
 
 
-def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    assert f.job.architecture is not None
+def result(f: Finished, uris: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """What a finished student came to, with its ``models:/`` URI where it was registered."""
     return {
         "target": f.target,
         "budget": f.budget,
@@ -79,7 +79,7 @@ def _result(workspace: Workspace, f: Finished, uris: Mapping[tuple[str, str], st
         "accuracy": f.accuracy,
         "accuracy_before": f.accuracy_before,
         "teacher_accuracy": f.teacher_accuracy,
-        "architecture": workspace.space.label(f.job.architecture),
+        "architecture": f.architecture,
         "model_uri": uris.get((f.target, f.budget)),
         "problem": f.problem,
     }

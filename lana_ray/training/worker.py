@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from ray import train
+from torch import nn
 
 from lana_ray.config import Config, FinetuneConfig, TrainConfig
+from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
+from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import FINGERPRINT_KEY, Storage
 from lana_ray.teachers import load_teacher
 from lana_ray.training.loop import Checkpoint, Rank, train_network
@@ -24,6 +27,8 @@ class TrainJob:
     key: str
     architecture: tuple[int, ...] | None
     """None for the teacher itself."""
+    cells: bool = False
+    """Whether the architecture is of the cell space, else of the teacher's layers."""
 
 
 def train_worker(setting: dict[str, Any]) -> None:
@@ -55,12 +60,15 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
     storage, partial = workspace.storage, f"training/{job.key}.pt"
-    settings: TrainConfig | FinetuneConfig
+    settings: TrainConfig | FinetuneConfig = workspace.config.finetune
+    teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
+    extras: dict[str, Any] = {}
     if job.architecture is None:
-        settings, teacher = workspace.config.teacher.adapt, None
+        settings = workspace.config.teacher.adapt
         network = load_teacher(workspace.config.teacher, workspace.data.num_classes).network
+    elif job.cells:
+        network, extras = _cells(workspace, job.architecture)
     else:
-        settings, teacher = workspace.config.finetune, workspace.teacher.to(device)
         network = workspace.student(job.architecture)
 
     trained = train_network(
@@ -76,6 +84,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
         ),
         on_step=(lambda: board.add.remote(1)) if rank.index == 0 else (lambda: None),
         device=device,
+        **extras,
     )
     if rank.index == 0:
         metadata = {
@@ -83,7 +92,17 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
             "validation_accuracy": f"{trained.validation_accuracy:.6f}",
             "curve": json.dumps(trained.curve),
         }
-        storage.write_tensors(job.file, trained.state, metadata)
+        deployed = {k: v for k, v in trained.state.items() if not k.startswith(AUXILIARY)}
+        storage.write_tensors(job.file, deployed, metadata)
         storage.remove(partial)
     if rank.size > 1:
         torch.distributed.barrier()
+
+
+def _cells(workspace: Workspace, architecture: Architecture) -> tuple[CellNetwork, dict[str, Any]]:
+    """A network of cells, and what its training needs beside it: drop-path rises from epoch to epoch."""
+    cells = workspace.config.search.cells
+    assert cells is not None
+    weight = cells.auxiliary_weight
+    network = workspace.cells.build(architecture, drop_path=cells.drop_path, auxiliary=weight > 0)
+    return network, {"on_epoch": network.ramp_drop_path, "auxiliary_weight": weight}
