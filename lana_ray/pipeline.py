@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from lana_ray.stages import (
     distill,
     finetune,
     fit,
+    meter,
     proxy,
     register,
     sample,
@@ -124,13 +126,16 @@ def fit_predictors(config: Config) -> list[fit.Fit]:
     workspace = _open(config)
     with connect(config.ray):
         teacher.run(workspace)
-        return fit.run(workspace, fit.of_layers(workspace, sample.run(workspace)))
+        costs = sample.run(workspace)
+        more = functools.partial(sample.latencies, workspace, workspace.space, costs)
+        return fit.run(workspace, fit.of_layers(workspace, costs), more)
 
 
 def search_architectures(config: Config) -> list[dict[str, Any]]:
     """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
     workspace = _open(config)
     with connect(config.ray):
+        meter.check(workspace)
         loaded = teacher.run(workspace)
         if config.search.cells is not None:
             return search_cells.run(workspace, loaded)

@@ -196,7 +196,7 @@ class MeasureConfig(Section):
     architectures: int = Field(default=48, ge=8)
     """Whole networks measured to turn candidate costs into what they cost in place."""
     active: int = Field(default=0, ge=0)
-    """Further networks measured by ``lana-ray fit``, chosen where its predictor is least certain."""
+    """Further networks measured for a predictor of them, chosen where it is least certain."""
     rel_error: float = Field(default=0.02, gt=0, lt=1)
     """Stop repeating once the median's 95 % confidence interval is this narrow."""
     time_limit_s: float = Field(default=0.5, gt=0)
@@ -330,15 +330,17 @@ class SearchConfig(Section):
 
     cells: CellsConfig | None = None
     """Search a cell space; by default the scored candidates of the teacher's layers."""
+    cost: Literal["latency_ms", "peak_memory_mb", "energy_mj", "params", "macs"] = "latency_ms"
+    """What is searched for beside accuracy, on every target: its latency, or another meter of its node."""
     methods: tuple[Literal["differentiable", "program"], ...] = ("differentiable", "program")
     trials: int = Field(default=12, ge=1)
     """Of each method on each target."""
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
-    """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving a latency like
-    the teacher's."""
+    """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving what
+    the teacher costs, or the mean random cell."""
     aim: Literal["lambda", "budget"] = "lambda"
-    """What a trial of the differentiable search is given: λ, or a budget as the program is, for which it
-    finds λ on the way."""
+    """What a trial of the differentiable search is given: λ, or a budget of the cost as the program is, for
+    which it finds λ on the way."""
     steps: int = Field(default=200, ge=10)
     """Of the differentiable search."""
     batch_size: int = Field(default=64, ge=2)
@@ -352,6 +354,17 @@ class SearchConfig(Section):
         if self.lambdas[0] >= self.lambdas[1]:
             raise ValueError("lambdas: give the smaller end of the range first")
         return self
+
+    @model_validator(mode="after")
+    def _a_table_for_the_program(self) -> SearchConfig:
+        if self.metered and "differentiable" not in self.methods:
+            raise ValueError(f"methods: the program needs latency_ms as its cost, not {self.cost}")
+        return self
+
+    @property
+    def metered(self) -> bool:
+        """Whether the cost is read of a meter, where latencies are sampled against the machine's drift."""
+        return self.cost != "latency_ms"
 
 
 class FinetuneConfig(TrainConfig):

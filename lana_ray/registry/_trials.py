@@ -9,8 +9,8 @@ from typing import Any
 from lana_ray.registry._session import pages
 
 _PARENT = "mlflow.parentRunId"  # by which MLflow's pages nest runs
-_PARAMETERS = ("method", "lambda", "budget_ms")
-_METRICS = ("measured_ms", "predicted_ms", "accuracy", "loss", "search_s")
+_PARAMETERS = ("method", "lambda", "budget", "cost")
+_METRICS = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "accuracy", "loss", "search_s")
 
 
 def log_sweep(client: Any, experiment: str, target: str, trials: Sequence[Mapping[str, Any]]) -> int:

@@ -19,21 +19,29 @@ SEARCH_CAPTIONS = {
     "fronts": (
         "Searches",
         "Every trial of lana-ray search, measured on the target; accuracy on validation images. The steps "
-        "are the most accurate within each latency.",
+        "are the most accurate within each cost.",
     ),
     "lambdas": (
         "What λ comes to",
-        "λ is by how much the loss may rise for saving a latency like the reference network’s.",
+        "λ is by how much the loss may rise for saving all that the reference network costs.",
     ),
 }
 """Title and caption of each picture."""
 _LOOKS = {"differentiable": (BLUE, "o"), "program": (VERMILION, "s")}
+_AXES = {
+    "latency_ms": "latency (ms per batch)",
+    "peak_memory_mb": "peak memory (MB)",
+    "energy_mj": "energy (mJ per batch)",
+    "params": "parameters",
+    "macs": "multiply-accumulates per input",
+}
+"""What a cost is called, with its unit."""
 
 
 def searches_table(rows: Sequence[Row]) -> Table:
     """One row per target and method of ``search.parquet``."""
     table = empty_table(
-        "Searches: students as distilled, on validation images",
+        f"Searches: accuracy on validation images against {_axis(rows)}",
         text=("target", "method"),
         numbers=(
             "trials",
@@ -47,9 +55,9 @@ def searches_table(rows: Sequence[Row]) -> Table:
     )
     for target, method in dict.fromkeys((row["target"], row["method"]) for row in rows):
         mine = _of(rows, target, method)
-        points, most = _points(mine), mine[0]["teacher_ms"]
+        points, most = _points(mine), mine[0]["teacher_cost"]
         at = [
-            max((accuracy for ms, accuracy in points if ms <= share * most), default=None)
+            max((accuracy for cost, accuracy in points if cost <= share * most), default=None)
             for share in (0.7, 0.5)
         ]
         add_row(
@@ -68,13 +76,13 @@ def searches_table(rows: Sequence[Row]) -> Table:
 
 @picture
 def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
-    """Accuracy against measured latency of every trial of a target, and each method's front."""
-    teacher_ms = rows[0]["teacher_ms"]
+    """Accuracy against the measured cost of every trial of a target, and each method's front."""
+    teacher_cost = rows[0]["teacher_cost"]
     for method in dict.fromkeys(row["method"] for row in rows):
         points = _points([row for row in rows if row["method"] == method])
         colour, marker = _LOOKS[method]
         axes.scatter(
-            [ms for ms, _ in points],
+            [cost for cost, _ in points],
             [100 * accuracy for _, accuracy in points],
             28,
             colour,
@@ -84,24 +92,22 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
             label=NAMES[method],
         )
         best = front(points)
-        ends = [*(ms for ms, _ in best), max(teacher_ms, best[-1][0])]
+        ends = [*(cost for cost, _ in best), max(teacher_cost, best[-1][0])]
         levels = [100 * accuracy for _, accuracy in best]
         axes.step(ends, [*levels, levels[-1]], where="post", color=colour, linewidth=1.2)
-    axes.axvline(teacher_ms, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher's latency")
-    axes.set(xlabel="measured latency (ms per batch)", ylabel="validation accuracy, not fine-tuned (%)")
+    axes.axvline(teacher_cost, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
+    axes.set(xlabel=f"measured {_axis(rows)}", ylabel="validation accuracy, not fine-tuned (%)")
 
 
 @picture
 def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
-    """Which latency each λ of the differentiable search came to."""
-    known = sorted((row["lambda"], row["predicted_ms"], row["measured_ms"]) for row in rows)
+    """Which cost each λ of the differentiable search came to."""
+    known = sorted((row["lambda"], row["predicted_cost"], row["measured_cost"]) for row in rows)
     lambdas, predicted, measured = zip(*known, strict=True)
-    axes.plot(lambdas, predicted, color=GREY, linewidth=1, label="by the cost table")
+    axes.plot(lambdas, predicted, color=GREY, linewidth=1, label="predicted")
     axes.scatter(lambdas, measured, 28, BLUE, linewidth=0, zorder=3, label="measured")
-    axes.axhline(
-        rows[0]["teacher_ms"], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher's latency"
-    )
-    axes.set(xscale="log", xlabel="λ", ylabel="latency (ms per batch)")
+    axes.axhline(rows[0]["teacher_cost"], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
+    axes.set(xscale="log", xlabel="λ", ylabel=_axis(rows))
 
 
 def search_pictures(rows: Sequence[Row], target: str) -> dict[str, str]:
@@ -127,5 +133,9 @@ def _of(rows: Sequence[Row], target: str, method: str) -> list[Row]:
     return [row for row in rows if (row["target"], row["method"]) == (target, method)]
 
 
+def _axis(rows: Sequence[Row]) -> str:
+    return _AXES[rows[0]["cost"]]
+
+
 def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    return [(row["measured_ms"], row["accuracy"]) for row in rows]
+    return [(row["measured_cost"], row["accuracy"]) for row in rows]

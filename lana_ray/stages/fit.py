@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.quality import Quality, quality
-from lana_ray.latency.sampler import network_work
 from lana_ray.progress import progress
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages.sample import TargetCosts, measure
+from lana_ray.stages.sample import TargetCosts
 from lana_ray.workspace import Workspace
 
 Floats = NDArray[np.float64]
@@ -32,7 +30,10 @@ _POOL = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A target's predictor and how it does on architectures that it was not trained on."""
+    """A target's predictor and how it does on architectures that it was not trained on.
+
+    Of latencies, or of another cost: what is said in milliseconds is in its unit then.
+    """
 
     target: str
     file: str
@@ -51,16 +52,18 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Networks of a space that were measured on a target, and how more of them are."""
+    """Networks of a space that were measured on a target, and which more of them may be."""
 
     encode: Callable[[Architecture], NDArray[np.float32]]
     networks: Mapping[Architecture, float]
-    """Latencies in milliseconds."""
+    """Their costs, in one unit."""
     active: int
     """Further ones to measure, where predictors disagree most."""
     draw: Callable[[np.random.Generator], Architecture]
-    job: Callable[[Sequence[Architecture]], Job]
-    """Measures further ones, in this order."""
+
+
+Measure = Callable[[Mapping[str, Sequence[Architecture]], str], Mapping[str, Mapping[Architecture, float]]]
+"""Of (networks by target, a title for progress): the costs, by target, of those that ran, in this order."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Split:
     """The networks measured on a target."""
 
     test: dict[Architecture, float]
-    """A fifth of those drawn at random; latencies in milliseconds."""
+    """A fifth of those drawn at random; their costs."""
     drawn: dict[Architecture, float]
     """The others."""
     chosen: dict[Architecture, float]
@@ -89,13 +92,14 @@ def of_layers(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> dict[st
             networks={a: sample.median_ms for a, sample in known.networks.items()},
             active=known.target.measure.active,
             draw=lambda rng: space.random(rng, known.considered),
-            job=lambda asked: known.job([network_work(space, a) for a in asked]),
         )
 
     return {name: sampled(known) for name, known in costs.items()}
 
 
-def run(workspace: Workspace, sampled: Mapping[str, Known], folder: str = "predictors") -> list[Fit]:
+def run(
+    workspace: Workspace, sampled: Mapping[str, Known], measure: Measure, folder: str = "predictors"
+) -> list[Fit]:
     """Writes ``<folder>/<target>.safetensors`` for every target.
 
     A fifth of the architectures is kept for testing; predictors trained on growing parts of the others give
@@ -107,7 +111,7 @@ def run(workspace: Workspace, sampled: Mapping[str, Known], folder: str = "predi
     """
     splits = {name: _split(workspace, name, measured) for name, measured in sampled.items()}
     for number in range(_ROUNDS):
-        _measure_chosen(workspace, sampled, splits, number)
+        _measure_chosen(workspace, sampled, splits, measure, number)
     fits = []
     with progress("fit", len(sampled)) as show:
         for number, (name, split) in enumerate(splits.items(), 1):
@@ -130,7 +134,11 @@ def _split(workspace: Workspace, name: str, sampled: Known) -> _Split:
 
 
 def _measure_chosen(
-    workspace: Workspace, sampled: Mapping[str, Known], splits: Mapping[str, _Split], number: int
+    workspace: Workspace,
+    sampled: Mapping[str, Known],
+    splits: Mapping[str, _Split],
+    measure: Measure,
+    number: int,
 ) -> None:
     """Adds a round of networks that a target's predictor of the moment is least certain of."""
     seed, asked = workspace.config.run.seed, {}
@@ -147,13 +155,9 @@ def _measure_chosen(
             predictor = _predictor(known, split.known, seed)
             chosen = predictor.choose(_encodings(known, pool), min(count, len(pool)))
             asked[name] = [pool[position] for position in chosen]
-    jobs = {name: sampled[name].job(asked[name]) for name in asked}
-    if jobs:
-        measure(workspace, list(jobs.values()), f"fit, round {number + 1} of {_ROUNDS}:")
-    for name, job in jobs.items():
-        for architecture, work in zip(asked[name], job.work, strict=True):
-            if job.samples[work.key].error is None:
-                splits[name].chosen[architecture] = job.samples[work.key].median_ms
+    if asked:
+        for name, found in measure(asked, f"fit, round {number + 1} of {_ROUNDS}").items():
+            splits[name].chosen.update(found)
 
 
 def _fit(workspace: Workspace, name: str, sampled: Known, split: _Split, file: str) -> Fit:

@@ -21,6 +21,7 @@ from lana_ray.latency.table import CostTable, calibrate
 from lana_ray.latency.timing import middle
 from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import progress_of, say
+from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
@@ -148,6 +149,8 @@ def measure(
     with progress_of({f"{title} {name}": total for name, total in totals.items()}) as show:
         run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
+        if not job.work:
+            continue  # the references alone were wanted
         samples = list(job.samples.values())
         failed = [sample for sample in samples if sample.error is not None]
         unsettled = sum(not sample.settled for sample in samples) - len(failed)
@@ -155,6 +158,30 @@ def measure(
         notes += [f"{unsettled} did not settle"] if unsettled else []
         notes += [f"{len(failed)} failed, {failed[0].what} with {failed[0].error}"] if failed else []
         say(f"{title}: {job.target.name}: {', '.join(notes)}")
+
+
+def latencies(
+    workspace: Workspace,
+    space: LayerwiseSpace | CellStudents,
+    sampled: Mapping[str, Sampled],
+    asked: Mapping[str, Sequence[Architecture]],
+    title: str,
+) -> dict[str, dict[Architecture, float]]:
+    """Measures networks on their targets; milliseconds of those that ran.
+
+    Args:
+        asked: by target.
+    """
+    work = {name: {a: network_work(space, a) for a in mine} for name, mine in asked.items()}
+    jobs = {name: sampled[name].job(list(mine.values())) for name, mine in work.items()}
+    measure(workspace, list(jobs.values()), title)
+    return {name: ran(jobs[name], mine) for name, mine in work.items()}
+
+
+def ran(job: Job, work: Mapping[Architecture, Work]) -> dict[Architecture, float]:
+    """Milliseconds of the networks of a job that ran."""
+    samples = {architecture: job.samples[item.key] for architecture, item in work.items()}
+    return {a: sample.median_ms for a, sample in samples.items() if sample.error is None}
 
 
 def judge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,15 @@ import pyarrow as pa
 
 from lana_ray import registry
 from lana_ray.config import Config
+from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
 from lana_ray.progress import progress, say
 from lana_ray.search.bilevel import Batch, Batches
 from lana_ray.search.sweep import Sweep, Trial, run_sweep
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.stages.fit import Fit
+from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.teachers import Teacher
@@ -24,11 +28,12 @@ from lana_ray.workspace import Workspace
 FILE = "search.parquet"
 EPOCHS = 20
 """That a search is divided into: points of its trajectory."""
+_COSTS = ("teacher_cost", "predicted_cost", "measured_cost")
 _FIGURES = ("teacher_ms", "predicted_ms", "measured_ms", "iqr_ms", "accuracy", "loss", "search_s", "begun")
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("target", "method", "key", "architecture")]
+    [(name, pa.string()) for name in ("target", "method", "key", "architecture", "cost")]
     + [("choices", pa.list_(pa.int64())), ("collapsed", pa.bool_())]
-    + [(name, pa.float64()) for name in ("lambda", "budget_ms", *_FIGURES)]
+    + [(name, pa.float64()) for name in ("lambda", "budget", *_COSTS, *_FIGURES)]
 )
 
 
@@ -60,15 +65,21 @@ def sweep(
     planned = Sweep(
         name=f"{method}-{target}-{key}",
         space=space,
-        objectives={"accuracy": "max", "measured_ms": "min"},
+        objectives={"accuracy": "max", "measured_cost": "min"},
         trials=config.search.trials,
         concurrency=config.search.concurrency,
         resources=_resources(config, sampled),
         seed=config.run.seed,
     )
+    known = {
+        "target": target,
+        "method": method,
+        "cost": config.search.cost,
+        "teacher_cost": teacher_cost(workspace, sampled),
+        "teacher_ms": sampled.teacher_ms,
+    }
     with progress(f"search {target} {method}", config.search.trials) as show:
         found = run_sweep(planned, trial, [setup], workspace.storage, show)
-    known = {"target": target, "method": method, "teacher_ms": sampled.teacher_ms}
     return [{**row, **known, "key": fingerprint(planned.name, row["settings"])} for row in found]
 
 
@@ -85,19 +96,42 @@ def finish(workspace: Workspace, teacher: Teacher, rows: Sequence[dict[str, Any]
     return found
 
 
+def learnt(workspace: Workspace, found: Fit, what: str) -> LatencyPredictor:
+    """A target's predictor of what is searched for, after a line on how good it is.
+
+    Args:
+        what: it predicts for.
+    """
+    quality = found.quality
+    say(
+        f"search: {found.target}: {workspace.config.search.cost} of {what} predicted within "
+        f"{100 * quality.median_error:.1f} % in the median, rank correlation {quality.spearman:.3f}, "
+        f"from {found.curve[-1][0]} of them"
+    )
+    return LatencyPredictor.from_bytes(workspace.storage.read_bytes(found.file), found.file)
+
+
 def judged(
     workspace: Workspace,
     sampled: Sampled,
     space: LayerwiseSpace | CellStudents,
     architecture: Architecture,
 ) -> dict[str, Any]:
-    """What an architecture is, and how long it takes on a target."""
+    """What an architecture is, how long it takes on a target, and what it costs there.
+
+    The cost is that of ``search.cost``; what could not be measured is NaN.
+    """
     name = sampled.target.name
     asked = {name: {architecture: network_work(space, architecture)}}
     sample = judge(workspace, asked, {name: sampled}, SESSIONS, "search")[name, architecture].sample
+    cost = sample.median_ms
+    if workspace.config.search.metered:
+        found = readings(workspace, space, {name: sampled}, {name: [architecture]}, "search")
+        cost = found[name].get(architecture, math.nan)
     return {
         "architecture": space.label(architecture),
         "choices": list(architecture),
+        "measured_cost": cost,
         "measured_ms": sample.median_ms,
         "iqr_ms": sample.iqr_ms,
     }

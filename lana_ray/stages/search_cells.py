@@ -1,7 +1,8 @@
-"""LA-DNAS whole (arXiv 2001.06392): cells sampled on every target, their latency learnt, and searches."""
+"""LA-DNAS whole (arXiv 2001.06392): cells sampled on every target, what they cost learnt, and searches."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ from lana_ray.config import Config, FinetuneConfig
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
-from lana_ray.progress import say
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces.cells import CellStudents, CellSupernet
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import fit, train_cells
-from lana_ray.stages.sample import Sampled, measure, placements
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, sweep
+from lana_ray.stages.meter import readings
+from lana_ray.stages.sample import Sampled, latencies, measure, placements, ran
+from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, learnt, sweep
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Rank, train_network
@@ -39,8 +40,8 @@ class Setup:
     config: Config
     sampled: Sampled
     predictor: LatencyPredictor
-    reference_ms: float
-    """The mean latency of random cells, which λ is relative to."""
+    reference: float
+    """The mean cost of random cells, which λ is relative to."""
 
 
 def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
@@ -50,24 +51,21 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
     help, and measures it; its weights are kept in ``search/``. What is best for a budget is then trained in
     full and registered.
     """
-    students = cell_students(workspace)
-    sampled, latencies = _sample(workspace, students)
-    known = {name: _known(workspace, students, sampled[name], latencies[name]) for name in sampled}
+    students, settings = cell_students(workspace), workspace.config.search
+    sampled, costs = _sample(workspace, students)
+    known = {name: _known(workspace, students, costs[name]) for name in sampled}
+    more = functools.partial(readings if settings.metered else latencies, workspace, students, sampled)
     rows = []
-    for found in fit.run(workspace, known, "predictors/cells"):
+    for found in fit.run(workspace, known, more, f"predictors/cells/{settings.cost}"):
         name = found.target
-        say(
-            f"search: {name}: cells predicted within {100 * found.quality.median_error:.1f} % in the median, "
-            f"rank correlation {found.quality.spearman:.3f}, {len(latencies[name])} cells measured"
-        )
         setup = Setup(
             config=workspace.config,
             sampled=sampled[name],
-            predictor=LatencyPredictor.from_bytes(workspace.storage.read_bytes(found.file), found.file),
-            reference_ms=float(np.mean(list(latencies[name].values()))),
+            predictor=learnt(workspace, found, "cells"),
+            reference=float(np.mean(list(costs[name].values()))),
         )
-        space = _space(setup, latencies[name])
-        identity = (_of_trials(workspace.config).model_dump(), list(latencies[name].values()))
+        space = _space(setup, costs[name])
+        identity = (_of_trials(workspace.config).model_dump(), list(costs[name].values()))
         rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, identity)
     trials = finish(workspace, teacher, rows)
     train_cells.run(workspace, teacher, trials, sampled)
@@ -84,11 +82,15 @@ def cell_students(workspace: Workspace) -> CellStudents:
 def _sample(
     workspace: Workspace, students: CellStudents
 ) -> tuple[dict[str, Sampled], dict[str, dict[Architecture, float]]]:
-    """Measures random cells on every target; latencies in milliseconds of those that ran."""
+    """Measures random cells on every target; the costs of those that ran.
+
+    Where the cost is not latency, that of the references alone is measured.
+    """
     config, where = workspace.config, placements(workspace)
     assert config.search.cells is not None
     drawn = _random_cells(students, config.search.cells.samples, config.run.seed)
-    work = {architecture: network_work(students, architecture) for architecture in drawn}
+    timed = [] if config.search.metered else drawn
+    work = {architecture: network_work(students, architecture) for architecture in timed}
     jobs = [
         Job(target=t, placement=where[t.name], work=list(work.values()), cells=True)
         for t in workspace.targets
@@ -104,15 +106,9 @@ def _sample(
         )
         for job in jobs
     }
-    found = {
-        job.target.name: {
-            architecture: job.samples[item.key].median_ms
-            for architecture, item in work.items()
-            if job.samples[item.key].error is None
-        }
-        for job in jobs
-    }
-    return sampled, found
+    if config.search.metered:
+        return sampled, readings(workspace, students, sampled, dict.fromkeys(sampled, drawn), "cells")
+    return sampled, {job.target.name: ran(job, work) for job in jobs}
 
 
 def _random_cells(students: CellStudents, count: int, seed: int) -> list[Architecture]:
@@ -126,27 +122,21 @@ def _random_cells(students: CellStudents, count: int, seed: int) -> list[Archite
     return list(drawn.values())
 
 
-def _known(
-    workspace: Workspace,
-    students: CellStudents,
-    sampled: Sampled,
-    latencies: Mapping[Architecture, float],
-) -> fit.Known:
+def _known(workspace: Workspace, students: CellStudents, costs: Mapping[Architecture, float]) -> fit.Known:
     cells = workspace.config.search.cells
     assert cells is not None
     return fit.Known(
         encode=students.cells.encode,
-        networks=latencies,
+        networks=costs,
         active=cells.active,
         draw=students.cells.random,
-        job=lambda asked: sampled.job([network_work(students, a) for a in asked]),
     )
 
 
-def _space(setup: Setup, latencies: Mapping[Architecture, float]) -> dict[str, Any]:
+def _space(setup: Setup, costs: Mapping[Architecture, float]) -> dict[str, Any]:
     if setup.config.search.aim == "lambda":
         return {"lambda": tune.loguniform(*setup.config.search.lambdas)}
-    return {"budget_ms": tune.uniform(min(latencies.values()), max(latencies.values()))}
+    return {"budget": tune.uniform(min(costs.values()), max(costs.values()))}
 
 
 def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
@@ -158,9 +148,11 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
     search_s = time.monotonic() - begin
     accuracy = _train(workspace, students, found.architecture, file)
     encoding = students.cells.encode(found.architecture)
+    predicted = float(setup.predictor.predict(encoding[None])[0])
     return {
         **judged(workspace, setup.sampled, students, found.architecture),
-        "predicted_ms": float(setup.predictor.predict(encoding[None])[0]),
+        "predicted_ms": None if setup.config.search.metered else predicted,
+        "predicted_cost": predicted,
         "accuracy": accuracy,
         "loss": None,
         "search_s": search_s,
@@ -193,10 +185,10 @@ def _search(
             alpha_lr=config.lr,
             mixture="sampled",
             multiplier=settings.get("lambda", 0.0),
-            target=settings.get("budget_ms"),
+            target=settings.get("budget"),
             seed=setup.config.run.seed,
         ),
-        reference=setup.reference_ms,
+        reference=setup.reference,
         operations=[names] * len(students.cells.sizes),
         weight_batches=batches(workspace, "train", steps),
         alpha_batches=batches(workspace, "score", steps),

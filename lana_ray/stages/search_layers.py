@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray import tune
+from torch import nn
 
 from lana_ray.config import Config
+from lana_ray.latency.predictor import LatencyPredictor
+from lana_ray.progress import say
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.settings import SearchSettings
 from lana_ray.selection import select
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.layerwise import Architecture, Choices
+from lana_ray.stages import fit
 from lana_ray.stages.evaluate import validated
+from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import TargetCosts
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, sweep
+from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, learnt, sweep
 from lana_ray.stages.select import constrained_scores
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
@@ -38,8 +44,16 @@ class Setup:
     config: Config
     method: str
     costs: TargetCosts
+    predictor: LatencyPredictor | None
+    """Of the cost, where it is not latency: that alone adds up in a table."""
+    reference: float
+    """The teacher's cost, which λ is relative to."""
     scores: Sequence[NDArray[np.float64]]
     """Per layer, shape [candidates]; infinite for what must not be chosen."""
+
+    def cost(self) -> nn.Module:
+        """What is searched for, as a differentiable function of encodings."""
+        return self.predictor.as_module() if self.predictor else AdditiveCost(self.costs.table)
 
 
 def run(
@@ -50,25 +64,70 @@ def run(
 ) -> list[dict[str, Any]]:
     """Sweeps λ of the differentiable search and budgets of the program; writes ``search.parquet``.
 
-    Every trial's student is judged alike: measured whole on its target, its accuracy on the validation
-    images, with its distilled weights and batch statistics. Nothing is fine-tuned.
+    Where the cost is not latency, random students are metered on every target and a predictor of it is
+    fitted; the program is not run. Every trial's student is judged alike: measured whole on its target, its
+    accuracy on the validation images, with its distilled weights and batch statistics. Nothing is fine-tuned.
     """
-    usable, rows = constrained_scores(workspace, scores), []
-    for known in costs.values():
+    usable, config, rows = constrained_scores(workspace, scores), workspace.config, []
+    found = _metered(workspace, costs, usable) if config.search.metered else {}
+    if found and "program" in config.search.methods:
+        say(f"search: the integer program has tables of latency alone: not run for {config.search.cost}")
+    for name, known in costs.items():
+        predictor, metered = found.get(name, (None, {}))
         tables = [table.tolist() for table in (*known.table.costs_ms, *usable)]
-        for method in workspace.config.search.methods:
-            setup = Setup(config=workspace.config, method=method, costs=known, scores=usable)
-            rows += sweep(workspace, known, method, _trial, setup, _space(setup), tables)
+        for method in ["differentiable"] if predictor else config.search.methods:
+            setup = Setup(
+                config=config,
+                method=method,
+                costs=known,
+                predictor=predictor,
+                reference=teacher_cost(workspace, known),
+                scores=usable,
+            )
+            identity = (tables, list(metered.values()))
+            rows += sweep(workspace, known, method, _trial, setup, _space(setup, metered), identity)
     return finish(workspace, teacher, rows)
 
 
-def _space(setup: Setup) -> dict[str, Any]:
+def _metered(
+    workspace: Workspace, costs: Mapping[str, TargetCosts], scores: Sequence[NDArray[np.float64]]
+) -> dict[str, tuple[LatencyPredictor, dict[Architecture, float]]]:
+    """By target: a predictor of the cost of students, and the random ones that were metered for it."""
+    space, config, choices = workspace.space, workspace.config, _choices(scores)
+    more = functools.partial(readings, workspace, space, costs)
+    asked = {}
+    for name, sampled in costs.items():
+        rng, count = np.random.default_rng(config.run.seed), sampled.target.measure.architectures
+        drawn = [space.teacher, *space.balanced(count, rng, choices)]
+        asked[name] = list(dict.fromkeys(drawn))
+    networks = more(asked, "search")
+    known = {
+        name: fit.Known(
+            encode=space.encode,
+            networks=networks[name],
+            active=sampled.target.measure.active,
+            draw=functools.partial(space.random, among=choices),
+        )
+        for name, sampled in costs.items()
+    }
+    fits = fit.run(workspace, known, more, f"predictors/layers/{config.search.cost}")
+    return {f.target: (learnt(workspace, f, "students"), networks[f.target]) for f in fits}
+
+
+def _choices(scores: Sequence[NDArray[np.float64]]) -> Choices:
+    """The candidates that may be chosen, layer by layer."""
+    return tuple(tuple(int(j) for j in np.flatnonzero(np.isfinite(s))) for s in scores)
+
+
+def _space(setup: Setup, metered: Mapping[Architecture, float]) -> dict[str, Any]:
     settings, table = setup.config.search, setup.costs.table
     if setup.method == "differentiable" and settings.aim == "lambda":
         return {"lambda": tune.loguniform(*settings.lambdas)}
+    if metered:
+        return {"budget": tune.uniform(min(metered.values()), max(metered.values()))}
     usable = (cost[np.isfinite(score)] for cost, score in zip(table.costs_ms, setup.scores, strict=True))
     cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in usable)
-    return {"budget_ms": tune.uniform(1.001 * cheapest, setup.costs.teacher_ms)}
+    return {"budget": tune.uniform(1.001 * cheapest, setup.costs.teacher_ms)}
 
 
 def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
@@ -77,15 +136,19 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
     torch.set_num_threads(setup.config.ray.cpus_per_worker)
     begin, collapsed = time.monotonic(), False
     if setup.method == "program":
-        architecture = _by_program(settings["budget_ms"], setup)
+        architecture = _by_program(settings["budget"], setup)
     else:
         found = _by_gradient(workspace, settings, setup, file)
         architecture, collapsed = found.architecture, found.collapsed
     search_s = time.monotonic() - begin
     loss, accuracy = validated(workspace, architecture)
+    predicted_ms = predicted_cost = setup.costs.table.predict(architecture)
+    if setup.predictor:
+        predicted_cost = float(setup.predictor.predict(workspace.space.encode(architecture)[None])[0])
     return {
         **judged(workspace, setup.costs, workspace.space, architecture),
-        "predicted_ms": setup.costs.table.predict(architecture),
+        "predicted_ms": predicted_ms,
+        "predicted_cost": predicted_cost,
         "accuracy": accuracy,
         "loss": loss,
         "search_s": search_s,
@@ -106,11 +169,10 @@ def _by_gradient(
 ) -> SearchResult:
     """The student that LA-DNAS finds among the same candidates, whose weights are frozen."""
     config, space, where = setup.config.search, workspace.space, device(workspace)
-    choices = tuple(tuple(int(j) for j in np.flatnonzero(np.isfinite(s))) for s in setup.scores)
     steps = max(1, config.steps // EPOCHS)
     return search(
-        LayerwiseSupernet(space, workspace.candidate, choices).to(where),
-        AdditiveCost(setup.costs.table).to(where),
+        LayerwiseSupernet(space, workspace.candidate, _choices(setup.scores)).to(where),
+        setup.cost().to(where),
         settings=SearchSettings(
             epochs=EPOCHS,
             warmup_epochs=0,
@@ -118,11 +180,11 @@ def _by_gradient(
             alpha_decay=0.0,
             mixture="paired",
             multiplier=settings.get("lambda", 0.0),
-            target=settings.get("budget_ms"),
+            target=settings.get("budget"),
             entropy_weight=_DECISIVE,
             seed=setup.config.run.seed,
         ),
-        reference=setup.costs.teacher_ms,
+        reference=setup.reference,
         operations=[[op.name for op in ops] for ops in space.ops],
         weight_batches=batches(workspace, "train", steps),
         alpha_batches=batches(workspace, "score", steps),

@@ -16,9 +16,13 @@ from lana_ray.storage import Storage
 
 
 def trial(method: str, ms: float, accuracy: float, **settings: float) -> dict[str, Any]:
-    found = {"lambda": None, "budget_ms": None} | settings
+    found = {"lambda": None, "budget": None} | settings
     figures = {
+        "cost": "latency_ms",
+        "teacher_cost": 2.0,
         "teacher_ms": 2.0,
+        "predicted_cost": ms,
+        "measured_cost": ms,
         "predicted_ms": ms,
         "measured_ms": ms,
         "accuracy": accuracy,
@@ -30,9 +34,9 @@ def trial(method: str, ms: float, accuracy: float, **settings: float) -> dict[st
 ROWS = [
     trial("differentiable", 0.5, 0.5, **{"lambda": 1.0}),
     trial("differentiable", 1.5, 0.9, **{"lambda": 0.1}),
-    trial("program", 0.5, 0.6, budget_ms=0.6),
-    trial("program", 1.2, 0.8, budget_ms=1.3),
-    trial("program", 1.3, 0.7, budget_ms=1.4),
+    trial("program", 0.5, 0.6, budget=0.6),
+    trial("program", 1.2, 0.8, budget=1.3),
+    trial("program", 1.3, 0.7, budget=1.4),
 ]
 
 
