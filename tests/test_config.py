@@ -122,6 +122,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(settings: dict[str, Any], sa
         (changed(targets=[{"name": "a", "device": "cuda:x"}]), "targets.0.device"),
         (changed(budgets={"latency_ms": []}), "budgets.latency_ms"),
         (changed(data={"source": "digits", "image_size": "big"}), "data.image_size"),
+        (changed(search={"grid": [0.1, -0.1]}), "search.grid.1"),
+        (changed(search={"grid": []}), "search.grid"),
     ],
 )
 def test_a_value_out_of_range_names_its_key(settings: dict[str, Any], key: str) -> None:
@@ -144,6 +146,12 @@ def test_what_every_run_needs_must_be_there(section: str) -> None:
             "teacher: pretrained goes with timm and without weights",
         ),
         (changed(data={}), "data: give exactly one of source, parquet, folder and torchvision"),
+        (changed(search={"seeds": 2}), "search: seeds: tries each λ of a grid again; give search.grid"),
+        (
+            changed(search={"grid": [0, 1], "aim": "budget"}),
+            "search: grid: holds values of λ, and goes with aim: lambda alone",
+        ),
+        (changed(search={"grid": [1, 0, 1.0]}), "search: grid: give each λ once; seeds tries it again"),
         (
             changed(data={"parquet": "a", "torchvision": "CIFAR10"}),
             "data: give exactly one of source, parquet, folder and torchvision",

@@ -23,22 +23,24 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 
 def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: None) -> None:
-    asked = {"trials": 2, "steps": 20, "batch_size": 16}
+    asked = {"trials": 2, "grid": [0.0, 1.0], "seeds": 2, "steps": 20, "batch_size": 16}
     target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 8, "time_limit_s": 0.02}}
     config = load_config(
         settings(tmp_path, targets=[target], search=asked, score={"images": 64, "students": 0})
     )
     rows = search_architectures(config)
-    assert [row["method"] for row in rows] == ["differentiable"] * 2 + ["program"] * 2
+    assert [row["method"] for row in rows] == ["differentiable"] * 4 + ["program"] * 2
+    tried = [(row["lambda"], row["seed"]) for row in rows if row["method"] == "differentiable"]
+    assert sorted(tried) == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     space = Workspace(config).space
     for row in rows:
         assert space.label(tuple(row["choices"])) == row["architecture"]
         assert row["measured_ms"] > 0
         assert 0 <= row["accuracy"] <= 1
-        assert (row["lambda"] is None) == (row["method"] == "program")
+        assert (row["lambda"] is None) == (row["seed"] is None) == (row["method"] == "program")
         if row["method"] == "program":
             assert row["predicted_ms"] <= row["budget_ms"]
-    assert len({row["key"] for row in rows}) == 4
+    assert len({row["key"] for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
     with session(uri) as client:
@@ -49,10 +51,15 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     assert parent in {run.info.run_id for run in runs}
     assert {run.data.tags["trial"] for run in children} == {row["key"] for row in rows}
     assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.params.get("seed") for run in children} == {"0", "1", None}
 
     before = times(tmp_path, "search/*/*.json")
+    fewer = config.search.model_copy(update={"seeds": 1})  # of no matter to the program's sweep
+    again = search_architectures(config.model_copy(update={"search": fewer}))
+    assert [row for row in again if row["method"] == "program"] == rows[4:]
     assert search_architectures(config) == rows
-    assert times(tmp_path, "search/*/*.json") == before
+    after = times(tmp_path, "search/*/*.json")
+    assert {name: after[name] for name in before} == before
     assert registry.log_trials(rows, tracking_uri=uri, prefix="net") == 0
     assert searches_table(rows).row_count == 2
     plots = write_search_plots(Storage(str(tmp_path)), rows)

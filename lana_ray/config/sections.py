@@ -338,6 +338,12 @@ class SearchConfig(Section):
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
     """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving what
     the teacher costs, or the mean random cell."""
+    grid: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Exactly these λ, 0 among them if you like, in place of ``trials`` drawn ones."""
+    seeds: int = Field(default=1, ge=1)
+    """How often each λ of the grid is tried, with other weights, images and order each time."""
     aim: Literal["lambda", "budget"] = "lambda"
     """What a trial of the differentiable search is given: λ, or a budget of the cost as the program is, for
     which it finds λ on the way."""
@@ -359,6 +365,18 @@ class SearchConfig(Section):
     def _a_table_for_the_program(self) -> SearchConfig:
         if self.metered and "differentiable" not in self.methods:
             raise ValueError(f"methods: the program needs latency_ms as its cost, not {self.cost}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_grid(self) -> SearchConfig:
+        if self.grid is None:
+            if self.seeds > 1:
+                raise ValueError("seeds: tries each λ of a grid again; give search.grid")
+            return self
+        if self.aim != "lambda":
+            raise ValueError("grid: holds values of λ, and goes with aim: lambda alone")
+        if len(set(self.grid)) < len(self.grid):
+            raise ValueError("grid: give each λ once; seeds tries it again")
         return self
 
     @property

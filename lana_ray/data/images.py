@@ -162,6 +162,7 @@ class ImageData:
         max_images: int | None = None,
         drop_last: bool = False,
         channels_last: bool = True,
+        seed: int | None = None,
     ) -> Iterator[Batch]:
         """Batches of one epoch, prepared by one background thread that ends with the iterator.
 
@@ -179,6 +180,7 @@ class ImageData:
             start_step: the first step wanted, steps counting from 0.
             max_images: only so many images of the split, the same in every epoch.
             channels_last: memory layout of the images; the shape is [n, 3, size, size] either way.
+            seed: of order and augmentation; the data's by default.
 
         Raises:
             UserError: fewer images than ranks; more undecodable images than ``data.max_undecodable`` allows.
@@ -187,7 +189,8 @@ class ImageData:
             split, batch_size=batch_size, world_size=world_size, max_images=max_images, drop_last=drop_last
         )
         order = self._indices[split][:max_images]
-        generator = np.random.default_rng([self._seed, SPLITS.index(split), epoch])
+        chosen = self._seed if seed is None else seed % 2**32
+        generator = np.random.default_rng([chosen, SPLITS.index(split), epoch])
         if shuffle:
             order = generator.permutation(order)
         changes = self._changes(generator, len(order)) if augment and self._augment != "none" else None
@@ -219,8 +222,14 @@ class ImageData:
                 if steps == 0:
                     return
 
-    def endless(self, split: str, *, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
-        """Shuffled batches of a split, epoch after epoch, from any step on; training images augmented."""
+    def endless(
+        self, split: str, *, batch_size: int, start_step: int = 0, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Shuffled batches of a split, epoch after epoch, from any step on; training images augmented.
+
+        Args:
+            seed: of order and augmentation; the data's by default.
+        """
         batch_size = min(batch_size, self.sizes[split])
         per_epoch = self.steps(split, batch_size=batch_size, drop_last=True)
         first, start = divmod(start_step, per_epoch)
@@ -233,6 +242,7 @@ class ImageData:
                 augment=split == "train",
                 start_step=start if epoch == first else 0,
                 drop_last=True,
+                seed=seed,
             )
 
     def _changes(

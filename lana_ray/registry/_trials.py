@@ -9,7 +9,7 @@ from typing import Any
 from lana_ray.registry._session import pages
 
 _PARENT = "mlflow.parentRunId"  # by which MLflow's pages nest runs
-_PARAMETERS = ("method", "lambda", "budget", "cost")
+_PARAMETERS = ("method", "lambda", "seed", "budget", "cost")
 _METRICS = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "accuracy", "loss", "search_s")
 
 

@@ -1,8 +1,9 @@
-"""Many trials with Ray Tune, their settings proposed by Optuna: the only Ray of this package."""
+"""Many trials with Ray Tune, on a grid or where Optuna proposes: the only Ray of this package."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -38,14 +39,28 @@ class Sweep:
     name: str
     """Carries a hash of all that the trials depend on: a sweep of the same name goes on where it ended."""
     space: Mapping[str, Any]
-    """Setting -> where it is drawn from, one of ``tune``'s distributions."""
+    """Setting -> where it is drawn from, one of ``tune``'s distributions; or every setting's values, each a
+    ``tune.grid_search``."""
     objectives: Mapping[str, str]
     """What of a trial's result is to be large (``max``) or small (``min``)."""
     trials: int
+    """Where settings are drawn."""
     concurrency: int
     resources: Mapping[str, float]
     """What a trial claims: ``CPU``, ``GPU``."""
     seed: int
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether every combination of the settings' values is tried, and nothing is drawn."""
+        return all(isinstance(values, dict) for values in self.space.values())
+
+    @property
+    def size(self) -> int:
+        """How many trials there are in all."""
+        if not self.is_grid:
+            return self.trials
+        return math.prod(len(values["grid_search"]) for values in self.space.values())
 
 
 def run_sweep(
@@ -55,7 +70,8 @@ def run_sweep(
 
     Each trial's result is a file, ``search/<name>/*.json``. Killed at any moment and called again, the sweep
     keeps what was finished, begins anew what was not, with the same settings, and ends with as many trials as
-    were asked for. Optuna's sampler proposes settings towards the Pareto front of the objectives.
+    were asked for. Where settings are drawn, Optuna's sampler proposes them towards the Pareto front of the
+    objectives.
 
     Args:
         shared: further arguments of ``trial``, sent to the cluster once.
@@ -119,15 +135,12 @@ def _tuner(sweep: Sweep, trainable: Any, storage: Storage) -> tune.Tuner:
         return tune.Tuner.restore(
             path, trainable, resume_unfinished=True, restart_errored=True, param_space=dict(sweep.space)
         )
-    searcher = OptunaSearch(
-        metric=list(sweep.objectives), mode=list(sweep.objectives.values()), seed=sweep.seed
-    )
     return tune.Tuner(
         trainable,
         param_space=dict(sweep.space),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            num_samples=sweep.trials,
+            search_alg=None if sweep.is_grid else _proposals(sweep),
+            num_samples=1 if sweep.is_grid else sweep.trials,  # of a grid: how often it is gone through
             max_concurrent_trials=sweep.concurrency,
             reuse_actors=True,
         ),
@@ -138,6 +151,11 @@ def _tuner(sweep: Sweep, trainable: Any, storage: Storage) -> tune.Tuner:
             verbose=0,
         ),
     )
+
+
+def _proposals(sweep: Sweep) -> OptunaSearch:
+    metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
+    return OptunaSearch(metric=metrics, mode=modes, seed=sweep.seed)
 
 
 def _folder(sweep: Sweep) -> str:

@@ -37,7 +37,8 @@ class Finished:
     architecture: str
     """As people read it."""
     job: TrainJob
-    predicted_ms: float
+    predicted_ms: float | None
+    """None where latencies were not predicted."""
     sample: Sample
     """Of the student with its final weights, measured in turn with the teacher."""
     teacher_ms: float

@@ -121,7 +121,7 @@ def _student(
     tags = {
         "latency_ms": f"{f.sample.median_ms:.6g}",
         "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
-        "predicted_ms": f"{f.predicted_ms:.6g}",
+        **({} if f.predicted_ms is None else {"predicted_ms": f"{f.predicted_ms:.6g}"}),
         "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{f.teacher_ms:.6g}",
         **{name: f"{value:.0f}" for name, value in f.counts.items()},

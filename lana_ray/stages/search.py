@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from ray import tune
 
 from lana_ray import registry
-from lana_ray.config import Config
+from lana_ray.config import Config, SearchConfig
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
 from lana_ray.progress import progress, say
@@ -32,7 +33,7 @@ _COSTS = ("teacher_cost", "predicted_cost", "measured_cost")
 _FIGURES = ("teacher_ms", "predicted_ms", "measured_ms", "iqr_ms", "accuracy", "loss", "search_s", "begun")
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("target", "method", "key", "architecture", "cost")]
-    + [("choices", pa.list_(pa.int64())), ("collapsed", pa.bool_())]
+    + [("choices", pa.list_(pa.int64())), ("collapsed", pa.bool_()), ("seed", pa.int64())]
     + [(name, pa.float64()) for name in ("lambda", "budget", *_COSTS, *_FIGURES)]
 )
 
@@ -54,11 +55,12 @@ def sweep(
         identity: everything that trials depend on beside teacher, target and the search's settings.
     """
     config, target = workspace.config, sampled.target.name
+    no_matter = {"concurrency", "methods"} | ({"grid", "seeds"} if method == "program" else set())
     key = fingerprint(
         workspace.teacher_key,
         workspace.data.fingerprint,
         sampled.target_key,
-        config.search.model_dump(exclude={"concurrency", "methods"}, mode="json"),
+        config.search.model_dump(exclude=no_matter, mode="json"),
         config.run.seed,
         identity,
     )
@@ -78,7 +80,7 @@ def sweep(
         "teacher_cost": teacher_cost(workspace, sampled),
         "teacher_ms": sampled.teacher_ms,
     }
-    with progress(f"search {target} {method}", config.search.trials) as show:
+    with progress(f"search {target} {method}", planned.size) as show:
         found = run_sweep(planned, trial, [setup], workspace.storage, show)
     return [{**row, **known, "key": fingerprint(planned.name, row["settings"])} for row in found]
 
@@ -137,12 +139,27 @@ def judged(
     }
 
 
-def batches(workspace: Workspace, split: str, steps: int) -> Batches:
+def lambdas(config: SearchConfig) -> dict[str, Any]:
+    """λ as it is swept: drawn on a log scale, or each one of the grid with each seed."""
+    if config.grid is None:
+        return {"lambda": tune.loguniform(*config.lambdas)}
+    return {
+        "lambda": tune.grid_search(list(config.grid)),
+        "seed": tune.grid_search(list(range(config.seeds))),
+    }
+
+
+def seed_of(config: Config, settings: Mapping[str, float]) -> int:
+    """Of everything that a trial draws at random."""
+    return config.run.seed + int(settings.get("seed", 0))
+
+
+def batches(workspace: Workspace, split: str, steps: int, seed: int) -> Batches:
     """Images for epochs of so many steps."""
     size = workspace.config.search.batch_size
 
     def of_epoch(epoch: int, start: int) -> Iterator[Batch]:
-        return workspace.data.endless(split, batch_size=size, start_step=epoch * steps + start)
+        return workspace.data.endless(split, batch_size=size, start_step=epoch * steps + start, seed=seed)
 
     return of_epoch
 

@@ -23,7 +23,7 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import fit, train_cells
 from lana_ray.stages.meter import readings
 from lana_ray.stages.sample import Sampled, latencies, measure, placements, ran
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, learnt, sweep
+from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, lambdas, learnt, seed_of, sweep
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Rank, train_network
@@ -51,7 +51,7 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
     help, and measures it; its weights are kept in ``search/``. What is best for a budget is then trained in
     full and registered.
     """
-    students, settings = cell_students(workspace), workspace.config.search
+    students, settings = workspace.cells, workspace.config.search
     sampled, costs = _sample(workspace, students)
     known = {name: _known(workspace, students, costs[name]) for name in sampled}
     more = functools.partial(readings if settings.metered else latencies, workspace, students, sampled)
@@ -70,13 +70,6 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
     trials = finish(workspace, teacher, rows)
     train_cells.run(workspace, teacher, trials, sampled)
     return trials
-
-
-def cell_students(workspace: Workspace) -> CellStudents:
-    """The cell space of the configuration, beside the teacher."""
-    config = workspace.config
-    cells = cell_space(config, workspace.data.num_classes)
-    return CellStudents(cells, workspace.space, seed=config.run.seed)
 
 
 def _sample(
@@ -135,7 +128,7 @@ def _known(workspace: Workspace, students: CellStudents, costs: Mapping[Architec
 
 def _space(setup: Setup, costs: Mapping[Architecture, float]) -> dict[str, Any]:
     if setup.config.search.aim == "lambda":
-        return {"lambda": tune.loguniform(*setup.config.search.lambdas)}
+        return lambdas(setup.config.search)
     return {"budget": tune.uniform(min(costs.values()), max(costs.values()))}
 
 
@@ -143,10 +136,12 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
     """Finds a cell, trains its network and measures it; runs in a process of Ray Tune."""
     workspace = workspace_in_worker(setup.config)
     torch.set_num_threads(setup.config.ray.cpus_per_worker)
-    students, begin = cell_students(workspace), time.monotonic()
+    seed = seed_of(setup.config, settings)
+    students = CellStudents(workspace.cells.cells, workspace.space, seed=seed)
+    begin = time.monotonic()
     found = _search(workspace, students, settings, setup, file)
     search_s = time.monotonic() - begin
-    accuracy = _train(workspace, students, found.architecture, file)
+    accuracy = _train(workspace, students, found.architecture, file, seed)
     encoding = students.cells.encode(found.architecture)
     predicted = float(setup.predictor.predict(encoding[None])[0])
     return {
@@ -170,9 +165,9 @@ def _search(
 ) -> SearchResult:
     config, where = setup.config.search, device(workspace)
     assert config.cells is not None
-    steps = max(1, config.steps // EPOCHS)
+    steps, seed = max(1, config.steps // EPOCHS), seed_of(setup.config, settings)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(setup.config.run.seed)
+        torch.default_generator.manual_seed(seed)
         space = cell_space(setup.config, workspace.data.num_classes, of_supernet=True)
         supernet = CellSupernet(space, partial=config.cells.partial).to(where)
     names: Sequence[str] = students.cells.wiring.operations
@@ -186,18 +181,20 @@ def _search(
             mixture="sampled",
             multiplier=settings.get("lambda", 0.0),
             target=settings.get("budget"),
-            seed=setup.config.run.seed,
+            seed=seed,
         ),
         reference=setup.reference,
         operations=[names] * len(students.cells.sizes),
-        weight_batches=batches(workspace, "train", steps),
-        alpha_batches=batches(workspace, "score", steps),
+        weight_batches=batches(workspace, "train", steps, seed),
+        alpha_batches=batches(workspace, "score", steps, seed),
         steps=steps,
         checkpoint=kept(workspace.storage, file),
     )
 
 
-def _train(workspace: Workspace, students: CellStudents, architecture: Architecture, file: str) -> float:
+def _train(
+    workspace: Workspace, students: CellStudents, architecture: Architecture, file: str, seed: int
+) -> float:
     """Accuracy on the validation images of the network's best epoch; its weights are kept."""
     storage, where = workspace.storage, device(workspace)
     state = f"{file}.training"
@@ -207,7 +204,7 @@ def _train(workspace: Workspace, students: CellStudents, architecture: Architect
         _of_trials(workspace.config),
         teacher=workspace.teacher.to(where),
         rank=Rank(),
-        seed=workspace.config.run.seed,
+        seed=seed,
         checkpoint=kept(storage, state),
         on_step=lambda: None,
         device=where,

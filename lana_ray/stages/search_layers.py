@@ -27,7 +27,7 @@ from lana_ray.stages import fit
 from lana_ray.stages.evaluate import validated
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import TargetCosts
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, learnt, sweep
+from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, lambdas, learnt, seed_of, sweep
 from lana_ray.stages.select import constrained_scores
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
@@ -122,7 +122,7 @@ def _choices(scores: Sequence[NDArray[np.float64]]) -> Choices:
 def _space(setup: Setup, metered: Mapping[Architecture, float]) -> dict[str, Any]:
     settings, table = setup.config.search, setup.costs.table
     if setup.method == "differentiable" and settings.aim == "lambda":
-        return {"lambda": tune.loguniform(*settings.lambdas)}
+        return lambdas(settings)
     if metered:
         return {"budget": tune.uniform(min(metered.values()), max(metered.values()))}
     usable = (cost[np.isfinite(score)] for cost, score in zip(table.costs_ms, setup.scores, strict=True))
@@ -169,7 +169,7 @@ def _by_gradient(
 ) -> SearchResult:
     """The student that LA-DNAS finds among the same candidates, whose weights are frozen."""
     config, space, where = setup.config.search, workspace.space, device(workspace)
-    steps = max(1, config.steps // EPOCHS)
+    steps, seed = max(1, config.steps // EPOCHS), seed_of(setup.config, settings)
     return search(
         LayerwiseSupernet(space, workspace.candidate, _choices(setup.scores)).to(where),
         setup.cost().to(where),
@@ -182,12 +182,12 @@ def _by_gradient(
             multiplier=settings.get("lambda", 0.0),
             target=settings.get("budget"),
             entropy_weight=_DECISIVE,
-            seed=setup.config.run.seed,
+            seed=seed,
         ),
         reference=setup.reference,
         operations=[[op.name for op in ops] for ops in space.ops],
-        weight_batches=batches(workspace, "train", steps),
-        alpha_batches=batches(workspace, "score", steps),
+        weight_batches=batches(workspace, "train", steps, seed),
+        alpha_batches=batches(workspace, "score", steps, seed),
         steps=steps,
         loss=divergence(workspace.teacher.to(where)),
         checkpoint=kept(workspace.storage, file),

@@ -94,7 +94,7 @@ def train_network(
         epoch, start = divmod(state.step, per_epoch)
         end = min(steps, (epoch + 1) * per_epoch)
         on_epoch(epoch * per_epoch / steps)
-        for images, labels in _batches(data, config, rank, epoch, start, end):
+        for images, labels in _batches(data, config, rank, seed, epoch, start, end):
             torch.manual_seed(_step_seed(seed, state.step, rank))
             model.train()
             images, labels = images.to(device), labels.to(device)
@@ -118,7 +118,7 @@ def train_network(
 
 
 def _batches(
-    data: ImageData, config: TrainConfig, rank: Rank, epoch: int, start: int, end: int
+    data: ImageData, config: TrainConfig, rank: Rank, seed: int, epoch: int, start: int, end: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the batches from step ``start`` of an epoch to step ``end`` of the training."""
     batches = data.batches(
@@ -131,6 +131,7 @@ def _batches(
         world_size=rank.size,
         start_step=start,
         drop_last=True,
+        seed=seed,
     )
     first = epoch * _per_epoch(config, data.sizes["train"]) + start
     for _, batch in zip(range(first, end), batches, strict=False):

@@ -135,6 +135,16 @@ def test_endless_batches_begin_at_any_step(parquet: str, split: str, batch_size:
         assert_same(list(itertools.islice(resumed, 7 - start)), whole[start:])
 
 
+def test_a_seed_changes_the_order_and_the_data_s_own_is_the_default(parquet: str) -> None:
+    data = load(parquet=parquet, seed=3)
+    default, same, other = (
+        held(itertools.islice(data.endless("train", batch_size=72, seed=seed), 1)) for seed in (None, 3, 4)
+    )
+    assert default == same
+    assert default != other
+    assert sorted(default) == sorted(other)
+
+
 def test_augmentation_changes_training_images_only_when_asked(parquet: str) -> None:
     data = load(parquet=parquet)
     plain, again = (list(data.batches("train", batch_size=72)) for _ in range(2))

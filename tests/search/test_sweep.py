@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from lana_ray.search.sweep import Sweep, run_sweep
 from lana_ray.storage import Storage
 
 TRIALS = 4
+DRAWN = {"x": tune.loguniform(0.01, 10.0)}
+GRID = {"x": tune.grid_search([0.0, 2.0]), "seed": tune.grid_search([0, 1])}
 
 
-def sweep(name: str = "toy-0123") -> Sweep:
+def sweep(space: dict[str, Any], name: str = "toy-0123", trials: int = TRIALS) -> Sweep:
     return Sweep(
         name=name,
-        space={"x": tune.loguniform(0.01, 10.0)},
+        space=space,
         objectives={"accuracy": "max", "measured_ms": "min"},
-        trials=TRIALS,
+        trials=trials,
         concurrency=1,
         resources={"CPU": 1.0},
         seed=0,
@@ -31,20 +34,23 @@ def trial(settings: dict[str, Any], log: str, fails_from: int, state: str) -> di
     """Notes that it ran; breaks from the n-th time on."""
     path = Path(log)
     with path.open("a") as file:
-        file.write(f"{settings['x']}\n")
+        file.write(json.dumps(settings) + "\n")
     if len(path.read_text().splitlines()) >= fails_from:
         raise UserError("layer blocks.0: out of luck")
     return {"accuracy": 1 / (1 + settings["x"]), "measured_ms": settings["x"], "choices": [1, 2]}
 
 
-def test_a_sweep_that_broke_off_goes_on_where_it_ended(tmp_path: Path, ray_cluster: None) -> None:
+@pytest.mark.parametrize("space", [DRAWN, GRID], ids=["drawn", "grid"])
+def test_a_sweep_that_broke_off_goes_on_where_it_ended(
+    space: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
     """What was found before is neither lost nor looked for again."""
     storage, log, told = Storage(str(tmp_path)), str(tmp_path / "log"), list[int]()
     with pytest.raises(UserError, match="out of luck"):
-        run_sweep(sweep(), trial, [log, 3], storage, told.append)
+        run_sweep(sweep(space), trial, [log, 3], storage, told.append)
     before = storage.list("search/toy-0123", ".json")
     assert len(before) == 2
-    found = run_sweep(sweep(), trial, [log, 1000], storage, told.append)
+    found = run_sweep(sweep(space), trial, [log, 1000], storage, told.append)
     assert len(found) == TRIALS
     assert len(storage.list("search/toy-0123", ".json")) == TRIALS
     assert told[-1] == TRIALS
@@ -52,12 +58,20 @@ def test_a_sweep_that_broke_off_goes_on_where_it_ended(tmp_path: Path, ray_clust
     assert all(row["measured_ms"] == row["settings"]["x"] and row["choices"] == [1, 2] for row in found)
     ran = Path(log).read_text().splitlines()
     assert len(set(ran)) == TRIALS  # those that failed were begun again with their own settings
-    assert all(ran.count(str(storage.read_json(file)["settings"]["x"])) == 1 for file in before)
-    assert run_sweep(sweep(), trial, [log, 1], storage, told.append) == found
+    assert all(ran.count(json.dumps(storage.read_json(file)["settings"])) == 1 for file in before)
+    assert run_sweep(sweep(space), trial, [log, 1], storage, told.append) == found
+
+
+def test_a_grid_is_tried_whole_and_nothing_else(tmp_path: Path, ray_cluster: None) -> None:
+    planned, log = sweep(GRID, trials=1), str(tmp_path / "log")
+    found = run_sweep(planned, trial, [log, 1000], Storage(str(tmp_path)), lambda done: None)
+    tried = [(row["settings"]["x"], row["settings"]["seed"]) for row in found]
+    assert sorted(tried) == [(0.0, 0), (0.0, 1), (2.0, 0), (2.0, 1)]
+    assert planned.size == len(tried)
 
 
 def test_what_a_trial_depends_on_is_in_the_name(tmp_path: Path, ray_cluster: None) -> None:
     storage, log = Storage(str(tmp_path)), str(tmp_path / "log")
-    run_sweep(sweep(), trial, [log, 1000], storage, lambda done: None)
-    run_sweep(sweep("toy-4567"), trial, [log, 1000], storage, lambda done: None)
+    run_sweep(sweep(DRAWN), trial, [log, 1000], storage, lambda done: None)
+    run_sweep(sweep(DRAWN, "toy-4567"), trial, [log, 1000], storage, lambda done: None)
     assert len(Path(log).read_text().splitlines()) == 2 * TRIALS

@@ -72,6 +72,7 @@ def train(
     memory: Memory | None = None,
     on_step: Callable[[], None] = lambda: None,
     rank: Rank = Rank(),  # noqa: B008 - frozen
+    seed: int = 0,
     **extras: Any,
 ) -> tuple[Trained, nn.Module]:
     network = network or net(3)
@@ -81,7 +82,7 @@ def train(
         config,
         teacher=teacher,
         rank=rank,
-        seed=0,
+        seed=seed,
         checkpoint=(memory or Memory()).checkpoint(),
         on_step=on_step,
         device=CPU,
@@ -120,6 +121,12 @@ def test_the_same_training_twice_is_the_same(data: ImageData) -> None:
     first, second = train(data, config)[0], train(data, config)[0]
     assert_equal(first.state, second.state)
     assert first.curve == second.curve
+
+
+def test_another_seed_sees_the_images_in_another_order(data: ImageData) -> None:
+    config = TrainConfig(epochs=2, batch_size=16)
+    states = [train(data, config, seed=seed)[0].state for seed in (0, 1)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize(("steps", "distilled"), [(2, False), (3, True), (5, False), (8, True)])
