@@ -39,7 +39,7 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         assert 0 <= row["accuracy"] <= 1
         assert (row["lambda"] is None) == (row["seed"] is None) == (row["method"] == "program")
         if row["method"] == "program":
-            assert row["predicted_ms"] <= row["budget_ms"]
+            assert row["predicted_ms"] <= row["budget"]
     assert len({row["key"] for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
