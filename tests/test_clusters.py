@@ -1,17 +1,32 @@
-"""The files of clusters/ against Ray's own schema, without any machine."""
+"""The files of clusters/ against Ray's own schema and the recipes of jobs/, without any machine."""
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.autoscaler
 import yaml
+from packaging.requirements import Requirement
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from lana_ray.config import Config, load_config
+
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "clusters").glob("*.yaml"))
+UP = sorted((ROOT / "clusters").glob("*.yaml"))
+CLOUDS = [path for path in UP if path.stem != "onprem"]
+KUBERAY = sorted((ROOT / "clusters" / "kuberay").glob("*.yaml"))
+DOCKERFILE = ROOT / "clusters" / "kuberay" / "Dockerfile"
+RECIPES = {path.name: load_config(path) for path in sorted((ROOT / "jobs").glob("imagenet_*.yaml"))}
+"""Those for clusters; the others are for the machine they are started on."""
+
+Resources = dict[str, float]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -20,7 +35,34 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def _cluster_spec(path: Path) -> dict[str, Any]:
+    """The cluster of a RayCluster or of a RayJob."""
+    spec = _load(path)["spec"]
+    return dict(spec.get("rayClusterSpec", spec))
+
+
+def _node_types(path: Path) -> tuple[str, dict[str, Any]]:
+    """The head's node type and all of them, as Ray's autoscaler reads the file."""
+    if path in KUBERAY:
+        resource = {"metadata": {"name": "lana-ray", "namespace": "default"}, "spec": _cluster_spec(path)}
+        config = _derive_autoscaling_config_from_ray_cr(resource)  # validates what it makes
+    else:
+        config = prepare_config(_load(path))
+        validate_config(config)
+    return config["head_node_type"], config["available_node_types"]
+
+
+def _pools(path: Path) -> dict[str, Resources]:
+    """What a machine of each target offers, by the label."""
+    head, types = _node_types(path)
+    return {pool["labels"]["lana.target"]: pool["resources"] for name, pool in types.items() if name != head}
+
+
+def _serves(pools: dict[str, Resources], recipe: Config) -> bool:
+    return {target.node_label for target in recipe.targets} <= set(pools)
+
+
+@pytest.fixture(params=UP, ids=lambda path: path.stem)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
     return _load(request.param)
 
@@ -35,7 +77,10 @@ def test_nodes_require_the_token(config: dict[str, Any], role: str) -> None:
     assert start.index("export RAY_AUTH_MODE=token") < start.index("ray start")
     assert "RAY_worker_niceness=0" in start
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    assert "0.0.0.0" not in start
+
+
+def test_the_dashboard_listens_on_loopback(config: dict[str, Any]) -> None:
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
 def test_the_code_is_shipped_from_the_checkout(config: dict[str, Any]) -> None:
@@ -44,27 +89,145 @@ def test_the_code_is_shipped_from_the_checkout(config: dict[str, Any]) -> None:
     assert all((ROOT / name).exists() for name in shipped)
 
 
-def test_ray_is_pinned(config: dict[str, Any]) -> None:
-    assert any("ray[default,train,tune]==" in command for command in config["setup_commands"])
-
-
 def test_commands_are_shell(config: dict[str, Any]) -> None:
     commands = [command for key, value in config.items() if key.endswith("_commands") for command in value]
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True, capture_output=True)
 
 
-def test_aws_pools_serve_a_target_each() -> None:
-    config = _load(ROOT / "clusters" / "aws.yaml")
-    head = config["head_node_type"]
-    pools = {name: pool for name, pool in config["available_node_types"].items() if name != head}
-    assert len(pools) >= 4
-    for name, pool in pools.items():
+def test_every_file_has_the_same_ray_which_the_package_accepts() -> None:
+    pinned = {path: re.findall(r"'ray\[[a-z,]+\]==([^']+)'", path.read_text()) for path in UP}
+    pinned |= {path: [_cluster_spec(path)["rayVersion"]] for path in KUBERAY}
+    pinned[DOCKERFILE] = re.findall(r"RAY=([\d.]+)-py", DOCKERFILE.read_text())
+    assert all(pinned.values())
+    (version,) = {version for versions in pinned.values() for version in versions}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (needed,) = (r for r in map(Requirement, project["dependencies"]) if r.name == "ray")
+    assert version in needed.specifier
+
+
+@pytest.mark.parametrize("path", [*UP, *KUBERAY, DOCKERFILE], ids=lambda path: path.name)
+def test_no_secret_and_no_open_port_is_written_down(path: Path) -> None:
+    text = path.read_text()
+    assert "0.0.0.0" not in text
+    for pattern in (
+        r"AKIA\w{16}",
+        r"PRIVATE KEY",
+        r"(?i)passw",
+        r"(?i)secret_?(access_?)?key",
+        r"//\w+:\w+@",
+    ):
+        assert not re.search(pattern, text), pattern
+    assert not re.search(r"RAY_AUTH_TOKEN(?!=\"\$\()", text), "a token is read, never written down"
+    assert not re.search(r"serviceType|enableIngress", text), "services stay inside the cluster"
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
+def test_pools_come_and_go_with_their_targets(path: Path) -> None:
+    config = _load(path)
+    head = config["available_node_types"].pop(config["head_node_type"])
+    assert "lana_device" not in head["resources"]
+    assert head["labels"] == {"lana.target": "head"}
+    assert len(config["available_node_types"]) >= 5
+    for name, pool in config["available_node_types"].items():
         assert pool["labels"] == {"lana.target": name}
         assert pool["resources"]["lana_device"] == 1
-        assert pool["min_workers"] == 0 < pool["max_workers"]
-        assert pool["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert "lana_device" not in config["available_node_types"][head]["resources"]
+        assert pool["min_workers"] == 0 < pool["max_workers"] <= config["max_workers"]
+        assert re.search("(?i)'spot'", str(pool["node_config"]))
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.stem)
+def test_groups_come_and_go_with_their_targets(path: Path) -> None:
+    spec = _cluster_spec(path)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["autoscalerOptions"]["version"] == "v2", "the older one knows no labels"
+    assert spec["enableInTreeAutoscaling"] is True
+    for group in spec["workerGroupSpecs"]:
+        assert group["labels"] == {"lana.target": group["groupName"]}
+        assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"], "cores of its own"
+        assert pod["nodeSelector"]
+        assert {"name": "RAY_worker_niceness", "value": "0"} in container["env"]
+    for resources in _pools(path).values():
+        assert resources["lana_device"] == 1
+
+
+def test_a_job_s_cluster_is_that_of_the_file_beside_it() -> None:
+    cluster, job = (_cluster_spec(path) for path in KUBERAY)
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert job["headGroupSpec"] == cluster["headGroupSpec"]
+    for group in job["workerGroupSpecs"]:
+        assert group == groups[group["groupName"]]
+
+
+def test_a_job_runs_a_recipe_that_its_cluster_serves() -> None:
+    job = _load(ROOT / "clusters" / "kuberay" / "rayjob.yaml")
+    assert (_load(KUBERAY[0])["kind"], job["kind"]) == ("RayCluster", "RayJob")
+    python, entry, recipe, *_ = job["spec"]["entrypoint"].split()
+    (workdir,) = re.findall(r"WORKDIR (\S+)", DOCKERFILE.read_text())
+    assert python == "python"
+    for file in (entry, recipe):
+        assert (ROOT / Path(file).relative_to(workdir)).is_file()
+    labels = {target.node_label for target in RECIPES[Path(recipe).name].targets}
+    assert labels == set(_pools(KUBERAY[1]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_some_cluster_serves_a_recipe(name: str) -> None:
+    assert any(_serves(_pools(path), RECIPES[name]) for path in [*CLOUDS, *KUBERAY])
+
+
+@pytest.mark.parametrize("path", [*CLOUDS, *KUBERAY], ids=lambda path: path.stem)
+def test_a_cluster_serves_the_recipes_it_names(path: Path) -> None:
+    named = {RECIPES[name] for name in re.findall(r"jobs/(imagenet_\w+\.yaml)", path.read_text())}
+    assert named
+    pools = _pools(path)
+    for recipe in named:
+        assert _serves(pools, recipe)
+        for target in recipe.targets:
+            pool = pools[target.node_label]
+            assert pool["CPU"] >= target.threads
+            assert ("GPU" in pool) == target.device.startswith("cuda")
+        trains = [pool for pool in pools.values() if pool.get("GPU", 0) >= recipe.ray.gpus_per_worker]
+        assert any(pool["CPU"] >= recipe.ray.cpus_per_worker for pool in trains)
+
+
+@pytest.mark.parametrize("path", [*CLOUDS, *KUBERAY], ids=lambda path: path.stem)
+def test_a_recipe_names_every_pool(path: Path) -> None:
+    targets = {target.node_label for recipe in RECIPES.values() for target in recipe.targets}
+    assert set(_pools(path)) <= targets
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
+def test_the_head_knows_where_models_are_registered(path: Path, tmp_path: Path) -> None:
+    """A run in a bucket needs a tracking server: what is written by the setup reaches ``ray start``."""
+    config = _load(path)
+    writes = [c for c in (*config["setup_commands"], *config["head_setup_commands"]) if "lana.env" in c]
+    (tmp_path / "lana-venv" / "bin").mkdir(parents=True)
+    (tmp_path / "lana-venv" / "bin" / "activate").write_text('ray() { echo "$MLFLOW_TRACKING_URI"; }\n')
+    shell = "\n".join([*writes, config["head_start_ray_commands"][-1]])
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", shell], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("https://")
+
+
+def test_azure_is_asked_for_what_ray_s_template_knows() -> None:
+    template = Path(ray.autoscaler.__file__).parent / "_private" / "_azure" / "azure-vm-template.json"
+    known = {*json.loads(template.read_text())["parameters"], "availability_zone"}
+    for pool in _load(ROOT / "clusters" / "azure.yaml")["available_node_types"].values():
+        asked = pool["node_config"]["azure_arm_parameters"]
+        assert set(asked) <= known
+        assert isinstance(asked["imageSku"], str)
+
+
+def test_google_is_told_the_zone_and_the_project_everywhere() -> None:
+    config = _load(ROOT / "clusters" / "gcp.yaml")
+    provider, nodes = config["provider"], str(config["available_node_types"])
+    assert set(re.findall(r"zones/([^/]+)/", nodes)) == {provider["availability_zone"]}
+    assert set(re.findall(r"@([\w-]+)\.iam", nodes)) == {provider["project_id"]}
+    assert provider["availability_zone"].startswith(f"{provider['region']}-")
 
 
 def test_onprem_takes_labels_from_the_machine(tmp_path: Path) -> None:
