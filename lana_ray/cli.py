@@ -61,7 +61,7 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
     """What would run, how much of it and where; runs nothing."""
     from lana_ray.plan import plan as make
 
-    console.print(make(_load(config, set)))
+    console.print(make(_load(config, set)), markup=False)
 
 
 @app.command()

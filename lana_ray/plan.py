@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from math import ceil
+
+import torch
 from rich.table import Table
 
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config
 from lana_ray.errors import UserError
+from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
+from lana_ray.ops import count_weights
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages.counts import COUNTED
@@ -40,10 +45,12 @@ def plan(config: Config) -> Table:
         sizes, classes = None, _IMAGENET_CLASSES
         table.add_row("data", f"not here: {error}")
     space = structural_space(config, classes)
-    table.add_row("teacher", _teacher(config, space))
+    teacher_macs = _teacher_macs(config, space)
+    table.add_row("teacher", _teacher(config, space, teacher_macs))
     where = _placements(config)
+    alone = len(planned_candidates(space))
     for target in workspace.targets:
-        alone, networks = len(planned_candidates(space)), target.measure.architectures
+        networks = target.measure.architectures
         mend = missing(target.runtime)
         settings = (
             f"{target.runtime}, {target.precision}, {target.threads} threads, batch {target.batch_size}, "
@@ -51,19 +58,14 @@ def plan(config: Config) -> Table:
         )
         lines = [
             f"{target.name} ({settings}): {alone} candidates alone and {networks} whole networks, "
-            f"at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of timing",
+            f"at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of timing, beside "
+            "what building each program takes",
             where.get(target.name, where.get("", "")),
         ]
         if mend:
             lines.append(f"runtime missing on this machine: {mend}")
         table.add_row("sample", "\n".join(lines))
-    trained = [op for ops in space.ops for op in ops if op.is_trained]
-    table.add_row(
-        "distill",
-        f"{len(trained)} candidates of {len(space.layers)} layers, {config.distill.steps} steps of "
-        f"{config.distill.batch_size} images; at most {config.distill.group_size} at once per worker"
-        + ("" if config.pool.max_cost is None else "; less those that sampling finds too slow"),
-    )
+    table.add_row("distill", _distillation(config, space, teacher_macs))
     table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
     budgets, targets = config.budgets.latency_ms, len(config.targets)
     joint = config.select.joint and targets > 1
@@ -76,7 +78,7 @@ def plan(config: Config) -> Table:
         + "".join(f"; at most {most} {name}" for name, most in _counted(config)),
     )
     most = len(budgets) * (targets + joint)
-    steps = f", {steps_of(config.finetune, sizes['train'])} steps each" if sizes else ""
+    steps = f", {_finetuning(config, sizes['train'], teacher_macs)}" if sizes else ""
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
     versions = len(budgets) * targets * (1 + joint)
     table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
@@ -91,10 +93,70 @@ def _counted(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _teacher(config: Config, space: LayerwiseSpace) -> str:
+def _teacher(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:
     parameters = sum(p.numel() for p in space.network.parameters())
     source = config.teacher.timm or config.teacher.factory
-    return f"{source}, {parameters / 1e6:.1f} million parameters, {len(space.layers)} layers to replace"
+    return (
+        f"{source}, {parameters / 1e6:.1f} million parameters, {_words(teacher_macs)} multiply-accumulates "
+        f"an image, {len(space.layers)} layers to replace"
+    )
+
+
+def _teacher_macs(config: Config, space: LayerwiseSpace) -> float:
+    size = config.data.image_size
+    return macs.count(space.network, torch.zeros(1, 3, size, size))
+
+
+def _distillation(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:
+    """How much it is, by what can be counted: how long it takes, only the workers' hardware tells."""
+    settings = config.distill
+    candidates = sum(op.is_trained for ops in space.ops for op in ops)
+    images = settings.steps * settings.batch_size
+    passes = ceil(candidates / settings.group_size) * images
+    return (
+        f"{candidates} candidates of {len(space.layers)} layers, {settings.steps} steps of "
+        f"{settings.batch_size} images; at most {settings.group_size} at once per worker"
+        + ("" if config.pool.max_cost is None else "; less those that sampling finds too slow")
+        + f"\n{_words(candidates * settings.steps)} steps of a candidate: {_words(candidates * images)} "
+        f"images through candidates, forward and back, and at least {_words(passes)} through the teacher, "
+        f"{_words(passes * teacher_macs)} multiply-accumulates\n"
+        f"at most {_words(4 * _trained_weights(space))} bytes of weights to keep"
+    )
+
+
+def _trained_weights(space: LayerwiseSpace) -> int:
+    """Weights of all candidates that are trained; those of equal shapes are counted once and added often."""
+    known: dict[object, int] = {}
+    total = 0
+    for i, (layer, ops) in enumerate(zip(space.layers, space.ops, strict=True)):
+        for j, op in enumerate(ops):
+            if not op.is_trained:
+                continue
+            key = (op.key, layer.name if op.of_teacher else (layer.input_shape, layer.output_shape))
+            if key not in known and op.of_teacher:
+                known[key] = sum(weight.numel() for weight in space.candidate(i, j).parameters())
+            elif key not in known:
+                known[key] = count_weights(op, layer)
+            total += known[key]
+    return total
+
+
+def _finetuning(config: Config, train: int, teacher_macs: float) -> str:
+    steps = steps_of(config.finetune, train)
+    images = steps * config.finetune.batch_size
+    return (
+        f"{steps} steps each: {_words(images)} images through the student, forward and back, and through the "
+        f"teacher, {_words(images * teacher_macs)} multiply-accumulates"
+    )
+
+
+def _words(number: float) -> str:
+    """Three digits and a word: ``13.7 billion``."""
+    sizes = {1e18: "quintillion", 1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
+    for size, word in sizes.items():
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,.0f}"
 
 
 def _placements(config: Config) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""What ``lana-ray plan`` counts, against the networks themselves."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lana_ray import cli, plan
+from lana_ray.config import load_config
+from lana_ray.latency.measure import example_input
+from lana_ray.latency.meters import METERS
+from lana_ray.workspace import Workspace, structural_space
+
+from .runs import settings
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+
+def _settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    ops = ["identity", "pruned_w0.5", "mbconv_e1_k3", "conv_pair_w0.5_k3"]
+    pool = {"pool": {"ops": ops}, "ray": {"address": "local"}}
+    return settings(folder, **{**pool, **changes})
+
+
+def _shown(config: dict[str, Any]) -> str:
+    text = io.StringIO()
+    Console(file=text, width=400).print(plan.plan(load_config(config)), markup=False)
+    return text.getvalue()
+
+
+def test_weights_are_those_of_all_candidates(tmp_path: Path) -> None:
+    space = structural_space(load_config(_settings(tmp_path)), 10)
+    every = [(i, j, op) for i, ops in enumerate(space.ops) for j, op in enumerate(ops) if op.is_trained]
+    assert any(op.of_teacher for *_, op in every)
+    expected = sum(w.numel() for i, j, _ in every for w in space.candidate(i, j).parameters())
+    assert plan._trained_weights(space) == expected
+
+
+def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> None:
+    """8 candidates, 8 steps of 32 images, each candidate alone; half an epoch."""
+    config = load_config(_settings(tmp_path))
+    space, target = structural_space(config, 10), Workspace(config).targets[0]
+    candidates = sum(op.is_trained for ops in space.ops for op in ops)
+    macs = METERS["macs"].read(space.network, example_input(target), target)
+    shown = _shown(_settings(tmp_path))
+    assert candidates == 8
+    assert "64 steps of a candidate: 2,048 images through candidates" in shown
+    assert f"at least 2,048 through the teacher, {plan._words(2048 * macs)} multiply-accumulates" in shown
+    assert f"{4 * plan._trained_weights(space):,} bytes of weights to keep" in shown
+    train = Workspace(config).data.sizes["train"]
+    steps = round(train * 0.5 / 64)
+    assert f"{steps} steps each: {steps * 64:,} images through the student" in shown
+
+
+def test_an_extra_is_named_as_pip_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its brackets are no markup."""
+    monkeypatch.setattr(plan, "missing", lambda runtime: f"pip install 'lana-ray[{runtime}]'")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(_settings(tmp_path / "run")))
+    cli.plan(file)
+    assert "pip install 'lana-ray[onnxruntime]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "0"),
+        (999_999, "999,999"),
+        (1e6, "1 million"),
+        (13.69e9, "13.7 billion"),
+        (2.05e18, "2.05 quintillion"),
+    ],
+)
+def test_large_numbers_are_words(number: float, words: str) -> None:
+    assert plan._words(number) == words
