@@ -17,6 +17,7 @@ from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.progress import say
+from lana_ray.registry import default_tracking_uri
 from lana_ray.stages import (
     distill,
     finetune,
@@ -72,6 +73,8 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 def run(config: Config, until: str) -> dict[str, Any] | None:
     """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
     workspace = _open(config)
+    if until in ("register", "report"):  # what it would miss there is told before days of work
+        default_tracking_uri(config.registry, workspace.storage)
     seconds: dict[str, float] = {}
 
     @contextmanager

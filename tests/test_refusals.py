@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lana_ray import UserError, accelerate
+from lana_ray import UserError, accelerate, pipeline
 
 from .runs import NETWORKS, settings
 
@@ -38,6 +38,15 @@ def test_a_target_whose_label_nobody_carries_is_named(tmp_path: Path, ray_cluste
     targets = [{"name": "big", "runtime": "torch", "threads": 512}]
     with pytest.raises(UserError, match="target 'big': threads 512"):
         accelerate(settings(tmp_path, targets=targets))
+
+
+def test_a_bucket_without_a_tracking_server_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(pipeline, "connect", lambda ray: pytest.fail("a cluster was asked for"))
+    with pytest.raises(UserError, match=r"MLflow's database needs a local path; set registry\.tracking_uri"):
+        accelerate(settings(tmp_path, run={"dir": "memory://bucket/run"}))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
