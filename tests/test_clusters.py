@@ -144,6 +144,7 @@ def test_groups_come_and_go_with_their_targets(path: Path) -> None:
     assert spec["enableInTreeAutoscaling"] is True
     for group in spec["workerGroupSpecs"]:
         assert group["labels"] == {"lana.target": group["groupName"]}
+        assert group["resources"] == {"lana_device": "1"}, "strings, as the operator has them"
         assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
