@@ -19,6 +19,7 @@ LONG = (
     "test_pipeline.py",
     "test_resume.py",
     "test_search.py",
+    "test_meter.py",
     "test_fleet.py",
     "test_fit.py",
     "test_sweep.py",

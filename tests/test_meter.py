@@ -29,7 +29,7 @@ CELLS = {"space": "nasbench201", "width": 4, "cells": 1, "samples": 24, "active"
 
 
 def asking(folder: Path, search: dict[str, Any], **changes: Any) -> Config:
-    target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 24, "time_limit_s": 0.02}}
+    target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 22, "time_limit_s": 0.02}}
     small = {"trials": 2, "steps": 20, "batch_size": 16}
     return load_config(settings(folder, targets=[target], search=small | search, **changes))
 
@@ -85,13 +85,13 @@ def test_layers_are_searched_within_a_budget_of_parameters(
     monkeypatch.setattr(predictor, "_EPOCHS", 20)
     config = asking(
         tmp_path,
-        {"cost": "params", "aim": "budget"},
-        pool={"preset": "tiny", "max_cost": None},
+        {"cost": "params", "aim": "budget", "trials": 1},
+        pool={"ops": ["identity", "mbconv_e1_k3", "mbconv_e3_k3"], "max_cost": None},
         score={"images": 64, "students": 0},
     )
     rows = search_architectures(config)
     assert "integer program has tables of latency alone: not run for params" in capsys.readouterr().out
-    assert [row["method"] for row in rows] == ["differentiable"] * 2
+    assert [row["method"] for row in rows] == ["differentiable"]
     storage, space = Storage(str(tmp_path)), space_of(config)
     known = [storage.read_json(file)["value"] for file in _kept(storage)]
     for row in rows:
