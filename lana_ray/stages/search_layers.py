@@ -22,7 +22,7 @@ from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.settings import SearchSettings
 from lana_ray.selection import select
-from lana_ray.spaces.layerwise import Architecture, Choices
+from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.stages import fit
 from lana_ray.stages.evaluate import validated
 from lana_ray.stages.meter import readings, teacher_cost
@@ -95,11 +95,10 @@ def _metered(
     """By target: a predictor of the cost of students, and the random ones that were metered for it."""
     space, config, choices = workspace.space, workspace.config, _choices(scores)
     more = functools.partial(readings, workspace, space, costs)
-    asked = {}
-    for name, sampled in costs.items():
-        rng, count = np.random.default_rng(config.run.seed), sampled.target.measure.architectures
-        drawn = [space.teacher, *space.balanced(count, rng, choices)]
-        asked[name] = list(dict.fromkeys(drawn))
+    asked = {
+        name: _random_students(space, sampled.target.measure.architectures, choices, config.run.seed)
+        for name, sampled in costs.items()
+    }
     networks = more(asked, "search")
     known = {
         name: fit.Known(
@@ -112,6 +111,18 @@ def _metered(
     }
     fits = fit.run(workspace, known, more, f"predictors/layers/{config.search.cost}")
     return {f.target: (learnt(workspace, f, "students"), networks[f.target]) for f in fits}
+
+
+def _random_students(space: LayerwiseSpace, count: int, choices: Choices, seed: int) -> list[Architecture]:
+    """The teacher and so many others, in a balanced design as far as none comes twice; fewer where there are
+    not so many."""
+    rng = np.random.default_rng(seed)
+    drawn = dict.fromkeys([space.teacher, *space.balanced(count, rng, choices)])
+    for _ in range(20 * count):
+        if len(drawn) > count:
+            break
+        drawn.setdefault(space.random(rng, choices))
+    return list(drawn)
 
 
 def _choices(scores: Sequence[NDArray[np.float64]]) -> Choices:
