@@ -106,12 +106,14 @@ def select(config: ConfigFile, set: Overrides = None) -> None:
 def search(config: ConfigFile, set: Overrides = None) -> None:
     """Sweeps the differentiable search over λ, and the integer program over budgets, on every target."""
     from lana_ray import pipeline
-    from lana_ray.report import searches_table, write_search_plots
+    from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
     from lana_ray.storage import Storage
 
     loaded = _load(config, set)
     rows = pipeline.search_architectures(loaded)
     console.print(searches_table(rows))
+    if repeated(rows):
+        console.print(lambda_table(rows))
     for plot in write_search_plots(Storage(loaded.run.dir), rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
 

@@ -5,12 +5,14 @@ Everything is read from the run directory, so that a report can be made again at
 
 from lana_ray.report.page import write_page
 from lana_ray.report.plots import write_fit_plots
-from lana_ray.report.searches import searches_table, write_search_plots
+from lana_ray.report.searches import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.table import fits_table, models_table, results_table
 
 __all__ = [
     "fits_table",
+    "lambda_table",
     "models_table",
+    "repeated",
     "results_table",
     "searches_table",
     "write_fit_plots",

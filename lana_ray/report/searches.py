@@ -1,15 +1,17 @@
-"""The differentiable search and the integer program side by side: a table and two pictures a target."""
+"""The differentiable search and the integer program side by side: tables, and two pictures a target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan, sqrt
+from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from rich.table import Table
 
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture
-from lana_ray.report.numbers import number, percent
+from lana_ray.report.numbers import duration, number, percent, spread
 from lana_ray.report.table import add_row, empty_table
 from lana_ray.search.front import front, hypervolume
 from lana_ray.storage import Storage
@@ -18,15 +20,18 @@ NAMES = {"differentiable": "differentiable search", "program": "integer program"
 SEARCH_CAPTIONS = {
     "fronts": (
         "Searches",
-        "Every trial of lana-ray search, measured on the target; accuracy on validation images. The steps "
-        "are the most accurate within each cost.",
+        "Every trial of lana-ray search, measured on the target; accuracy on validation images, of distilled "
+        "students as they are, of cells’ networks when trained. The steps are the most accurate within each "
+        "cost; the legend says how long all searches of a method took.",
     ),
     "lambdas": (
         "What λ comes to",
-        "λ is by how much the loss may rise for saving all that the reference network costs.",
+        "λ is by how much the loss may rise for saving all that the reference network costs. Where a λ "
+        "was tried several times, lines are means.",
     ),
 }
 """Title and caption of each picture."""
+_MOST_TICKS = 10
 _LOOKS = {"differentiable": (BLUE, "o"), "program": (VERMILION, "s")}
 _AXES = {
     "latency_ms": "latency (ms per batch)",
@@ -74,12 +79,60 @@ def searches_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def repeated(rows: Sequence[Row]) -> bool:
+    """Whether some λ was tried more than once on a target."""
+    tried = [(row["target"], row["lambda"]) for row in rows if row["lambda"] is not None]
+    return len(set(tried)) < len(tried)
+
+
+def lambda_table(rows: Sequence[Row]) -> Table:
+    """What each λ came to on each target, against the smallest one there; spreads are standard deviations.
+
+    The difference in accuracy has the standard error of a difference of two means of independent trials
+    (Welch), which holds what differs from seed to seed and not that all are tested on the same images.
+    """
+    table = empty_table(
+        f"What each λ came to: measured {_axis(rows)}",
+        text=("target",),
+        numbers=(
+            "λ",
+            "trials",
+            "measured\n± sd",
+            "of the\nfirst λ’s",
+            "accuracy\n± sd",
+            "points to\nfirst ± se",
+        ),
+        long="collapsed",
+    )
+    for target in dict.fromkeys(row["target"] for row in rows):
+        by_lambda = _by_lambda([row for row in rows if row["target"] == target])
+        first = next(iter(by_lambda.values()), [])
+        for value, mine in by_lambda.items():
+            cost, accuracy = _column(mine, "measured_cost"), _column(mine, "accuracy")
+            cost_0, accuracy_0 = _column(first, "measured_cost"), _column(first, "accuracy")
+            error = sqrt(_deviation(accuracy) ** 2 / len(mine) + _deviation(accuracy_0) ** 2 / len(first))
+            points = 100 * (fmean(accuracy) - fmean(accuracy_0))
+            add_row(
+                table,
+                target,
+                f"{value:.3g}",
+                str(len(mine)),
+                spread(fmean(cost), _deviation(cost)),
+                percent(fmean(cost) / fmean(cost_0)),
+                percent(fmean(accuracy)) + _plus_minus(100 * _deviation(accuracy)),
+                "–" if mine is first else f"{points:+.1f}" + _plus_minus(100 * error),
+                str(sum(row["collapsed"] for row in mine)),
+            )
+    return table
+
+
 @picture
 def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
     """Accuracy against the measured cost of every trial of a target, and each method's front."""
     teacher_cost = rows[0]["teacher_cost"]
     for method in dict.fromkeys(row["method"] for row in rows):
-        points = _points([row for row in rows if row["method"] == method])
+        mine = [row for row in rows if row["method"] == method]
+        points, took = _points(mine), duration(sum(row["search_s"] for row in mine))
         colour, marker = _LOOKS[method]
         axes.scatter(
             [cost for cost, _ in points],
@@ -89,25 +142,42 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
             marker=marker,
             alpha=0.7,
             linewidth=0,
-            label=NAMES[method],
+            label=f"{NAMES[method]} ({len(mine)} trial{'s'[: len(mine) > 1]}, {took})",
         )
         best = front(points)
         ends = [*(cost for cost, _ in best), max(teacher_cost, best[-1][0])]
         levels = [100 * accuracy for _, accuracy in best]
         axes.step(ends, [*levels, levels[-1]], where="post", color=colour, linewidth=1.2)
     axes.axvline(teacher_cost, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
-    axes.set(xlabel=f"measured {_axis(rows)}", ylabel="validation accuracy, not fine-tuned (%)")
+    axes.set(xlabel=f"measured {_axis(rows)}", ylabel="validation accuracy (%)")
 
 
 @picture
 def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
-    """Which cost each λ of the differentiable search came to."""
-    known = sorted((row["lambda"], row["predicted_cost"], row["measured_cost"]) for row in rows)
-    lambdas, predicted, measured = zip(*known, strict=True)
+    """Which cost each λ of the differentiable search came to; 0 has a place of its own on the left."""
+    by_lambda = _by_lambda(rows)
+    lambdas = list(by_lambda)
+    predicted, measured = (
+        [fmean(_column(mine, name)) for mine in by_lambda.values()]
+        for name in ("predicted_cost", "measured_cost")
+    )
     axes.plot(lambdas, predicted, color=GREY, linewidth=1, label="predicted")
-    axes.scatter(lambdas, measured, 28, BLUE, linewidth=0, zorder=3, label="measured")
+    tried = [(row["lambda"], row["measured_cost"]) for row in rows]
+    x, y = zip(*tried, strict=True)
+    axes.scatter(x, y, 28, BLUE, linewidth=0, alpha=0.7, zorder=3, label="measured")
+    if repeated(rows):
+        axes.plot(lambdas, measured, color=BLUE, linewidth=1.4, label="mean of the measured")
     axes.axhline(rows[0]["teacher_cost"], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
-    axes.set(xscale="log", xlabel="λ", ylabel=_axis(rows))
+    axes.set(xlabel="λ", ylabel=_axis(rows))
+    if lambdas[0] > 0:
+        axes.set_xscale("log")
+    else:
+        smallest = min(lambdas[1:], default=1.0)
+        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        axes.set_xlim(-0.3 * smallest, 1.2 * max(lambdas[-1], smallest))
+    if (lambdas[0] == 0 or repeated(rows)) and len(lambdas) <= _MOST_TICKS:  # a grid, of round numbers
+        axes.set_xticks(lambdas, [f"{value:.3g}" for value in lambdas])
+        axes.minorticks_off()
 
 
 def search_pictures(rows: Sequence[Row], target: str) -> dict[str, str]:
@@ -135,6 +205,27 @@ def _of(rows: Sequence[Row], target: str, method: str) -> list[Row]:
 
 def _axis(rows: Sequence[Row]) -> str:
     return _AXES[rows[0]["cost"]]
+
+
+def _by_lambda(rows: Sequence[Row]) -> dict[float, list[Row]]:
+    """Trials that were given λ, by it, the smallest first."""
+    given = [row for row in rows if row["lambda"] is not None]
+    return {
+        value: [row for row in given if row["lambda"] == value]
+        for value in sorted({row["lambda"] for row in given})
+    }
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else nan
+
+
+def _plus_minus(width: float) -> str:
+    return "" if isnan(width) else f" ± {width:.1f}"
 
 
 def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
