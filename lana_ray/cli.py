@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import console
+
+if TYPE_CHECKING:  # what a command does not need it does not load
+    from lana_ray.latency.fits import Fit
+    from lana_ray.storage import Storage
 
 app = typer.Typer(
     name="lana-ray",
@@ -74,13 +79,19 @@ def sample(config: ConfigFile, set: Overrides = None) -> None:
 def fit(config: ConfigFile, set: Overrides = None) -> None:
     """Up to a latency predictor for every target, and how well it does."""
     from lana_ray import pipeline
-    from lana_ray.report import fits_table, write_fit_plots
     from lana_ray.storage import Storage
 
     loaded = _load(config, set)
-    fits = pipeline.fit_predictors(loaded)
+    _show_fits(Storage(loaded.run.dir), pipeline.fit_predictors(loaded))
+
+
+def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
+    from lana_ray.report import fits_table, sampling_notes, write_fit_plots
+
     console.print(fits_table(fits))
-    for plot in write_fit_plots(Storage(loaded.run.dir), fits):
+    for note in sampling_notes(fits):
+        console.print(note, markup=False, soft_wrap=True)
+    for plot in write_fit_plots(storage, fits):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
 
 
@@ -106,15 +117,20 @@ def select(config: ConfigFile, set: Overrides = None) -> None:
 def search(config: ConfigFile, set: Overrides = None) -> None:
     """Sweeps the differentiable search over λ, and the integer program over budgets, on every target."""
     from lana_ray import pipeline
+    from lana_ray.latency.fits import folder_of, read_fit
     from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
     from lana_ray.storage import Storage
 
     loaded = _load(config, set)
-    rows = pipeline.search_architectures(loaded)
+    rows, storage = pipeline.search_architectures(loaded), Storage(loaded.run.dir)
+    folder = folder_of("layers" if loaded.search.cells is None else "cells", loaded.search.cost)
+    fits = [read_fit(storage, folder, target.name) for target in loaded.targets]
+    if found := [fit for fit in fits if fit is not None]:  # none where a table says what students cost
+        _show_fits(storage, found)
     console.print(searches_table(rows))
     if repeated(rows):
         console.print(lambda_table(rows))
-    for plot in write_search_plots(Storage(loaded.run.dir), rows):
+    for plot in write_search_plots(storage, rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
 
 

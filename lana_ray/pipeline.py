@@ -16,6 +16,7 @@ from lana_ray.cluster import connect
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
+from lana_ray.latency.fits import Fit
 from lana_ray.progress import say
 from lana_ray.registry import default_tracking_uri
 from lana_ray.stages import (
@@ -124,7 +125,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
     return found
 
 
-def fit_predictors(config: Config) -> list[fit.Fit]:
+def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to what was measured there."""
     workspace = _open(config)
     with connect(config.ray):

@@ -10,7 +10,8 @@ from lana_ray.config import load_config
 from lana_ray.latency import LatencyPredictor, predictor
 from lana_ray.latency.store import SampleStore
 from lana_ray.pipeline import fit_predictors
-from lana_ray.report import write_fit_plots
+from lana_ray.report import sampling_notes, write_fit_plots
+from lana_ray.report.numbers import number
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
@@ -38,5 +39,13 @@ def test_a_predictor_is_fitted_to_what_was_sampled(
     space = Workspace(config).space
     loaded = LatencyPredictor.load(tmp_path / fit.file)
     assert loaded.predict(space.encode(space.teacher)[None])[0] > 0
-    (plot,) = write_fit_plots(Storage(str(tmp_path)), [fit])
-    assert Path(plot).read_text().startswith("<?xml")
+    plots = write_fit_plots(Storage(str(tmp_path)), [fit])
+    assert [Path(plot).name for plot in plots] == ["eager.svg", "eager-learning.svg"]
+    assert all(Path(plot).read_text().startswith("<?xml") for plot in plots)
+    assert fit.sample_s is not None
+    assert 0.02 < fit.sample_s < 5
+    assert fit_note(fit.sample_s) in sampling_notes([fit])[0]
+
+
+def fit_note(seconds: float) -> str:
+    return f"100\u202f000 students: {number(seconds * 1e5 / 3600)} hours on one sampler"

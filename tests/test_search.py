@@ -10,10 +10,11 @@ import torch
 from lana_ray import registry
 from lana_ray.config import load_config
 from lana_ray.latency import predictor
+from lana_ray.latency.fits import folder_of, read_fit
 from lana_ray.latency.store import SampleStore
 from lana_ray.pipeline import search_architectures
 from lana_ray.registry._session import session
-from lana_ray.report import searches_table, write_search_plots
+from lana_ray.report import sampling_notes, searches_table, write_search_plots
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace, cell_space
 
@@ -92,6 +93,11 @@ def test_cells_are_sampled_searched_trained_and_measured(
         assert 0 <= row["accuracy"] <= 1
     cells_measured = {s.key for s in SampleStore(storage).read() if s.kind == "network"}
     assert len(cells_measured) >= 28
+    fit = read_fit(storage, folder_of("cells", "latency_ms"), "eager")
+    assert fit is not None
+    assert [count for count, _ in fit.curve] == [9, 19, 23]  # 5 are for testing; 4 were chosen
+    (note,) = sampling_notes([fit])
+    assert "cells: " in note
     kept = storage.list(f"search/{rows_folder(tmp_path)}", ".safetensors")
     assert len(kept) == 2
     network = space.build(tuple(rows[0]["choices"]))

@@ -4,7 +4,7 @@ Everything is read from the run directory, so that a report can be made again at
 """
 
 from lana_ray.report.page import write_page
-from lana_ray.report.plots import write_fit_plots
+from lana_ray.report.plots import sampling_notes, write_fit_plots
 from lana_ray.report.searches import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.table import fits_table, models_table, results_table
 
@@ -14,6 +14,7 @@ __all__ = [
     "models_table",
     "repeated",
     "results_table",
+    "sampling_notes",
     "searches_table",
     "write_fit_plots",
     "write_page",

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from lana_ray.latency.fits import Fit
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture
-from lana_ray.report.numbers import standard_error
+from lana_ray.report.numbers import count, number, standard_error
 from lana_ray.storage import Storage
-
-if TYPE_CHECKING:  # a plot needs no cluster
-    from lana_ray.stages.fit import Fit
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""
+AXES = {
+    "latency_ms": "latency (ms per batch)",
+    "peak_memory_mb": "peak memory (MB)",
+    "energy_mj": "energy (mJ per batch)",
+    "params": "parameters",
+    "macs": "multiply-accumulates per input",
+}
+"""What a cost is called, with its unit."""
 _LATENCY = "measured latency (ms per batch)"
 _PREDICTED = "predicted latency (ms per batch)"
 _DOT, _SMALL = 46.0, 18.0
 _SMOOTHED = 20  # parts of a curve, each as long as the mean that smooths it
+_MANY = 100_000
 _FRONT_ABOVE = 1.5  # how far above the worst student's score the front is still shown
 
 
@@ -169,18 +175,52 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
         label="network not trained on",
     )
     axes.set(
-        xlabel=_PREDICTED, ylabel=_LATENCY, title=f"{fit.target}, {fit.curve[-1][0]} networks trained on"
+        xlabel=f"predicted {AXES[fit.cost]}",
+        ylabel=f"measured {AXES[fit.cost]}",
+        title=f"{fit.target}, {fit.curve[-1][0]} networks trained on",
     )
 
 
+@picture
+def learning_plot(axes: Axes, fit: Fit) -> None:
+    """Errors on the test architectures against the number of networks trained on."""
+    sizes = [size for size, _ in fit.curve]
+    for name, colour, errors in (
+        ("mean error", GREY, [found.mean_error for _, found in fit.curve]),
+        ("median error", BLUE, [found.median_error for _, found in fit.curve]),
+    ):
+        axes.plot(sizes, [100 * e for e in errors], "o-", color=colour, linewidth=1.4, label=name)
+    axes.set(
+        xlabel="networks trained on",
+        ylabel="relative error (%)",
+        xscale="log",
+        title=f"{fit.target}, {len(fit.measured_ms)} networks not trained on",
+    )
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+
+
 def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
-    """Writes ``predictors/<target>.svg``; where they are."""
+    """Writes two pictures beside every predictor, ``<target>.svg`` and ``<target>-learning.svg``; where."""
     names = []
     for fit in fits:
-        name = f"predictors/{fit.target}.svg"
-        storage.write_text(name, fit_plot(fit))
-        names.append(storage.url(name))
+        for ending, svg in (("", fit_plot(fit)), ("-learning", learning_plot(fit))):
+            name = f"{fit.stem}{ending}.svg"
+            storage.write_text(name, svg)
+            names.append(storage.url(name))
     return names
+
+
+def sampling_notes(fits: Iterable[Fit]) -> list[str]:
+    """How long as many networks would take as the paper of LA-DNAS samples (arXiv 2001.06392)."""
+    return [
+        f"{fit.target}: {number(fit.sample_s)} s from one sample to the next; {count(_MANY)} {fit.what}: "
+        f"{number(_MANY * fit.sample_s / 3600)} hours on one sampler, "
+        f"{number(_MANY * fit.sample_s / 3600 / 8)} on eight"
+        for fit in fits
+        if fit.sample_s is not None
+    ]
 
 
 def median_error(students: Sequence[Row]) -> float:

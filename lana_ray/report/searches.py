@@ -12,6 +12,7 @@ from rich.table import Table
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture
 from lana_ray.report.numbers import duration, number, percent, spread
+from lana_ray.report.plots import AXES
 from lana_ray.report.table import add_row, empty_table
 from lana_ray.search.front import front, hypervolume
 from lana_ray.storage import Storage
@@ -33,14 +34,6 @@ SEARCH_CAPTIONS = {
 """Title and caption of each picture."""
 _MOST_TICKS = 10
 _LOOKS = {"differentiable": (BLUE, "o"), "program": (VERMILION, "s")}
-_AXES = {
-    "latency_ms": "latency (ms per batch)",
-    "peak_memory_mb": "peak memory (MB)",
-    "energy_mj": "energy (mJ per batch)",
-    "params": "parameters",
-    "macs": "multiply-accumulates per input",
-}
-"""What a cost is called, with its unit."""
 
 
 def searches_table(rows: Sequence[Row]) -> Table:
@@ -204,7 +197,7 @@ def _of(rows: Sequence[Row], target: str, method: str) -> list[Row]:
 
 
 def _axis(rows: Sequence[Row]) -> str:
-    return _AXES[rows[0]["cost"]]
+    return AXES[rows[0]["cost"]]
 
 
 def _by_lambda(rows: Sequence[Row]) -> dict[float, list[Row]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lana_ray.latency.fits import Fit
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
-
-if TYPE_CHECKING:  # a table needs no cluster
-    from lana_ray.stages.fit import Fit
 
 MEASURED = "measured\nms ± IQR"
 
@@ -78,7 +76,7 @@ def models_table(versions: Iterable[Version]) -> Table:
 def fits_table(fits: Iterable[Fit]) -> Table:
     """The learning curve of every target's predictor; errors on architectures it was not trained on."""
     table = empty_table(
-        "Latency predictors",
+        "Predictors: errors on networks that they were not trained on",
         text=("target",),
         numbers=("networks\ntrained on", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
         long="predictor",

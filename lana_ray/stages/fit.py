@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lana_ray.errors import UserError
+from lana_ray.latency.fits import OF_STUDENTS, Fit, Floats, pace, predictor_file, write_fit
 from lana_ray.latency.predictor import LatencyPredictor
-from lana_ray.latency.quality import Quality, quality
+from lana_ray.latency.quality import quality
+from lana_ray.latency.sampler import network_work
+from lana_ray.latency.store import SampleStore
 from lana_ray.progress import progress
-from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages.sample import TargetCosts
+from lana_ray.spaces.cells import CellStudents
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.stages.sample import Sampled, TargetCosts
 from lana_ray.workspace import Workspace
-
-Floats = NDArray[np.float64]
 
 MIN_NETWORKS = 20
 _TEST_SHARE = 0.2
@@ -29,28 +31,6 @@ _POOL = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A target's predictor and how it does on architectures that it was not trained on.
-
-    Of latencies, or of another cost: what is said in milliseconds is in its unit then.
-    """
-
-    target: str
-    file: str
-    """In the run directory; trained on all networks."""
-    curve: tuple[tuple[int, Quality], ...]
-    """Networks trained on, fewest first, and the quality on the test architectures."""
-    predicted_ms: Floats
-    """Of the test architectures, by the last predictor of the curve."""
-    measured_ms: Floats
-
-    @property
-    def quality(self) -> Quality:
-        """With all training architectures."""
-        return self.curve[-1][1]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Known:
     """Networks of a space that were measured on a target, and which more of them may be."""
 
@@ -60,6 +40,8 @@ class Known:
     active: int
     """Further ones to measure, where predictors disagree most."""
     draw: Callable[[np.random.Generator], Architecture]
+    sample_s: float | None = None
+    """What each took a sampler, in seconds, where that is known."""
 
 
 Measure = Callable[[Mapping[str, Sequence[Architecture]], str], Mapping[str, Mapping[Architecture, float]]]
@@ -92,15 +74,27 @@ def of_layers(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> dict[st
             networks={a: sample.median_ms for a, sample in known.networks.items()},
             active=known.target.measure.active,
             draw=lambda rng: space.random(rng, known.considered),
+            sample_s=paced(workspace, space, known, known.networks),
         )
 
     return {name: sampled(known) for name, known in costs.items()}
 
 
+def paced(
+    workspace: Workspace,
+    space: LayerwiseSpace | CellStudents,
+    sampled: Sampled,
+    networks: Iterable[Architecture],
+) -> float | None:
+    """Seconds that each of the networks took a sampler of the target, by what the samples say themselves."""
+    keys = {network_work(space, architecture).key for architecture in networks}
+    return pace(s for s in SampleStore(workspace.storage).read(sampled.target_key) if s.key in keys)
+
+
 def run(
-    workspace: Workspace, sampled: Mapping[str, Known], measure: Measure, folder: str = "predictors"
+    workspace: Workspace, sampled: Mapping[str, Known], measure: Measure, folder: str = OF_STUDENTS
 ) -> list[Fit]:
-    """Writes ``<folder>/<target>.safetensors`` for every target.
+    """Writes ``<folder>/<target>.safetensors`` for every target, and a file beside it that says how it does.
 
     A fifth of the architectures is kept for testing; predictors trained on growing parts of the others give
     the learning curve, whose last point has those that were chosen where predictors disagreed. The predictor
@@ -115,7 +109,8 @@ def run(
     fits = []
     with progress("fit", len(sampled)) as show:
         for number, (name, split) in enumerate(splits.items(), 1):
-            fits.append(_fit(workspace, name, sampled[name], split, f"{folder}/{name}.safetensors"))
+            fits.append(_fit(workspace, name, sampled[name], split, predictor_file(folder, name)))
+            write_fit(workspace.storage, fits[-1])
             show(number)
     return fits
 
@@ -170,7 +165,14 @@ def _fit(workspace: Workspace, name: str, sampled: Known, split: _Split, file: s
         predicted = _predictor(sampled, dict(known[:size]), seed).predict(tests)
         curve.append((size, quality(predicted, measured)))
     workspace.storage.write_bytes(file, _predictor(sampled, split.known | split.test, seed).to_bytes())
-    return Fit(target=name, file=file, curve=tuple(curve), predicted_ms=predicted, measured_ms=measured)
+    return Fit(
+        target=name,
+        file=file,
+        curve=tuple(curve),
+        predicted_ms=predicted,
+        measured_ms=measured,
+        sample_s=sampled.sample_s,
+    )
 
 
 def _predictor(sampled: Known, latencies: Mapping[Architecture, float], seed: int) -> LatencyPredictor:

@@ -11,6 +11,7 @@ from ray import tune
 
 from lana_ray import registry
 from lana_ray.config import Config, SearchConfig
+from lana_ray.latency.fits import Fit
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
 from lana_ray.progress import progress, say
@@ -18,7 +19,6 @@ from lana_ray.search.bilevel import Batch, Batches
 from lana_ray.search.sweep import Sweep, Trial, run_sweep
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
-from lana_ray.stages.fit import Fit
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.storage import Storage, fingerprint

@@ -13,6 +13,7 @@ import torch
 from ray import tune
 
 from lana_ray.config import Config, FinetuneConfig
+from lana_ray.latency.fits import folder_of
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
@@ -53,10 +54,10 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
     """
     students, settings = workspace.cells, workspace.config.search
     sampled, costs = _sample(workspace, students)
-    known = {name: _known(workspace, students, costs[name]) for name in sampled}
+    known = {name: _known(workspace, students, sampled[name], costs[name]) for name in sampled}
     more = functools.partial(readings if settings.metered else latencies, workspace, students, sampled)
     rows = []
-    for found in fit.run(workspace, known, more, f"predictors/cells/{settings.cost}"):
+    for found in fit.run(workspace, known, more, folder_of("cells", settings.cost)):
         name = found.target
         setup = Setup(
             config=workspace.config,
@@ -115,14 +116,17 @@ def _random_cells(students: CellStudents, count: int, seed: int) -> list[Archite
     return list(drawn.values())
 
 
-def _known(workspace: Workspace, students: CellStudents, costs: Mapping[Architecture, float]) -> fit.Known:
-    cells = workspace.config.search.cells
+def _known(
+    workspace: Workspace, students: CellStudents, sampled: Sampled, costs: Mapping[Architecture, float]
+) -> fit.Known:
+    settings, cells = workspace.config.search, workspace.config.search.cells
     assert cells is not None
     return fit.Known(
         encode=students.cells.encode,
         networks=costs,
         active=cells.active,
         draw=students.cells.random,
+        sample_s=None if settings.metered else fit.paced(workspace, students, sampled, costs),
     )
 
 

@@ -15,6 +15,7 @@ from ray import tune
 from torch import nn
 
 from lana_ray.config import Config
+from lana_ray.latency.fits import folder_of
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.progress import say
 from lana_ray.search.bilevel import SearchResult, search
@@ -109,7 +110,7 @@ def _metered(
         )
         for name, sampled in costs.items()
     }
-    fits = fit.run(workspace, known, more, f"predictors/layers/{config.search.cost}")
+    fits = fit.run(workspace, known, more, folder_of("layers", config.search.cost))
     return {f.target: (learnt(workspace, f, "students"), networks[f.target]) for f in fits}
 
 
