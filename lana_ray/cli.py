@@ -118,7 +118,14 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     """Sweeps the differentiable search over λ, and the integer program over budgets, on every target."""
     from lana_ray import pipeline
     from lana_ray.latency.fits import folder_of, read_fit
-    from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
+    from lana_ray.report import (
+        SEARCH_PAGE,
+        lambda_table,
+        repeated,
+        searches_table,
+        write_search_page,
+        write_search_plots,
+    )
     from lana_ray.storage import Storage
 
     loaded = _load(config, set)
@@ -132,6 +139,8 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
         console.print(lambda_table(rows))
     for plot in write_search_plots(storage, rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+    write_search_page(storage)
+    console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -148,11 +157,16 @@ def register(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def report(config: ConfigFile, set: Overrides = None) -> None:
-    """Makes report.html anew from a finished run."""
-    from lana_ray.report import results_table, write_page
+    """Makes report.html anew from a finished run, and search.html from finished searches."""
+    from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
     from lana_ray.storage import Storage
 
     storage = Storage(_load(config, set).run.dir)
+    if has_searches(storage):
+        write_search_page(storage)
+        console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
+        if not storage.exists("summary.json"):
+            return
     write_page(storage)
     console.print(results_table(storage.read_json("summary.json")))
     console.print(f"report: {storage.url('report.html')}", markup=False, soft_wrap=True)

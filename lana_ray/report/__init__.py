@@ -1,15 +1,18 @@
-"""What a run came to, for people: tables for the terminal and one self-contained page.
+"""What a run came to, for people: tables for the terminal and self-contained pages.
 
 Everything is read from the run directory, so that a report can be made again at any time.
 """
 
 from lana_ray.report.page import write_page
 from lana_ray.report.plots import sampling_notes, write_fit_plots
+from lana_ray.report.search_page import SEARCH_PAGE, has_searches, write_search_page
 from lana_ray.report.searches import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.table import fits_table, models_table, results_table
 
 __all__ = [
+    "SEARCH_PAGE",
     "fits_table",
+    "has_searches",
     "lambda_table",
     "models_table",
     "repeated",
@@ -18,5 +21,6 @@ __all__ = [
     "searches_table",
     "write_fit_plots",
     "write_page",
+    "write_search_page",
     "write_search_plots",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.stats import kendalltau
 
 from lana_ray.report import numbers
 from lana_ray.report.artifacts import Row, RunFiles, family, read_architecture
+from lana_ray.report.html import Picture, render
 from lana_ray.report.maps import architecture_map, score_map
 from lana_ray.report.notes import SPLITS, notes
 from lana_ray.report.plots import (
@@ -26,25 +25,11 @@ from lana_ray.report.plots import (
     prediction_plot,
     proxy_plot,
 )
-from lana_ray.report.searches import SEARCH_CAPTIONS, search_pictures
+from lana_ray.report.search_page import SearchPart, search_part
 from lana_ray.storage import Storage
 
 FILE = "report.html"
 _MAP_ROWS = 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A plot with the sentence that says what it shows."""
-
-    title: str
-    svg: str
-    caption: str
-
-    @property
-    def uri(self) -> str:
-        """As the source of an image, which keeps one picture's names apart from another's."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 @dataclass(kw_only=True)
@@ -52,6 +37,7 @@ class TargetPart:
     """Pictures of one target, and why others are missing."""
 
     facts: Row
+    searches: SearchPart
     pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -63,25 +49,13 @@ def write_page(storage: Storage) -> None:
         UserError: without ``summary.json``, or where an artifact is damaged.
     """
     run = RunFiles.read(storage)
-    environment = Environment(
-        loader=PackageLoader("lana_ray.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=numbers.number,
-        percent=numbers.percent,
-        count=numbers.count,
-        duration=numbers.duration,
-    )
-    page = environment.get_template("page.html").render(
+    page = render(
+        "page.html",
         summary=run.summary,
         spread=numbers.spread,
         notes=notes(run),
         splits=SPLITS,
-        targets=[_target(run, target) for target in run.summary["targets"]],
+        targets=[_target(storage, run, target) for target in run.summary["targets"]],
         architectures=_architectures(run.summary["results"]),
         operations=_operations(run.scores or []),
         score_map=_score_map(run.scores or []),
@@ -91,8 +65,8 @@ def write_page(storage: Storage) -> None:
     storage.write_text(FILE, page)
 
 
-def _target(run: RunFiles, facts: Row) -> TargetPart:
-    part = TargetPart(facts=facts)
+def _target(storage: Storage, run: RunFiles, facts: Row) -> TargetPart:
+    part = TargetPart(facts=facts, searches=search_part(storage, run.search or [], facts["name"]))
     for title, made in (
         ("Accuracy and latency", _accuracy(run, facts)),
         ("Choice among measured students", _loss(run, facts)),
@@ -103,9 +77,6 @@ def _target(run: RunFiles, facts: Row) -> TargetPart:
             part.missing.append(f"{title}: {made}")
         else:
             part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
-    for name, svg in search_pictures(run.search or [], facts["name"]).items():
-        title, caption = SEARCH_CAPTIONS[name]
-        part.pictures.append(Picture(title=title, svg=svg, caption=caption))
     return part
 
 

@@ -1,0 +1,69 @@
+"""What pages are made of: pictures, tables and templates. A page needs nothing else and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from lana_ray.report import numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A plot with the sentence that says what it shows."""
+
+    title: str
+    svg: str
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """As the source of an image, which keeps one picture's names apart from another's."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table of the terminal, for a page."""
+
+    title: str
+    columns: tuple[tuple[str, bool], ...]
+    """Headings, and whether numbers stand below."""
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sheet(table: Table) -> Sheet:
+    """The same cells."""
+    cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    return Sheet(
+        title=_plain(table.title),
+        columns=tuple((_plain(column.header), column.justify == "right") for column in table.columns),
+        rows=tuple(zip(*cells, strict=True)),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template beside this file."""
+    environment = Environment(
+        loader=PackageLoader("lana_ray.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=numbers.number,
+        percent=numbers.percent,
+        count=numbers.count,
+        duration=numbers.duration,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _plain(cell: Any) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)

@@ -1,0 +1,154 @@
+"""The page of the searches alone, which needs no finished run, and their part of the run's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from lana_ray.errors import UserError
+from lana_ray.latency.fits import OF_STUDENTS, Fit, folder_of, read_fit
+from lana_ray.report.artifacts import Row
+from lana_ray.report.html import Picture, Sheet, render, sheet
+from lana_ray.report.numbers import number, percent
+from lana_ray.report.plots import AXES, fit_plot, learning_plot, sampling_notes
+from lana_ray.report.searches import (
+    NAMES,
+    SEARCH_CAPTIONS,
+    lambda_table,
+    repeated,
+    search_pictures,
+    searches_table,
+)
+from lana_ray.report.table import add_row, empty_table, fits_table, results_table
+from lana_ray.storage import Storage
+
+SEARCH_PAGE = "search.html"
+_TRIALS = "search.parquet"
+_CELLS = "cells.json"
+_SETTINGS = "run.yaml"
+_ASKED = ("search", "finetune")
+"""Sections of the settings that trials depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPart:
+    """What is known of the searches on a target and of its predictors."""
+
+    pictures: list[Picture]
+    sheets: list[Sheet]
+    sentences: list[str]
+
+
+def search_part(storage: Storage, rows: Sequence[Row], target: str) -> SearchPart:
+    """Pictures and tables of a target, of the trials and predictors there are.
+
+    Args:
+        rows: of all targets.
+
+    Raises:
+        UserError: where a predictor's facts are damaged.
+    """
+    mine = [row for row in rows if row["target"] == target]
+    pictures = []
+    for name, svg in search_pictures(mine, target).items():
+        title, caption = SEARCH_CAPTIONS[name]
+        pictures.append(Picture(title=title, svg=svg, caption=caption))
+    sheets = [sheet(lambda_table(mine))] if repeated(mine) else []
+    costs = {row["cost"] for row in mine}
+    folders = [OF_STUDENTS, *(folder_of(what, cost) for what in ("cells", "layers") for cost in costs)]
+    fits = [fit for folder in folders if (fit := read_fit(storage, folder, target)) is not None]
+    for fit in fits:
+        pictures += _fit_pictures(fit)
+    if fits:
+        sheets.append(sheet(fits_table(fits)))
+    return SearchPart(pictures=pictures, sheets=sheets, sentences=sampling_notes(fits))
+
+
+def write_search_page(storage: Storage) -> None:
+    """Writes ``search.html``: what was asked, and what every target's searches and predictors came to.
+
+    Raises:
+        UserError: without ``search.parquet``, or where an artifact is damaged.
+    """
+    if not has_searches(storage):
+        raise UserError(f"{storage.url(_TRIALS)}: not there yet; `lana-ray search CONFIG.yaml` makes it")
+    rows: list[Row] = storage.read_table(_TRIALS).to_pylist()
+    settings = yaml.safe_load(storage.read_text(_SETTINGS))
+    trained = settings["search"]["cells"] is not None and storage.exists(_CELLS)
+    page = render(
+        "search.html",
+        teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"],
+        asked=yaml.safe_dump({name: settings[name] for name in _ASKED}, sort_keys=False),
+        summary=sheet(searches_table(rows)),
+        results=sheet(results_table(storage.read_json(_CELLS))) if trained else None,
+        targets=[
+            {
+                "facts": target,
+                "teacher_ms": next(row["teacher_ms"] for row in rows if row["target"] == target["name"]),
+                "part": search_part(storage, rows, target["name"]),
+                "trials": sheet(_trials_table([row for row in rows if row["target"] == target["name"]])),
+            }
+            for target in settings["targets"]
+            if any(row["target"] == target["name"] for row in rows)
+        ],
+    )
+    storage.write_text(SEARCH_PAGE, page)
+
+
+def has_searches(storage: Storage) -> bool:
+    """Whether ``lana-ray search`` has come to its end in this run directory."""
+    return storage.exists(_TRIALS)
+
+
+def _fit_pictures(fit: Fit) -> list[Picture]:
+    what, best = fit.what, fit.quality
+    title = f"{AXES[fit.cost].partition(' (')[0].capitalize()} of {what}"
+    return [
+        Picture(
+            title=f"{title}, predicted and measured",
+            svg=fit_plot(fit),
+            caption=f"{len(fit.measured_ms)} {what} that the predictor was not trained on: median error "
+            f"{percent(best.median_error)}, {percent(best.within_10)} within ±10 %, rank correlation "
+            f"{best.spearman:.3f}.",
+        ),
+        Picture(
+            title=f"{title}: how many to sample",
+            svg=learning_plot(fit),
+            caption=f"Errors on the same {what}, of predictors trained on growing parts of what was sampled.",
+        ),
+    ]
+
+
+def _trials_table(rows: Sequence[Row]) -> Table:
+    """One row per trial, in the order they were begun."""
+    table = empty_table(
+        f"Trials: {AXES[rows[0]['cost']]}",
+        text=("method", "given"),
+        numbers=("predicted", "measured", "ms", "accuracy", "seconds", "collapsed"),
+        long="architecture",
+    )
+    for row in rows:
+        add_row(
+            table,
+            NAMES[row["method"]],
+            _given(row),
+            number(row["predicted_cost"]),
+            number(row["measured_cost"]),
+            number(row["measured_ms"]),
+            percent(row["accuracy"]),
+            number(row["search_s"]),
+            "yes" if row["collapsed"] else "",
+            row["architecture"],
+        )
+    return table
+
+
+def _given(row: dict[str, Any]) -> str:
+    if row["lambda"] is None:
+        return f"at most {number(row['budget'])}"
+    seed = row.get("seed")
+    return f"λ = {row['lambda']:.3g}" + ("" if seed is None else f", seed {seed}")
