@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 
 import torch
@@ -14,11 +15,13 @@ from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
 from lana_ray.ops import count_weights
 from lana_ray.placement import assign_targets
+from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.sample import planned_candidates
+from lana_ray.stages.search import EPOCHS
 from lana_ray.training.loop import steps_of
-from lana_ray.workspace import Workspace, structural_space
+from lana_ray.workspace import Workspace, cell_space, structural_space
 
 _IMAGENET_CLASSES = 1000
 
@@ -77,12 +80,55 @@ def plan(config: Config) -> Table:
         f"{space.size:.2g} architectures to choose from"
         + "".join(f"; at most {most} {name}" for name, most in _counted(config)),
     )
+    if "search" in config.model_fields_set:
+        table.add_row("search", "\n".join(_search(config, space, classes)))
     most = len(budgets) * (targets + joint)
     steps = f", {_finetuning(config, sizes['train'], teacher_macs)}" if sizes else ""
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
     versions = len(budgets) * targets * (1 + joint)
     table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
     return table
+
+
+def _search(config: Config, space: LayerwiseSpace, classes: int) -> Iterator[str]:
+    """What ``lana-ray search`` would do beside the stages above it, on every target."""
+    asked = config.search
+    steps = EPOCHS * max(1, asked.steps // EPOCHS)
+    if asked.aim == "budget":
+        given, trials = "each with a drawn budget", asked.trials
+    elif asked.grid is None:
+        given, trials = "each with a drawn λ from {:g} to {:g}".format(*asked.lambdas), asked.trials
+    else:
+        values = ", ".join(f"{value:g}" for value in asked.grid)
+        trials = len(asked.grid) * asked.seeds
+        given = f"λ of {values} with {asked.seeds} seed{'s'[: asked.seeds > 1]} each"
+    if asked.cells is None:
+        if "differentiable" in asked.methods:
+            yield (
+                f"on each target {trials} differentiable searches, {given}, {steps} steps of "
+                f"{asked.batch_size} score images; {space.size:.2g} architectures to search"
+            )
+        if "program" in asked.methods and not asked.metered:
+            yield f"on each target {asked.trials} integer programs, each with a drawn budget"
+        return
+    cells = cell_space(config, classes)
+    supernet = CellSupernet(cell_space(config, classes, of_supernet=True), partial=asked.cells.partial)
+    parameters = sum(p.numel() for p in supernet.weight_parameters())
+    yield (
+        f"cells of {asked.cells.space}: {cells.size:.2g} architectures; the supernet has "
+        f"{parameters / 1e6:.2g} million parameters"
+    )
+    networks = min(asked.cells.samples, cells.size)
+    for target in config.targets:
+        minutes = (networks + asked.cells.active) * target.measure.time_limit_s / 60
+        chosen = f" and {asked.cells.active} chosen" if asked.cells.active else ""
+        took = f"their {asked.cost} read" if asked.metered else f"at most {minutes:.0f} minutes of timing"
+        yield f"{target.name}: {networks} random{chosen} cells, {took}"
+    yield (
+        f"on each target {trials} searches, {given}, {steps} steps of {asked.batch_size} training and "
+        f"{asked.batch_size} score images; what each finds is trained for "
+        f"{asked.cells.trial_epochs:g} epochs, the best for each budget for {config.finetune.epochs:g}"
+    )
 
 
 def _counted(config: Config) -> list[tuple[str, str]]:

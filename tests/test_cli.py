@@ -87,4 +87,45 @@ def test_a_recipe_is_valid_and_can_be_planned(
     shown = capsys.readouterr().out
     for target in config.targets:
         assert target.name in shown
+    assert ("│ search " in shown) == ("search" in config.model_fields_set)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        (
+            "{grid: [0, 0.5, 2], seeds: 3, steps: 205}",
+            ["9 differentiable searches, λ of 0, 0.5, 2 with 3 seeds each, 200 steps", "12 integer programs"],
+        ),
+        (
+            "{aim: budget, methods: [differentiable]}",
+            ["12 differentiable searches, each with a drawn budget"],
+        ),
+        (
+            "{trials: 4, cells: {space: nasbench201, width: 8, cells: 1, samples: 99999, active: 5}}",
+            [
+                "cells of nasbench201: 1.6e+04 architectures",
+                "edge: 15625 random and 5 chosen cells, at most 130 minutes",
+                "4 searches, each with a drawn λ from 0.003 to 3",
+                "is trained for 2 epochs, the best for each budget for 2",
+            ],
+        ),
+    ],
+)
+def test_a_search_is_planned(
+    search: str,
+    says: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "teacher: {timm: resnet18}\ndata: {source: digits}\ntargets: [{name: edge}]\n"
+        f"budgets: {{latency_ms: 50%}}\nsearch: {search}\n"
+    )
+    assert call(monkeypatch, "plan", str(file)) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in says:
+        assert words in shown
