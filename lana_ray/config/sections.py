@@ -352,6 +352,14 @@ class SearchConfig(Section):
     batch_size: int = Field(default=64, ge=2)
     lr: float = Field(default=0.1, gt=0)
     """Of the architecture parameters (Adam)."""
+    mixture: Literal["paired", "sampled", "relaxed"] = "paired"
+    """What a step computes of each choice: two of its operations, weighed against one another; one of them,
+    which has to do without a comparison; or all."""
+    weight_lr: float = Field(default=0.1, gt=0)
+    """Of a cell supernet's weights (SGD, falling by half a cosine)."""
+    warmup: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the steps in which the weights of a cell supernet learn alone: operations that learn are
+    judged too early otherwise, beside those that have nothing to learn."""
     concurrency: int = Field(default=1, ge=1)
     """Trials at a time. On one machine, more of them disturb its measurements."""
 

@@ -13,7 +13,12 @@ Mixture = Literal["relaxed", "sampled", "paired"]
 """``relaxed``: all choices, by their probabilities (DARTS, arXiv 1806.09055; PC-DARTS, arXiv 1907.05737).
 ``sampled``: one choice, drawn by the straight-through Gumbel-softmax (GDAS, arXiv 1910.04465).
 ``paired``: two choices drawn, the first of which counts, while the gradient weighs one against the other
-(ProxylessNAS, arXiv 1812.00332, section 3.2)."""
+(ProxylessNAS, arXiv 1812.00332, section 3.2).
+
+The slope of a loss in a single drawn choice's weight has nothing to be compared with, and on held-out images it is
+mostly positive, since whatever makes an overconfident network's activations smaller lowers its loss: ``sampled``
+then drifts towards ``none``. In short searches of NAS-Bench-201's cells on digits it ended with three to five edges
+of six without operation, ``paired`` with none to one (400 steps, two seeds, no latency in the loss)."""
 
 _UNHEARD = 1e-20
 """A weight that is not 0, so that a choice is computed and its gradient known, but adds nothing that fp32

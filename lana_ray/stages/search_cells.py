@@ -30,9 +30,6 @@ from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace, cell_space, workspace_in_worker
 
-_WARMUP_EPOCHS = 6
-"""Of ``EPOCHS``, in which α stands still: the share of PC-DARTS (15 of 50)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -180,9 +177,10 @@ def _search(
         setup.predictor.as_module().to(where),
         settings=SearchSettings(
             epochs=EPOCHS,
-            warmup_epochs=_WARMUP_EPOCHS,
+            warmup_epochs=round(config.warmup * EPOCHS),
+            weight_lr=config.weight_lr,
             alpha_lr=config.lr,
-            mixture="sampled",
+            mixture=config.mixture,
             multiplier=settings.get("lambda", 0.0),
             target=settings.get("budget"),
             seed=seed,

@@ -190,7 +190,7 @@ def _by_gradient(
             warmup_epochs=0,
             alpha_lr=config.lr,
             alpha_decay=0.0,
-            mixture="paired",
+            mixture=config.mixture,
             multiplier=settings.get("lambda", 0.0),
             target=settings.get("budget"),
             entropy_weight=_DECISIVE,
