@@ -53,7 +53,7 @@ DRAWS: dict[str, tuple[Way, float | None]] = {
 }
 SHARE = 0.5
 """Of the mean cell's latency, that cells for digits are searched for."""
-EPOCHS, STEPS, BATCH = 20, 12, 64
+EPOCHS, STEPS, BATCH = 20, 20, 64
 CELLS = NasBench201Space()
 Figures = dict[str, dict[str, dict[str, list[float]]]]
 """By device, by way of LAT(α), by name."""
@@ -220,7 +220,12 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
             supernet,
             device.cost,
             settings=SearchSettings(
-                epochs=EPOCHS, warmup_epochs=6, alpha_lr=0.05, target=SHARE * device.mean, seed=seed
+                epochs=EPOCHS,
+                warmup_epochs=EPOCHS // 2,
+                weight_lr=0.1,
+                alpha_lr=0.1,
+                target=SHARE * device.mean,
+                seed=seed,
             ),
             reference=device.mean,
             operations=[OPERATIONS] * 6,
@@ -228,7 +233,7 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
             alpha_batches=batches("score"),
             steps=STEPS,
         )
-        moved = result.trajectory[5:]  # from where α moves
+        moved = result.trajectory[EPOCHS // 2 - 1 :]  # from where α moves
         expected = [point.expected_cost for point in moved]
         true = [device.known[CELLS.live(point.architecture)] for point in moved]
         rows.append(

@@ -15,10 +15,11 @@ Mixture = Literal["relaxed", "sampled", "paired"]
 ``paired``: two choices drawn, the first of which counts, while the gradient weighs one against the other
 (ProxylessNAS, arXiv 1812.00332, section 3.2).
 
-The slope of a loss in a single drawn choice's weight has nothing to be compared with, and on held-out images it is
-mostly positive, since whatever makes an overconfident network's activations smaller lowers its loss: ``sampled``
-then drifts towards ``none``. In short searches of NAS-Bench-201's cells on digits it ended with three to five edges
-of six without operation, ``paired`` with none to one (400 steps, two seeds, no latency in the loss)."""
+The slope of a loss in a single drawn choice's weight has nothing to be compared with, and on held-out images
+it is mostly positive, since whatever makes an overconfident network's activations smaller lowers its loss:
+``sampled`` then drifts towards ``none``. In short searches of NAS-Bench-201's cells on digits it ended with
+two to four edges of six without operation, ``paired`` with none to two (400 steps, two seeds, no latency in
+the loss)."""
 
 _UNHEARD = 1e-20
 """A weight that is not 0, so that a choice is computed and its gradient known, but adds nothing that fp32

@@ -34,7 +34,7 @@ class SearchSettings:
     alpha_decay: float = 1e-3
     second_order: bool = False
     """Look one step of the weights ahead (DARTS, eq. 7); twice to three times the work."""
-    mixture: Mixture = "sampled"
+    mixture: Mixture = "paired"
     temperature: tuple[float, float] = (1.0, 0.1)
     """Of the mixture ``sampled``, when α first moves and at the end, linear between. GDAS begins at 10, where
     the task's gradient is a tenth as steep and λ weighs ten times as much."""
