@@ -119,9 +119,11 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     from lana_ray import pipeline
     from lana_ray.latency.fits import folder_of, read_fit
     from lana_ray.report import (
+        CELLS,
         SEARCH_PAGE,
         lambda_table,
         repeated,
+        results_table,
         searches_table,
         write_search_page,
         write_search_plots,
@@ -137,6 +139,8 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     console.print(searches_table(rows))
     if repeated(rows):
         console.print(lambda_table(rows))
+    if loaded.search.cells is not None:
+        console.print(results_table(storage.read_json(CELLS)))
     for plot in write_search_plots(storage, rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
     write_search_page(storage)

@@ -28,7 +28,7 @@ from lana_ray.storage import Storage
 
 SEARCH_PAGE = "search.html"
 _TRIALS = "search.parquet"
-_CELLS = "cells.json"
+CELLS = "cells.json"
 _SETTINGS = "run.yaml"
 _ASKED = ("search", "finetune")
 """Sections of the settings that trials depend on."""
@@ -78,13 +78,13 @@ def write_search_page(storage: Storage) -> None:
         raise UserError(f"{storage.url(_TRIALS)}: not there yet; `lana-ray search CONFIG.yaml` makes it")
     rows: list[Row] = storage.read_table(_TRIALS).to_pylist()
     settings = yaml.safe_load(storage.read_text(_SETTINGS))
-    trained = settings["search"]["cells"] is not None and storage.exists(_CELLS)
+    trained = settings["search"]["cells"] is not None and storage.exists(CELLS)
     page = render(
         "search.html",
         teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"],
         asked=yaml.safe_dump({name: settings[name] for name in _ASKED}, sort_keys=False),
         summary=sheet(searches_table(rows)),
-        results=sheet(results_table(storage.read_json(_CELLS))) if trained else None,
+        results=sheet(results_table(storage.read_json(CELLS))) if trained else None,
         targets=[
             {
                 "facts": target,
