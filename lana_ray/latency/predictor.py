@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -115,7 +117,8 @@ class LatencyPredictor:
             nn.init.normal_(weight, std=math.sqrt(gain / weight.shape[1]), generator=generator)
         inputs = (torch.from_numpy(x).float() - module.mean) * module.scale
         targets = (torch.from_numpy(logs).float() - module.log_mean) / module.log_scale
-        _train(module, inputs, targets, generator)
+        with _single_thread() if len(inputs) <= _FULL_EPOCHS_UP_TO else nullcontext():
+            _train(module, inputs, targets, generator)
         self._module = module.requires_grad_(False).eval()
         return self
 
@@ -211,6 +214,18 @@ class LatencyPredictor:
         if self._module is None:
             raise ValueError("the predictor is not fitted; call fit first")
         return self._module
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Keeps torch to one thread: several wait for one another at every small operation, and where others use
+    the machine as well that took fourteen times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train(module: LatencyModule, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> None:
