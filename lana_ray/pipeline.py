@@ -18,6 +18,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
 from lana_ray.latency.fits import Fit
 from lana_ray.progress import say
+from lana_ray.redact import without_passwords
 from lana_ray.registry import default_tracking_uri
 from lana_ray.stages import (
     distill,
@@ -174,9 +175,10 @@ _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no 
 def _claim(storage: Storage, config: Config) -> None:
     """Writes ``run.yaml``; refuses a directory that holds a run of another teacher or other data."""
     storage.check_writable()
+    written = without_passwords(config.to_yaml(), instead="")  # whoever has the directory may read it
     if storage.exists(RUN_FILE):
         earlier = yaml.safe_load(storage.read_text(RUN_FILE))
-        now = yaml.safe_load(config.to_yaml())
+        now = yaml.safe_load(written)
         for section in ("teacher", "data"):
             for key, value in now[section].items():
                 if (
@@ -194,7 +196,7 @@ def _claim(storage: Storage, config: Config) -> None:
         ]
         for change in filter(None, changed):
             say(f"changed since the last run: {change}; what depends on it is made again")
-    storage.write_text(RUN_FILE, config.to_yaml())
+    storage.write_text(RUN_FILE, written)
 
 
 def _changes(section: str, before: Any, now: Any) -> str:

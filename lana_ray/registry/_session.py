@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lana_ray.errors import UserError
+from lana_ray.redact import without_passwords
 
 SQLITE = "sqlite:///"
 _PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -56,7 +56,7 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
         raise UserError(_explain(tracking_uri, error)) from error
     except ModuleNotFoundError as error:  # a database driver or a cloud's artifact client
         raise UserError(
-            f"registry {_without_password(tracking_uri)}: needs the package {error.name}; install it"
+            f"registry {without_passwords(tracking_uri)}: needs the package {error.name}; install it"
         ) from error
     finally:
         if allowed is None:
@@ -101,12 +101,8 @@ def _check_database(tracking_uri: str, create: bool) -> None:
         raise UserError(f"registry {tracking_uri}: not an SQLite database; set another registry.tracking_uri")
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
-
-
 def _explain(tracking_uri: str, error: Exception) -> str:
-    uri, text = (_without_password(" ".join(str(part).split())) for part in (tracking_uri, error))
+    uri, text = (without_passwords(" ".join(str(part).split())) for part in (tracking_uri, error))
     if "database schema" in text:
         return (
             f"registry {uri}: its database belongs to another version of MLflow; back it up and run "
