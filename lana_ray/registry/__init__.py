@@ -171,8 +171,8 @@ def load(model_uri: str, tracking_uri: str) -> nn.Module:
 def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path:
     """Copies a file of a version somewhere below ``folder`` and returns its path.
 
-    There are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and, for
-    targets that run ONNX, ``model.onnx``.
+    There are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and, where
+    the network could be exported, ``model.onnx``.
 
     Args:
         model_uri: as for ``find``, or a ``Version.teacher_uri``.

@@ -33,6 +33,7 @@ class Model:
     ``labels`` [n] int64 and the network's ``logits`` [n, classes] float32."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     onnx: bytes | None = None
+    """What a target that runs ONNX deploys, with its batch size; for other targets with a free one."""
 
 
 def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = None) -> Path:

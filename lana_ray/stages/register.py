@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import importlib.util
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import lana_ray
 from lana_ray import registry
 from lana_ray.config import Config, Target
+from lana_ray.errors import UserError
+from lana_ray.export import to_onnx
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.progress import say
@@ -48,6 +53,20 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """The commit of this package's checkout, ``-dirty`` where it was changed; its version elsewhere."""
+    here = str(Path(lana_ray.__file__).parent)
+    git = ("git", "-C", here)
+    try:
+        # A package installed somewhere below another checkout is not that checkout's.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
+        described = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        found = subprocess.run([*git, *described], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("lana-ray")
+    return found.stdout.strip()
 
 
 def default_budget(config: Config) -> str:
@@ -134,6 +153,7 @@ def _student(
         "target_fingerprint": known.target_key,
         "processor": f.sample.processor,
         "target_settings": known.target.model_dump_json(exclude={"measure", "label"}),
+        "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     return registry.Student(
@@ -154,18 +174,32 @@ def _model(
     network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
     with torch.inference_mode():
         logits = network(images)
-    # With the target's own batch size, as measured: a free one keeps the runtime from folding shapes, and an
-    # EfficientNet-Lite0 student at 64 pixels then takes 1.8 times as long.
-    onnx = program(network, example_input(target), target) if loads_onnx(target.runtime) else None
-    assert not isinstance(onnx, nn.Module)
     return registry.Model(
         network=network,
         input_shape=target.input_shape,
         classes=workspace.data.classes,
         preprocessing=workspace.data.preprocessing.as_dict(),
         verification={"images": images, "labels": labels, "logits": logits},
-        onnx=onnx,
+        onnx=_onnx(network, target),
     )
+
+
+def _onnx(network: nn.Module, target: Target) -> bytes | None:
+    """The ONNX program of a target that runs such; of another one, where it can be had, for use elsewhere."""
+    example = example_input(target)
+    if loads_onnx(target.runtime):
+        # With the target's own batch size, as measured: a free one keeps the runtime from folding shapes, and
+        # an EfficientNet-Lite0 student at 64 pixels then takes 1.8 times as long.
+        deployed = program(network, example, target)
+        assert isinstance(deployed, bytes)
+        return deployed
+    if importlib.util.find_spec("onnx") is None:
+        return None
+    try:
+        return to_onnx(network, example, dynamic_batch=True)
+    except UserError as error:
+        say(f"register: {target.name}: without {registry.ONNX_FILE}: {error}")
+        return None
 
 
 def _first_test_images(workspace: Workspace) -> tuple[Tensor, Tensor]:
