@@ -1,4 +1,5 @@
 """``lana-ray verify``: does a registered version still do what is registered of it, on this machine?
+Registering asks the same of outputs and accuracy before it gives a version an alias (``problem``).
 
 Everything it needs is in the registry: the version's programs, the first test images with the outputs
 recorded for them, the target's settings, and the teacher in the same form.
@@ -110,7 +111,10 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
             limit_ms = Budget.parse(budget).limit(teacher_ms)
         sessions = [_time(student, settings, teacher, teacher_ms) for _ in range(_SESSIONS)]
         checks = (
-            *_output_checks(student, teacher, settings),
+            *_student_checks(student),
+            _deployed_check(
+                f"teacher's outputs in {settings.runtime}", teacher.session().predict(teacher.images), teacher
+            ),
             _processor_check(version, here),
             _latency_check(sessions, limit_ms, judged=known or target is not None),
         )
@@ -139,13 +143,7 @@ def _settings(version: Version, target: str | None) -> Target:
     own = version.tags["target"]
     if target not in (None, own):
         raise UserError(f"{version.model_uri}: is registered for target {own!r}, not for {target!r}")
-    try:
-        settings = Target.model_validate_json(version.tags["target_settings"])
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise UserError(
-            f"{version.model_uri}: tag target_settings is not of this lana-ray ({reason}); register it again"
-        ) from None
+    settings = _registered_target(version)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"target {own!r}: device {settings.device} is not on this machine; verify it on one it is"
@@ -153,11 +151,21 @@ def _settings(version: Version, target: str | None) -> Target:
     return settings
 
 
+def _registered_target(version: Version) -> Target:
+    try:
+        return Target.model_validate_json(version.tags["target_settings"])
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(
+            f"{version.model_uri}: tag target_settings is not of this lana-ray ({reason}); register it again"
+        ) from None
+
+
 class _Stored:
     """A registered model, the student's or the teacher's, with what was recorded for it."""
 
     def __init__(self, uri: str, tracking_uri: str, target: Target) -> None:
-        self._uri, self._tracking_uri, self._target = uri, tracking_uri, target
+        self._uri, self._tracking_uri, self.target = uri, tracking_uri, target
         try:
             recorded = safetensors.torch.load(self._read(VERIFICATION_FILE))
         except safetensors.SafetensorError as error:
@@ -176,26 +184,56 @@ class _Stored:
     @cached_property
     def deployed(self) -> nn.Module | bytes:
         """The program that the target's runtime runs."""
-        return self._read(ONNX_FILE) if runtimes.loads_onnx(self._target.runtime) else self.network
+        return self._read(ONNX_FILE) if runtimes.loads_onnx(self.target.runtime) else self.network
 
     def session(self) -> Session:
         """What is deployed, loaded anew into the target's runtime."""
-        return runtimes.load(self.deployed, example_input(self._target), self._target)
+        return runtimes.load(self.deployed, example_input(self.target), self.target)
 
 
-def _output_checks(student: _Stored, teacher: _Stored, target: Target) -> Iterator[Check]:
+def problem(version: Version, tracking_uri: str) -> str | None:
+    """What is wrong with a version's files, in a line: they are loaded back and must answer as recorded.
+
+    The same checks as ``verify``, of the student alone and without its latency. Where this machine lacks the
+    target's runtime or device, only the PyTorch program is checked.
+
+    Raises:
+        UserError: registry unreachable.
+    """
+    try:
+        target = _registered_target(version)
+        checks = _student_checks(_Stored(version.model_uri, tracking_uri, target), here=_runs_here(target))
+        failed = [f"{check.name}: {check.detail}" for check in checks if check.ok is False]
+    except (UserError, RuntimeError) as error:  # the latter is torch's, of what cannot be run
+        registry.find(version.model_uri, tracking_uri)  # else nobody knows what is wrong with it
+        failed = [" ".join(str(error).split())]
+    return "; ".join(failed) or None
+
+
+def _runs_here(target: Target) -> bool:
+    lacks_device = target.device != "cpu" and not torch.cuda.is_available()
+    return runtimes.missing(target.runtime) is None and not lacks_device
+
+
+def _student_checks(student: _Stored, *, here: bool = True) -> Iterator[Check]:
+    """Outputs and accuracy of a student; of its PyTorch program alone unless it can be deployed ``here``."""
+    target = student.target
     with torch.inference_mode():
-        program = student.network(student.images)
-    deployed = student.session().predict(student.images)
-    allowed = _TOLERANCE[target.precision][torch.device(target.device).type]
-    yield _outputs_check("outputs of model.pt2", program, student.logits, _TOLERANCE["fp32"]["cpu"])
-    yield _outputs_check(f"outputs in {target.runtime}", deployed, student.logits, allowed)
-    reference = teacher.session().predict(teacher.images)
-    yield _outputs_check(f"teacher's outputs in {target.runtime}", reference, teacher.logits, allowed)
+        answers = student.network(student.images)
+    yield _outputs_check("outputs of model.pt2", answers, student.logits, _TOLERANCE["fp32"]["cpu"])
+    if here:
+        answers = student.session().predict(student.images)
+        yield _deployed_check(f"outputs in {target.runtime}", answers, student)
     count = len(student.labels)
-    found, recorded = (_right(logits, student.labels) for logits in (deployed, student.logits))
+    found, recorded = (_right(logits, student.labels) for logits in (answers, student.logits))
     detail = f"{100 * found / count:.2f} % of {count} test images, recorded {100 * recorded / count:.2f} %"
     yield Check("accuracy", abs(found - recorded) <= ceil(_FLIPPED[target.precision] * count), detail)
+
+
+def _deployed_check(name: str, found: Tensor, stored: _Stored) -> Check:
+    target = stored.target
+    allowed = _TOLERANCE[target.precision][torch.device(target.device).type]
+    return _outputs_check(name, found, stored.logits, allowed)
 
 
 def _outputs_check(name: str, found: Tensor, recorded: Tensor, allowed: float) -> Check:

@@ -69,9 +69,15 @@ def _student(
 
 def _register(uri: str, *students: Student, default_budget: str = "50%") -> list[Version]:
     teachers = {"ort 1t": _model()}
-    return registry.register(
-        students, teachers, tracking_uri=uri, prefix="tiny/net", default_budget=default_budget
-    )
+    versions = registry.register(students, teachers, tracking_uri=uri, prefix="tiny/net")
+    return _promote(uri, *versions, default_budget=default_budget)
+
+
+def _promote(
+    uri: str, *versions: Version, problem: str | None = None, default_budget: str = "50%"
+) -> list[Version]:
+    judged = [(version, problem) for version in versions]
+    return registry.promote(judged, tracking_uri=uri, default_budget=default_budget)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +217,7 @@ def test_registering_again_adds_nothing(uri: str) -> None:
     first = _register(uri, _student("a"), _student("b", budget="12.5ms"))
     again = _register(uri, _student("a"), _student("b", budget="12.5ms"))
     assert first == again == registry.list_models(uri)
-    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-12_5ms": 2}
+    assert _aliases(uri) == {"champion": 2, "budget-50pct": 1, "budget-12_5ms": 2}
 
 
 def test_teacher_is_kept_once_and_not_registered(uri: str, tmp_path: Path) -> None:
@@ -244,15 +250,44 @@ def test_run_that_was_killed_is_closed_and_done_again(uri: str) -> None:
     assert client.get_run(killed).info.status == "KILLED"
 
 
-def test_champion_is_the_most_accurate_of_the_default_budget(uri: str) -> None:
+def test_champion_is_the_most_accurate_within_the_default_budget(uri: str) -> None:
     _register(uri, _student("a", accuracy=0.9))
-    _register(uri, _student("b", accuracy=0.8), _student("c", accuracy=0.99, budget="70%"))
+    slow = {**_student("c", accuracy=0.99).tags, "latency_ms": "0.8"}
+    _register(uri, _student("b", accuracy=0.8), _student("c", budget="70%", tags=slow))
     assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-70pct": 3}
     _register(uri, _student("d", accuracy=0.9))
     assert _aliases(uri)["champion"] == 4
-    _register(uri, default_budget="70%")
-    _register(uri, _student("a", accuracy=0.9), default_budget="70%")
+    _register(uri, _student("e", accuracy=0.91, budget="70%"))  # quicker than it had to be
+    assert _aliases(uri) == {"champion": 5, "budget-50pct": 4, "budget-70pct": 3}
+    (version,) = _register(uri, _student("a", accuracy=0.9), default_budget="0.9ms")
     assert _aliases(uri)["champion"] == 3
+    _promote(uri, version, default_budget="0.1ms")  # none is so quick
+    assert _aliases(uri)["champion"] == 3
+
+
+def test_what_was_not_verified_gets_no_alias_and_a_worse_model_none_either(uri: str) -> None:
+    teachers = {"ort 1t": _model()}
+    (best,) = registry.register([_student("a")], teachers, tracking_uri=uri, prefix="tiny/net")
+    assert not best.is_verified
+    assert _aliases(uri) == {}
+    (failed,) = _promote(uri, best, problem="accuracy: 10 %")
+    assert failed.tags["verified"] == "failed: accuracy: 10 %"
+    _register(uri, _student("b", accuracy=0.5))
+    assert _aliases(uri) == {"champion": 2, "budget-50pct": 2}
+    (mended,) = _promote(uri, failed)
+    assert mended.is_verified
+    assert mended.aliases == ("budget-50pct", "champion")
+    _register(uri, _student("c", accuracy=0.4))
+    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1}
+
+
+def test_a_version_that_fails_later_loses_its_aliases(uri: str) -> None:
+    import mlflow
+
+    (version,) = _register(uri, _student("a"))
+    mlflow.MlflowClient(tracking_uri=uri).set_registered_model_alias(version.name, "mine", "1")
+    _promote(uri, version, problem="damaged")
+    assert _aliases(uri) == {"mine": 1}
 
 
 def test_another_teacher_starts_afresh(uri: str) -> None:

@@ -20,7 +20,7 @@ from lana_ray.latency.runtimes import loads_onnx
 from lana_ray.latency.sampler import processor
 from lana_ray.latency.timing import Measurement
 from lana_ray.registry import Model, Student
-from lana_ray.verify import Verification, _latency_check, render, verify
+from lana_ray.verify import Verification, _latency_check, problem, render, verify
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt")
@@ -95,8 +95,9 @@ class Registered:
             {target.name: _model(8, target)},
             tracking_uri=self.uri,
             prefix="tiny",
-            default_budget="1e6ms",
         )
+        judged = [(version, problem(version, self.uri))]
+        registry.promote(judged, tracking_uri=self.uri, default_budget="1e6ms")
         return version.model_uri
 
     def verify(self, model_uri: str, target: str | None = None) -> Verification:
@@ -132,8 +133,8 @@ def test_sound_version_is_verified(registered: Registered, target: Target) -> No
     assert [check.name for check in verification.checks] == [
         "outputs of model.pt2",
         f"outputs in {target.runtime}",
-        f"teacher's outputs in {target.runtime}",
         "accuracy",
+        f"teacher's outputs in {target.runtime}",
         "processor",
         "latency",
     ]
@@ -147,7 +148,9 @@ def test_sound_version_is_verified(registered: Registered, target: Target) -> No
 
 def test_champion_is_found_by_its_alias(registered: Registered) -> None:
     uri = registered.register("champion", TORCH)
-    assert registered.verify("models:/tiny-torch-1t@champion").version.model_uri == uri
+    version = registered.verify("models:/tiny-torch-1t@champion").version
+    assert version.model_uri == uri
+    assert version.is_verified
 
 
 def test_other_outputs_fail(registered: Registered) -> None:
@@ -156,6 +159,8 @@ def test_other_outputs_fail(registered: Registered) -> None:
     verification = registered.verify(uri)
     assert _failed(verification) == ["outputs of model.pt2", "outputs in torch", "accuracy"]
     assert "failed" in _text(verification)
+    assert verification.version.aliases == ()
+    assert verification.version.tags["verified"].startswith("failed: outputs of model.pt2: differ")
 
 
 def test_outputs_that_are_no_numbers_fail(registered: Registered) -> None:
@@ -229,6 +234,10 @@ def test_damaged_files_are_named(registered: Registered) -> None:
     onnx.write_bytes(onnx.read_bytes()[:100])
     with pytest.raises(UserError, match=r"target 'ort-1t': ONNX Runtime refuses the network"):
         registered.verify(uri)
+    assert problem(version, registered.uri) is None  # the student's own files are whole
+    for file in root.rglob("model.onnx"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert "ONNX Runtime refuses the network" in (problem(version, registered.uri) or "")
     for file in root.rglob("verification.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"damaged verification\.safetensors .*register it again"):

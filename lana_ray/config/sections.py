@@ -81,6 +81,10 @@ def _as_budget(value: Any) -> Any:
     return value if isinstance(value, Budget | dict) else Budget.parse(value)
 
 
+def _budget_name(value: Any) -> str | None:
+    return None if value is None else str(Budget.parse(value))
+
+
 def _as_count(value: Any) -> Any:
     return value if isinstance(value, CountBudget | dict | None) else CountBudget.parse(value)
 
@@ -404,8 +408,8 @@ class RegistryConfig(Section):
     """MLflow's tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
     name: str | None = None
     """Prefix of the registered models' names; the teacher's name by default."""
-    default_budget: str | None = None
-    """The budget whose best student becomes ``champion``; by default the first one listed."""
+    default_budget: Annotated[str | None, BeforeValidator(_budget_name)] = None
+    """The budget within which the most accurate student becomes ``champion``; by default the first listed."""
 
 
 class Config(Section):

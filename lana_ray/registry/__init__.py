@@ -39,6 +39,7 @@ from lana_ray.registry._versions import (
     find_version,
     finished_versions,
     model_name,
+    record_verification,
     set_aliases,
 )
 from lana_ray.storage import Storage
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "log_trials",
     "model_name",
+    "promote",
     "register",
 ]
 
@@ -79,19 +81,12 @@ def default_tracking_uri(config: RegistryConfig, run: Storage) -> str:
 
 
 def register(
-    students: Sequence[Student],
-    teachers: Mapping[str, Model],
-    *,
-    tracking_uri: str,
-    prefix: str,
-    default_budget: str,
+    students: Sequence[Student], teachers: Mapping[str, Model], *, tracking_uri: str, prefix: str
 ) -> list[Version]:
-    """Registers every student that is not registered yet, then sets the aliases.
+    """Registers every student that is not registered yet; ``promote`` gives them their aliases.
 
     Everything is uploaded before the version appears, and the version appears with all its tags at once:
-    a process killed at any point leaves a version whole or not at all. Among the versions made from the
-    newest ``teacher_fingerprint``, alias ``budget-…`` marks the most accurate of each budget and
-    ``champion`` the most accurate of ``default_budget`` (of any budget where that one has none).
+    a process killed at any point leaves a version whole or not at all.
 
     Args:
         teachers: by target; uploaded once, before the first student that is compared with it.
@@ -119,9 +114,34 @@ def register(
                 continue
             teacher = log_teacher(client, experiment, student, teachers[student.target])
             places.append((name, publish(client, experiment, name, student, teacher)))
-        for name in {name for name, _ in places}:
-            set_aliases(client, name, default_budget)
         return [find_version(client, f"models:/{name}/{number}") for name, number in places]
+
+
+def promote(
+    judged: Sequence[tuple[Version, str | None]], *, tracking_uri: str, default_budget: str
+) -> list[Version]:
+    """Writes down what verification found of versions, and points the aliases at the best that passed.
+
+    Of the versions made from the newest ``teacher_fingerprint``, ``budget-…`` marks the most accurate of
+    each budget, and ``champion`` the most accurate of all that were measured within ``default_budget``
+    (of all where none was). Of equally accurate ones it is the newest.
+
+    Args:
+        judged: versions, each with what is wrong with it, None where nothing is.
+
+    Returns:
+        The versions, in the order given, with their aliases.
+
+    Raises:
+        UserError: registry unreachable or refusing.
+    """
+    with session(tracking_uri) as client:
+        for version, problem in judged:
+            record_verification(client, version, problem)
+        for name in dict.fromkeys(version.name for version, _ in judged):
+            client.set_registered_model_tag(name, "default_budget", default_budget)
+            set_aliases(client, name, default_budget)
+        return [find_version(client, version.model_uri) for version, _ in judged]
 
 
 def log_trials(trials: Sequence[Mapping[str, Any]], *, tracking_uri: str, prefix: str) -> int:

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lana_ray.config import Budget
 from lana_ray.errors import UserError
 from lana_ray.registry._session import pages
 
 CHAMPION = "champion"
+_PASSED = "passed"
+_LONGEST_VERDICT = 500  # characters
 _TEACHER_URI = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")  # an id that MLflow gives
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
 
@@ -27,6 +30,11 @@ class Version:
     @property
     def model_uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it was loaded back and answered as it should: only such versions carry aliases."""
+        return self.tags.get("verified") == _PASSED
 
     @property
     def teacher_uri(self) -> str:
@@ -100,16 +108,38 @@ def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:
     return Version(name=entry.name, version=number, aliases=own, tags=dict(entry.tags))
 
 
+def record_verification(client: Any, version: Version, problem: str | None) -> None:
+    """Writes in a version's tag ``verified`` what verification found: nothing wrong, or ``problem``."""
+    verdict = _PASSED if problem is None else f"failed: {problem}"[:_LONGEST_VERDICT]
+    if version.tags.get("verified") != verdict:
+        client.set_model_version_tag(version.name, str(version.version), "verified", verdict)
+
+
 def set_aliases(client: Any, name: str, default_budget: str) -> None:
-    """Points every alias at its version: computed from all of them, so that repeating changes nothing."""
+    """Points every alias at its version: computed from all of them, so that repeating changes nothing.
+
+    What has not passed verification gets none, and loses what it had.
+    """
     versions = finished_versions(client, name)
-    latest = _of_newest_teacher(versions)
-    wanted = {CHAMPION: _best([v for v in latest if v.tags["budget"] == default_budget] or latest)}
-    for budget in {v.tags["budget"] for v in versions}:
-        wanted[budget_alias(budget)] = _best(v for v in versions if v.tags["budget"] == budget)
+    wanted: dict[str, Version] = {}
+    if passed := [v for v in versions if v.is_verified]:
+        latest = _of_newest_teacher(passed)
+        wanted[CHAMPION] = _best([v for v in latest if _keeps(v, default_budget)] or latest)
+    for budget in dict.fromkeys(v.tags["budget"] for v in passed):
+        wanted[budget_alias(budget)] = _best(v for v in passed if v.tags["budget"] == budget)
     for alias, version in wanted.items():
         if alias not in version.aliases:
             client.set_registered_model_alias(name, alias, str(version.version))
+    ours = {CHAMPION, *(budget_alias(v.tags["budget"]) for v in versions)}
+    for version in versions:
+        for alias in ours.difference(wanted).intersection(version.aliases):
+            client.delete_registered_model_alias(name, alias)
+
+
+def _keeps(version: Version, budget: str) -> bool:
+    """Whether a version was measured within a budget, whatever the one it was made for."""
+    limit_ms = Budget.parse(budget).limit(float(version.tags["teacher_latency_ms"]))
+    return float(version.tags["latency_ms"]) <= limit_ms
 
 
 def _of_newest_teacher(versions: Iterable[Version]) -> list[Version]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lana_ray
-from lana_ray import registry
+from lana_ray import registry, verify
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
@@ -114,10 +114,19 @@ def run(
             teachers,
             tracking_uri=uri,
             prefix=workspace.config.registry.name or teacher.name,
-            default_budget=default_budget(workspace.config),
         )
-    say(f"register: {len(registered)} versions in MLflow; see them with lana-ray models")
-    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, registered, strict=True)}
+    versions = _promote(workspace.config, registered, uri)
+    say(f"register: {len(versions)} versions in MLflow; see them with lana-ray models")
+    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, versions, strict=True)}
+
+
+def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> list[registry.Version]:
+    """Loads back what was not verified yet; a version that does not answer as it should gets no alias."""
+    judged = [(v, None if v.is_verified else verify.problem(v, uri)) for v in registered]
+    for version, problem in judged:
+        if problem is not None:
+            say(f"register: {version.model_uri} failed verification and gets no alias: {problem}")
+    return registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
 
 
 def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
