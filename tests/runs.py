@@ -35,4 +35,4 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob(pattern)}
