@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +34,14 @@ from lana_ray.stages import (
     teacher,
 )
 from lana_ray.stages.choice import Choice
+from lana_ray.stages.track import Tracking, tracking
 from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
 RUN_FILE = "run.yaml"
+REPORT_FILE = "report.html"
+_REGISTERING = ("register", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +76,21 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 def run(config: Config, until: str) -> dict[str, Any] | None:
     """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
     workspace = _open(config)
-    if until in ("register", "report"):  # what it would miss there is told before days of work
+    if until in _REGISTERING:  # what it would miss there is told before days of work
         default_tracking_uri(config.registry, workspace.storage)
-    seconds: dict[str, float] = {}
+    with tracking(workspace) as tracked:
+        return _run(workspace, until, tracked)
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        seconds[name] = time.monotonic() - start
 
-    with connect(config.ray):
+def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] | None:
+    stage = tracked.stage
+    with connect(workspace.config.ray):
         with stage("teacher"):
             loaded = teacher.run(workspace)
         if until == "teacher":
             return None
+        if until in _REGISTERING:
+            tracked.begin(loaded)
         with stage("sample"):
             costs = sample.run(workspace)
             select.check(workspace, costs)
@@ -118,11 +119,14 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
         return None
     with stage("register"):
         uris = register.run(workspace, loaded, finished, costs, {"costs.parquet": "costs/{target}.parquet"})
-    found = summary.write(workspace, loaded, costs, choices, finished, uris, seconds)
+    found = summary.write(workspace, loaded, costs, choices, finished, uris, tracked.seconds)
     if until == "report":
         from lana_ray.report import write_page  # matplotlib, only where a page is made
 
-        write_page(workspace.storage)
+        plots = write_page(workspace.storage)
+        tracked.finish(costs, plots, [summary.FILE, REPORT_FILE])
+    else:
+        tracked.finish({}, {}, [summary.FILE])
     return found
 
 
@@ -139,15 +143,31 @@ def fit_predictors(config: Config) -> list[Fit]:
 def search_architectures(config: Config) -> list[dict[str, Any]]:
     """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
     workspace = _open(config)
-    with connect(config.ray):
+    with tracking(workspace) as tracked:
+        rows = _search(workspace, tracked)
+        tracked.finish({}, {}, [])
+    return rows
+
+
+def _search(workspace: Workspace, tracked: Tracking) -> list[dict[str, Any]]:
+    stage = tracked.stage
+    with connect(workspace.config.ray):
         meter.check(workspace)
-        loaded = teacher.run(workspace)
-        if config.search.cells is not None:
-            return search_cells.run(workspace, loaded)
-        costs = sample.run(workspace)
-        select.check(workspace, costs)
-        distill.run(workspace, costs)
-        return search_layers.run(workspace, loaded, costs, score.run(workspace, sample.considered(costs)))
+        with stage("teacher"):
+            loaded = teacher.run(workspace)
+        tracked.begin(loaded)
+        if workspace.config.search.cells is not None:
+            with stage("search"):
+                return search_cells.run(workspace, loaded)
+        with stage("sample"):
+            costs = sample.run(workspace)
+            select.check(workspace, costs)
+        with stage("distill"):
+            distill.run(workspace, costs)
+        with stage("score"):
+            scores = score.run(workspace, sample.considered(costs))
+        with stage("search"):
+            return search_layers.run(workspace, loaded, costs, scores)
 
 
 def _open(config: Config) -> Workspace:

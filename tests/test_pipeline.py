@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +12,9 @@ import torch
 from lana_ray import UserError, accelerate
 from lana_ray.config import load_config
 from lana_ray.latency.store import SampleStore
-from lana_ray.pipeline import fit_predictors
+from lana_ray.pipeline import STAGES, fit_predictors
 from lana_ray.registry import list_models, load
+from lana_ray.registry._session import session
 from lana_ray.storage import Storage
 from lana_ray.verify import verify
 
@@ -21,12 +23,16 @@ from .runs import settings, summary_of, times
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("onnxruntime", reason="one of the targets runs ONNX")
 
+CANARY = "c4nary"
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """A run directory after a whole run."""
     folder = tmp_path_factory.mktemp("run")
-    accelerate(settings(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
+        accelerate(settings(folder))
     return folder
 
 
@@ -72,6 +78,39 @@ def test_the_registry_has_one_model_per_target_with_tags_and_aliases(finished: P
     assert {v.name for v in versions if "champion" in v.aliases} == {"net-ort", "net-eager"}
 
 
+def _runs(folder: Path) -> dict[str, Any]:
+    with session(registry_of(folder)) as client:
+        (experiment,) = (e for e in client.search_experiments() if e.name == "net")
+        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_the_run_is_tracked_with_its_stages_targets_and_students(finished: Path) -> None:
+    runs = _runs(finished)
+    parent = runs.pop(finished.name)
+    stages = {f"stage {name}" for name in STAGES if name != "report"}
+    students = {f"{target} {budget}" for target in ("ort", "eager") for budget in ("1000%", "500ms")}
+    assert runs.keys() == stages | {"target ort", "target eager"} | students
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *runs.values())} == {"FINISHED"}
+    assert parent.data.params["distill.steps"] == "8"
+    assert parent.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert runs["stage select"].data.metrics["seconds"] > 0
+    assert {"table_error", "teacher_latency_ms", "networks"} <= runs["target ort"].data.metrics.keys()
+    assert 0 <= runs["ort 500ms"].data.metrics["validation_accuracy"] <= 1
+    kept = {path.name for path in (finished / "mlartifacts").glob(f"{parent.info.run_id}/artifacts/*")}
+    assert kept == {"report.html", "summary.json"}
+    target = runs["target ort"].info.run_id
+    plots = {path.name for path in (finished / "mlartifacts").glob(f"{target}/artifacts/*")}
+    assert plots >= {"accuracy-and-latency.svg", "costs.parquet"}
+    assert {v.tags["run"] for v in list_models(registry_of(finished))} == {parent.info.run_id}
+
+
+def test_no_secret_is_kept(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert any(path.name == "mlflow.db" for path in files)
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+
+
 def test_a_registered_model_answers_as_the_student_does(finished: Path) -> None:
     network = load("models:/net-ort@champion", registry_of(finished))
     with torch.no_grad():
@@ -86,11 +125,12 @@ def test_a_registered_model_is_verified_from_the_registry_alone(finished: Path) 
 def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
     patterns = ("candidates/*", "students/*", "samples/*", "scores/*", "evaluations/*")
     before = {pattern: times(finished, pattern) for pattern in patterns}
-    first = summary_of(finished)["results"]
+    first, logged = summary_of(finished)["results"], {run.info.run_id for run in _runs(finished).values()}
     accelerate(settings(finished))
     assert {pattern: times(finished, pattern) for pattern in patterns} == before
     assert summary_of(finished)["results"] == first
     assert len(list_models(registry_of(finished))) == 4
+    assert {run.info.run_id for run in _runs(finished).values()} == logged
 
 
 def test_a_change_redoes_only_what_depends_on_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

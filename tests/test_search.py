@@ -61,7 +61,7 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     assert search_architectures(config) == rows
     after = times(tmp_path, "search/*/*.json")
     assert {name: after[name] for name in before} == before
-    assert registry.log_trials(rows, tracking_uri=uri, prefix="net") == 0
+    assert registry.log_trials(rows, parent=parent, tracking_uri=uri, prefix="net") == 0
     assert searches_table(rows).row_count == 2
     plots = write_search_plots(Storage(str(tmp_path)), rows)
     assert [Path(plot).name for plot in plots] == ["eager-fronts.svg", "eager-lambdas.svg"]

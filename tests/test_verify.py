@@ -93,6 +93,7 @@ class Registered:
         (version,) = registry.register(
             [student],
             {target.name: _model(8, target)},
+            parent="p0",
             tracking_uri=self.uri,
             prefix="tiny",
         )

@@ -6,7 +6,7 @@ is kept in the same form, but not registered, so that whoever has the version ca
 takes seconds to import, so it is imported where it is first used.
 
 Read ``_folder.py`` for the files of a model, ``_publish.py`` for what MLflow is told about it,
-``_trials.py`` about a sweep,
+``_tracking.py`` about a pipeline run and ``_trials.py`` about a sweep,
 ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's moods.
 """
 
@@ -30,6 +30,7 @@ from lana_ray.registry._publish import (
     publish,
 )
 from lana_ray.registry._session import SQLITE, pages, session
+from lana_ray.registry._tracking import DataSet, Part, Pipeline, update
 from lana_ray.registry._trials import log_sweep
 from lana_ray.registry._versions import (
     CHAMPION,
@@ -48,7 +49,10 @@ __all__ = [
     "CHAMPION",
     "ONNX_FILE",
     "VERIFICATION_FILE",
+    "DataSet",
     "Model",
+    "Part",
+    "Pipeline",
     "Student",
     "Version",
     "budget_alias",
@@ -61,6 +65,7 @@ __all__ = [
     "model_name",
     "promote",
     "register",
+    "track",
 ]
 
 
@@ -81,7 +86,12 @@ def default_tracking_uri(config: RegistryConfig, run: Storage) -> str:
 
 
 def register(
-    students: Sequence[Student], teachers: Mapping[str, Model], *, tracking_uri: str, prefix: str
+    students: Sequence[Student],
+    teachers: Mapping[str, Model],
+    *,
+    parent: str,
+    tracking_uri: str,
+    prefix: str,
 ) -> list[Version]:
     """Registers every student that is not registered yet; ``promote`` gives them their aliases.
 
@@ -90,6 +100,7 @@ def register(
 
     Args:
         teachers: by target; uploaded once, before the first student that is compared with it.
+        parent: id of the pipeline's run, of ``track``.
         tracking_uri: MLflow's; with sqlite, artifacts are kept in ``mlartifacts`` beside the database.
         prefix: of the registered models' names, and the experiment's name.
 
@@ -113,7 +124,8 @@ def register(
                 places.append((name, done[0].version))
                 continue
             teacher = log_teacher(client, experiment, student, teachers[student.target])
-            places.append((name, publish(client, experiment, name, student, teacher)))
+            number = publish(client, experiment, name, student, teacher_model=teacher, parent=parent)
+            places.append((name, number))
         return [find_version(client, f"models:/{name}/{number}") for name, number in places]
 
 
@@ -144,11 +156,37 @@ def promote(
         return [find_version(client, version.model_uri) for version, _ in judged]
 
 
-def log_trials(trials: Sequence[Mapping[str, Any]], *, tracking_uri: str, prefix: str) -> int:
+def track(
+    pipeline: Pipeline,
+    *,
+    parts: Sequence[Part],
+    files: Mapping[str, bytes],
+    status: str,
+    tracking_uri: str,
+    prefix: str,
+) -> str:
+    """Brings the run of a pipeline run up to date, or makes it, and returns its id.
+
+    Args:
+        parts: logged below it unless they are.
+        files: logged with it, in place of those of an earlier time.
+        status: ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays so.
+        prefix: the experiment's name, as for ``register``.
+
+    Raises:
+        UserError: tracking server unreachable or refusing.
+    """
+    with session(tracking_uri, create=True) as client:
+        experiment = create_experiment(client, prefix, tracking_uri)
+        return update(client, experiment, pipeline, parts, files, status)
+
+
+def log_trials(trials: Sequence[Mapping[str, Any]], *, parent: str, tracking_uri: str, prefix: str) -> int:
     """Logs the trials of a sweep, a child run each, below a run for their target; how many were new.
 
     Args:
         trials: rows of ``search.parquet``.
+        parent: id of the pipeline's run, of ``track``.
         prefix: the experiment's name, as for ``register``.
 
     Raises:
@@ -157,7 +195,7 @@ def log_trials(trials: Sequence[Mapping[str, Any]], *, tracking_uri: str, prefix
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
         return sum(
-            log_sweep(client, experiment, target, [row for row in trials if row["target"] == target])
+            log_sweep(client, experiment, parent, target, [row for row in trials if row["target"] == target])
             for target in dict.fromkeys(row["target"] for row in trials)
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lana_ray.registry._folder import Model, save
 from lana_ray.registry._session import database
+from lana_ray.registry._tracking import PARENT, log_curve
 
 _METRICS = ("latency_ms", "teacher_latency_ms", "predicted_ms", "speedup", "accuracy", "teacher_accuracy")
 _REQUIRED = (
@@ -47,6 +48,8 @@ class Student:
     ``target_settings`` (JSON of ``config.Target``), ``processor``, and more; no secrets and no paths."""
     artifacts: Mapping[str, str | Path] = field(default_factory=dict)
     """Files logged to the MLflow run: name there -> local file."""
+    curve: Sequence[Mapping[str, float]] = ()
+    """How its training went: per evaluated epoch ``epoch``, ``loss`` and validation ``accuracy``."""
 
     def __post_init__(self) -> None:
         if missing := [tag for tag in _REQUIRED if tag not in self.tags]:
@@ -111,26 +114,31 @@ def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) 
     return model
 
 
-def publish(client: Any, experiment: str, name: str, student: Student, teacher_model: str) -> int:
+def publish(
+    client: Any, experiment: str, name: str, student: Student, *, teacher_model: str, parent: str
+) -> int:
     """Uploads a student in a run of its own and returns the number of its new version.
 
     Args:
         teacher_model: id of the teacher's model, kept in the tag of this name.
+        parent: id of the pipeline's run, below which the student's is; kept in the tag ``run``.
 
     Raises:
         UserError: where torch cannot export the network with a free batch dimension.
     """
     from mlflow.entities import LoggedModelOutput
 
-    tags = {**student.all_tags, "teacher_model": teacher_model}
+    tags = {**student.all_tags, "teacher_model": teacher_model, "run": parent}
     _end_abandoned_runs(client, experiment, tags["student_fingerprint"])
-    run = client.create_run(experiment, run_name=f"{student.target} {student.budget}", tags=tags).info.run_id
+    run_name = f"{student.target} {student.budget}"
+    run = client.create_run(experiment, run_name=run_name, tags={**tags, PARENT: parent}).info.run_id
     try:
         model = client.create_logged_model(experiment, name="student", source_run_id=run, tags=tags).model_id
         client.log_outputs(run, [LoggedModelOutput(model, step=0)])
         for key in _METRICS:
             if key in tags:
                 client.log_metric(run, key, float(tags[key]), model_id=model)
+        log_curve(client, run, student.curve)
         with tempfile.TemporaryDirectory() as scratch:
             client.log_artifacts(run, str(_collect(student.artifacts, Path(scratch, "artifacts"))))
             folder = save(student.model, Path(scratch), model_id=model, run_id=run)

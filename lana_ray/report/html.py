@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ class Picture:
     title: str
     svg: str
     caption: str
+
+    @property
+    def file(self) -> str:
+        """A name for it: ``accuracy-and-latency.svg``."""
+        return re.sub(r"\W+", "-", self.title.lower(), flags=re.ASCII).strip("-") + ".svg"
 
     @property
     def uri(self) -> str:

@@ -42,20 +42,24 @@ class TargetPart:
     missing: list[str] = field(default_factory=list)
 
 
-def write_page(storage: Storage) -> None:
+def write_page(storage: Storage) -> dict[str, dict[str, str]]:
     """Writes ``report.html``. Parts whose files are not there yet are left out, with a sentence.
+
+    Returns:
+        The pictures of each target: SVG by file name.
 
     Raises:
         UserError: without ``summary.json``, or where an artifact is damaged.
     """
     run = RunFiles.read(storage)
+    targets = [_target(storage, run, target) for target in run.summary["targets"]]
     page = render(
         "page.html",
         summary=run.summary,
         spread=numbers.spread,
         notes=notes(run),
         splits=SPLITS,
-        targets=[_target(storage, run, target) for target in run.summary["targets"]],
+        targets=targets,
         architectures=_architectures(run.summary["results"]),
         operations=_operations(run.scores or []),
         score_map=_score_map(run.scores or []),
@@ -63,6 +67,7 @@ def write_page(storage: Storage) -> None:
         curves=_curves(run.curves or []),
     )
     storage.write_text(FILE, page)
+    return {part.facts["name"]: {picture.file: picture.svg for picture in part.pictures} for part in targets}
 
 
 def _target(storage: Storage, run: RunFiles, facts: Row) -> TargetPart:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import importlib.util
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import lana_ray
 from lana_ray import registry, verify
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
@@ -21,52 +18,17 @@ from lana_ray.export import to_onnx
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.progress import say
+from lana_ray.provenance import commit, versions
 from lana_ray.stages.evaluate import trained_network
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.sample import Sampled
+from lana_ray.stages.track import curve_of, run_of
 from lana_ray.storage import fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace
 
-PACKAGES = (
-    "lana-ray",
-    "torch",
-    "timm",
-    "ray",
-    "mlflow",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "highspy",
-)
 VERIFICATION_BYTES = 4 << 20
 """Test images kept with every version, for ``lana-ray verify`` to hold it against."""
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The commit of this package's checkout, ``-dirty`` where it was changed; its version elsewhere."""
-    here = str(Path(lana_ray.__file__).parent)
-    git = ("git", "-C", here)
-    try:
-        # A package installed somewhere below another checkout is not that checkout's.
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
-        described = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-        found = subprocess.run([*git, *described], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return importlib.metadata.version("lana-ray")
-    return found.stdout.strip()
 
 
 def default_budget(config: Config) -> str:
@@ -112,21 +74,22 @@ def run(
         registered = registry.register(
             students,
             teachers,
+            parent=run_of(workspace, teacher),
             tracking_uri=uri,
             prefix=workspace.config.registry.name or teacher.name,
         )
-    versions = _promote(workspace.config, registered, uri)
-    say(f"register: {len(versions)} versions in MLflow; see them with lana-ray models")
-    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, versions, strict=True)}
+    _promote(workspace.config, registered, uri)
+    say(f"register: {len(registered)} versions in MLflow; see them with lana-ray models")
+    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, registered, strict=True)}
 
 
-def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> list[registry.Version]:
+def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
     """Loads back what was not verified yet; a version that does not answer as it should gets no alias."""
     judged = [(v, None if v.is_verified else verify.problem(v, uri)) for v in registered]
     for version, problem in judged:
         if problem is not None:
             say(f"register: {version.model_uri} failed verification and gets no alias: {problem}")
-    return registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
+    registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
 
 
 def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
@@ -172,6 +135,7 @@ def _student(
         teacher=teacher.name,
         tags=tags,
         artifacts=files,
+        curve=curve_of(workspace.storage, f.job.file),
     )
 
 

@@ -21,6 +21,7 @@ from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
+from lana_ray.stages.track import run_of
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Checkpoint
@@ -93,7 +94,8 @@ def finish(workspace: Workspace, teacher: Teacher, rows: Sequence[dict[str, Any]
     found = list(table.to_pylist())
     uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
     prefix = workspace.config.registry.name or teacher.name
-    new = registry.log_trials(found, tracking_uri=uri, prefix=prefix)
+    parent = run_of(workspace, teacher)
+    new = registry.log_trials(found, parent=parent, tracking_uri=uri, prefix=prefix)
     say(f"search: {new} trials logged in MLflow, {len(found) - new} were there")
     return found
 

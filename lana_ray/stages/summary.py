@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lana_ray.provenance import versions
 from lana_ray.stages.choice import Choice
 from lana_ray.stages.counts import count_network
 from lana_ray.stages.finetune import Finished
-from lana_ray.stages.register import versions
 from lana_ray.stages.sample import TargetCosts
 from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace

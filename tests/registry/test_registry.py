@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,88 +15,10 @@ from lana_ray import registry
 from lana_ray.config import RegistryConfig
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
-from lana_ray.registry import Model, Student, Version
+from lana_ray.registry import Version
 from lana_ray.storage import Storage
 
-from .networks import plain
-
-SHAPE = (3, 8, 8)
-CLASSES = ("cat", "dog", "newt", "owl", "yak")
-
-
-def _network() -> nn.Module:
-    return plain(len(CLASSES)).eval()
-
-
-def _model(network: nn.Module | None = None, onnx: bytes | None = None) -> Model:
-    return Model(
-        network=network or _network(),
-        input_shape=SHAPE,
-        classes=CLASSES,
-        verification={"images": torch.zeros(8, *SHAPE)},
-        preprocessing={"mean": [0.5, 0.5, 0.5]},
-        onnx=onnx,
-    )
-
-
-def _student(
-    key: str, *, accuracy: float = 0.9, budget: str = "50%", teacher: str = "t0", **other: object
-) -> Student:
-    tags = {
-        "latency_ms": "0.5",
-        "budget_ms": "0.625",
-        "teacher_latency_ms": "1.25",
-        "speedup": "2.5",
-        "accuracy": str(accuracy),
-        "teacher_accuracy": "0.95",
-        "architecture": "0,3,1",
-        "student_fingerprint": key,
-        "teacher_fingerprint": teacher,
-        "target_fingerprint": "x0",
-        "target_settings": "{}",
-        "processor": "Z80",
-    }
-    values: dict[str, object] = {
-        "model": _model(),
-        "target": "ort 1t",
-        "budget": budget,
-        "teacher": "tiny_net",
-        "tags": tags,
-    }
-    return Student(**{**values, **other})  # type: ignore[arg-type]
-
-
-def _register(uri: str, *students: Student, default_budget: str = "50%") -> list[Version]:
-    teachers = {"ort 1t": _model()}
-    versions = registry.register(students, teachers, tracking_uri=uri, prefix="tiny/net")
-    return _promote(uri, *versions, default_budget=default_budget)
-
-
-def _promote(
-    uri: str, *versions: Version, problem: str | None = None, default_budget: str = "50%"
-) -> list[Version]:
-    judged = [(version, problem) for version in versions]
-    return registry.promote(judged, tracking_uri=uri, default_budget=default_budget)
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with MLflow's tables, which take seconds to create."""
-    folder = tmp_path_factory.mktemp("empty")
-    _register(f"sqlite:///{folder}/mlflow.db")
-    return folder
-
-
-@pytest.fixture
-def uri(empty: Path, tmp_path: Path) -> str:
-    """A registry of its own, in a folder whose name has signs that URIs escape."""
-    folder = tmp_path / "run 50% #1"
-    folder.mkdir()
-    shutil.copy(empty / "mlflow.db", folder)
-    with sqlite3.connect(folder / "mlflow.db") as connection:
-        connection.execute("DELETE FROM experiments")
-    connection.close()
-    return f"sqlite:///{folder}/mlflow.db"
+from .students import CLASSES, SHAPE, model, network, promote, register, student
 
 
 @dataclass(frozen=True)
@@ -117,11 +38,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     folder = tmp_path_factory.mktemp("registered")
     costs = folder / "measured.parquet"
     costs.write_bytes(b"rows")
-    onnx = to_onnx(_network(), torch.randn(2, *SHAPE), dynamic_batch=True)
+    onnx = to_onnx(network(), torch.randn(2, *SHAPE), dynamic_batch=True)
     uri = f"sqlite:///{folder}/mlflow.db"
-    (version,) = _register(
-        uri, _student("a", model=_model(onnx=onnx), artifacts={"costs/table.parquet": costs})
-    )
+    (version,) = register(uri, student("a", model=model(onnx=onnx), artifacts={"costs/table.parquet": costs}))
     return Registered(uri, version, onnx)
 
 
@@ -165,10 +84,10 @@ def test_nothing_registered_names_the_machine(registered: Registered) -> None:
     models = list(registered.artifacts.rglob("MLmodel"))
     assert len(models) == 2  # the student's and the teacher's
     roots = [sys.prefix, torch.__path__[0], str(Path.cwd()), str(registered.artifacts)]
-    for model in models:
-        for file in model.parent.rglob("*"):
+    for metadata in models:
+        for file in metadata.parent.rglob("*"):
             assert not file.is_file() or not any(root.encode() in file.read_bytes() for root in roots), file
-        signature = mlflow.models.Model.load(str(model)).signature
+        signature = mlflow.models.Model.load(str(metadata)).signature
         assert [spec.shape for spec in signature.inputs.inputs] == [(-1, *SHAPE)]
     (run,) = mlflow.MlflowClient(tracking_uri=registered.uri).search_runs(["1"])
     assert run.info.status == "FINISHED"
@@ -199,8 +118,8 @@ def test_loads_back_without_this_package(registered: Registered, tmp_path: Path)
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     loaded = registry.load(registered.version.model_uri, registered.uri)
     for batch, logits in zip(images, torch.load(tmp_path / "logits.pt"), strict=True):
-        torch.testing.assert_close(logits, _network()(batch), rtol=0, atol=1e-5)
-        torch.testing.assert_close(loaded(batch), _network()(batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, network()(batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded(batch), network()(batch), rtol=0, atol=1e-5)
 
 
 def test_onnx_file_runs_with_any_batch(registered: Registered, tmp_path: Path) -> None:
@@ -210,12 +129,12 @@ def test_onnx_file_runs_with_any_batch(registered: Registered, tmp_path: Path) -
     for batch in (1, 7):
         images = torch.randn(batch, *SHAPE)
         (logits,) = session.run(None, {"input": images.numpy()})
-        np.testing.assert_allclose(logits, _network()(images).detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(logits, network()(images).detach().numpy(), atol=1e-5)
 
 
 def test_registering_again_adds_nothing(uri: str) -> None:
-    first = _register(uri, _student("a"), _student("b", budget="12.5ms"))
-    again = _register(uri, _student("a"), _student("b", budget="12.5ms"))
+    first = register(uri, student("a"), student("b", budget="12.5ms"))
+    again = register(uri, student("a"), student("b", budget="12.5ms"))
     assert first == again == registry.list_models(uri)
     assert _aliases(uri) == {"champion": 2, "budget-50pct": 1, "budget-12_5ms": 2}
 
@@ -223,11 +142,11 @@ def test_registering_again_adds_nothing(uri: str) -> None:
 def test_teacher_is_kept_once_and_not_registered(uri: str, tmp_path: Path) -> None:
     import mlflow
 
-    first, second = _register(uri, _student("a"), _student("b", budget="70%"))
-    (third,) = _register(uri, _student("c", teacher="t1"))
+    first, second = register(uri, student("a"), student("b", budget="70%"))
+    (third,) = register(uri, student("c", teacher="t1"))
     assert first.teacher_uri == second.teacher_uri != third.teacher_uri
     images = torch.randn(2, *SHAPE)
-    torch.testing.assert_close(registry.load(first.teacher_uri, uri)(images), _network()(images))
+    torch.testing.assert_close(registry.load(first.teacher_uri, uri)(images), network()(images))
     labels = registry.download(first.teacher_uri, "labels.json", tmp_path, uri)
     assert json.loads(labels.read_text()) == list(CLASSES)
     client = mlflow.MlflowClient(tracking_uri=uri)
@@ -241,60 +160,60 @@ def test_teacher_is_kept_once_and_not_registered(uri: str, tmp_path: Path) -> No
 def test_run_that_was_killed_is_closed_and_done_again(uri: str) -> None:
     import mlflow
 
-    _register(uri)
+    register(uri)
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tiny/net").experiment_id
     killed = client.create_run(experiment, tags={"student_fingerprint": "a"}).info.run_id
-    (version,) = _register(uri, _student("a"))
+    (version,) = register(uri, student("a"))
     assert version.version == 1
     assert client.get_run(killed).info.status == "KILLED"
 
 
 def test_champion_is_the_most_accurate_within_the_default_budget(uri: str) -> None:
-    _register(uri, _student("a", accuracy=0.9))
-    slow = {**_student("c", accuracy=0.99).tags, "latency_ms": "0.8"}
-    _register(uri, _student("b", accuracy=0.8), _student("c", budget="70%", tags=slow))
+    register(uri, student("a", accuracy=0.9))
+    slow = {**student("c", accuracy=0.99).tags, "latency_ms": "0.8"}
+    register(uri, student("b", accuracy=0.8), student("c", budget="70%", tags=slow))
     assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-70pct": 3}
-    _register(uri, _student("d", accuracy=0.9))
+    register(uri, student("d", accuracy=0.9))
     assert _aliases(uri)["champion"] == 4
-    _register(uri, _student("e", accuracy=0.91, budget="70%"))  # quicker than it had to be
+    register(uri, student("e", accuracy=0.91, budget="70%"))  # quicker than it had to be
     assert _aliases(uri) == {"champion": 5, "budget-50pct": 4, "budget-70pct": 3}
-    (version,) = _register(uri, _student("a", accuracy=0.9), default_budget="0.9ms")
+    (version,) = register(uri, student("a", accuracy=0.9), default_budget="0.9ms")
     assert _aliases(uri)["champion"] == 3
-    _promote(uri, version, default_budget="0.1ms")  # none is so quick
+    promote(uri, version, default_budget="0.1ms")  # none is so quick
     assert _aliases(uri)["champion"] == 3
 
 
 def test_what_was_not_verified_gets_no_alias_and_a_worse_model_none_either(uri: str) -> None:
-    teachers = {"ort 1t": _model()}
-    (best,) = registry.register([_student("a")], teachers, tracking_uri=uri, prefix="tiny/net")
+    teachers = {"ort 1t": model()}
+    (best,) = registry.register([student("a")], teachers, parent="p0", tracking_uri=uri, prefix="tiny/net")
     assert not best.is_verified
     assert _aliases(uri) == {}
-    (failed,) = _promote(uri, best, problem="accuracy: 10 %")
+    (failed,) = promote(uri, best, problem="accuracy: 10 %")
     assert failed.tags["verified"] == "failed: accuracy: 10 %"
-    _register(uri, _student("b", accuracy=0.5))
+    register(uri, student("b", accuracy=0.5))
     assert _aliases(uri) == {"champion": 2, "budget-50pct": 2}
-    (mended,) = _promote(uri, failed)
+    (mended,) = promote(uri, failed)
     assert mended.is_verified
     assert mended.aliases == ("budget-50pct", "champion")
-    _register(uri, _student("c", accuracy=0.4))
+    register(uri, student("c", accuracy=0.4))
     assert _aliases(uri) == {"champion": 1, "budget-50pct": 1}
 
 
 def test_a_version_that_fails_later_loses_its_aliases(uri: str) -> None:
     import mlflow
 
-    (version,) = _register(uri, _student("a"))
+    (version,) = register(uri, student("a"))
     mlflow.MlflowClient(tracking_uri=uri).set_registered_model_alias(version.name, "mine", "1")
-    _promote(uri, version, problem="damaged")
+    promote(uri, version, problem="damaged")
     assert _aliases(uri) == {"mine": 1}
 
 
 def test_another_teacher_starts_afresh(uri: str) -> None:
-    _register(uri, _student("a", accuracy=0.9))
-    _register(uri, _student("b", accuracy=0.5, teacher="t1", budget="70%"))
+    register(uri, student("a", accuracy=0.9))
+    register(uri, student("b", accuracy=0.5, teacher="t1", budget="70%"))
     assert _aliases(uri) == {"champion": 2, "budget-50pct": 1, "budget-70pct": 2}
-    _register(uri, _student("a", accuracy=0.9))
+    register(uri, student("a", accuracy=0.9))
     assert _aliases(uri)["champion"] == 2
 
 
@@ -307,11 +226,11 @@ def test_network_that_cannot_be_exported_leaves_no_version(uri: str) -> None:
     import mlflow
 
     with pytest.raises(UserError, match=r"_OneBatch: torch.export cannot express it"):
-        _register(uri, _student("a", model=_model(_OneBatch())))
+        register(uri, student("a", model=model(_OneBatch())))
     assert registry.list_models(uri) == []
     (run,) = mlflow.MlflowClient(tracking_uri=uri).search_runs(["1"])
     assert run.info.status == "FAILED"
-    (version,) = _register(uri, _student("a"))
+    (version,) = register(uri, student("a"))
     assert version.version == 1
 
 
@@ -321,10 +240,10 @@ def test_registration_is_silent_and_leaves_no_trace_in_the_process(
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
-    network = _network().train()
-    _register(uri, _student("a", model=_model(network)))
+    trained = network().train()
+    register(uri, student("a", model=model(trained)))
     assert capfd.readouterr() == ("", "")
-    assert network.training
+    assert trained.training
     assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mine.db"
     mlflow.set_tracking_uri(None)
 
@@ -353,7 +272,7 @@ class _Trap:
 
 
 def test_missing_and_damaged_files_are_named(uri: str, tmp_path: Path) -> None:
-    (version,) = _register(uri, _student("a"))
+    (version,) = register(uri, student("a"))
     with pytest.raises(UserError, match=r"no file model\.onnx; it has labels\.json, prep"):
         registry.download(version.model_uri, "model.onnx", tmp_path, uri)
     program = _program(uri, version)
@@ -363,7 +282,7 @@ def test_missing_and_damaged_files_are_named(uri: str, tmp_path: Path) -> None:
 
 
 def test_pickled_code_is_never_run(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (version,) = _register(uri, _student("a"))
+    (version,) = register(uri, student("a"))
     program = _program(uri, version)
     program.unlink()
     torch.save(_Trap(str(tmp_path / "sprung")), program.with_name("model.pth"))
@@ -391,9 +310,9 @@ def test_unreachable_or_unfit_registry(tmp_path: Path, monkeypatch: pytest.Monke
         registry.list_models(f"sqlite:///{tmp_path}/none.db")
     (tmp_path / "text.db").write_text("this is no database at all")
     with pytest.raises(UserError, match="not an SQLite database"):
-        _register(f"sqlite:///{tmp_path}/text.db")
+        register(f"sqlite:///{tmp_path}/text.db")
     with pytest.raises(UserError, match="registry"):
-        _register(str(tmp_path / "mlruns"))
+        register(str(tmp_path / "mlruns"))
 
 
 def test_default_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,4 +328,4 @@ def test_default_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_student_needs_its_tags() -> None:
     with pytest.raises(ValueError, match="tags without latency_ms"):
-        _student("a", tags={"accuracy": "1"})
+        student("a", tags={"accuracy": "1"})

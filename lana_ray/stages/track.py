@@ -1,0 +1,197 @@
+"""Beside the stages: what MLflow is told of a pipeline run while it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from lana_ray import registry
+from lana_ray.config import Config
+from lana_ray.errors import UserError
+from lana_ray.progress import say
+from lana_ray.provenance import commit
+from lana_ray.redact import without_passwords
+from lana_ray.registry import Part
+from lana_ray.stages.sample import Sampled, TargetCosts
+from lana_ray.storage import Storage, fingerprint
+from lana_ray.teachers import Teacher
+from lana_ray.workspace import TEACHER_FILE, Workspace
+
+_NO_PARAMETERS = ("ray.", "registry.")  # what comes out does not depend on them
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """A pipeline run that MLflow is told of, from ``begin`` on."""
+
+    workspace: Workspace
+    teacher: Teacher | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the stages that ended."""
+
+    def begin(self, teacher: Teacher) -> None:
+        """Makes the run, or finds it where this is one that goes on.
+
+        Raises:
+            UserError: registry unreachable or refusing: better told now than after days of work.
+        """
+        run_of(self.workspace, teacher, parts=self._stages())
+        self.teacher = teacher
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage. Where the registry is gone when it ends, that is told with the next one."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+        if self.teacher is not None:
+            try:
+                run_of(self.workspace, self.teacher, parts=self._stages())
+            except UserError as error:
+                say(f"tracking: {error}; the stage {name} is logged later")
+
+    def finish(
+        self, sampled: Mapping[str, Sampled], plots: Mapping[str, Mapping[str, str]], files: Sequence[str]
+    ) -> None:
+        """Logs the targets, and the run as finished.
+
+        Args:
+            sampled: by target.
+            plots: by target, SVG by file name.
+            files: of the run directory, kept with the run.
+
+        Raises:
+            UserError: registry unreachable or refusing.
+        """
+        assert self.teacher is not None
+        storage = self.workspace.storage
+        targets = [_target(storage, known, plots.get(name, {})) for name, known in sampled.items()]
+        kept = {name: storage.read_bytes(name) for name in files}
+        parts = [*self._stages(), *targets]
+        run_of(self.workspace, self.teacher, parts=parts, files=kept, status="FINISHED")
+
+    def fail(self) -> None:
+        """Logs that the run was given up, where it was begun and the registry is there."""
+        if self.teacher is not None:
+            try:
+                run_of(self.workspace, self.teacher, parts=self._stages(), status="FAILED")
+            except UserError as error:
+                say(f"tracking: {error}")
+
+    def _stages(self) -> list[Part]:
+        return [
+            Part(
+                name=f"stage {name}",
+                metrics={"seconds": seconds},
+                curve=curve_of(self.workspace.storage, TEACHER_FILE) if name == "teacher" else (),
+            )
+            for name, seconds in self.seconds.items()
+        ]
+
+
+@contextmanager
+def tracking(workspace: Workspace) -> Iterator[Tracking]:
+    """A pipeline run; one that ends in an exception is logged as failed."""
+    found = Tracking(workspace=workspace)
+    try:
+        yield found
+    except BaseException:
+        found.fail()
+        raise
+
+
+def run_of(
+    workspace: Workspace,
+    teacher: Teacher,
+    *,
+    parts: Sequence[Part] = (),
+    files: Mapping[str, bytes] | None = None,
+    status: str = "RUNNING",
+) -> str:
+    """The id of this pipeline run in MLflow, which is brought up to date.
+
+    Run directory, teacher, data and settings identify it.
+
+    Raises:
+        UserError: registry unreachable or refusing.
+    """
+    config, data = workspace.config, workspace.data
+    settings = parameters(config)
+    identity = (config.run.dir, workspace.teacher_key, data.fingerprint, settings)
+    pipeline = registry.Pipeline(
+        name=PurePath(config.run.dir).name,
+        key=fingerprint(*identity),
+        tags={"teacher": teacher.name, "commit": commit()},
+        parameters=settings,
+        data=registry.DataSet(name=_data_name(config), digest=data.fingerprint, sizes=data.sizes),
+    )
+    return registry.track(
+        pipeline,
+        parts=parts,
+        files=files or {},
+        status=status,
+        tracking_uri=registry.default_tracking_uri(config.registry, workspace.storage),
+        prefix=config.registry.name or teacher.name,
+    )
+
+
+def parameters(config: Config) -> dict[str, str]:
+    """The settings that a result depends on, flat, without passwords: ``distill.steps`` -> ``200``."""
+    found = _flat("", yaml.safe_load(config.to_yaml()))
+    return {
+        key: without_passwords(value, instead="")
+        for key, value in found
+        if not key.startswith(_NO_PARAMETERS)
+    }
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Targets go by their names, other lists are one value; what is not set is left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for inner in value:
+            rest = {key: entry for key, entry in inner.items() if key != "name"}
+            yield from _flat(f"{prefix}.{inner['name']}", rest)
+    elif isinstance(value, list):
+        yield prefix, ", ".join(map(str, value))
+    elif value is not None:
+        yield prefix, str(value)
+
+
+def _data_name(config: Config) -> str:
+    data = config.data
+    named = data.source or data.torchvision
+    return named or PurePath(data.parquet or data.folder or "").name
+
+
+def curve_of(storage: Storage, file: str) -> list[dict[str, float]]:
+    """How a network's training went, see ``training.loop.Trained``; empty where it was not trained."""
+    return list(json.loads((storage.tensor_metadata(file) or {}).get("curve", "[]")))
+
+
+def _target(storage: Storage, known: Sampled, plots: Mapping[str, str]) -> Part:
+    metrics, files = {"teacher_latency_ms": known.teacher_ms}, {n: s.encode() for n, s in plots.items()}
+    if isinstance(known, TargetCosts):
+        metrics |= {
+            "table_error": known.table.error,
+            "table_error_isolated": known.table.error_isolated,
+            "networks": len(known.networks),
+            "candidates": sum(map(len, known.table.costs_ms)),
+        }
+        files["costs.parquet"] = storage.read_bytes(f"costs/{known.target.name}.parquet")
+    return Part(
+        name=f"target {known.target.name}",
+        tags={"target": known.target.name, "target_fingerprint": known.target_key},
+        metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
+        files=files,
+    )
