@@ -25,6 +25,7 @@ LONG = (
     "test_sweep.py",
     "test_nodes.py",
     "test_worker.py",
+    "test_server.py",
 )
 """Modules of a minute and more, the longest first."""
 
