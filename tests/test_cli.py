@@ -12,6 +12,8 @@ from lana_ray.config import load_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "jobs").glob("*.yaml"))
+LARGE = {"imagenet_efficientnet_b4", "imagenet_efficientnet_b6", "imagenet_efficientnetv2_b3"}
+"""Recipes of thousands of candidates, which take half a minute each to plan; another has all their kinds."""
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -79,7 +81,14 @@ def test_without_a_registry_the_mend_is_told(
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_valid_and_can_be_planned(
+def test_a_recipe_is_valid(recipe: Path) -> None:
+    assert load_config(recipe).targets
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES if path.stem not in LARGE], ids=lambda path: path.stem
+)
+def test_a_recipe_can_be_planned(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(recipe)
