@@ -51,7 +51,7 @@ class Storage:
         """Raises UserError, naming the directory, where nothing can be written."""
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.write_bytes(probe, b"")
+            self._write(probe, b"")
             self.remove(probe)
         except OSError as error:
             raise UserError(
@@ -59,6 +59,9 @@ class Storage:
             ) from None
 
     def path(self, name: str) -> str:
+        """Raises UserError for a name that leads out of the root: names come from files, too."""
+        if ".." in name.split("/"):
+            raise UserError(f"{self.url(name)}: leads out of run.dir {self.root}; refused")
         return f"{self._base}/{name}"
 
     def url(self, name: str) -> str:
@@ -79,6 +82,16 @@ class Storage:
         return bytes(self._fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
+        """Raises UserError, naming the file, where there is no room for it or nothing may be written."""
+        try:
+            self._write(name, data)
+        except OSError as error:
+            raise UserError(
+                f"{self.url(name)}: cannot be written ({error.strerror or error}); mend that and run the "
+                "same command again, which goes on from what is finished"
+            ) from error
+
+    def _write(self, name: str, data: bytes) -> None:
         final = self.path(name)
         folder, _, base = final.rpartition("/")
         self._fs.makedirs(folder, exist_ok=True)

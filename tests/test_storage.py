@@ -82,7 +82,7 @@ def test_a_failing_write_leaves_the_old_file(disk: Storage, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"a/file: cannot be written \(No space left on device\); mend that"):
         disk.write_text("a/file", "new")
     assert disk.read_text("a/file") == "old"
     assert os.listdir(f"{disk.root}/a") == ["file"]
@@ -101,6 +101,15 @@ def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"run\.dir .*cannot be written \(Permission denied\)"):
         Storage(str(tmp_path)).check_writable()
+
+
+def test_nothing_is_read_or_written_outside_the_root(storage: Storage) -> None:
+    for name in ("../secret.json", "costs/../../secret.json"):
+        for use in (storage.read_json, storage.exists, storage.remove, storage.list, storage.tensor_metadata):
+            with pytest.raises(UserError, match=r"secret\.json: leads out of run\.dir .*; refused"):
+                use(name)
+        with pytest.raises(UserError, match="refused"):
+            storage.write_text(name, "mine")
 
 
 def test_an_unknown_protocol_is_named() -> None:
