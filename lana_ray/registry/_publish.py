@@ -152,10 +152,11 @@ def publish(
 
 
 def _create_version(client: Any, name: str, tags: Mapping[str, str], run: str, model: str) -> int:
+    latency_ms, teacher_ms = float(tags["latency_ms"]), float(tags["teacher_latency_ms"])
+    accuracy, teacher_accuracy = float(tags["accuracy"]), float(tags["teacher_accuracy"])
     description = (
-        f"{tags['teacher']} accelerated for {tags['target']} within {tags['budget']}: "
-        f"{tags['latency_ms']} ms (teacher {tags['teacher_latency_ms']} ms), "
-        f"accuracy {tags['accuracy']} (teacher {tags['teacher_accuracy']})"
+        f"{tags['teacher']} accelerated for {tags['target']} within {tags['budget']}: {latency_ms:.3f} ms "
+        f"instead of {teacher_ms:.3f} ms, accuracy {accuracy:.1%} (teacher {teacher_accuracy:.1%})"
     )
     version = client.create_model_version(
         name, f"models:/{model}", run_id=run, tags=tags, description=description, model_id=model
