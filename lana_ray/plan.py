@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
-from lana_ray.config import Config
+from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
@@ -63,7 +63,7 @@ def plan(config: Config) -> Table:
             f"{target.name} ({settings}): {alone} candidates alone and {networks} whole networks, "
             f"at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of timing, beside "
             "what building each program takes",
-            where.get(target.name, where.get("", "")),
+            where[target.name],
         ]
         if mend:
             lines.append(f"runtime missing on this machine: {mend}")
@@ -81,7 +81,7 @@ def plan(config: Config) -> Table:
         + "".join(f"; at most {most} {name}" for name, most in _counted(config)),
     )
     if "search" in config.model_fields_set:
-        table.add_row("search", "\n".join(_search(config, space, classes)))
+        table.add_row("search", "\n".join(("with lana-ray search:", *_search(config, space, classes))))
     most = len(budgets) * (targets + joint)
     steps = f", {_finetuning(config, sizes['train'], teacher_macs)}" if sizes else ""
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
@@ -206,19 +206,25 @@ def _words(number: float) -> str:
 
 
 def _placements(config: Config) -> dict[str, str]:
-    """Where each target would be sampled; a problem instead under the empty name."""
+    """Where each target would be sampled, or why it could not be."""
     address = find_cluster(config.ray.address)
+    if address is None:
+        return _describe(config, [this_machine()])
     try:
-        if address is None:
-            return _describe(config, [this_machine()])
         with connect(config.ray):
             return _describe(config, nodes())
     except UserError as error:
-        return {"": f"cannot run now: {error}"}
+        return dict.fromkeys((target.name for target in config.targets), f"cannot run now: {error}")
 
 
 def _describe(config: Config, known: list[Node]) -> dict[str, str]:
-    return {
-        name: f"on {', '.join(p.nodes)}" + (", standing in: no node is labelled" if p.stand_in else "")
-        for name, p in assign_targets(config.targets, known).items()
-    }
+    return {target.name: _place(target, known) for target in config.targets}
+
+
+def _place(target: Target, known: list[Node]) -> str:
+    try:
+        placement = assign_targets([target], known)[target.name]
+    except UserError as error:
+        return f"cannot run now: {error}"
+    standing_in = ", standing in: no node is labelled" if placement.stand_in else ""
+    return f"on {', '.join(placement.nodes)}{standing_in}"

@@ -57,6 +57,13 @@ def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> Non
     assert f"{steps} steps each: {steps * 64:,} images through the student" in shown
 
 
+def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path: Path) -> None:
+    wide = {"name": "wide", "runtime": "torch", "threads": 4096}
+    shown = _shown(_settings(tmp_path, targets=[{"name": "eager", "runtime": "torch"}, wide]))
+    assert shown.count("cannot run now: target 'wide': threads 4096") == 1
+    assert shown.count("standing in: no node is labelled") == 1
+
+
 def test_an_extra_is_named_as_pip_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
