@@ -51,7 +51,12 @@ def test_cells_are_searched_for_what_they_multiply(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
-    config = asking(tmp_path, {"cost": "macs", "cells": CELLS}, finetune={"epochs": 0.2})
+    config = asking(
+        tmp_path,
+        {"cost": "macs", "cells": CELLS},
+        budgets={"latency_ms": ["500ms"]},
+        finetune={"epochs": 0.2},
+    )
     rows = search_architectures(config)
     assert [row["method"] for row in rows] == ["differentiable"] * 2
     space, target = cell_space(config, 10), Workspace(config).targets[0]

@@ -17,13 +17,13 @@ from lana_ray.config import load_config
 from .runs import settings, summary_of, times
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-pytest.importorskip("onnxruntime", reason="one of the targets runs ONNX")
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     config = settings(run_dir, ray={"address": "local", "workers": 1})
+    config["targets"] = config["targets"][1:]  # one is enough to be disturbed
     config["distill"] = {"steps": 60, "batch_size": 64, "group_size": 1}
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -49,5 +49,5 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(after) == 3
     assert {name: after[name] for name in candidates} == candidates
     assert samples.items() <= times(run_dir, "samples/*").items()
-    assert len(summary_of(run_dir)["results"]) == 4
+    assert len(summary_of(run_dir)["results"]) == 2
     assert load_config(run_dir / "run.yaml").finetune.epochs == 0.5

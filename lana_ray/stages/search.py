@@ -30,6 +30,8 @@ from lana_ray.workspace import Workspace
 FILE = "search.parquet"
 EPOCHS = 20
 """That a search is divided into: points of its trajectory."""
+_OF_FULL_TRAINING = {"drop_path", "auxiliary_weight"}
+"""Settings of ``search.cells`` that no trial depends on."""
 _COSTS = ("teacher_cost", "predicted_cost", "measured_cost")
 _FIGURES = ("teacher_ms", "predicted_ms", "measured_ms", "iqr_ms", "accuracy", "loss", "search_s", "begun")
 _SCHEMA = pa.schema(
@@ -56,7 +58,9 @@ def sweep(
         identity: everything that trials depend on beside teacher, target and the search's settings.
     """
     config, target = workspace.config, sampled.target.name
-    no_matter = {"concurrency", "methods"} | ({"grid", "seeds"} if method == "program" else set())
+    no_matter: dict[str, Any] = {"concurrency": True, "methods": True, "cells": _OF_FULL_TRAINING}
+    if method == "program":
+        no_matter |= {"grid": True, "seeds": True}
     key = fingerprint(
         workspace.teacher_key,
         workspace.data.fingerprint,
