@@ -23,6 +23,7 @@ from torch import Tensor
 from lana_ray.errors import UserError
 
 FINGERPRINT_KEY = "lana_ray.fingerprint"
+_PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -51,11 +52,12 @@ class Storage:
         """Raises UserError, naming the directory, where nothing can be written."""
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self._write(probe, b"")
+            self._write(probe, _PROBE)
             self.remove(probe)
         except OSError as error:
             raise UserError(
-                f"run.dir {self.root}: cannot be written ({error.strerror or error}); choose another run.dir"
+                f"run.dir {self.root}: cannot be written ({error.strerror or error}); mend that or choose "
+                "another run.dir"
             ) from None
 
     def path(self, name: str) -> str:

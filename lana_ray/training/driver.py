@@ -21,7 +21,7 @@ from lana_ray.cluster import TRAINING_ENV, worker_count
 from lana_ray.config import Config, RayConfig
 from lana_ray.errors import UserError
 from lana_ray.progress import progress, say
-from lana_ray.storage import fingerprint
+from lana_ray.storage import Storage, fingerprint
 from lana_ray.training.launch import Board, run_worker
 
 MAX_FAILURES = 3
@@ -114,7 +114,10 @@ def run_training(
                 say(f"{title}: {name} died; what it had in hand and had not written is done again")
     ray.kill(board)
     if failures:
-        raise _user_error(failures[0]) or failures[0]
+        if (mistake := _user_error(failures[0])) is not None:
+            raise mistake
+        Storage(config.run.dir).check_writable()  # Ray Train writes there too, and says less where it cannot
+        raise failures[0]
 
 
 def _trainer(
