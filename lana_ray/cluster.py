@@ -183,6 +183,11 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.name, node.id))
 
 
+def node_count() -> int | None:
+    """Machines of the cluster that are alive, None where none is connected."""
+    return len(nodes()) if ray.is_initialized() else None
+
+
 def this_machine() -> Node:
     """What a local cluster on this machine would offer, found without starting Ray."""
     import torch

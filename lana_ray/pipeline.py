@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from lana_ray.cluster import connect
+from lana_ray.cluster import connect, node_count
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
+from lana_ray.hours import Hours
 from lana_ray.latency import runtimes
 from lana_ray.latency.fits import Fit
 from lana_ray.progress import say
@@ -133,11 +134,15 @@ def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] 
 def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to what was measured there."""
     workspace = _open(config)
+    stage = Hours(workspace.storage, node_count).stage
     with connect(config.ray):
-        teacher.run(workspace)
-        costs = sample.run(workspace)
-        more = functools.partial(sample.latencies, workspace, workspace.space, costs)
-        return fit.run(workspace, fit.of_layers(workspace, costs), more)
+        with stage("teacher"):
+            teacher.run(workspace)
+        with stage("sample"):
+            costs = sample.run(workspace)
+        with stage("fit"):
+            more = functools.partial(sample.latencies, workspace, workspace.space, costs)
+            return fit.run(workspace, fit.of_layers(workspace, costs), more)
 
 
 def search_architectures(config: Config) -> list[dict[str, Any]]:

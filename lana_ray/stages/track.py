@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ from typing import Any
 import yaml
 
 from lana_ray import registry
+from lana_ray.cluster import node_count
 from lana_ray.config import Config
 from lana_ray.errors import UserError
+from lana_ray.hours import Hours
 from lana_ray.progress import say
 from lana_ray.provenance import commit
 from lana_ray.redact import without_passwords
@@ -33,6 +34,7 @@ class Tracking:
     """A pipeline run that MLflow is told of, from ``begin`` on."""
 
     workspace: Workspace
+    hours: Hours
     teacher: Teacher | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the stages that ended."""
@@ -49,9 +51,9 @@ class Tracking:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage. Where the registry is gone when it ends, that is told with the next one."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - start
+        with self.hours.stage(name):
+            yield
+        self.seconds[name] = self.hours.stages[name].seconds
         if self.teacher is not None:
             try:
                 run_of(self.workspace, self.teacher, parts=self._stages())
@@ -100,7 +102,7 @@ class Tracking:
 @contextmanager
 def tracking(workspace: Workspace) -> Iterator[Tracking]:
     """A pipeline run; one that ends in an exception is logged as failed."""
-    found = Tracking(workspace=workspace)
+    found = Tracking(workspace=workspace, hours=Hours(workspace.storage, node_count))
     try:
         yield found
     except BaseException:
