@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
+from matplotlib.colors import Normalize, PowerNorm, SymLogNorm
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lana_ray.report.artifacts import family
@@ -19,8 +19,8 @@ from lana_ray.report.numbers import number
 
 Floats = NDArray[np.float64]
 
-_BAND = 16  # layers side by side; more go on below
-_CELL = (0.68, 0.55)  # inches
+_BAND = 14  # layers side by side; more go on below
+_CELL = (0.76, 0.6)  # inches
 _GAP = 0.3  # of a cell's height, between the layers above and those that go on below
 _LETTERS = 10  # in a line of a cell
 _WORDED = 18  # layers up to which a score is written in its cell
@@ -64,36 +64,69 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
     Args:
         scores: shape [ops, layers], in nats; NaN without a candidate, inf where it diverged.
     """
-    finite = scores[np.isfinite(scores)]
-    top = max(float(finite.max(initial=0)), 10 * _NOISE)
+    top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * _NOISE)
     norm = SymLogNorm(_NOISE, vmin=0, vmax=top)
+    ticks = [t for t in (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if t <= top]
+    _heat(axes, layers, ops, scores, norm, ticks, "score (nats)", _score)
+
+
+@picture
+def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs_ms: Floats) -> None:
+    """What each operation (a row each) costs in place at each layer (a column each).
+
+    Args:
+        costs_ms: shape [ops, layers], in milliseconds; NaN without a candidate, inf where it does not run.
+    """
+    finite = costs_ms[np.isfinite(costs_ms)]
+    scale, unit = (1e3, "µs") if finite.max(initial=0) < 1 else (1.0, "ms")
+    top = float(finite.max(initial=0)) * scale or 1.0
+    norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ beside one that is dear
+    ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
+    _heat(axes, layers, ops, costs_ms * scale, norm, ticks, f"cost in place ({unit})", _cost)
+
+
+def _heat(
+    axes: Axes,
+    layers: Sequence[str],
+    ops: Sequence[str],
+    values: Floats,
+    norm: Normalize,
+    ticks: Sequence[float],
+    label: str,
+    word: Callable[[float], str],
+) -> None:
+    """The darker the more, and in numbers where there is room; infinite ones are as dark as the most.
+
+    Args:
+        word: what stands in the cell of a value.
+    """
+    assert norm.vmax is not None
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=ABSENT)
-    shown = np.where(np.isposinf(scores), top, scores)
+    shown = np.where(np.isposinf(values), norm.vmax, values)
     image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=norm, aspect="auto")
     worded = len(layers) <= _WORDED
     if worded:
-        for (y, x), score in np.ndenumerate(scores):
-            if not np.isnan(score):
-                ink = "white" if norm(min(score, top)) > 0.55 else "black"
-                _write(axes, x, y, _score(score), ink)
+        for (y, x), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                ink = "white" if norm(min(value, norm.vmax)) > 0.55 else "black"
+                _write(axes, x, y, word(value), ink)
     axes.grid(False)
-    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
-    axes.set_yticks(range(len(ops)), ops, fontsize=8)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(ops)), ops, fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    ticks = [t for t in (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if t <= top]
     bar = axes.figure.colorbar(
         image, ax=axes, pad=0.01, ticks=ticks, format=FuncFormatter(lambda t, _: f"{t:g}")
     )
-    bar.set_label("score (nats)")
+    bar.set_label(label)
     bar.minorticks_off()
     width = (0.46 if worded else 0.235) * len(layers)
-    _resize(axes, width + 0.075 * max(map(len, ops)) + 1.1, max(0.25 * len(ops) + 1, 2.2))
+    _resize(axes, width + 0.08 * max(map(len, ops)) + 1.1, max(0.25 * len(ops) + 1, 2.2))
 
 
 def _write(axes: Axes, x: float, y: float, text: str, ink: str = "black") -> None:
     """Text that is certain to lie within the axes, so that their layout need not measure it."""
-    axes.text(x, y, text, ha="center", va="center", fontsize=6.8, color=ink, in_layout=False)
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.4, color=ink, in_layout=False)
 
 
 def _colours(ops: Iterable[str]) -> dict[str, str]:
@@ -129,7 +162,13 @@ def _wrapped(op: str) -> str:
 def _score(value: float) -> str:
     if math.isinf(value):
         return "div."
-    return f"{value:.2f}" if abs(value) < 10 else number(value)
+    return f"{round(value, 2) + 0.0:.2f}" if abs(value) < 10 else number(value)  # no minus before zero
+
+
+def _cost(value: float) -> str:
+    if math.isinf(value):
+        return "fails"
+    return f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def _bare(axes: Axes, width: float, height: float) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from lana_ray.latency.fits import Fit
 from lana_ray.report.artifacts import Row
-from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture
+from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture, plain_log
 from lana_ray.report.numbers import count, number, standard_error
 from lana_ray.storage import Storage
 
@@ -44,9 +44,10 @@ def accuracy_plot(axes: Axes, results: Sequence[Row], test_images: int) -> None:
         [100 * row["accuracy"] for row in results],
         xerr=[row["iqr_ms"] / 2 for row in results],
         yerr=[100 * standard_error(row["accuracy"], test_images) for row in results],
-        fmt="o",
+        fmt="D",
         color=VERMILION,
-        markersize=7,
+        markeredgecolor=INK,
+        markersize=6.5,
         elinewidth=1.2,
         label="fine-tuned student",
     )
@@ -123,16 +124,18 @@ def curves_plot(axes: Axes, families: Mapping[str, Sequence[Sequence[float]]]) -
     Args:
         families: name to the curves of its candidates, ‖t − s‖² / ‖t‖² of every step.
     """
-    colours, dashes = (BLUE, VERMILION, GREEN, INK, "#cc79a7", "#e69f00"), ("-", "--", ":")
+    colours = (BLUE, VERMILION, GREEN, INK, "#cc79a7", "#e69f00")
+    dashes = ("-", "--", ":", "-.", (0, (6, 1, 1, 1)))  # another number, so that both come together late
     for i, (name, curves) in enumerate(sorted(families.items())):
         length = int(np.median([len(curve) for curve in curves]))
         middle = np.median([curve[:length] for curve in curves if len(curve) >= length], axis=0)
         width = max(1, length // _SMOOTHED)
         smooth = np.convolve(middle, np.ones(width) / width, mode="valid")
         steps = np.arange(len(smooth)) + (width + 1) / 2
-        dash = dashes[i // len(colours) % len(dashes)]
-        axes.plot(steps, smooth, dash, color=colours[i % len(colours)], linewidth=1.4, label=name)
+        colour, dash = colours[i % len(colours)], dashes[i % len(dashes)]
+        axes.plot(steps, smooth, color=colour, linestyle=dash, linewidth=1.6, label=name)
     axes.set(xlabel="step", ylabel="normalised error", yscale="log")
+    plain_log(axes.yaxis)
 
 
 @picture
@@ -185,11 +188,11 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
 def learning_plot(axes: Axes, fit: Fit) -> None:
     """Errors on the test architectures against the number of networks trained on."""
     sizes = [size for size, _ in fit.curve]
-    for name, colour, errors in (
-        ("mean error", GREY, [found.mean_error for _, found in fit.curve]),
-        ("median error", BLUE, [found.median_error for _, found in fit.curve]),
+    for name, colour, look, errors in (
+        ("mean error", GREY, "s--", [found.mean_error for _, found in fit.curve]),
+        ("median error", BLUE, "o-", [found.median_error for _, found in fit.curve]),
     ):
-        axes.plot(sizes, [100 * e for e in errors], "o-", color=colour, linewidth=1.4, label=name)
+        axes.plot(sizes, [100 * e for e in errors], look, color=colour, linewidth=1.4, label=name)
     axes.set(
         xlabel="networks trained on",
         ylabel="relative error (%)",
@@ -232,7 +235,7 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], chosen: bool) -> 
     if not x:
         return
     if chosen:
-        axes.scatter(x, y, _DOT, VERMILION, zorder=4, label="chosen student")
+        axes.scatter(x, y, _DOT, VERMILION, marker="D", edgecolor=INK, zorder=4, label="chosen student")
     else:
         axes.scatter(x, y, _SMALL, BLUE, alpha=0.75, linewidth=0, zorder=3, label="other student")
 

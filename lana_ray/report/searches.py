@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from lana_ray.report.artifacts import Row
-from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture
+from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
 from lana_ray.report.plots import AXES
 from lana_ray.report.table import add_row, empty_table
@@ -20,10 +20,11 @@ from lana_ray.storage import Storage
 NAMES = {"differentiable": "differentiable search", "program": "integer program"}
 SEARCH_CAPTIONS = {
     "fronts": (
-        "Searches",
+        "Pareto fronts of the searches",
         "Every trial of lana-ray search, measured on the target; accuracy on validation images, of distilled "
-        "students as they are, of cells’ networks when trained. The steps are the most accurate within each "
-        "cost; the legend says how long all searches of a method took.",
+        "students as they are, of cells’ networks when trained. Steps: each method’s Pareto front, the most "
+        "accurate within each cost. Its hypervolume is the best accuracy within a budget, in the mean "
+        "over all budgets up to what the teacher costs; beside it, how long all searches of the method took.",
     ),
     "lambdas": (
         "What λ comes to",
@@ -33,7 +34,7 @@ SEARCH_CAPTIONS = {
 }
 """Title and caption of each picture."""
 _MOST_TICKS = 10
-_LOOKS = {"differentiable": (BLUE, "o"), "program": (VERMILION, "s")}
+_LOOKS = {"differentiable": (BLUE, "o", "-"), "program": (VERMILION, "s", "--")}
 
 
 def searches_table(rows: Sequence[Row]) -> Table:
@@ -126,7 +127,7 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         points, took = _points(mine), duration(sum(row["search_s"] for row in mine))
-        colour, marker = _LOOKS[method]
+        colour, marker, dash = _LOOKS[method]
         axes.scatter(
             [cost for cost, _ in points],
             [100 * accuracy for _, accuracy in points],
@@ -135,12 +136,13 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
             marker=marker,
             alpha=0.7,
             linewidth=0,
-            label=f"{NAMES[method]} ({len(mine)} trial{'s'[: len(mine) > 1]}, {took})",
+            label=f"{NAMES[method]}: hypervolume {percent(hypervolume(points, most=teacher_cost))} "
+            f"({len(mine)} trial{'s'[: len(mine) > 1]}, {took})",
         )
         best = front(points)
         ends = [*(cost for cost, _ in best), max(teacher_cost, best[-1][0])]
         levels = [100 * accuracy for _, accuracy in best]
-        axes.step(ends, [*levels, levels[-1]], where="post", color=colour, linewidth=1.2)
+        axes.step(ends, [*levels, levels[-1]], dash, where="post", color=colour, linewidth=1.4)
     axes.axvline(teacher_cost, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
     axes.set(xlabel=f"measured {_axis(rows)}", ylabel="validation accuracy (%)")
 
@@ -154,7 +156,7 @@ def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
         [fmean(_column(mine, name)) for mine in by_lambda.values()]
         for name in ("predicted_cost", "measured_cost")
     )
-    axes.plot(lambdas, predicted, color=GREY, linewidth=1, label="predicted")
+    axes.plot(lambdas, predicted, ":", color=GREY, linewidth=1.6, label="predicted")
     tried = [(row["lambda"], row["measured_cost"]) for row in rows]
     x, y = zip(*tried, strict=True)
     axes.scatter(x, y, 28, BLUE, linewidth=0, alpha=0.7, zorder=3, label="measured")
@@ -168,6 +170,7 @@ def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
         smallest = min(lambdas[1:], default=1.0)
         axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
         axes.set_xlim(-0.3 * smallest, 1.2 * max(lambdas[-1], smallest))
+    plain_log(axes.xaxis)
     if (lambdas[0] == 0 or repeated(rows)) and len(lambdas) <= _MOST_TICKS:  # a grid, of round numbers
         axes.set_xticks(lambdas, [f"{value:.3g}" for value in lambdas])
         axes.minorticks_off()

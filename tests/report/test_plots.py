@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from lana_ray.report.maps import architecture_map, score_map
+from lana_ray.report.maps import architecture_map, cost_map, score_map
 from lana_ray.report.plots import (
     accuracy_plot,
     curves_plot,
@@ -39,9 +39,10 @@ RESULT = {
         curves_plot({"mbconv": [[0.5]]}),
         prediction_plot([{**STUDENT, "predicted_ms": 1.0}]),
         score_map(["a"], ["teacher"], np.zeros((1, 1))),
+        cost_map(["a"], ["teacher"], np.zeros((1, 1))),
         architecture_map({"x": {"a": "teacher"}}),
     ],
-    ids=["accuracy", "loss", "front", "curves", "prediction", "scores", "architecture"],
+    ids=["accuracy", "loss", "front", "curves", "prediction", "scores", "costs", "architecture"],
 )
 def test_a_single_point_is_drawn(svg: str) -> None:
     assert ElementTree.fromstring(svg).tag.endswith("svg")
@@ -89,3 +90,18 @@ def test_scores_are_written_where_there_is_room() -> None:
     svg = score_map(["a", "b"], ["teacher", "identity", "mbconv_e1_k3"], scores)
     assert all(f"<!-- {text} -->" in svg for text in ("0.00", "0.25", "div.", "123"))
     assert "<!-- 0.25 -->" not in score_map([str(i) for i in range(30)], ["x"], np.full((1, 30), 0.25))
+
+
+def test_costs_below_a_millisecond_are_told_in_microseconds() -> None:
+    costs = np.array([[0.21, 0.0096], [np.nan, 0.00996], [np.inf, 0.0]])
+    svg = cost_map(["a", "b"], ["teacher", "identity", "mbconv_e1_k3"], costs)
+    assert all(
+        f"<!-- {text} -->" in svg for text in ("210", "9.6", "10", "fails", "0.00", "cost in place (µs)")
+    )
+    assert "<!-- cost in place (ms) -->" in cost_map(["a"], ["teacher"], np.full((1, 1), 2.0))
+
+
+def test_log_axes_have_plain_numbers() -> None:
+    svg = curves_plot({"mbconv": [[10.0 ** -(step / 50) for step in range(100)]]})
+    assert "<!-- 0.1 -->" in svg
+    assert "mathdefault" not in svg

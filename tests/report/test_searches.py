@@ -88,11 +88,11 @@ def test_lambda_0_stands_on_the_axis_and_means_are_a_line() -> None:
     assert "<!-- 0 -->" in lambdas_plot(GRID[:1])
 
 
-def test_the_legend_says_how_long_the_searches_took() -> None:
+def test_the_legend_says_what_the_searches_came_to_and_how_long_they_took() -> None:
     svg = fronts_plot(ROWS)
-    assert "<!-- differentiable search (2 trials, 6.0 s) -->" in svg
-    assert "<!-- integer program (3 trials, 9.0 s) -->" in svg
-    assert "<!-- integer program (1 trial, 3.0 s) -->" in fronts_plot(ROWS[2:3])
+    assert "<!-- differentiable search: hypervolume 47.5 % (2 trials, 6.0 s) -->" in svg
+    assert "<!-- integer program: hypervolume 53.0 % (3 trials, 9.0 s) -->" in svg
+    assert "<!-- integer program: hypervolume 45.0 % (1 trial, 3.0 s) -->" in fronts_plot(ROWS[2:3])
 
 
 def test_pictures_are_written_and_stand_in_the_report(run: Storage, tmp_path: Path) -> None:
@@ -106,6 +106,7 @@ def test_pictures_are_written_and_stand_in_the_report(run: Storage, tmp_path: Pa
     write_page(run)
     after = (tmp_path / "report.html").read_text()
     assert "What λ comes to" in after
+    assert "Pareto fronts of the searches" in after
     assert "What λ comes to" not in before
 
 
