@@ -143,7 +143,7 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
         console.print(results_table(storage.read_json(CELLS)))
     for plot in write_search_plots(storage, rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
-    write_search_page(storage)
+    write_search_page(storage, loaded.ray.node_price_per_hour)
     console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
 
 
@@ -165,13 +165,14 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
     from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
     from lana_ray.storage import Storage
 
-    storage = Storage(_load(config, set).run.dir)
+    loaded = _load(config, set)
+    storage, price = Storage(loaded.run.dir), loaded.ray.node_price_per_hour
     if has_searches(storage):
-        write_search_page(storage)
+        write_search_page(storage, price)
         console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
         if not storage.exists("summary.json"):
             return
-    write_page(storage)
+    write_page(storage, price)
     console.print(results_table(storage.read_json("summary.json")))
     console.print(f"report: {storage.url('report.html')}", markup=False, soft_wrap=True)
 

@@ -124,7 +124,7 @@ def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] 
     if until == "report":
         from lana_ray.report import write_page  # matplotlib, only where a page is made
 
-        plots = write_page(workspace.storage)
+        plots = write_page(workspace.storage, workspace.config.ray.node_price_per_hour)
         tracked.finish(costs, plots, [summary.FILE, REPORT_FILE])
     else:
         tracked.finish({}, {}, [summary.FILE])

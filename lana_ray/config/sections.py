@@ -108,6 +108,9 @@ class RayConfig(Section):
     gpus_per_worker: float = Field(default=0, ge=0)
     label_wait_s: float = Field(default=0, ge=0)
     """How long to wait for an autoscaler to bring the node of a target."""
+    node_price_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """What a node costs in any currency, the mean where nodes differ: the report multiplies it with the hours
+    that nodes were there."""
 
 
 class TrainConfig(Section):

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import numpy as np
 from scipy.stats import kendalltau
 
+from lana_ray.hours import read_hours
 from lana_ray.report import numbers
-from lana_ray.report.artifacts import Row, RunFiles, family, read_architecture
-from lana_ray.report.html import Picture, render
-from lana_ray.report.maps import architecture_map, score_map
+from lana_ray.report.artifacts import Row, RunFiles, family
+from lana_ray.report.asked import read_asked
+from lana_ray.report.grids import architectures_picture, costs_picture, scores_picture
+from lana_ray.report.html import Picture, render, sheet
 from lana_ray.report.notes import SPLITS, notes
 from lana_ray.report.plots import (
     BAND,
@@ -26,10 +27,11 @@ from lana_ray.report.plots import (
     proxy_plot,
 )
 from lana_ray.report.search_page import SearchPart, search_part
+from lana_ray.report.searches import searches_table
+from lana_ray.report.spending import spending
 from lana_ray.storage import Storage
 
 FILE = "report.html"
-_MAP_ROWS = 40
 
 
 @dataclass(kw_only=True)
@@ -39,11 +41,16 @@ class TargetPart:
     facts: Row
     searches: SearchPart
     pictures: list[Picture] = field(default_factory=list)
+    maps: list[Picture] = field(default_factory=list)
+    """Pictures that are as wide as the network has layers."""
     missing: list[str] = field(default_factory=list)
 
 
-def write_page(storage: Storage) -> dict[str, dict[str, str]]:
+def write_page(storage: Storage, node_price: float | None = None) -> dict[str, dict[str, str]]:
     """Writes ``report.html``. Parts whose files are not there yet are left out, with a sentence.
+
+    Args:
+        node_price: ``ray.node_price_per_hour``.
 
     Returns:
         The pictures of each target: SVG by file name.
@@ -60,28 +67,38 @@ def write_page(storage: Storage) -> dict[str, dict[str, str]]:
         notes=notes(run),
         splits=SPLITS,
         targets=targets,
-        architectures=_architectures(run.summary["results"]),
+        asked=read_asked(storage),
+        spending=spending(read_hours(storage), node_price),
+        architectures=architectures_picture(run.summary["results"]),
         operations=_operations(run.scores or []),
-        score_map=_score_map(run.scores or []),
+        score_map=scores_picture(run.scores or []),
         proxy=_proxy(run.proxy or []),
         curves=_curves(run.curves or []),
     )
     storage.write_text(FILE, page)
-    return {part.facts["name"]: {picture.file: picture.svg for picture in part.pictures} for part in targets}
+    return {
+        part.facts["name"]: {picture.file: picture.svg for picture in part.pictures + part.maps}
+        for part in targets
+    }
 
 
 def _target(storage: Storage, run: RunFiles, facts: Row) -> TargetPart:
-    part = TargetPart(facts=facts, searches=search_part(storage, run.search or [], facts["name"]))
+    name = facts["name"]
+    part = TargetPart(facts=facts, searches=search_part(storage, run.search or [], name))
+    if trials := [row for row in run.search or [] if row["target"] == name]:
+        part.searches.sheets.insert(0, sheet(searches_table(trials)))
     for title, made in (
         ("Accuracy and latency", _accuracy(run, facts)),
         ("Choice among measured students", _loss(run, facts)),
-        ("Predicted trade-offs", _front(run, facts)),
+        ("Pareto front as predicted", _front(run, facts)),
         ("Predicted and measured latency", _prediction(run, facts)),
     ):
         if isinstance(made, str):
             part.missing.append(f"{title}: {made}")
         else:
             part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
+    if name in run.costs:
+        part.maps.append(costs_picture(run.costs[name]))
     return part
 
 
@@ -155,18 +172,6 @@ def _budgets(run: RunFiles, facts: Row) -> dict[str, float]:
     return {row["budget"]: row["budget_ms"] for row in rows}
 
 
-def _architectures(results: list[Row]) -> Picture | None:
-    if not results:
-        return None
-    return Picture(
-        title="Chosen architectures",
-        svg=architecture_map(
-            {f"{row['target']}, {row['budget']}": read_architecture(row["architecture"]) for row in results}
-        ),
-        caption="One row per target and budget, one column per layer in the order they run.",
-    )
-
-
 def _proxy(students: list[Row]) -> Picture | None:
     if not students:
         return None
@@ -217,24 +222,3 @@ def _operations(scores: list[Row]) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda entry: (entry["median"], entry["op"]))
-
-
-def _score_map(scores: list[Row]) -> Picture | None:
-    if not scores:
-        return None
-    layers = [name for _, name in sorted({(row["layer"], row["name"]) for row in scores})]
-    values: dict[str, Any] = {}
-    for row in scores:
-        if row["left_out"] in (None, "diverged"):
-            line = values.setdefault(row["op"], np.full(len(layers), np.nan))
-            line[row["layer"]] = np.inf if row["left_out"] == "diverged" else row["score"]
-    ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
-    shown = ranked[:_MAP_ROWS]
-    some = f" The {len(shown)} operations with the lowest median of {len(ranked)}." if ranked != shown else ""
-    return Picture(
-        title="Scores",
-        svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
-        caption="Change of the loss on the score split when one candidate alone replaces its layer in the "
-        "teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
-        f"that was not trained to the end, as it is too slow or behind others.{some}",
-    )

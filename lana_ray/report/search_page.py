@@ -10,8 +10,10 @@ import yaml
 from rich.table import Table
 
 from lana_ray.errors import UserError
+from lana_ray.hours import read_hours
 from lana_ray.latency.fits import OF_STUDENTS, Fit, folder_of, read_fit
 from lana_ray.report.artifacts import Row
+from lana_ray.report.asked import read_asked
 from lana_ray.report.html import Picture, Sheet, render, sheet
 from lana_ray.report.numbers import number, percent
 from lana_ray.report.plots import AXES, fit_plot, learning_plot, sampling_notes
@@ -23,6 +25,7 @@ from lana_ray.report.searches import (
     search_pictures,
     searches_table,
 )
+from lana_ray.report.spending import spending
 from lana_ray.report.table import add_row, empty_table, fits_table, results_table
 from lana_ray.storage import Storage
 
@@ -30,8 +33,6 @@ SEARCH_PAGE = "search.html"
 _TRIALS = "search.parquet"
 CELLS = "cells.json"
 _SETTINGS = "run.yaml"
-_ASKED = ("search", "finetune")
-"""Sections of the settings that trials depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,11 @@ def search_part(storage: Storage, rows: Sequence[Row], target: str) -> SearchPar
     return SearchPart(pictures=pictures, sheets=sheets, sentences=sampling_notes(fits))
 
 
-def write_search_page(storage: Storage) -> None:
+def write_search_page(storage: Storage, node_price: float | None = None) -> None:
     """Writes ``search.html``: what was asked, and what every target's searches and predictors came to.
+
+    Args:
+        node_price: ``ray.node_price_per_hour``.
 
     Raises:
         UserError: without ``search.parquet``, or where an artifact is damaged.
@@ -82,7 +86,8 @@ def write_search_page(storage: Storage) -> None:
     page = render(
         "search.html",
         teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"],
-        asked=yaml.safe_dump({name: settings[name] for name in _ASKED}, sort_keys=False),
+        asked=read_asked(storage),
+        spending=spending(read_hours(storage), node_price),
         summary=sheet(searches_table(rows)),
         results=sheet(results_table(storage.read_json(CELLS))) if trained else None,
         targets=[

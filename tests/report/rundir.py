@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from lana_ray.config import load_config
+from lana_ray.hours import Invocation, Spent
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.ops.presets import PRESETS
 from lana_ray.storage import Storage
@@ -29,6 +32,10 @@ _REST = 0.2  # of the teacher's latency, outside its layers
 def make_run(root: str, layers: int = 16, targets: tuple[str, ...] = tuple(TARGETS)) -> Storage:
     """A finished run of a teacher with so many layers on some of ``TARGETS`` with two budgets each."""
     return _Run(Storage(root), layers, targets).write()
+
+
+def _spent(of_stages: list[dict[str, float]]) -> dict[str, Spent]:
+    return {name: Spent(**spent) for name, spent in zip(STAGES, of_stages, strict=False)}
 
 
 class _Run:
@@ -62,7 +69,32 @@ class _Run:
         results[-1] |= {"model_uri": None, "problem": "measured 0.961 ms, over the budget of 0.950 ms"}
         self.storage.write_table("selections.parquet", pa.Table.from_pylist(selections), "key")
         self.storage.write_json("summary.json", self._summary(results))
+        self.storage.write_text("run.yaml", load_config(self._settings()).to_yaml())
+        self._hours()
         return self.storage
+
+    def _settings(self) -> Row:
+        return {
+            "run": {"dir": self.storage.root},
+            "teacher": {"timm": "efficientnet_lite0", "weights": "s3://user:c4nary@bucket/net.safetensors"},
+            "data": {"source": "digits", "image_size": 64},
+            "targets": [
+                {"name": name, "runtime": "onnxruntime" if name == "ort-1t" else "torch"}
+                for name in self.targets
+            ],
+            "budgets": {"latency_ms": list(BUDGETS), "params": "2.5M"},
+            "pool": {"max_cost": None},
+            "distill": {"steps": 60},
+        }
+
+    def _hours(self) -> None:
+        """Killed in its third stage, and gone on with on another node."""
+        known = [{"seconds": 720.0 * (n + 1), "node_seconds": 1440.0 * (n + 1)} for n in range(len(STAGES))]
+        killed = Invocation(stages=_spent(known[:3]), running="distill")
+        reused = [{"seconds": 2.0, "node_seconds": 2.0}] * 2
+        resumed = Invocation(stages=_spent(reused + known[2:]), running=None)
+        for n, invocation in enumerate((killed, resumed)):
+            self.storage.write_json(f"hours/{n}.json", asdict(invocation))
 
     def _scores(self) -> list[Row]:
         left_out = {DIVERGED: "diverged", SLOW: "slow"}

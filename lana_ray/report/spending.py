@@ -1,0 +1,71 @@
+"""Where the hours went, and what they cost where a node's price is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lana_ray.hours import Invocation, Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A stage, over all invocations."""
+
+    stage: str
+    seconds: float
+    share: float
+    """Of all stages' seconds."""
+    last: float | None
+    """Seconds in the last invocation, None where it did not come to this stage."""
+    node_hours: float
+    cost: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    rows: list[Row]
+    total: Row
+    invocations: int
+    killed: list[str]
+    """The stages in which earlier invocations were killed."""
+    price: float | None
+
+
+def spending(invocations: Sequence[Invocation], price: float | None) -> Spending | None:
+    """Sums up; None where nothing was written down.
+
+    Args:
+        price: of a node's hour.
+    """
+    if not invocations:
+        return None
+    last = invocations[-1].stages
+    names = dict.fromkeys(name for one in invocations for name in one.stages)
+    spent = {name: _sum([one.stages[name] for one in invocations if name in one.stages]) for name in names}
+    whole = _sum(list(spent.values()))
+    return Spending(
+        rows=[_row(name, spent[name], whole, last.get(name), price) for name in names],
+        total=_row("all", whole, whole, _sum(list(last.values())), price),
+        invocations=len(invocations),
+        killed=[one.running for one in invocations[:-1] if one.running is not None],
+        price=price,
+    )
+
+
+def _sum(parts: Sequence[Spent]) -> Spent:
+    return Spent(
+        seconds=sum(part.seconds for part in parts), node_seconds=sum(part.node_seconds for part in parts)
+    )
+
+
+def _row(stage: str, spent: Spent, whole: Spent, last: Spent | None, price: float | None) -> Row:
+    node_hours = spent.node_seconds / 3600
+    return Row(
+        stage=stage,
+        seconds=spent.seconds,
+        share=spent.seconds / whole.seconds if whole.seconds else 0.0,
+        last=None if last is None else last.seconds,
+        node_hours=node_hours,
+        cost=None if price is None else price * node_hours,
+    )
