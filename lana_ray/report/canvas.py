@@ -11,16 +11,18 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterMathtext
+from matplotlib.ticker import AutoLocator, LogFormatterMathtext
 
 P = ParamSpec("P")
 
 WIDTH, HEIGHT = 4.6, 3.5  # inches, of a plot that stands beside another; small, to be read on a phone
 BLUE, VERMILION, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#8a8a8a", "#1a1a1a"  # Okabe and Ito
-FILLS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#99ddff", "#44bb99", "#bbcc33", "#aaaa00")
-"""Paul Tol's light scheme, made for black text on cells; more families than colours repeat them."""
+FILLS = ("#77aadd", "#ee8866", "#bbcc33", "#44bb99", "#99ddff", "#eedd88", "#aaaa00", "#ffaabb")
+"""Paul Tol's light scheme, made for black text on cells, those first that stay farthest from one another and
+from grey without green cones; more families than colours repeat them."""
 KEPT, REMOVED, ABSENT = "#dddddd", "#ffffff", "#f4f4f4"
 """Cells of the teacher's own layer, of the identity, and of what does not exist."""
+_TICKS = 6  # at most so many steps on an axis across, or long numbers touch
 _LETTERS_PER_INCH, _KEY = 15, 7  # of the legend; a key and its gaps are as wide as so many letters
 
 _STYLE = {
@@ -67,6 +69,8 @@ def picture(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
             figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
             axes = figure.add_subplot()
             draw(axes, *args, **kwargs)
+            if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
+                axes.locator_params(axis="x", nbins=_TICKS)
             handles, labels = axes.get_legend_handles_labels()
             if handles:
                 columns = max(

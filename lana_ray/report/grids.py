@@ -61,7 +61,8 @@ def scores_picture(scores: list[Row]) -> Picture | None:
     return Picture(
         title="Scores",
         svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
-        caption="Change of the loss on the score split when one candidate alone replaces its layer in the "
-        "teacher; lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
+        caption="How much farther from the teacher’s answers the network is, on the score split, when one "
+        "candidate alone replaces its layer: the change of the divergence, or of the loss if score.by says "
+        "so. Lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
         f"that was not trained to the end, as it is too slow or behind others.{some}",
     )

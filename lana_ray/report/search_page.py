@@ -85,7 +85,7 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
     trained = settings["search"]["cells"] is not None and storage.exists(CELLS)
     page = render(
         "search.html",
-        teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"],
+        teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"].rpartition(":")[2],
         asked=read_asked(storage),
         spending=spending(read_hours(storage), node_price),
         summary=sheet(searches_table(rows)),

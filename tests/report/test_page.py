@@ -139,9 +139,9 @@ def test_the_hours_of_all_invocations_are_told(page: _Page) -> None:
     # 720 s a stage more each: 20160 s and what the second invocation took for the first two again, 4 s.
     for words in (
         "teacher 12 min 2 s 3 % 2.0 s 0.401",
-        "distill 1 h 12 min 19 % 36 min 0 s 2.40",
-        "register 1 h 24 min 23 % 1 h 24 min 2.80",
-        "all 6 h 12 min 100 % 5 h 0 min 12.4",
+        "distill 1 h 12 min 19 % 36 min 0 s 2.400",
+        "register 1 h 24 min 23 % 1 h 24 min 2.800",
+        "all 6 h 12 min 100 % 5 h 0 min 12.401",
         "added up over 2 invocations",
         "Killed, with up to a minute that is not counted: distill.",
         "With ray.node_price_per_hour they are told as money too.",
