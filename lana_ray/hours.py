@@ -98,8 +98,8 @@ class Hours:
         """What cannot be written now is written next time: a run does not end over its own account."""
         try:
             self._storage.write_json(self._file, asdict(Invocation(stages=self.stages, running=running)))
-        except OSError as error:
-            say(f"{self._storage.url(self._file)}: {error}; the hours are written later")
+        except UserError as error:
+            say(f"hours: {error}")
 
 
 def read_hours(storage: Storage) -> list[Invocation]:

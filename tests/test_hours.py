@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import chain, repeat
 from pathlib import Path
@@ -68,14 +69,13 @@ def test_what_is_counted_so_far_is_there_if_the_process_is_killed(tmp_path: Path
 def test_a_directory_that_cannot_be_written_ends_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError("no space left on device")
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    storage = Storage(str(tmp_path))
-    monkeypatch.setattr(storage, "write_json", full)
-    with Hours(storage, lambda: 1).stage("teacher"):
+    monkeypatch.setattr(os, "fsync", full)
+    with Hours(Storage(str(tmp_path)), lambda: 1).stage("teacher"):
         pass
-    assert "no space left on device; the hours are written later" in capsys.readouterr().out
+    assert "cannot be written (No space left on device)" in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
