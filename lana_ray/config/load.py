@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from lana_ray.config.sections import LOCATION, Config, Section
+from lana_ray.config.config import Config
+from lana_ray.config.section import LOCATION, Section
 from lana_ray.errors import UserError
 
 _URL = re.compile(r"^[a-z0-9+]+://")

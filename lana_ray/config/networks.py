@@ -1,0 +1,93 @@
+"""What is given: the teacher, its data, the pool of operations, and how networks are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lana_ray.config.section import Fraction, Section, location
+
+
+class TrainConfig(Section):
+    """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""
+
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the training split; a fraction is allowed."""
+    batch_size: int = Field(default=64, ge=2)
+    """Images per step over all workers together."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW's one-cycle schedule."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    label_smoothing: Fraction = 0.0
+
+
+class TeacherConfig(Section):
+    timm: str | None = None
+    """The name of a timm network."""
+    factory: str | None = location(default=None)
+    """``package.module:function`` or ``file.py:function``, called with ``num_classes``."""
+    pretrained: bool = False
+    """Take timm's pretrained weights (from an installed weights package if there is one, else the hub)."""
+    weights: str | None = location(default=None)
+    """Safetensors or a state dict, loaded without unpickling code."""
+    layers: tuple[str, ...] | None = None
+    """Glob patterns of module names, in place of the block structure found by itself."""
+    adapt: TrainConfig = TrainConfig()
+    """How the teacher is trained on the data, where its head does not fit or its weights are random."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherConfig:
+        if (self.timm is None) == (self.factory is None):
+            raise ValueError("give exactly one of timm and factory")
+        if self.pretrained and (self.weights or self.factory):
+            raise ValueError("pretrained goes with timm and without weights")
+        return self
+
+
+class DataConfig(Section):
+    source: Literal["digits"] | None = None
+    """A data set that an installed package carries."""
+    parquet: str | None = location(default=None)
+    """A Parquet file or a folder of them: image bytes (column ``image`` or ``img``) and ``label``."""
+    folder: str | None = location(default=None)
+    """A folder with one folder of images per class."""
+    torchvision: str | None = None
+    """The name of a torchvision data set with a train/test split, for example ``CIFAR10``."""
+    test: str | None = location(default=None)
+    """The test images in the same form; without it a share of the training images is set aside."""
+    root: str = location(default="data")
+    """Where torchvision keeps its files."""
+    download: bool = False
+    """Let torchvision download what is missing."""
+    image_size: int = Field(default=224, ge=8)
+    score_images: int | None = Field(default=None, ge=2)
+    """Training images set aside to score candidates and to choose among students; by default an eighth of
+    them, at most 1024."""
+    validation_images: int | None = Field(default=None, ge=1)
+    """Training images set aside to follow a training and to pick its best epoch; the same by default."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share set aside for the report where the data has no test images of its own."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most so many training images."""
+    max_undecodable: Fraction = 0.01
+    """Refuse the data when more than this share of the images does not decode."""
+    augment: Literal["none", "crop", "flip"] = "flip"
+    """Training-time augmentation: random crops after padding, the same and a horizontal flip, or none."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if sum(x is not None for x in (self.source, self.parquet, self.folder, self.torchvision)) != 1:
+            raise ValueError("give exactly one of source, parquet, folder and torchvision")
+        return self
+
+
+class PoolConfig(Section):
+    preset: Literal["tiny", "small", "lana"] = "tiny"
+    ops: tuple[str, ...] | None = None
+    """Names of operations, in place of a preset's; teacher is always a candidate."""
+    modules: tuple[str, ...] = location(default=())
+    """Python files that register operations of your own; they are run on every node (``ops.registry``)."""
+    max_cost: float | None = Field(default=1.0, gt=0)
+    """Leave candidates out that alone take more than this share of their layer's time on every target: they
+    would be trained and never chosen. ``null`` keeps all."""
