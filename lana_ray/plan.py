@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 
 import torch
@@ -50,44 +50,52 @@ def plan(config: Config) -> Table:
     space = structural_space(config, classes)
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
-    where = _placements(config)
-    alone = len(planned_candidates(space))
-    for target in workspace.targets:
-        networks = target.measure.architectures
-        mend = missing(target.runtime)
-        settings = (
-            f"{target.runtime}, {target.precision}, {target.threads} threads, batch {target.batch_size}, "
-            f"{target.device}"
-        )
-        lines = [
-            f"{target.name} ({settings}): {alone} candidates alone and {networks} whole networks, "
-            f"at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of timing, beside "
-            "what building each program takes",
-            where[target.name],
-        ]
-        if mend:
-            lines.append(f"runtime missing on this machine: {mend}")
-        table.add_row("sample", "\n".join(lines))
+    for line in _sampling(config, workspace.targets, len(planned_candidates(space))):
+        table.add_row("sample", line)
     table.add_row("distill", _distillation(config, space, teacher_macs))
     table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
-    budgets, targets = config.budgets.latency_ms, len(config.targets)
-    joint = config.select.joint and targets > 1
-    table.add_row(
-        "select",
-        f"budgets {', '.join(map(str, budgets))} on {targets} targets{' and on all' if joint else ''}, "
-        f"{config.select.count} "
-        f"students each measured and evaluated, in up to {config.select.rounds} rounds; "
-        f"{space.size:.2g} architectures to choose from"
-        + "".join(f"; at most {most} {name}" for name, most in _counted(config)),
-    )
+    table.add_row("select", _selection(config, space))
     if "search" in config.model_fields_set:
         table.add_row("search", "\n".join(("with lana-ray search:", *_search(config, space, classes))))
-    most = len(budgets) * (targets + joint)
+    budgets, targets = len(config.budgets.latency_ms), len(config.targets)
+    joint = _has_joint(config)
+    most = budgets * (targets + joint)
     steps = f", {_finetuning(config, sizes['train'], teacher_macs)}" if sizes else ""
     table.add_row("finetune", f"at most {most} students for {config.finetune.epochs:g} epochs{steps}")
-    versions = len(budgets) * targets * (1 + joint)
+    versions = budgets * targets * (1 + joint)
     table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
     return table
+
+
+def _sampling(config: Config, targets: Sequence[Target], alone: int) -> Iterator[str]:
+    """What is measured on each target, and where."""
+    where = _placements(config)
+    for target in targets:
+        networks = target.measure.architectures
+        yield "\n".join(
+            (
+                f"{target.name} ({target.runtime}, {target.precision}, {target.threads} threads, batch "
+                f"{target.batch_size}, {target.device}): {alone} candidates alone and {networks} whole "
+                f"networks, at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of "
+                "timing, beside what building each program takes",
+                where[target.name],
+                *(f"runtime missing on this machine: {mend}" for mend in [missing(target.runtime)] if mend),
+            )
+        )
+
+
+def _has_joint(config: Config) -> bool:
+    return config.select.joint and len(config.targets) > 1
+
+
+def _selection(config: Config, space: LayerwiseSpace) -> str:
+    budgets = ", ".join(map(str, config.budgets.latency_ms))
+    on_all = " and on all" if _has_joint(config) else ""
+    return (
+        f"budgets {budgets} on {len(config.targets)} targets{on_all}, {config.select.count} students each "
+        f"measured and evaluated, in up to {config.select.rounds} rounds; {space.size:.2g} architectures to "
+        "choose from" + "".join(f"; at most {most} {name}" for name, most in _counted(config))
+    )
 
 
 def _search(config: Config, space: LayerwiseSpace, classes: int) -> Iterator[str]:

@@ -64,6 +64,11 @@ def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path:
     assert shown.count("standing in: no node is labelled") == 1
 
 
+def test_searches_are_told_where_they_are_asked_for(tmp_path: Path) -> None:
+    assert "lana-ray search" not in _shown(_settings(tmp_path))
+    assert "with lana-ray search:" in _shown(_settings(tmp_path, search={"trials": 3}))
+
+
 def test_an_extra_is_named_as_pip_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,8 @@ def _resolve_locations(section: Any, base: Path) -> Any:
         value = getattr(section, name)
         extra = field.json_schema_extra
         if isinstance(value, Section):
-            changes[name] = _resolve_locations(value, base)
+            if (resolved := _resolve_locations(value, base)) != value:  # what is by default stays so
+                changes[name] = resolved
         elif isinstance(extra, dict) and extra.get(LOCATION) and value:
             several = isinstance(value, tuple)
             changes[name] = tuple(_absolute(v, base) for v in value) if several else _absolute(value, base)
