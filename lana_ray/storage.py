@@ -107,6 +107,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
+            _sync_folder(folder)
         except BaseException:
             if os.path.exists(temporary):
                 os.remove(temporary)
@@ -182,6 +183,16 @@ class Storage:
     def _head(self, name: str, length: int) -> bytes:
         with self._fs.open(self.path(name), "rb") as file:
             return bytes(file.read(length))
+
+
+def _sync_folder(folder: str) -> None:
+    """Until then a power cut may take a new name back, though not what was written under it."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def concat_tables(tables: Iterable[pa.Table]) -> pa.Table | None:
