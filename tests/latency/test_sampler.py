@@ -249,6 +249,35 @@ def test_the_floor_is_the_teacher_without_the_layers_that_can_be_left_out(
     assert again.drift == network.drift
 
 
+@pytest.mark.parametrize(
+    ("tries", "baseline_ms"),
+    [
+        ([(11.0, False), (0.6, False), (0.5, False), (0.4, True)], 0.5),
+        ([(11.0, False), (0.6, True), (0.5, True)], 0.6),
+        ([(11.0, True), (0.6, True)], 11.0),
+    ],
+)
+def test_a_busy_moment_is_no_baseline(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tries: list[tuple[float, bool]],
+    baseline_ms: float,
+) -> None:
+    """The teacher is timed until it settles, three times at most; the quickest counts."""
+    of = space()
+    narrow = LayerwiseSpace(of.network, of.layers[-1:], POOL)
+    sampler, left = Sampler(narrow, target(), Storage(str(tmp_path))), iter(tries)
+
+    def time(*_: object) -> Measurement:
+        median_ms, settled = next(left)
+        return Measurement(
+            median_ms=median_ms, iqr_ms=0, repeats=7, seconds=1, settled=settled, raw_ms=1, drift=1
+        )
+
+    monkeypatch.setattr(sampler, "_time", time)
+    assert [s.median_ms for s in sampler.sample([], [])] == [baseline_ms]
+
+
 def test_a_teacher_that_needs_all_its_layers_is_the_only_reference(tmp_path: Path) -> None:
     of = space()
     narrow = LayerwiseSpace(of.network, of.layers[-1:], POOL)
