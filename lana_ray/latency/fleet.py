@@ -212,8 +212,9 @@ class _Fleet:
             self._flush()
             if self.job.go_on(self._store):
                 self._queue = deque(self.job.pending())
-                for idle in self.workers:
-                    self._feed(idle)
+                for worker in self.workers:
+                    if worker.share is not None:  # one that is yet to start may never find a place
+                        self._feed(worker)
             else:
                 self.close()
 

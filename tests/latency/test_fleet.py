@@ -141,6 +141,25 @@ def test_what_follows_from_the_samples_is_measured_by_the_same_actors(store: Sam
     assert len(start.started) == 3  # type: ignore[attr-defined]
 
 
+def test_a_sampler_that_finds_no_place_holds_up_nobody(store: SampleStore) -> None:
+    """Its node went with the device it waits for: what follows from the samples is not given to it."""
+
+    class Homeless:
+        def target_key(self) -> str:
+            raise AssertionError("it never starts, and has no method to sample with")
+
+    place, asked = samplers(), job(5, actors=2)
+    asked.follow = lambda samples: [Work(kind="network", structure=f"{key}+", what=key) for key in samples]
+
+    def start(job: Job) -> Any:
+        if not place.started:  # type: ignore[attr-defined]
+            return place(job)
+        return ray.remote(Homeless).options(resources={"nowhere": 1}).remote()
+
+    run_jobs([asked], store, start, lambda _: None)
+    assert (asked.done, asked.pending()) == (10, [])
+
+
 def test_samples_travel_together_for_so_long_and_none_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         def __init__(self) -> None:
