@@ -245,8 +245,26 @@ def test_onprem_takes_labels_from_the_machine(tmp_path: Path) -> None:
         )
         return done.stdout.splitlines()
 
-    assert arguments()[1:] == ["--address=192.0.2.10:6379", "--labels=", "--resources={}"]
+    address, log_monitor, *rest = arguments()[1:]
+    assert (address, rest) == ("--address=192.0.2.10:6379", ["--labels=", "--resources={}"])
+    assert log_monitor == "--include-log-monitor=False", "it would outlive the head, and with it the cluster"
     (tmp_path / "lana.env").write_text(
         "LANA_LABELS=lana.target=xeon\nLANA_RESOURCES='{\"lana_device\": 1}'\n"
     )
-    assert arguments()[2:] == ["--labels=lana.target=xeon", '--resources={"lana_device": 1}']
+    assert arguments()[3:] == ["--labels=lana.target=xeon", '--resources={"lana_device": 1}']
+
+
+def test_onprem_commands_of_ray_itself_find_ray(tmp_path: Path) -> None:
+    """``ray down`` runs a plain ``ray stop``, in a shell that reads ``.bashrc``; the setup may run often."""
+    (setup,) = (c for c in _load(ROOT / "clusters" / "onprem.yaml")["setup_commands"] if ".bashrc" in c)
+    program = tmp_path / "lana-venv" / "bin" / "ray"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho stopped\n")
+    program.chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", setup], env=environment, check=True)
+    stop = ["bash", "-c", "source ~/.bashrc; ray stop"]
+    done = subprocess.run(stop, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "stopped\n"
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 1
