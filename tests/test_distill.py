@@ -13,8 +13,8 @@ from .test_workspace import configuration, write_teacher
 
 
 def test_never_more_workers_than_candidates() -> None:
-    assert worker_groups(RayConfig(workers=8), 20) == [WorkerGroup(name="worker", workers=8, cpus=1)]
-    assert worker_groups(RayConfig(workers=8), 3) == [WorkerGroup(name="worker", workers=3, cpus=1)]
+    assert worker_groups(RayConfig(workers=8), 20) == [WorkerGroup(name="worker", workers=(1, 8), cpus=1)]
+    assert worker_groups(RayConfig(workers=8), 3) == [WorkerGroup(name="worker", workers=(1, 3), cpus=1)]
 
 
 def test_workers_may_follow_the_cluster() -> None:
@@ -22,12 +22,14 @@ def test_workers_may_follow_the_cluster() -> None:
     assert (group.workers, group.most) == ((2, 8), 8)
     (group,) = worker_groups(RayConfig(workers=8, min_workers=4), 3)
     assert (group.workers, group.most) == (3, 3)
+    (group,) = worker_groups(RayConfig(workers=1), 20)
+    assert group.workers == 1
 
 
 def test_cpus_help_gpus() -> None:
     config = RayConfig(workers=2, gpus_per_worker=0.5, cpus_per_worker=4, cpu_workers=6)
     assert worker_groups(config, 99) == [
-        WorkerGroup(name="gpu worker", workers=2, cpus=4, gpus=0.5),
+        WorkerGroup(name="gpu worker", workers=(1, 2), cpus=4, gpus=0.5),
         WorkerGroup(name="cpu worker", workers=6, cpus=4),
     ]
 

@@ -26,8 +26,8 @@ class RayConfig(Section):
     """``auto`` (a running cluster, else a local one), ``local``, or a cluster's address."""
     workers: int | None = Field(default=None, ge=1)
     """Ray Train workers; by default one per GPU of the cluster, or one per CPU where it has none."""
-    min_workers: int | None = Field(default=None, ge=1)
-    """Let distillation begin with so many of its workers, and follow the cluster as nodes come and go."""
+    min_workers: int = Field(default=1, ge=1)
+    """The fewest to begin or to go on with: their number follows the cluster as nodes come and go."""
     cpu_workers: int = Field(default=0, ge=0)
     """Workers without a GPU that distil beside those with one."""
     cpus_per_worker: int = Field(default=1, ge=1)

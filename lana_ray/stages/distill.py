@@ -16,7 +16,7 @@ from lana_ray.distill.worker import GIB, Ending, distill_worker, ending
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.storage import fingerprint
-from lana_ray.training.driver import WorkerGroup, run_training
+from lana_ray.training.driver import WorkerGroup, elastic, run_training
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
@@ -115,10 +115,9 @@ def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: floa
 def worker_groups(config: RayConfig, candidates: int) -> list[WorkerGroup]:
     """The workers that distil: those of the configuration, and CPU workers beside those with GPUs."""
     most = min(worker_count(config), candidates)
-    fewest = min(config.min_workers or most, most)
     main = WorkerGroup(
         name="gpu worker" if config.gpus_per_worker else "worker",
-        workers=most if fewest == most else (fewest, most),
+        workers=elastic(config.min_workers, most),
         cpus=config.cpus_per_worker,
         gpus=config.gpus_per_worker,
     )

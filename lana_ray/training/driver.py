@@ -49,10 +49,17 @@ class WorkerGroup:
 
 def worker_group(config: RayConfig) -> WorkerGroup:
     """The workers that the configuration asks for, to train one network together."""
-    count = worker_count(config)
     return WorkerGroup(
-        name="workers", workers=count, cpus=config.cpus_per_worker, gpus=config.gpus_per_worker
+        name="workers",
+        workers=elastic(config.min_workers, worker_count(config)),
+        cpus=config.cpus_per_worker,
+        gpus=config.gpus_per_worker,
     )
+
+
+def elastic(fewest: int, most: int) -> int | tuple[int, int]:
+    """``WorkerGroup.workers``: a fixed number would wait for ever for a node that is gone for good."""
+    return (fewest, most) if fewest < most else most
 
 
 def run_training(
