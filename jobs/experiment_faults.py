@@ -1,0 +1,438 @@
+"""What a run does when something breaks under it: a table of faults, and what became of each.
+
+    python jobs/experiment_faults.py [--only disk] [--out faults.json]
+
+Runs a recipe with few candidates and few steps, breaks something at a known point, starts the same command
+again where it ended, and compares: *kept* are the finished samples, candidates, evaluations and students that
+were there when it broke, *redone* those of them that were written again afterwards, which should be none. A
+disk is filled or made read-only on a file system of its own, in a file, which only root may mount, on Linux.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lana_ray.progress import console, say
+
+RECIPE = Path(__file__).parent / "quickstart.yaml"
+SMALL = (
+    "teacher.adapt.epochs=2",
+    "pool.ops=[identity, mbconv_e1_k3]",
+    "pool.max_cost=null",
+    "targets=[{name: ort-1t, runtime: onnxruntime, measure: {architectures: 16, time_limit_s: 0.1}}]",
+    "budgets.latency_ms=[200%, 100%]",  # wide: a machine that is busy with faults keeps no tight ones
+    "distill.group_size=2",  # rounds to be lost
+    "select.rounds=1",
+    "finetune.epochs=2",
+)
+STAGES = {
+    "teacher": r"teacher \d+/",
+    "sample": "samples/*",
+    "distill": "candidates/*",
+    "score": "scores/*",
+    "select": "evaluations/*",
+    "finetune": r"finetune \d+/",
+    "register": "mlartifacts/models/*",
+    "report": "summary.json",
+}
+"""What a stage writes to the run directory first, or says where it writes at its end alone."""
+FINISHED = ("samples/*", "candidates/*", "scores/*", "evaluations/*", "students/*", "teacher.safetensors")
+_LONGEST_S = 900.0
+_AWAY_S = 60.0
+_STORE_BYTES = 80 * 2**20
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a fault."""
+
+    fault: str
+    status: int | str
+    """The exit status of the process that met it."""
+    told: str
+    kept: int
+    redone: int
+    ends: bool
+    """Whether the run, started again where it ended, registers a student for every budget."""
+
+
+@dataclass
+class Run:
+    """``lana-ray run`` on a folder of its own, in a process that can be watched and killed."""
+
+    folder: Path
+    log: Path
+    settings: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        given = [f"run.dir={self.folder}", *SMALL, *self.settings]
+        command = [sys.executable, "-m", "lana_ray.cli", "run", str(RECIPE)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *(word for setting in given for word in ("--set", setting))],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment, "COLUMNS": "200"},
+            )
+
+    def wait_for(self, pattern: str) -> None:
+        """Until a file appears that was not there before."""
+        before = set(self.folder.glob(pattern))
+        self._wait(lambda: bool(set(self.folder.glob(pattern)) - before), f"no {pattern} came")
+
+    def wait_for_line(self, pattern: str) -> None:
+        self._wait(lambda: re.search(pattern, self.log.read_text()) is not None, f"never said {pattern}")
+
+    def _wait(self, there: Callable[[], bool], otherwise: str) -> None:
+        assert self.process is not None
+        end = time.monotonic() + _LONGEST_S
+        while not there():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise RuntimeError(f"{otherwise}:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout=_LONGEST_S)
+
+    def repeat(self) -> bool:
+        """The same command once more; whether every budget has its registered student."""
+        self.start()
+        return self.end() == 0 and self.is_whole()
+
+    def is_whole(self) -> bool:
+        summary = self.folder / "summary.json"
+        return summary.exists() and len(json.loads(summary.read_text())["results"]) == 2
+
+    def finished(self) -> dict[Path, int]:
+        """When each finished artifact was written."""
+        return {
+            path: path.stat().st_mtime_ns
+            for pattern in FINISHED
+            for path in self.folder.glob(pattern)
+            if not path.name.startswith(".")
+        }
+
+    def said(self, words: str) -> str:
+        """The last line with these words, else the last one."""
+        lines = [line.strip() for line in self.log.read_text().splitlines() if line.strip()]
+        return next((line for line in reversed(lines) if words in line), lines[-1])
+
+    def descendants(self, title: str) -> list[int]:
+        """Processes below this run's whose title begins so."""
+        assert self.process is not None
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        below, found = {self.process.pid}, list[int]()
+        while new := {int(pid) for pid, parent, *_ in rows if int(parent) in below} - below:
+            below |= new
+        for pid, _, arguments in (row for row in rows if len(row) == 3):
+            if int(pid) in below and arguments.startswith(title):
+                found.append(int(pid))
+        return found
+
+
+def redone(run: Run, before: dict[Path, int]) -> int:
+    """How many of the artifacts were lost or written again."""
+    after = run.finished()
+    return sum(after.get(path) != written for path, written in before.items())
+
+
+def driver_killed(folder: Path) -> Iterator[Outcome]:
+    """One run, killed in every stage."""
+    run, there = Run(folder / "run", folder / "log"), dict[str, dict[Path, int]]()
+    for stage, pattern in STAGES.items():
+        run.start()
+        (run.wait_for if "*" in pattern or "." in pattern else run.wait_for_line)(pattern)
+        run.kill()
+        there[stage] = run.finished()
+    ends = run.repeat()
+    for stage, before in there.items():
+        yield Outcome(
+            fault=f"driver killed in {stage}",
+            status=-signal.SIGKILL,
+            told="",
+            kept=len(before),
+            redone=redone(run, before),
+            ends=ends,
+        )
+
+
+def worker_killed(folder: Path) -> Iterator[Outcome]:
+    """A sampler, then a Ray Train worker, of one run."""
+    run = Run(folder / "run", folder / "log")
+    run.start()
+    found = []
+    for fault, pattern, title, words in (
+        ("sampler killed", "samples/*", "ray::SamplerActor", "a sampler died"),
+        ("Ray Train worker killed", "candidates/*", "ray::RayTrainWorker", "died; what it had in hand and"),
+    ):
+        run.wait_for(pattern)
+        before = run.finished()
+        os.kill(run.descendants(title)[0], signal.SIGKILL)
+        run.wait_for_line(words)
+        found.append((fault, before, run.said(words)))
+    status = run.end()
+    for fault, before, told in found:
+        yield Outcome(
+            fault=fault,
+            status=status,
+            told=told,
+            kept=len(before),
+            redone=redone(run, before),
+            ends=run.is_whole(),
+        )
+
+
+def node_removed(folder: Path) -> Iterator[Outcome]:
+    """The second of two nodes goes while it distils."""
+    from ray.cluster_utils import Cluster
+
+    machines = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1,
+            "resources": {"lana_device": 1},
+            "labels": {"lana.target": "ort-1t"},
+            "include_dashboard": False,
+        },
+    )
+    try:
+        second = machines.add_node(num_cpus=1)
+        run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
+        run.start()
+        run.wait_for("candidates/*")
+        before = run.finished()
+        machines.remove_node(second, allow_graceful=False)
+        yield _ended("node removed in distill", run, before, "died; what it had in hand")
+    finally:
+        machines.shutdown()
+
+
+def store_full(folder: Path) -> Iterator[Outcome]:
+    """Another job's objects fill a small object store several times while the run goes on: Ray spills."""
+    import numpy as np
+    import ray
+    from ray.cluster_utils import Cluster
+
+    machines = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "resources": {"lana_device": 1},
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+        },
+    )
+    try:
+        ray.init(address=machines.address, log_to_driver=False)
+        run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
+        run.start()
+        run.wait_for("samples/*")
+        before = run.finished()
+        held = [ray.put(np.zeros(_STORE_BYTES // 8, np.uint8)) for _ in range(32)]
+        outcome = _ended("object store four times full, spilled", run, before)
+        assert all(len(ray.get(reference)) == _STORE_BYTES // 8 for reference in held)
+        yield outcome
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+
+
+def disk_full(folder: Path) -> Iterator[Outcome]:
+    """No byte is left where the run directory is; then there is room again."""
+    with _file_system(folder) as disk:
+        run = Run(disk.mount / "run", folder / "log")
+        run.start()
+        run.wait_for("candidates/*")
+        ballast, before = disk.mount / "ballast", run.finished()
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], capture_output=True)
+        yield _ended("disk full from distill on", run, before, "lana-ray:", mend=ballast.unlink)
+
+
+def disk_read_only(folder: Path) -> Iterator[Outcome]:
+    """The kernel finds the file system broken and lets nobody write; then it is checked and mounted anew."""
+    with _file_system(folder) as disk:
+        run = Run(disk.mount / "run", folder / "log")
+        run.start()
+        run.wait_for("candidates/*")
+        before = run.finished()
+        subprocess.run(["mount", "-o", "remount,abort", str(disk.mount)], check=True)
+        yield _ended("storage read-only from distill on", run, before, "lana-ray:", mend=disk.check)
+
+
+def server_away(folder: Path) -> Iterator[Outcome]:
+    """The tracking server goes while stages run, and comes back; then it is gone when students register."""
+    with _server(folder) as server:
+        run = Run(folder / "run", folder / "log", environment={"MLFLOW_TRACKING_URI": server.uri})
+        run.start()
+        run.wait_for("candidates/*")
+        before = run.finished()
+        server.stop()
+        away = threading.Timer(_AWAY_S, server.start)
+        away.start()
+        yield _ended(f"MLflow away for {_AWAY_S:g} s", run, before, "tracking:")
+        away.join()
+
+        run.settings = ("finetune.epochs=1",)  # other students
+        run.start()
+        run.wait_for("students/*")
+        before = run.finished()
+        server.stop()
+        yield _ended("MLflow away when students register", run, before, "lana-ray:", mend=server.start)
+
+
+FAULTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {
+    "driver": driver_killed,
+    "worker": worker_killed,
+    "node": node_removed,
+    "store": store_full,
+    "disk": disk_full,
+    "readonly": disk_read_only,
+    "mlflow": server_away,
+}
+
+
+def _ended(
+    fault: str, run: Run, before: dict[Path, int], words: str = "", mend: Callable[[], Any] = lambda: None
+) -> Outcome:
+    """Waits for the end of a run that met a fault, mends what broke and runs it again where it failed."""
+    status = run.end()
+    told = run.said(words) if words else ""
+    mend()
+    ends = run.is_whole() if status == 0 else run.repeat()
+    return Outcome(
+        fault=fault, status=status, told=told, kept=len(before), redone=redone(run, before), ends=ends
+    )
+
+
+@dataclass(frozen=True)
+class _Disk:
+    image: Path
+    mount: Path
+
+    def attach(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount)], check=True)
+
+    def detach(self) -> None:
+        subprocess.run(["umount", str(self.mount)], check=True)
+
+    def check(self) -> None:
+        self.detach()
+        subprocess.run(["fsck.ext4", "-y", str(self.image)], capture_output=True)
+        self.attach()
+
+
+@contextmanager
+def _file_system(folder: Path) -> Iterator[_Disk]:
+    """Two gigabytes of a file system of its own."""
+    disk = _Disk(folder / "disk.img", folder / "disk")
+    disk.mount.mkdir()
+    with disk.image.open("wb") as image:
+        image.truncate(2 * 2**30)
+    subprocess.run(["mkfs.ext4", "-q", str(disk.image)], check=True)
+    disk.attach()
+    try:
+        yield disk
+    finally:
+        disk.detach()
+
+
+class _Server:
+    """``mlflow server`` over SQLite on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        stores = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
+        stores += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), *stores]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + _LONGEST_S
+        while time.monotonic() < end:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError(f"mlflow server does not answer; see {self._folder}/server.log")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[_Server]:
+    server = _Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(FAULTS)}; may be repeated.")] = None,
+    out: Path | None = None,
+) -> None:
+    """Prints the table, and writes it as JSON."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of the clusters made here
+    outcomes: list[Outcome] = []
+    for name in only or FAULTS:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            for outcome in FAULTS[name](Path(folder)):
+                say(str(outcome))
+                outcomes.append(outcome)
+    console.print(_table(outcomes))
+    if out is not None:
+        out.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table("fault", "exit status", "kept", "redone", "ends whole", "told")
+    for outcome in outcomes:
+        ends = "yes" if outcome.ends else "no"
+        counts = (str(outcome.status), str(outcome.kept), str(outcome.redone))
+        table.add_row(outcome.fault, *counts, ends, outcome.told)
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
