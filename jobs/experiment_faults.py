@@ -66,7 +66,7 @@ class Outcome:
     """What became of a fault."""
 
     fault: str
-    status: int | str
+    status: int
     """The exit status of the process that met it."""
     told: str
     kept: int
@@ -170,7 +170,7 @@ def driver_killed(folder: Path) -> Iterator[Outcome]:
     run, there = Run(folder / "run", folder / "log"), dict[str, dict[Path, int]]()
     for stage, pattern in STAGES.items():
         run.start()
-        (run.wait_for if "*" in pattern or "." in pattern else run.wait_for_line)(pattern)
+        (run.wait_for_line if pattern.startswith(stage) else run.wait_for)(pattern)
         run.kill()
         there[stage] = run.finished()
     ends = run.repeat()
