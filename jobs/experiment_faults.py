@@ -15,19 +15,17 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import breakable
 import typer
 from rich.table import Table
 
@@ -95,6 +93,12 @@ class Run:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, "COLUMNS": "200"},
             )
+
+    def start_until(self, pattern: str) -> dict[Path, int]:
+        """Starts it and waits for such a file; what is finished then."""
+        self.start()
+        self.wait_for(pattern)
+        return self.finished()
 
     def wait_for(self, pattern: str) -> None:
         """Until a file appears that was not there before."""
@@ -213,88 +217,52 @@ def worker_killed(folder: Path) -> Iterator[Outcome]:
 
 def node_removed(folder: Path) -> Iterator[Outcome]:
     """The second of two nodes goes while it distils."""
-    from ray.cluster_utils import Cluster
-
-    machines = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 1,
-            "resources": {"lana_device": 1},
-            "labels": {"lana.target": "ort-1t"},
-            "include_dashboard": False,
-        },
-    )
-    try:
+    with breakable.cluster(num_cpus=1, labels={"lana.target": "ort-1t"}) as machines:
         second = machines.add_node(num_cpus=1)
         run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
-        run.start()
-        run.wait_for("candidates/*")
-        before = run.finished()
+        before = run.start_until("candidates/*")
         machines.remove_node(second, allow_graceful=False)
         yield _ended("node removed in distill", run, before, "died; what it had in hand")
-    finally:
-        machines.shutdown()
 
 
 def store_full(folder: Path) -> Iterator[Outcome]:
     """Another job's objects fill a small object store several times while the run goes on: Ray spills."""
     import numpy as np
     import ray
-    from ray.cluster_utils import Cluster
 
-    machines = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "resources": {"lana_device": 1},
-            "include_dashboard": False,
-            "object_store_memory": _STORE_BYTES,
-        },
-    )
-    try:
+    with breakable.cluster(num_cpus=2, object_store_memory=_STORE_BYTES) as machines:
         ray.init(address=machines.address, log_to_driver=False)
         run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
-        run.start()
-        run.wait_for("samples/*")
-        before = run.finished()
+        before = run.start_until("samples/*")
         held = [ray.put(np.zeros(_STORE_BYTES // 8, np.uint8)) for _ in range(32)]
         outcome = _ended("object store four times full, spilled", run, before)
         assert all(len(ray.get(reference)) == _STORE_BYTES // 8 for reference in held)
         yield outcome
-    finally:
-        ray.shutdown()
-        machines.shutdown()
 
 
 def disk_full(folder: Path) -> Iterator[Outcome]:
     """No byte is left where the run directory is; then there is room again."""
-    with _file_system(folder) as disk:
+    with breakable.file_system(folder) as disk:
         run = Run(disk.mount / "run", folder / "log")
-        run.start()
-        run.wait_for("candidates/*")
-        ballast, before = disk.mount / "ballast", run.finished()
+        before, ballast = run.start_until("candidates/*"), disk.mount / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], capture_output=True)
         yield _ended("disk full from distill on", run, before, "lana-ray:", mend=ballast.unlink)
 
 
 def disk_read_only(folder: Path) -> Iterator[Outcome]:
     """The kernel finds the file system broken and lets nobody write; then it is checked and mounted anew."""
-    with _file_system(folder) as disk:
+    with breakable.file_system(folder) as disk:
         run = Run(disk.mount / "run", folder / "log")
-        run.start()
-        run.wait_for("candidates/*")
-        before = run.finished()
+        before = run.start_until("candidates/*")
         subprocess.run(["mount", "-o", "remount,abort", str(disk.mount)], check=True)
         yield _ended("storage read-only from distill on", run, before, "lana-ray:", mend=disk.check)
 
 
 def server_away(folder: Path) -> Iterator[Outcome]:
     """The tracking server goes while stages run, and comes back; then it is gone when students register."""
-    with _server(folder) as server:
+    with breakable.server(folder) as server:
         run = Run(folder / "run", folder / "log", environment={"MLFLOW_TRACKING_URI": server.uri})
-        run.start()
-        run.wait_for("candidates/*")
-        before = run.finished()
+        before = run.start_until("candidates/*")
         server.stop()
         away = threading.Timer(_AWAY_S, server.start)
         away.start()
@@ -302,9 +270,7 @@ def server_away(folder: Path) -> Iterator[Outcome]:
         away.join()
 
         run.settings = ("finetune.epochs=1",)  # other students
-        run.start()
-        run.wait_for("students/*")
-        before = run.finished()
+        before = run.start_until("students/*")
         server.stop()
         yield _ended("MLflow away when students register", run, before, "lana-ray:", mend=server.start)
 
@@ -331,80 +297,6 @@ def _ended(
     return Outcome(
         fault=fault, status=status, told=told, kept=len(before), redone=redone(run, before), ends=ends
     )
-
-
-@dataclass(frozen=True)
-class _Disk:
-    image: Path
-    mount: Path
-
-    def attach(self) -> None:
-        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount)], check=True)
-
-    def detach(self) -> None:
-        subprocess.run(["umount", str(self.mount)], check=True)
-
-    def check(self) -> None:
-        self.detach()
-        subprocess.run(["fsck.ext4", "-y", str(self.image)], capture_output=True)
-        self.attach()
-
-
-@contextmanager
-def _file_system(folder: Path) -> Iterator[_Disk]:
-    """Two gigabytes of a file system of its own."""
-    disk = _Disk(folder / "disk.img", folder / "disk")
-    disk.mount.mkdir()
-    with disk.image.open("wb") as image:
-        image.truncate(2 * 2**30)
-    subprocess.run(["mkfs.ext4", "-q", str(disk.image)], check=True)
-    disk.attach()
-    try:
-        yield disk
-    finally:
-        disk.detach()
-
-
-class _Server:
-    """``mlflow server`` over SQLite on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        stores = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        stores += ["--artifacts-destination", str(self._folder / "artifacts")]
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), *stores]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        end = time.monotonic() + _LONGEST_S
-        while time.monotonic() < end:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        raise RuntimeError(f"mlflow server does not answer; see {self._folder}/server.log")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[_Server]:
-    server = _Server(folder)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def main(

@@ -1,0 +1,110 @@
+"""What a run depends on and may lose: a cluster, a file system and a tracking server of one's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_START_S = 300.0
+
+
+@contextmanager
+def cluster(**head: Any) -> Iterator[Any]:
+    """Nodes of a cluster on this machine, of which the head has these arguments and the one device."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    common = {"resources": {"lana_device": 1}, "include_dashboard": False}
+    machines = Cluster(initialize_head=True, head_node_args={**common, **head})
+    try:
+        yield machines
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system in a file, and where it is mounted."""
+
+    image: Path
+    mount: Path
+
+    def attach(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount)], check=True)
+
+    def detach(self) -> None:
+        subprocess.run(["umount", str(self.mount)], check=True)
+
+    def check(self) -> None:
+        self.detach()
+        subprocess.run(["fsck.ext4", "-y", str(self.image)], capture_output=True)
+        self.attach()
+
+
+@contextmanager
+def file_system(folder: Path) -> Iterator[Disk]:
+    """Two gigabytes of a file system of its own."""
+    disk = Disk(folder / "disk.img", folder / "disk")
+    disk.mount.mkdir()
+    with disk.image.open("wb") as image:
+        image.truncate(2 * 2**30)
+    subprocess.run(["mkfs.ext4", "-q", str(disk.image)], check=True)
+    disk.attach()
+    try:
+        yield disk
+    finally:
+        disk.detach()
+
+
+class Server:
+    """``mlflow server`` over SQLite on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        stores = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
+        stores += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), *stores]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + _START_S
+        while time.monotonic() < end:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError(f"mlflow server does not answer; see {self._folder}/server.log")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Server]:
+    """A tracking server that keeps everything in a folder."""
+    started = Server(folder)
+    started.start()
+    try:
+        yield started
+    finally:
+        started.stop()
