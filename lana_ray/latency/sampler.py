@@ -171,6 +171,7 @@ class Sampler:
         yield "teacher", measured, reference
 
     def _quickest(self, session: Session) -> Measurement:
+        """Of the tries it takes until one settles."""
         tries: list[Measurement] = []
         while len(tries) < _TRIES and not (tries and tries[-1].settled):
             tries.append(self._time(session, (), _PATIENCE))

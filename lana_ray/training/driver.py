@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -121,10 +121,7 @@ def run_training(
                 say(f"{title}: {name} died; what it had in hand and had not written is done again")
     ray.kill(board)
     if failures:
-        if (mistake := _user_error(failures[0])) is not None:
-            raise mistake
-        Storage(config.run.dir).check_writable()  # Ray Train writes there too, and says less where it cannot
-        raise failures[0]
+        _fail(failures[0], config)
 
 
 def _trainer(
@@ -147,6 +144,14 @@ def _trainer(
         return DataParallelTrainer(run_worker, **options)
     backend = "nccl" if group.gpus else "gloo"
     return TorchTrainer(run_worker, torch_config=TorchConfig(backend=backend), **options)
+
+
+def _fail(error: BaseException, config: Config) -> NoReturn:
+    """Raises the user's mistake where it was one, else the failure itself."""
+    if (mistake := _user_error(error)) is not None:
+        raise mistake
+    Storage(config.run.dir).check_writable()  # Ray Train writes there too, and says less where it cannot
+    raise error
 
 
 def _user_error(error: BaseException) -> UserError | None:
