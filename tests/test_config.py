@@ -228,6 +228,23 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.pool.modules == (f"{tmp_path}/my_ops.py", "/ops/more.py")
 
 
+def test_paths_in_overrides_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    settings = changed(run={"dir": "runs/a"}, pool={"modules": ["one.py", "two.py"]})
+    file = write(tmp_path / "jobs", settings)
+    monkeypatch.chdir(tmp_path)
+    overrides = ("data={parquet: images, test: s3://bucket/test}", "pool.modules.1=ops.py", "run.seed=3")
+    config = load_config(file, (*overrides, "teacher.weights=a.pt"))
+    assert config.run.dir == str(tmp_path / "jobs/runs/a")
+    assert config.teacher.weights == str(tmp_path / "a.pt")
+    assert config.data.parquet == str(tmp_path / "images")
+    assert config.data.test == "s3://bucket/test"
+    assert config.pool.modules == (f"{tmp_path}/jobs/one.py", f"{tmp_path}/ops.py")
+    assert load_config(file, ("run.dir=b",)).run.dir == str(tmp_path / "b")
+
+
 def test_a_factory_of_a_package_is_no_path(tmp_path: Path) -> None:
     settings = changed(teacher={"factory": "package.module:function"})
     assert load_config(write(tmp_path, settings)).teacher.factory == "package.module:function"

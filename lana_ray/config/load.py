@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +26,8 @@ def load_config(source: Config | str | Path | dict[str, Any], overrides: tuple[s
         source: a YAML file, the same content as a dictionary, or a finished ``Config``.
         overrides: ``key.path=value`` items; the value is read as YAML.
 
-    Relative paths are taken relative to the file, or to the working directory for a dictionary.
+    Relative paths in a file are relative to the file; those in a dictionary or an override, which are typed
+    where one stands, to the working directory.
 
     Raises:
         UserError: with the file, the key and the nearest known key.
@@ -39,13 +40,17 @@ def load_config(source: Config | str | Path | dict[str, Any], overrides: tuple[s
     else:
         path = Path(source)
         where, base, data = str(path), path.resolve().parent, _read_yaml(path)
-    for override in overrides:
-        _apply_override(data, override)
+    typed = tuple(_apply_override(data, override) for override in overrides)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise UserError(_explain(where, error)) from None
-    return _resolve_locations(config, base)
+
+    def relative_to(key: str) -> Path:
+        overridden = any(f"{key}.".startswith(f"{override}.") for override in typed)
+        return Path.cwd() if overridden else base
+
+    return _resolve_locations(config, relative_to)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -62,7 +67,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> str:
+    """Sets what the override says; the key that it names."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: expected key.path=value")
@@ -79,6 +85,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: {path} does not lead to a setting") from None
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
+    return path
 
 
 def _explain(where: str, error: ValidationError) -> str:
@@ -110,17 +117,21 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections(argument)
 
 
-def _resolve_locations(section: Any, base: Path) -> Any:
+def _resolve_locations(section: Any, base: Callable[[str], Path], prefix: str = "") -> Any:
+    """The section with absolute paths; ``base`` gives the folder that the path of a key is relative to."""
     changes: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+        value, key = getattr(section, name), f"{prefix}{name}"
         extra = field.json_schema_extra
         if isinstance(value, Section):
-            if (resolved := _resolve_locations(value, base)) != value:  # what is by default stays so
+            resolved = _resolve_locations(value, base, f"{key}.")
+            if resolved != value:  # what is by default stays so
                 changes[name] = resolved
         elif isinstance(extra, dict) and extra.get(LOCATION) and value:
-            several = isinstance(value, tuple)
-            changes[name] = tuple(_absolute(v, base) for v in value) if several else _absolute(value, base)
+            if isinstance(value, tuple):
+                changes[name] = tuple(_absolute(v, base(f"{key}.{i}")) for i, v in enumerate(value))
+            else:
+                changes[name] = _absolute(value, base(key))
     return section.model_copy(update=changes)
 
 
