@@ -52,7 +52,7 @@ def unavailable(target: Target, names: Sequence[str] = tuple(METERS)) -> dict[st
 def metered(
     module: nn.Module,
     target: Target,
-    names: Sequence[str] = tuple(METERS),
+    names: Sequence[str] | None = None,
     *,
     example: Tensor | None = None,
 ) -> dict[str, float]:
@@ -60,13 +60,17 @@ def metered(
 
     Args:
         module: left unchanged; metered in evaluation mode.
-        names: of the meters; all of them are checked before the first is read.
+        names: of the meters; all of them are checked before the first is read. By default those that this
+            node can read, as ``lana-ray doctor`` lists them.
         example: the input batch; by default random numbers of shape [batch_size, *input_shape].
 
     Raises:
         UserError: for a name that no meter has, a meter that is not available on this node, or a network
             that the target's runtime refuses.
     """
+    if names is None:
+        missing = unavailable(target)
+        names = [name for name in METERS if name not in missing]
     for name, reason in unavailable(target, names).items():
         raise UserError(f"target {target.name!r}: {name} is not available on this node, because {reason}")
     images = example_input(target) if example is None else example

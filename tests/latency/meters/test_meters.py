@@ -54,6 +54,10 @@ def test_the_costs_are_those_asked_for() -> None:
     assert costs == {**costs, "macs": metered(net(5), TARGET, ["macs"])["macs"]}
 
 
+def test_by_default_what_the_node_can_read_is_read() -> None:
+    assert list(metered(net(5), TARGET)) == [name for name in METERS if name not in unavailable(TARGET)]
+
+
 def test_an_example_takes_the_place_of_the_targets_shape() -> None:
     larger = metered(net(5), TARGET, ["macs"], example=torch.zeros(1, 3, 32, 32))["macs"]
     assert larger == pytest.approx(4 * metered(net(5), TARGET, ["macs"])["macs"], rel=0.01)
