@@ -75,11 +75,13 @@ def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs_ms: Fl
     """What each operation (a row each) costs in place at each layer (a column each).
 
     Args:
+        ops: the layers' own operation first. Twice the slowest of these layers ends the scale: what takes
+            longer is of no use, and would leave the rest one colour.
         costs_ms: shape [ops, layers], in milliseconds; NaN without a candidate, inf where it does not run.
     """
-    finite = costs_ms[np.isfinite(costs_ms)]
-    scale, unit = (1e3, "µs") if finite.max(initial=0) < 1 else (1.0, "ms")
-    top = float(finite.max(initial=0)) * scale or 1.0
+    slowest_ms = float(np.nanmax(costs_ms[0]))
+    scale, unit = (1e3, "µs") if slowest_ms < 1 else (1.0, "ms")
+    top = 2 * slowest_ms * scale or 1.0
     norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ beside one that is dear
     ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
     _heat(axes, layers, ops, costs_ms * scale, norm, ticks, f"cost in place ({unit})", _cost)
@@ -95,7 +97,7 @@ def _heat(
     label: str,
     word: Callable[[float], str],
 ) -> None:
-    """The darker the more, and in numbers where there is room; infinite ones are as dark as the most.
+    """The darker the more, and in numbers where there is room; what exceeds the scale is as dark as its end.
 
     Args:
         word: what stands in the cell of a value.
@@ -115,9 +117,9 @@ def _heat(
     axes.set_yticks(range(len(ops)), ops, fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(
-        image, ax=axes, pad=0.01, ticks=ticks, format=FuncFormatter(lambda t, _: f"{t:g}")
-    )
+    beyond = "max" if np.any(values > norm.vmax) else "neither"
+    tick = FuncFormatter(lambda t, _: f"{t:g}")
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, ticks=ticks, format=tick, extend=beyond)
     bar.set_label(label)
     bar.minorticks_off()
     width = (0.46 if worded else 0.235) * len(layers)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from lana_ray.report.maps import architecture_map, cost_map, score_map
 from lana_ray.report.plots import (
@@ -99,6 +103,18 @@ def test_costs_below_a_millisecond_are_told_in_microseconds() -> None:
         f"<!-- {text} -->" in svg for text in ("210", "9.6", "10", "fails", "0.00", "cost in place (µs)")
     )
     assert "<!-- cost in place (ms) -->" in cost_map(["a"], ["teacher"], np.full((1, 1), 2.0))
+
+
+def test_a_candidate_that_is_far_too_slow_leaves_the_others_their_colours() -> None:
+    def colours(slowest_ms: float) -> NDArray[np.uint8]:
+        svg = cost_map(["a", "b"], ["teacher", "bot"], np.array([[0.03, 0.06], [slowest_ms, 0.01]]))
+        assert f"<!-- {1e3 * slowest_ms:g} -->" in svg
+        encoded = re.findall(r"data:image/png;base64,([^\"]+)", svg)[0]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+
+    image = colours(7.0)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) == 4
+    assert np.array_equal(image, colours(0.9))
 
 
 def test_log_axes_have_plain_numbers() -> None:
