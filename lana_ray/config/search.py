@@ -56,7 +56,7 @@ class SearchConfig(Section):
     """What is searched for beside accuracy, on every target: its latency, or another meter of its node."""
     methods: tuple[Literal["differentiable", "program"], ...] = ("differentiable", "program")
     trials: int = Field(default=12, ge=1)
-    """Of each method on each target."""
+    """Of each method on each target. Where latency budgets are drawn, the run's own come first."""
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
     """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving what
     the teacher costs, or the mean random cell."""

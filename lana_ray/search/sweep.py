@@ -45,6 +45,8 @@ class Sweep:
     """What of a trial's result is to be large (``max``) or small (``min``)."""
     trials: int
     """Where settings are drawn."""
+    first: Sequence[Mapping[str, Any]] = ()
+    """Settings among them that are tried before any is drawn; they lie where the space does."""
     concurrency: int
     resources: Mapping[str, float]
     """What a trial claims: ``CPU``, ``GPU``."""
@@ -155,7 +157,8 @@ def _tuner(sweep: Sweep, trainable: Any, storage: Storage) -> tune.Tuner:
 
 def _proposals(sweep: Sweep) -> OptunaSearch:
     metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
-    return OptunaSearch(metric=metrics, mode=modes, seed=sweep.seed)
+    first = [dict(settings) for settings in sweep.first]
+    return OptunaSearch(metric=metrics, mode=modes, points_to_evaluate=first or None, seed=sweep.seed)
 
 
 def _folder(sweep: Sweep) -> str:

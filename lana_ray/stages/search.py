@@ -61,6 +61,8 @@ def sweep(
     no_matter: dict[str, Any] = {"concurrency": True, "methods": True, "cells": _OF_FULL_TRAINING}
     if method == "program":
         no_matter |= {"grid": True, "seeds": True}
+    if first := _budgets_asked(config, sampled, space):  # a sweep of λ is the same whatever the budgets
+        identity = (identity, first)
     key = fingerprint(
         workspace.teacher_key,
         workspace.data.fingerprint,
@@ -74,6 +76,7 @@ def sweep(
         space=space,
         objectives={"accuracy": "max", "measured_cost": "min"},
         trials=config.search.trials,
+        first=first,
         concurrency=config.search.concurrency,
         resources=_resources(config, sampled),
         seed=config.run.seed,
@@ -88,6 +91,16 @@ def sweep(
     with progress(f"search {target} {method}", planned.size) as show:
         found = run_sweep(planned, trial, [setup], workspace.storage, show)
     return [{**row, **known, "key": fingerprint(planned.name, row["settings"])} for row in found]
+
+
+def _budgets_asked(config: Config, sampled: Sampled, space: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The run's own budgets of latency less ``select.margin``, where budgets are drawn and can be met."""
+    drawn = space.get("budget")
+    if drawn is None or config.search.metered:
+        return []
+    budgets_ms = [budget.limit(sampled.teacher_ms) for budget in config.budgets.latency_ms]
+    limits_ms = [(1 - config.select.margin) * budget_ms for budget_ms in budgets_ms]
+    return [{"budget": ms} for ms in limits_ms if drawn.lower <= ms <= drawn.upper]
 
 
 def finish(workspace: Workspace, teacher: Teacher, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

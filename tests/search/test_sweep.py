@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_a_sweep_that_broke_off_goes_on_where_it_ended(
     assert len(set(ran)) == TRIALS  # those that failed were begun again with their own settings
     assert all(ran.count(json.dumps(storage.read_json(file)["settings"])) == 1 for file in before)
     assert run_sweep(sweep(space), trial, [log, 1], storage, told.append) == found
+
+
+def test_what_is_asked_for_is_tried_before_anything_is_drawn(tmp_path: Path, ray_cluster: None) -> None:
+    planned = replace(sweep(DRAWN), first=[{"x": 7.0}, {"x": 0.3}])
+    found = run_sweep(
+        planned, trial, [str(tmp_path / "log"), 1000], Storage(str(tmp_path)), lambda done: None
+    )
+    tried = [row["settings"]["x"] for row in found]
+    assert tried[:2] == [7.0, 0.3]
+    assert len(set(tried)) == TRIALS
 
 
 def test_a_grid_is_tried_whole_and_nothing_else(tmp_path: Path, ray_cluster: None) -> None:
