@@ -27,7 +27,13 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     asked = {"trials": 2, "grid": [0.0, 1.0], "seeds": 2, "steps": 20, "batch_size": 16}
     target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 8, "time_limit_s": 0.02}}
     config = load_config(
-        settings(tmp_path, targets=[target], search=asked, score={"images": 64, "students": 0})
+        settings(
+            tmp_path,
+            targets=[target],
+            budgets={"latency_ms": ["99%"]},
+            search=asked,
+            score={"images": 64, "students": 0},
+        )
     )
     rows = search_architectures(config)
     assert [row["method"] for row in rows] == ["differentiable"] * 4 + ["program"] * 2
@@ -41,6 +47,9 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         assert (row["lambda"] is None) == (row["seed"] is None) == (row["method"] == "program")
         if row["method"] == "program":
             assert row["predicted_ms"] <= row["budget"]
+    asked_for = 0.99 * (1 - config.select.margin)
+    assert rows[4]["budget"] == pytest.approx(asked_for * rows[4]["teacher_ms"])
+    assert rows[5]["budget"] != rows[4]["budget"]
     assert len({row["key"] for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
