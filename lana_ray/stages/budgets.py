@@ -21,8 +21,10 @@ _OF_MEDIAN = 0.449
 def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Choice]:
     """What is to be chosen: for every target and budget one, and with ``select.joint`` one for all targets.
 
+    A budget below the cheapest student of the table is ``unmet`` from the start and costs the others nothing.
+
     Raises:
-        UserError: for a budget below the cheapest student of the table; known before anything is trained.
+        UserError: where all of them do; known before anything is trained.
     """
     settings, budgets = workspace.config.select, workspace.config.budgets.latency_ms
     choices = [
@@ -35,7 +37,9 @@ def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list
         table = costs[name].table
         cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in table.costs_ms)
         if cheapest > limit.limit_ms:
-            raise UserError(too_low(choice, name, cheapest))
+            choice.unmet = too_low(choice, name, cheapest)
+    if all(choice.unmet for choice in choices):
+        raise UserError(choices[0].unmet)
     if settings.joint and len(costs) > 1:
         choices += [
             Choice(budget=b, limits={name: _limit(settings, b, known) for name, known in costs.items()})

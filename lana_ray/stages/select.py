@@ -102,8 +102,10 @@ def again(
 
 
 def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
-    """Raises what ``run`` would in any case, before anything is trained."""
-    open_choices(workspace, costs)
+    """Raises what ``run`` would in any case, before anything is trained, and says what it will leave out."""
+    for choice in open_choices(workspace, costs):
+        if choice.unmet:
+            say(f"select: {choice.unmet}")
     layers = zip(workspace.space.ops, considered(costs), strict=True)
     usable = [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers]
     counted_budgets(workspace, constrained_scores(workspace, usable))
