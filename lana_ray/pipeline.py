@@ -37,7 +37,7 @@ from lana_ray.stages import (
 from lana_ray.stages.choice import Choice
 from lana_ray.stages.track import Tracking, tracking
 from lana_ray.storage import Storage
-from lana_ray.workspace import Workspace
+from lana_ray.workspace import TEACHER_FILE, Workspace
 
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
 RUN_FILE = "run.yaml"
@@ -198,30 +198,32 @@ _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no 
 
 
 def _claim(storage: Storage, config: Config) -> None:
-    """Writes ``run.yaml``; refuses a directory that holds a run of another teacher or other data."""
+    """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data."""
     storage.check_writable()
     written = without_passwords(config.to_yaml(), instead="")  # whoever has the directory may read it
     if storage.exists(RUN_FILE):
-        earlier = yaml.safe_load(storage.read_text(RUN_FILE))
-        now = yaml.safe_load(written)
-        for section in ("teacher", "data"):
-            for key, value in now[section].items():
-                if (
-                    key not in _NO_IDENTITY
-                    and isinstance(earlier, dict)
-                    and earlier.get(section, {}).get(key) != value
-                ):
-                    before = earlier.get(section, {}).get(key)
-                    raise UserError(
-                        f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
-                        f"{value!r}; choose another run.dir"
-                    )
+        earlier, now = yaml.safe_load(storage.read_text(RUN_FILE)), yaml.safe_load(written)
+        if not isinstance(earlier, dict):
+            raise UserError(f"{storage.url(RUN_FILE)}: damaged; choose another run.dir")
+        if storage.exists(TEACHER_FILE):  # which all the rest is made of; before, a mistake can be mended
+            _refuse_others(storage, earlier, now)
         changed = [
             _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
         ]
         for change in filter(None, changed):
             say(f"changed since the last run: {change}; what depends on it is made again")
     storage.write_text(RUN_FILE, written)
+
+
+def _refuse_others(storage: Storage, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    for section in ("teacher", "data"):
+        for key, value in now[section].items():
+            before = earlier.get(section, {}).get(key)
+            if key not in _NO_IDENTITY and before != value:
+                raise UserError(
+                    f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
+                    f"{value!r}; choose another run.dir"
+                )
 
 
 def _changes(section: str, before: Any, now: Any) -> str:

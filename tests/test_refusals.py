@@ -27,6 +27,16 @@ def test_a_teacher_whose_layers_do_not_fit_names_the_module(tmp_path: Path) -> N
         accelerate(settings(tmp_path, teacher={"factory": f"{NETWORKS}:tuple_net"}))
 
 
+def test_a_mistake_in_the_teacher_is_mended_in_the_same_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"layer blocks\.0 does not fit"):
+        accelerate(settings(tmp_path, teacher={"factory": f"{NETWORKS}:tuple_net"}))
+    assert (tmp_path / "run.yaml").exists()
+    with pytest.raises(UserError, match=r"layer blocks\.0 does not fit"):  # it is looked at: not refused
+        accelerate(
+            settings(tmp_path, teacher={"factory": f"{NETWORKS}:tuple_net"}, data={"source": "digits"})
+        )
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "weights.pt")
     teacher = {"factory": f"{NETWORKS}:net", "weights": str(tmp_path / "weights.pt")}
