@@ -18,6 +18,7 @@ from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
 from lana_ray.selection import NoSelectionFound
 from lana_ray.spaces import LayerwiseSpace
+from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm, select
 from lana_ray.stages import sample as sample_stage
 from lana_ray.stages.choice import Choice, Limit
@@ -256,6 +257,32 @@ def test_a_budget_that_is_never_kept_does_not_cost_the_others(monkeypatch: pytes
     assert (kept.architecture, kept.unmet) == ((0, 0, 0), "")
     assert missed.architecture is None
     assert "none of 4 students measured kept it" in missed.unmet
+
+
+def test_a_better_student_of_a_tighter_budget_is_taken_for_the_wider() -> None:
+    def chosen(architecture: Architecture, loss: float, **budgets_ms: float) -> Choice:
+        limits = {name: Limit(budget_ms=ms, limit_ms=0.98 * ms) for name, ms in budgets_ms.items()}
+        found = Choice(budget=Budget.parse("50%"), limits=limits, architecture=architecture, finished=True)
+        found.students[architecture] = cast(Any, (0, f"proposal of {architecture}"))
+        found.measured[architecture] = {name: sample(median_ms=ms / 2) for name, ms in budgets_ms.items()}
+        found.loss[architecture] = loss
+        return found
+
+    wide, tight = chosen(SLOW, 0.7, edge=1.0), chosen(FAST, 0.6, edge=0.8)
+    elsewhere = chosen(MIDDLE, 0.1, server=0.1)
+    joint = chosen(MIDDLE, 0.65, edge=1.0, server=1.0)
+    select._prefer_tighter([wide, tight, elsewhere, joint])
+    assert [c.architecture for c in (wide, tight, elsewhere, joint)] == [FAST, FAST, MIDDLE, MIDDLE]
+    assert wide.students[FAST] == tight.students[FAST]
+    assert wide.measured[FAST]["edge"].median_ms == 0.4
+    assert wide.candidates() == [FAST, SLOW]
+    assert wide.replace()
+    assert wide.architecture == SLOW
+
+    alone = chosen(SLOW, 0.7, edge=1.0)
+    select._prefer_tighter([alone, joint])
+    assert alone.architecture == MIDDLE
+    assert list(alone.measured[MIDDLE]) == ["edge"]
 
 
 def test_the_programs_solutions_are_kept_whatever_a_time_limit_would_make_of_them(

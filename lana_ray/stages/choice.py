@@ -84,6 +84,21 @@ class Choice:
             return False
         return any(samples[target].median_ms >= USE * limit.limit_ms for target, limit in self.limits.items())
 
+    def is_tighter(self, than: Choice) -> bool:
+        """Whether what keeps this budget keeps the other as well, on all its targets."""
+        return all(
+            target in self.limits and self.limits[target].budget_ms <= limit.budget_ms
+            for target, limit in than.limits.items()
+        )
+
+    def adopt(self, student: Architecture, other: Choice) -> None:
+        """Takes a student that was chosen for a tighter budget."""
+        self.students.setdefault(student, other.students[student])
+        self.measured[student] = {target: other.measured[student][target] for target in self.limits}
+        self.loss[student] = other.loss[student]
+        self.confirmed.add(student)
+        self.architecture = student
+
     def candidates(self) -> list[Architecture]:
         """The students within the limits that were not given up, the lowest loss first."""
         return sorted((a for a in self.loss if a not in self.given_up), key=lambda a: (self.loss[a], a))

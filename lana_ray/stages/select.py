@@ -42,7 +42,8 @@ def run(
     will do; the one with the lowest loss is chosen, once further sessions confirm it. A budget that has none
     goes on for as many rounds again, each aiming a little lower: the table's errors are scattered around it.
 
-    A budget that still has none is left out, with its reason in ``unmet``.
+    A budget that still has none is left out, with its reason in ``unmet``. A student of a tighter budget that
+    has a lower loss is taken for the wider one too.
 
     Raises:
         UserError: where none of the budgets can be kept, naming target, budget and the cheapest possible, and
@@ -68,6 +69,7 @@ def run(
         choice.unmet = choice.unmet or _unmet(choice)
     if len(missed) == len(choices):
         raise UserError(missed[0].unmet)
+    _prefer_tighter([choice for choice in choices if not choice.unmet])
     for choice in choices:
         if choice.unmet:
             say(f"select: {choice.unmet}")
@@ -75,6 +77,15 @@ def run(
             _say(choice)
     _write(workspace, choices, costs)
     return choices
+
+
+def _prefer_tighter(choices: Sequence[Choice]) -> None:
+    """Scores, by which students are proposed to use a budget, need not rank whole students as losses do."""
+    chosen = [(choice, choice.architecture) for choice in choices if choice.architecture]
+    for choice in choices:
+        for other, student in chosen:
+            if other.is_tighter(choice) and other.loss[student] < choice.loss[choice.candidates()[0]]:
+                choice.adopt(student, other)
 
 
 def again(
