@@ -148,7 +148,8 @@ def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -
 
 def _space(config: Config, network: nn.Module) -> LayerwiseSpace:
     register_files(config.pool.modules)
-    layers = find_layers(network, _example(config), config.teacher.layers)
+    device = next((p.device for p in network.parameters()), None)  # a worker may have moved it to its GPU
+    layers = find_layers(network, _example(config).to(device), config.teacher.layers)
     return LayerwiseSpace(network, layers, config.pool.ops or config.pool.preset, seed=config.run.seed)
 
 

@@ -11,6 +11,7 @@ import torch
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.ops import registry
+from lana_ray.stages import score
 from lana_ray.storage import FINGERPRINT_KEY, Storage
 from lana_ray.workspace import (
     TEACHER_FILE,
@@ -191,3 +192,33 @@ def test_operations_of_the_users_own_file(tmp_path: Path, monkeypatch: pytest.Mo
     gone = configuration(tmp_path, pool={"modules": ["gone.py"]})
     with pytest.raises(UserError, match=r"pool\.modules: .*/gone\.py: .*No such file"):
         check_teacher(gone, net(3).eval(), 3)
+
+
+def test_scores_kept_by_number_are_not_those_of_another_order(tmp_path: Path) -> None:
+    orders = (["identity", "mbconv_e1_k3"], ["mbconv_e1_k3", "identity"])
+    workspaces = [Workspace(configuration(tmp_path, pool={"ops": ops})) for ops in orders]
+    write_teacher(workspaces[0].config)
+    names = [[op.name for op in workspace.space.ops[0]] for workspace in workspaces]
+    assert names[0] != names[1]
+    first, second = (score._key(workspace, 0, (0, 1, 2)) for workspace in workspaces)
+    assert first != second
+    assert first == score._key(workspaces[0], 0, (0, 1, 2))
+
+
+def test_the_layers_are_looked_for_where_the_network_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has moved the teacher to its GPU asks for its layers afterwards."""
+
+    class Asked(Exception):
+        pass
+
+    def find_layers(network: torch.nn.Module, example: torch.Tensor, patterns: Any) -> None:
+        raise Asked(example.device.type)
+
+    monkeypatch.setattr("lana_ray.workspace.find_layers", find_layers)
+    workspace = Workspace(configuration(tmp_path))
+    write_teacher(workspace.config)
+    workspace.teacher.to("meta")
+    with pytest.raises(Asked, match="meta"):
+        _ = workspace.space

@@ -63,11 +63,11 @@ def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
 
 
 def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
-    """Identity of a layer's scores."""
-    candidates = {
-        op.name: workspace.candidate_key(layer, j) if j in choices else ""
+    """Identity of a layer's scores, which are kept by the candidates' numbers: their order counts."""
+    candidates = [
+        (op.name, workspace.candidate_key(layer, j) if j in choices else "")
         for j, op in enumerate(workspace.space.ops[layer])
-    }
+    ]
     settings = workspace.config.score.model_dump(include={"images", "batch_size"})
     return fingerprint(_METHOD, candidates, settings, workspace.data.fingerprint)
 
