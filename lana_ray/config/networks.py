@@ -16,6 +16,10 @@ class TrainConfig(Section):
     """Passes over the training split; a fraction is allowed."""
     batch_size: int = Field(default=64, ge=2)
     """Images per step over all workers together."""
+    micro_batch_size: int = Field(default=32, ge=2)
+    """Images that a network sees at once in training, at least: a step's batch is cut into equal parts that
+    large, whose gradients are added up, and at most so many workers share it as there are parts. Batch-norms
+    use the statistics of a part, so the result does not depend on the number of workers."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW's one-cycle schedule."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -131,22 +131,12 @@ class ImageData:
         split: str,
         *,
         batch_size: int,
-        world_size: int = 1,
         max_images: int | None = None,
         drop_last: bool = False,
     ) -> int:
-        """Steps of an epoch, given the arguments of ``batches``: equal on every rank, at least one.
-
-        Raises:
-            UserError: fewer images than ranks.
-        """
-        shard = len(self._indices[split][:max_images]) // world_size
-        if shard == 0:
-            raise UserError(
-                f"data: split {split} has {self.sizes[split]} images, too few for {world_size} workers; "
-                "lower ray.workers"
-            )
-        return max(1, shard // batch_size if drop_last else -(-shard // batch_size))
+        """Batches of an epoch, given the arguments of ``batches``: at least one."""
+        count = len(self._indices[split][:max_images])
+        return max(1, count // batch_size if drop_last else -(-count // batch_size))
 
     def batches(
         self,
@@ -156,9 +146,7 @@ class ImageData:
         epoch: int = 0,
         shuffle: bool = False,
         augment: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
+        only: Iterable[int] | None = None,
         max_images: int | None = None,
         drop_last: bool = False,
         channels_last: bool = True,
@@ -166,39 +154,37 @@ class ImageData:
     ) -> Iterator[Batch]:
         """Batches of one epoch, prepared by one background thread that ends with the iterator.
 
-        What a step holds depends on the seed and these arguments alone, not on what was consumed before: a
-        resumed training passes ``start_step``. Ranks see disjoint shards in the same number of steps.
+        What a batch holds depends on its number, the seed and these arguments alone, not on what was consumed
+        before: a training that resumes, or shares an epoch with other workers, asks for its numbers ``only``.
 
         An image that does not decode is counted and left out of its batch; where ``shuffle`` asks for a
         training order, the next one that decodes takes its place, so that batches keep their size.
 
         Args:
             split: one of ``SPLITS``.
-            batch_size: images per batch and rank. Without ``drop_last`` the last batch holds what remains.
+            batch_size: images per batch. Without ``drop_last`` the last batch holds what remains.
             epoch: chooses the order and the augmentation.
             augment: as ``data.augment`` says; never otherwise.
-            start_step: the first step wanted, steps counting from 0.
+            only: numbers of the batches wanted, in order, counting from 0; all by default.
             max_images: only so many images of the split, the same in every epoch.
             channels_last: memory layout of the images; the shape is [n, 3, size, size] either way.
             seed: of order and augmentation; the data's by default.
 
         Raises:
-            UserError: fewer images than ranks; more undecodable images than ``data.max_undecodable`` allows.
+            UserError: more undecodable images than ``data.max_undecodable`` allows.
         """
-        steps = self.steps(
-            split, batch_size=batch_size, world_size=world_size, max_images=max_images, drop_last=drop_last
-        )
+        steps = self.steps(split, batch_size=batch_size, max_images=max_images, drop_last=drop_last)
         order = self._indices[split][:max_images]
         chosen = self._seed if seed is None else seed % 2**32
         generator = np.random.default_rng([chosen, SPLITS.index(split), epoch])
         if shuffle:
             order = generator.permutation(order)
         changes = self._changes(generator, len(order)) if augment and self._augment != "none" else None
-        shard = np.arange(rank, len(order), world_size)
+        every = np.arange(len(order))
 
-        def batch(step: int) -> Batch | None:
-            last = step == steps - 1 and not (drop_last and len(order) // world_size >= batch_size)
-            places = shard[step * batch_size : None if last else (step + 1) * batch_size]
+        def batch(number: int) -> Batch | None:
+            last = number == steps - 1 and not (drop_last and len(order) >= batch_size)
+            places = every[number * batch_size : None if last else (number + 1) * batch_size]
             images, labels, kept = self._decode(order, places, replace=shuffle)
             if not images:
                 return None
@@ -209,7 +195,7 @@ class ImageData:
             tensor = pixels.normalise(fitted, self.preprocessing.mean, self.preprocessing.std)
             return tensor if channels_last else tensor.contiguous(), torch.from_numpy(self._labels[labels])
 
-        return _prefetch(batch, range(start_step, steps))
+        return _prefetch(batch, range(steps) if only is None else only)
 
     def training_images(self, *, batch_size: int, steps: int) -> Iterator[Tensor]:
         """Images for so many steps of training without labels: shuffled, augmented, epoch after epoch."""
@@ -240,7 +226,7 @@ class ImageData:
                 epoch=epoch,
                 shuffle=True,
                 augment=split == "train",
-                start_step=start if epoch == first else 0,
+                only=range(start if epoch == first else 0, per_epoch),
                 drop_last=True,
                 seed=seed,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,22 +10,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
 from lana_ray.layers import evaluating
+from lana_ray.training.micro import Rank, StepTotal, all_reduce, broadcast, micro_batches
 from lana_ray.training.state import TrainingState
 
+__all__ = ["Checkpoint", "Rank", "Trained", "accuracy", "steps_of", "train_network"]
+
 _SAVE_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """This process's place among those that train the same network."""
-
-    index: int = 0
-    size: int = 1
+_VALIDATION_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +68,20 @@ def train_network(
 
     With a teacher (and a ``FinetuneConfig``) the loss is ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)``
     at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
-    section 3.4). The state is saved about once a minute and resumed from, step by step the same: what a step
-    draws at random (images, augmentation, dropout) depends on the seed and on its number alone.
+    section 3.4). The state is saved about once a minute and resumed from, step by step the same: what a
+    micro-batch draws at random (images, augmentation, dropout) depends on the seed and its number alone. For
+    the same reason the result does not depend on how many ranks share the micro-batches.
 
     Args:
+        rank: of at most ``micro_batches`` processes; more would have nothing to do.
         on_epoch: called before the steps of an epoch with the share of the training that is done.
         auxiliary_weight: of the cross-entropy of a second classifier, where the network in training mode
             answers with its logits and those of such a one.
     """
     network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)
+    images_per_step = min(config.batch_size, data.sizes["train"])
+    count = micro_batches(images_per_step, config.micro_batch_size)
+    mine = range(rank.index, count, rank.size)
     per_epoch = _per_epoch(config, data.sizes["train"])
     steps = steps_of(config, data.sizes["train"])
     state = TrainingState.begin(network, config, steps)
@@ -88,69 +89,78 @@ def train_network(
         state.restore(saved, device)
         for _ in range(state.step):
             on_step()
-    model = DistributedDataParallel(network) if rank.size > 1 else network
     last_save = time.monotonic()
     while state.step < steps:
         epoch, start = divmod(state.step, per_epoch)
         end = min(steps, (epoch + 1) * per_epoch)
         on_epoch(epoch * per_epoch / steps)
-        for images, labels in _batches(data, config, rank, seed, epoch, start, end):
-            torch.manual_seed(_step_seed(seed, state.step, rank))
-            model.train()
-            images, labels = images.to(device), labels.to(device)
-            loss = _loss(model, images, labels, config, teacher, auxiliary_weight)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+        wanted = [step * count + k for step in range(start, end - epoch * per_epoch) for k in mine]
+        batches = _micro_batches(data, epoch, images_per_step // count, wanted, seed)
+        while state.step < end:
+            total = StepTotal(network.train())
+            for k, (images, labels) in zip(mine, itertools.islice(batches, len(mine)), strict=True):
+                torch.manual_seed(_draw_seed(seed, state.step, k))
+                total.restart()
+                total.add(
+                    _loss(network, images.to(device), labels.to(device), config, teacher, auxiliary_weight)
+                )
+            state.loss_sum += total.finish(count, rank)
             state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
             state.schedule.step()
-            state.loss_sum += float(loss.detach())
             state.step += 1
             on_step()
             if rank.index == 0 and state.step < end and time.monotonic() - last_save > _SAVE_EVERY_S:
                 checkpoint.save(state.dump())
                 last_save = time.monotonic()
-        if rank.index == 0:
-            with evaluating(network):
-                found = accuracy(network, data.batches("validation", batch_size=256), device)
-            state.end_epoch(end / per_epoch, end - epoch * per_epoch, found)
+        broadcast(network.state_dict().values(), rank)
+        with evaluating(network):
+            found = _validated(network, data, rank, device)
+        state.end_epoch(end / per_epoch, end - epoch * per_epoch, found)
         state.loss_sum = 0.0
     return Trained(state=state.best, validation_accuracy=state.best_accuracy, curve=state.curve)
 
 
-def _batches(
-    data: ImageData, config: TrainConfig, rank: Rank, seed: int, epoch: int, start: int, end: int
+def _micro_batches(
+    data: ImageData, epoch: int, size: int, wanted: Iterable[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of the batches from step ``start`` of an epoch to step ``end`` of the training."""
-    batches = data.batches(
+    """The micro-batches of an epoch's training images that have the ``wanted`` numbers."""
+    return data.batches(
         "train",
-        batch_size=config.batch_size // rank.size,
+        batch_size=size,
         epoch=epoch,
         shuffle=True,
         augment=True,
-        rank=rank.index,
-        world_size=rank.size,
-        start_step=start,
+        only=wanted,
         drop_last=True,
         seed=seed,
     )
-    first = epoch * _per_epoch(config, data.sizes["train"]) + start
-    for _, batch in zip(range(first, end), batches, strict=False):
-        yield batch
 
 
-def _step_seed(seed: int, step: int, rank: Rank) -> int:
-    return hash((seed, step, rank.index)) & 0x7FFFFFFFFFFFFFFF
+def _draw_seed(seed: int, step: int, micro_batch: int) -> int:
+    return hash((seed, step, micro_batch)) & 0x7FFFFFFFFFFFFFFF
+
+
+def _validated(network: nn.Module, data: ImageData, rank: Rank, device: torch.device) -> float:
+    """Accuracy on the validation split, whose batches the ranks share."""
+    batches = data.steps("validation", batch_size=_VALIDATION_BATCH)
+    mine = range(rank.index, batches, rank.size)
+    found = _right(network, data.batches("validation", batch_size=_VALIDATION_BATCH, only=mine), device)
+    counts = torch.tensor(found, dtype=torch.float64, device=device)
+    all_reduce(counts, rank)
+    right, images = counts.tolist()
+    return right / images
 
 
 def _loss(
-    model: nn.Module,
+    network: nn.Module,
     images: Tensor,
     labels: Tensor,
     config: TrainConfig,
     teacher: nn.Module | None,
     auxiliary_weight: float,
 ) -> Tensor:
-    answer = model(images)
+    answer = network(images)
     output, *auxiliary = answer if isinstance(answer, tuple) else (answer,)
     loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
     others = [F.cross_entropy(other, labels, label_smoothing=config.label_smoothing) for other in auxiliary]
@@ -165,11 +175,19 @@ def _loss(
     return distilled + extra
 
 
-@torch.no_grad()
 def accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
     """Share of images whose most probable class is the label, in the mode the network is in."""
+    right, count = _right(network, batches, device)
+    return right / count
+
+
+@torch.no_grad()
+def _right(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[int, int]:
+    """How many images are classified right, and how many there are."""
     right = count = 0
     for images, labels in batches:
         right += int((network(images.to(device)).argmax(1) == labels.to(device)).sum())
         count += len(labels)
-    return right / count
+    return right, count

@@ -1,0 +1,96 @@
+"""One optimiser step over micro-batches, which any number of workers may share with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """This process's place among those that train the same network."""
+
+    index: int = 0
+    size: int = 1
+
+
+def micro_batches(batch_size: int, at_least: int) -> int:
+    """How many equal micro-batches of at least ``at_least`` images make a batch; 1 where it has fewer."""
+    most = max(1, batch_size // at_least)
+    return next(count for count in range(most, 0, -1) if batch_size % count == 0)
+
+
+class StepTotal:
+    """What the micro-batches of one step add up to: gradients, running statistics and the loss.
+
+    Every micro-batch sees the weights and the running statistics that the step began with; the step ends with
+    the mean over all of them. Sums are float64: whatever their order, and so however many workers share the
+    micro-batches, they round to the same float32.
+
+    Args:
+        network: in training mode; its gradients and buffers are changed.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+        self._begin = [buffer.clone() for buffer in network.buffers()]
+        self._all_buffers = list(network.buffers())
+        self._sizes = [_real(x).numel() for x in (*self._parameters, *self._buffers)]
+        device = next(network.parameters()).device
+        extra = len(self._parameters) + 1
+        self._sum = torch.zeros(sum(self._sizes) + extra, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor) -> None:
+        """Adds the gradients of a micro-batch's mean loss and the buffers its forward pass left."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        reached = [float(p.grad is not None) for p in self._parameters]
+        parts = [_real(x.detach()).flatten().double() for x in (*gradients, *self._buffers)]
+        ends = torch.tensor([*reached, float(loss.detach())], dtype=torch.float64, device=self._sum.device)
+        self._sum += torch.cat([*parts, ends])
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def restart(self) -> None:
+        """Puts the buffers back to the step's beginning, before another micro-batch."""
+        for buffer, value in zip(self._all_buffers, self._begin, strict=True):
+            buffer.copy_(value)
+
+    def finish(self, count: int, rank: Rank) -> float:
+        """Sets gradients and buffers to the mean over all ``count`` micro-batches; returns the mean loss.
+
+        A parameter that no micro-batch reached is left without a gradient.
+        """
+        all_reduce(self._sum, rank)
+        sizes = [*self._sizes, len(self._parameters), 1]
+        *parts, reached, loss = torch.split(self._sum / count, sizes)
+        gradients, buffers = parts[: len(self._parameters)], parts[len(self._parameters) :]
+        for parameter, gradient, share in zip(self._parameters, gradients, reached.tolist(), strict=True):
+            if share:
+                shaped = gradient.to(_real(parameter).dtype).reshape(_real(parameter).shape)
+                parameter.grad = torch.view_as_complex(shaped) if parameter.is_complex() else shaped
+        with torch.no_grad():
+            for buffer, mean in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(mean.reshape(buffer.shape))
+        return float(loss)
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def all_reduce(values: Tensor, rank: Rank) -> None:
+    """Replaces the values by their sum over all workers."""
+    if rank.size > 1:
+        torch.distributed.all_reduce(values)
+
+
+def broadcast(tensors: Iterable[Tensor], rank: Rank) -> None:
+    """Gives every worker the first one's tensors: unlike processors may round updates differently."""
+    if rank.size > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
