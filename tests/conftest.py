@@ -30,9 +30,25 @@ LONG = (
 """Modules of a minute and more, the longest first."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long modules begin first, so that what runs last beside nothing is short."""
+OPT_IN = ("onprem", "postgresql")
+"""Markers of tests that need more than Python and take minutes: for ``.ci/run``, not for plain ``pytest``."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Starts with long modules, so that what runs last beside nothing is short.
+
+    Leaves opt-in tests out unless ``-m`` names their marker or the command line their module.
+    """
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    expression = config.getoption("markexpr")
+    modules = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
+
+    def is_asked_for(item: pytest.Item) -> bool:
+        markers = [name for name in OPT_IN if item.get_closest_marker(name)]
+        return item.path in modules or all(name in expression for name in markers)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_asked_for(item)])
+    items[:] = [item for item in items if is_asked_for(item)]
 
 
 @pytest.fixture(scope="session")
