@@ -23,7 +23,7 @@ NETWORK = "10.77.0"
 _PROGRAMS = ("ip", "mount", "nsenter", "rsync", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare")
 _SPACES = ("--net", "--uts", "--ipc", "--mount", "--pid", "--mount-proc")
 _UNSHARE = ("unshare", *_SPACES, "--fork", "--kill-child")
-_READY_S = 20
+_READY_S = 120
 _FIRST = """
 set -e
 for file in passwd hosts nsswitch.conf; do
