@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
 # Two test modules run at a time: torch's threads, of both and of the processes they start, would only wait
 # for one another. It counts from the import of torch on.
@@ -56,3 +58,24 @@ def ray_cluster() -> Iterator[None]:
     """One local cluster for all tests: 2 CPUs and one measurable device, as on a small machine."""
     with cluster.connect(RayConfig(address="local"), num_cpus=2):
         yield
+
+
+@pytest.fixture
+def file_modes_bind() -> Iterator[None]:
+    """Takes root's right to write anywhere from the test's thread, so that modes bind it as any user."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("needs modes of files")
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root may write anywhere")
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the same of the high half
+    assert libc.capget(header, sets) == 0
+    effective = sets[0]
+    sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0
+    yield
+    sets[0] = effective
+    assert libc.capset(header, sets) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,7 @@ def test_a_bucket_without_a_tracking_server_is_told_before_anything_runs(
         accelerate(settings(tmp_path, run={"dir": "memory://bucket/run"}))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.usefixtures("file_modes_bind")
 def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"run\.dir .* cannot be written"):

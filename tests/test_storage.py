@@ -94,9 +94,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Storage(str(tmp_path / "file" / "run")).check_writable()
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere"
-)
+@pytest.mark.usefixtures("file_modes_bind")
 def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"run\.dir .*cannot be written \(Permission denied\)"):
