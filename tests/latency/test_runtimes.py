@@ -42,7 +42,11 @@ RUNTIMES = get_args(Target.model_fields["runtime"].annotation)
 PRECISIONS = get_args(Target.model_fields["precision"].annotation)
 SLOW = {"torch-compile"}  # a second and more for every network
 PLACES = [
-    pytest.param((runtime, device), marks=[pytest.mark.slow] * (runtime in SLOW), id=f"{runtime}-{device}")
+    pytest.param(
+        (runtime, device),
+        marks=[pytest.mark.slow] * (runtime in SLOW) + [pytest.mark.gpu] * (device == "cuda"),
+        id=f"{runtime}-{device}",
+    )
     for runtime in RUNTIMES
     for device in precisions(runtime)
 ]
@@ -56,10 +60,14 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 def target(request: pytest.FixtureRequest) -> Target:
     """Every runtime on every kind of device, where both are here."""
     runtime, device = request.param
-    if missing(runtime):
-        pytest.skip(f"{missing(runtime)}")
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
+        pytest.skip("needs a GPU that torch can use")
+    if mend := missing(runtime):
+        pytest.skip(mend)
+    if (runtime, device) == ("onnxruntime", "cuda"):
+        providers = pytest.importorskip("onnxruntime").get_available_providers()
+        if "CUDAExecutionProvider" not in providers:
+            pytest.skip("pip install onnxruntime-gpu")
     return Target(name="here", runtime=runtime, device=device, batch_size=4, input_shape=(3, 16, 16))
 
 
