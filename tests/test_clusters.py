@@ -17,6 +17,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from lana_ray.config import Config, load_config
+from tests.test_commands import DOCUMENTED
 
 ROOT = Path(__file__).parents[1]
 UP = sorted((ROOT / "clusters").glob("*.yaml"))
@@ -166,13 +167,14 @@ def test_a_job_s_cluster_is_that_of_the_file_beside_it() -> None:
 def test_a_job_runs_a_recipe_that_its_cluster_serves() -> None:
     job = _load(ROOT / "clusters" / "kuberay" / "rayjob.yaml")
     assert (_load(KUBERAY[0])["kind"], job["kind"]) == ("RayCluster", "RayJob")
-    python, entry, recipe, *_ = job["spec"]["entrypoint"].split()
+    python, entry, recipe, *changes = job["spec"]["entrypoint"].split()
     (workdir,) = re.findall(r"WORKDIR (\S+)", DOCKERFILE.read_text())
     assert python == "python"
     for file in (entry, recipe):
         assert (ROOT / Path(file).relative_to(workdir)).is_file()
-    labels = {target.node_label for target in RECIPES[Path(recipe).name].targets}
-    assert labels == set(_pools(KUBERAY[1]))
+    config = load_config(ROOT / Path(recipe).relative_to(workdir), tuple(changes[1::2]))
+    assert set(changes[::2]) == {"--set"}
+    assert {target.node_label for target in config.targets} == set(_pools(KUBERAY[1]))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -229,6 +231,14 @@ def test_google_is_told_the_zone_and_the_project_everywhere() -> None:
     assert set(re.findall(r"zones/([^/]+)/", nodes)) == {provider["availability_zone"]}
     assert set(re.findall(r"@([\w-]+)\.iam", nodes)) == {provider["project_id"]}
     assert provider["availability_zone"].startswith(f"{provider['region']}-")
+
+
+def test_onprem_s_job_asks_for_the_label_that_a_machine_is_given() -> None:
+    given = re.findall(r"LANA_LABELS=lana\.target=(\w+)", (ROOT / "clusters" / "onprem.yaml").read_text())
+    (job,) = (words for name, words in DOCUMENTED.values() if name == "onprem.yaml" and "submit" in words)
+    recipe, *changes = job[job.index("--") + 3 :]
+    config = load_config(ROOT / recipe, tuple(changes[1::2]))
+    assert [target.node_label for target in config.targets] == given
 
 
 def test_onprem_takes_labels_from_the_machine(tmp_path: Path) -> None:
