@@ -144,10 +144,10 @@ class Run:
             if not path.name.startswith(".")
         }
 
-    def said(self, words: str) -> str:
-        """The last line with these words, else the last one."""
+    def said(self, pattern: str) -> str:
+        """The last line that matches, else the last one."""
         lines = [line.strip() for line in self.log.read_text().splitlines() if line.strip()]
-        return next((line for line in reversed(lines) if words in line), lines[-1])
+        return next((line for line in reversed(lines) if re.search(pattern, line)), lines[-1])
 
     def descendants(self, title: str) -> list[int]:
         """Processes below this run's whose title begins so."""
@@ -194,15 +194,15 @@ def worker_killed(folder: Path) -> Iterator[Outcome]:
     run = Run(folder / "run", folder / "log")
     run.start()
     found = []
-    for fault, pattern, title, words in (
-        ("sampler killed", "samples/*", "ray::SamplerActor", "a sampler died"),
-        ("Ray Train worker killed", "candidates/*", "ray::RayTrainWorker", "died; what it had in hand and"),
+    for fault, pattern, title, line in (
+        ("sampler killed", "samples/*", "ray::SamplerActor", "sampler died"),
+        ("Ray Train worker killed", "candidates/*", "ray::RayTrainWorker", r"worker \d+ died"),
     ):
         run.wait_for(pattern)
         before = run.finished()
         os.kill(run.descendants(title)[0], signal.SIGKILL)
-        run.wait_for_line(words)
-        found.append((fault, before, run.said(words)))
+        run.wait_for_line(line)
+        found.append((fault, before, run.said(line)))
     status = run.end()
     for fault, before, told in found:
         yield Outcome(
@@ -222,7 +222,7 @@ def node_removed(folder: Path) -> Iterator[Outcome]:
         run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
         before = run.start_until("candidates/*")
         machines.remove_node(second, allow_graceful=False)
-        yield _ended("node removed in distill", run, before, "died; what it had in hand")
+        yield _ended("node removed in distill", run, before, r"worker \d+ died")
 
 
 def store_full(folder: Path) -> Iterator[Outcome]:
@@ -287,11 +287,11 @@ FAULTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {
 
 
 def _ended(
-    fault: str, run: Run, before: dict[Path, int], words: str = "", mend: Callable[[], Any] = lambda: None
+    fault: str, run: Run, before: dict[Path, int], line: str = "", mend: Callable[[], Any] = lambda: None
 ) -> Outcome:
     """Waits for the end of a run that met a fault, mends what broke and runs it again where it failed."""
     status = run.end()
-    told = run.said(words) if words else ""
+    told = run.said(line) if line else ""
     mend()
     ends = run.is_whole() if status == 0 else run.repeat()
     return Outcome(
