@@ -243,6 +243,8 @@ def test_paths_in_overrides_are_relative_to_the_working_directory(
     assert config.data.test == "s3://bucket/test"
     assert config.pool.modules == (f"{tmp_path}/jobs/one.py", f"{tmp_path}/ops.py")
     assert load_config(file, ("run.dir=b",)).run.dir == str(tmp_path / "b")
+    last = load_config(file, ("pool.modules.-1=ops.py",)).pool.modules
+    assert last == (f"{tmp_path}/jobs/one.py", f"{tmp_path}/ops.py")
 
 
 def test_a_factory_of_a_package_is_no_path(tmp_path: Path) -> None:

@@ -68,24 +68,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> str:
-    """Sets what the override says; the key that it names."""
+    """Sets what the override says; returns its key, with places in lists counted from their start."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: expected key.path=value")
     *parents, last = path.split(".")
     node: Any = data
+    keys: list[Any] = []
     try:
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
-        else:
-            node[last] = yaml.safe_load(text)
+            keys.append(range(len(node))[int(part)] if isinstance(node, list) else part)
+            node = node[keys[-1]] if isinstance(node, list) else node.setdefault(part, {})
+        keys.append(range(len(node))[int(last)] if isinstance(node, list) else last)
+        node[keys[-1]] = yaml.safe_load(text)
     except (ValueError, IndexError, TypeError, AttributeError):
         raise UserError(f"--set {override}: {path} does not lead to a setting") from None
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
-    return path
+    return ".".join(map(str, keys))
 
 
 def _explain(where: str, error: ValidationError) -> str:
