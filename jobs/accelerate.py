@@ -7,7 +7,9 @@ forwards it to this machine) and its authentication token in ``~/.ray/auth_token
         python jobs/accelerate.py jobs/quickstart.yaml --set run.dir=/shared/runs/quickstart
 
 The working directory is a copy that the cluster discards: name a ``run.dir`` that outlives the job and
-that every machine sees, a shared folder or a bucket. Arguments are those of ``lana-ray run``.
+that every machine sees, a shared folder or a bucket. Arguments are those of ``lana-ray run``; relative paths
+in ``--set`` are relative to the working directory. Targets are named after the ``lana.target`` labels of the
+cluster's machines; a single machine without labels serves any target.
 """
 
 import sys

@@ -69,7 +69,7 @@ def _commands(text: str) -> Iterator[tuple[str, ...]]:
                 continue
             while words and re.match(r"\w+=", words[0]):
                 del words[0]
-            if words and words[0] in (*PROGRAMS, "--set"):
+            if words and words[0] in (*PROGRAMS, "--set") and words != ["--set"]:
                 yield tuple(words)
             words = []
 
