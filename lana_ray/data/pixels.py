@@ -9,51 +9,156 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.image)
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 2**27
+"""Pixels of the largest image that is decoded: 400 MB as RGB. A few kilobytes can claim far more."""
+# Pillow reads more: some formats start programs (EPS starts Ghostscript), others are hardly ever tested.
+_NAMES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)
+"""Image formats that are decoded, by Pillow's names. The content decides, not the file's name."""
+
 _JPEG_START = b"\xff\xd8\xff"
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
+# Tags of EXIF and TIFF.
+_ORIENTATION, _PHOTOMETRIC, _BITS, _SUBFILE, _DNG_VERSION = 274, 262, 258, 254, 50706
 
-# Three times as fast as Pillow on small images, same pixels. torchvision 0.29 announces that it will go;
-# Pillow, which also reads what it refuses, then does all the work.
+# Twice as fast as Pillow, same pixels. torchvision 0.29 announces that it will go; Pillow, which also reads
+# what it refuses, then does all the work.
 _decode_jpeg = getattr(torch.ops.image, "decode_jpeg", None)
 
 
 class UndecodableError(Exception):
-    """These bytes are no image, or only a part of one."""
+    """These bytes are no image, only a part of one, or one that is not read."""
 
 
-def decode(data: bytes | None) -> Pixels:
-    """Pixels [height, width, 3] of any file Pillow reads; grey, palette and RGBA become RGB.
+def decode(data: bytes | None, *, value_range: tuple[float, float] | None = None) -> Pixels:
+    """Pixels [height, width, 3] of an image in one of ``FORMATS``, as a viewer shows it.
+
+    It is turned as its EXIF orientation says, transparent parts are white, grey, palette and CMYK images
+    become RGB without colour profiles, and of several frames or pages the first is read.
+
+    Args:
+        value_range: values that become black and white in grey images of more than 8 bits; 0 to 65535 for
+            those of 16 bits by default. Other values are clipped and NaN is black.
 
     Raises:
-        UndecodableError: the bytes are missing, truncated or no image.
+        UndecodableError: the bytes are missing, truncated or no image; the image has more than ``MAX_PIXELS``
+            or its values have no range.
     """
     if not data:
         raise UndecodableError("no bytes")
-    if _decode_jpeg is not None and data.startswith(_JPEG_START):
+    if _decode_jpeg is not None and _is_plain_jpeg(data):
         with contextlib.suppress(RuntimeError):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return _decode_jpeg(encoded, _RGB).permute(1, 2, 0).numpy()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return rgb(image)
+        with _open(data) as image:
+            return rgb(image, value_range)
+    except UndecodableError:
+        raise
     except Exception as error:  # Pillow raises a dozen kinds on damaged bytes
-        raise UndecodableError(str(error)) from None
+        raise UndecodableError(str(error) or type(error).__name__) from None
 
 
-def rgb(image: Image.Image) -> Pixels:
-    """Pixels [height, width, 3] of a Pillow image."""
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UndecodableError(f"not an image in a supported format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise UndecodableError(f"more than {MAX_PIXELS} pixels; scale it down") from None
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_raw(image, data):
+        raise UndecodableError("a camera's raw file; convert it to JPEG or PNG")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UndecodableError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
+    return image
+
+
+def _is_raw(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
+    """Raw files of cameras are TIFF files whose first image is a thumbnail, or have a mark of their own."""
+    is_thumbnail = image.tag_v2.get(_SUBFILE, 0) == 1
+    return is_thumbnail or _DNG_VERSION in image.tag_v2 or data[8:10] == b"CR"
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether this is an upright grey or colour JPEG within ``MAX_PIXELS``: torchvision decodes it alike."""
+    if not data.startswith(_JPEG_START):
+        return False
+    place, is_plain = 2, False
+    # Segments up to the first scan: a marker of two bytes, a length of two, then the content.
+    while data[place : place + 1] == b"\xff" and place + 10 <= len(data):
+        marker, end = data[place + 1], place + 2 + (data[place + 2] << 8 | data[place + 3])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height = data[place + 5] << 8 | data[place + 6]
+            width = data[place + 7] << 8 | data[place + 8]
+            is_plain = data[place + 9] in (1, 3) and 0 < width * height <= MAX_PIXELS
+        elif marker == 0xDA:
+            return is_plain
+        elif marker == 0xE1 and _may_be_turned(data[place + 4 : end]):
+            return False
+        place = end
+    return False
+
+
+def _may_be_turned(metadata: bytes) -> bool:
+    """Whether an APP1 segment of a JPEG has an orientation that is not upright, or cannot be read."""
+    if not metadata.startswith(b"Exif"):
+        return b"tiff:Orientation" in metadata
+    exif = Image.Exif()
+    try:
+        exif.load(metadata)
+        return bool(exif.get(_ORIENTATION, 1) != 1)
+    except Exception:  # Pillow then tells damaged metadata from a damaged image
+        return True
+
+
+def rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> Pixels:
+    """Pixels [height, width, 3] of a Pillow image; see ``decode``."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged metadata: the image itself is sound
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        return np.repeat(_eight_bits(image, value_range)[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image, value_range: tuple[float, float] | None) -> Pixels:
+    """Pixels [height, width] of a grey image whose values are 16-bit, 32-bit or floating point."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    low, high = value_range or _range(image, tags)
+    values = np.clip(np.nan_to_num(np.asarray(image, dtype=np.float32), nan=low), low, high)
+    values -= low
+    values *= 255 / (high - low)
+    scaled = np.rint(values).astype(np.uint8)
+    return 255 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled  # 0: white is zero, which Pillow leaves
+
+
+def _range(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
+    if image.mode.startswith("I;16"):
+        return 0, 2 ** tags.get(_BITS, (16,))[0] - 1
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow's mode for their 16 bits
+        return 0, 65535
+    kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+    raise UndecodableError(
+        f"{kind} values; set data.value_range to those that are black and white, e.g. [0, 1]"
+    )
 
 
 def fit(images: Sequence[Pixels], size: int) -> Pixels:

@@ -25,9 +25,9 @@ def picture(number: int, *, width: int = 12, height: int = 12) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
