@@ -192,6 +192,8 @@ def _say_splits(workspace: Workspace) -> None:
         f"data: {sizes['train']} images to train with, {sizes['score']} to score and choose, "
         f"{sizes['validation']} to validate, {sizes['test']} to test; {workspace.data.num_classes} classes"
     )
+    for note in (*workspace.data.notes, *workspace.data.check()):
+        say(f"data: {note}")
 
 
 _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data

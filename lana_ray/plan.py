@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config, Target
+from lana_ray.data import MissingDataError
 from lana_ray.errors import UserError
 from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
@@ -43,8 +44,9 @@ def plan(config: Config) -> Table:
         sizes: dict[str, int] | None = data.sizes
         classes = data.num_classes
         splits = ", ".join(f"{size} {split}" for split, size in data.sizes.items())
-        table.add_row("data", f"{splits} images; {classes} classes, {config.data.image_size} px")
-    except UserError as error:
+        what = f"{splits} images; {classes} classes, {config.data.image_size} px"
+        table.add_row("data", "\n".join((what, *data.notes, *data.check())))
+    except MissingDataError as error:
         sizes, classes = None, _IMAGENET_CLASSES
         table.add_row("data", f"not here: {error}")
     space = structural_space(config, classes)

@@ -53,13 +53,18 @@ class DataConfig(Section):
     source: Literal["digits"] | None = None
     """A data set that an installed package carries."""
     parquet: str | None = location(default=None)
-    """A Parquet file or a folder of them: image bytes (column ``image`` or ``img``) and ``label``."""
+    """A Parquet file or a folder of them: encoded images in one column, their classes in another."""
+    image_column: str | None = None
+    """Parquet column of the images; ``image`` or ``img`` by default."""
+    label_column: str | None = None
+    """Parquet column of the classes, as numbers from 0 or as names; ``label`` by default."""
     folder: str | None = location(default=None)
-    """A folder with one folder of images per class."""
+    """A folder with one folder of images per class, or with such a folder for each split."""
     torchvision: str | None = None
     """The name of a torchvision data set with a train/test split, for example ``CIFAR10``."""
     test: str | None = location(default=None)
-    """The test images in the same form; without it a share of the training images is set aside."""
+    """The test images in the same form. By default those that files or folders named ``test`` (else
+    ``validation``) hold; without them a share of the training images is set aside."""
     root: str = location(default="data")
     """Where torchvision keeps its files."""
     download: bool = False
@@ -68,14 +73,17 @@ class DataConfig(Section):
     score_images: int | None = Field(default=None, ge=2)
     """Training images set aside to score candidates and to choose among students; by default an eighth of
     them, at most 1024."""
-    validation_images: int | None = Field(default=None, ge=1)
+    validation_images: int | None = Field(default=None, ge=2)
     """Training images set aside to follow a training and to pick its best epoch; the same by default."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share set aside for the report where the data has no test images of its own."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=2)
     """Use at most so many training images."""
     max_undecodable: Fraction = 0.01
     """Refuse the data when more than this share of the images does not decode."""
+    value_range: tuple[float, float] | None = None
+    """Values that are black and white in grey images of more than 8 bits, e.g. [0, 4095] for 12 bits; by
+    default 0 and 65535 for 16 bits. Floating-point and 32-bit images need it."""
     augment: Literal["none", "crop", "flip"] = "flip"
     """Training-time augmentation: random crops after padding, the same and a horizontal flip, or none."""
 
@@ -83,6 +91,10 @@ class DataConfig(Section):
     def _one_source(self) -> DataConfig:
         if sum(x is not None for x in (self.source, self.parquet, self.folder, self.torchvision)) != 1:
             raise ValueError("give exactly one of source, parquet, folder and torchvision")
+        if (self.image_column or self.label_column) and not self.parquet:
+            raise ValueError("image_column and label_column go with parquet")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} must go from black up to white")
         return self
 
 

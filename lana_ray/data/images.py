@@ -6,6 +6,7 @@ The splits never share an image: ``train`` teaches, ``score`` scores candidates 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +21,17 @@ from torch import Tensor
 
 from lana_ray.config import DataConfig
 from lana_ray.data import pixels
-from lana_ray.data.open import class_names, open_sources
+from lana_ray.data.open import class_names, open_sources, relabelled
+from lana_ray.data.preview import check_preview
 from lana_ray.data.sources import Labels, Source
+from lana_ray.data.splits import SPLITS, divide, missing_classes
 from lana_ray.errors import UserError
 from lana_ray.storage import fingerprint
 
-SPLITS = ("train", "score", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_METHOD = 2
+"""Counts up when the same images and settings would make other splits or other pixels."""
 _AHEAD = 2  # batches prepared while the consumer works on the one before
 
 Batch = tuple[Tensor, Tensor]
@@ -36,7 +40,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an RGB image into an input: centre square, resize, then (pixel / 255 - mean) / std."""
+    """What turns an image file into an input: decode, centre square, resize, (pixel / 255 - mean) / std."""
 
     size: int
     """Height and width of the input, pixels."""
@@ -44,6 +48,14 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str
     """Always ``bilinear``, antialiased."""
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in grey images of more than 8 bits; None for 0 to 65535."""
+    orientation: str = "exif"
+    """Images are turned as their EXIF orientation says."""
+    transparency: str = "white"
+    """What transparent parts show."""
+    frame: str = "first"
+    """Of animations and of files with several pages."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,7 +82,11 @@ def load_data(
     """
     train, test = open_sources(config)
     classes = class_names(train, test)
-    preprocessing = Preprocessing(config.image_size, _triple(mean), _triple(std), "bilinear")
+    if test is not None:
+        test = relabelled(test, classes)
+    preprocessing = Preprocessing(
+        config.image_size, _triple(mean), _triple(std), "bilinear", value_range=config.value_range
+    )
     return ImageData(train, test, classes, config, preprocessing, seed)
 
 
@@ -87,6 +103,7 @@ class ImageData:
         preprocessing: how images become tensors.
         fingerprint: identity of content, splits and preprocessing, wherever the files lie.
         sizes: images per split.
+        notes: what was inferred about the data and what is missing in it, one line each.
     """
 
     def __init__(
@@ -106,11 +123,14 @@ class ImageData:
         self._max_undecodable = config.max_undecodable
         self._labels: Labels = np.concatenate([source.labels for source in self._sources])
         self._undecodable: set[int] = set()
-        self._indices = _split(len(train), None if test is None else len(test), config, self._seed)
+        self._indices = divide(train.labels, None if test is None else len(test), config, self._seed)
         self.sizes = {split: len(self._indices[split]) for split in SPLITS}
+        self.notes = [note for source in self._sources for note in source.notes]
+        self.notes += missing_classes(self._labels, self._indices, classes)
         contents = [source.identity for source in self._sources]
         self.fingerprint = fingerprint(
-            contents, classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment
+            *(contents, classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment),
+            _METHOD,
         )
 
     @property
@@ -121,6 +141,15 @@ class ImageData:
     def skipped(self) -> int:
         """Images met so far, by this object, that do not decode."""
         return len(self._undecodable)
+
+    def check(self) -> list[str]:
+        """Decodes a few images before work begins; returns what looks wrong about them.
+
+        Raises:
+            UserError: too many of them do not decode.
+        """
+        decode = functools.partial(pixels.decode, value_range=self.preprocessing.value_range)
+        return check_preview(self._sources, decode, self._max_undecodable)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """The images of a split, in a fixed random order; test images count on after the training ones."""
@@ -146,7 +175,7 @@ class ImageData:
         epoch: int = 0,
         shuffle: bool = False,
         augment: bool = False,
-        only: Iterable[int] | None = None,
+        only: Sequence[int] | None = None,
         max_images: int | None = None,
         drop_last: bool = False,
         channels_last: bool = True,
@@ -162,7 +191,8 @@ class ImageData:
 
         Args:
             split: one of ``SPLITS``.
-            batch_size: images per batch. Without ``drop_last`` the last batch holds what remains.
+            batch_size: images per batch. Without ``drop_last`` the last batch holds what remains; without
+                ``shuffle`` a single image is added to another batch, since one image has no batch statistics.
             epoch: chooses the order and the augmentation.
             augment: as ``data.augment`` says; never otherwise.
             only: numbers of the batches wanted, in order, counting from 0; all by default.
@@ -171,7 +201,7 @@ class ImageData:
             seed: of order and augmentation; the data's by default.
 
         Raises:
-            UserError: more undecodable images than ``data.max_undecodable`` allows.
+            UserError: more undecodable images than ``data.max_undecodable`` allows; none that decodes.
         """
         steps = self.steps(split, batch_size=batch_size, max_images=max_images, drop_last=drop_last)
         order = self._indices[split][:max_images]
@@ -195,7 +225,8 @@ class ImageData:
             tensor = pixels.normalise(fitted, self.preprocessing.mean, self.preprocessing.std)
             return tensor if channels_last else tensor.contiguous(), torch.from_numpy(self._labels[labels])
 
-        return _prefetch(batch, range(steps) if only is None else only)
+        made = _prefetch(batch, range(steps) if only is None else only, split)
+        return made if shuffle or batch_size == 1 else _joined(made)
 
     def training_images(self, *, batch_size: int, steps: int) -> Iterator[Tensor]:
         """Images for so many steps of training without labels: shuffled, augmented, epoch after epoch."""
@@ -272,50 +303,42 @@ class ImageData:
                 raise UserError(
                     f"{source.name}: {self.skipped} of {len(self._labels)} images do not decode, more than "
                     f"data.max_undecodable {self._max_undecodable:g}; last {source.where(local)} ({error}): "
-                    "mend the files or raise it"
+                    "fix the files or raise it"
                 ) from None
             return None
 
 
-_SET_ASIDE = 1024  # images to score with, and to validate with, where the configuration says nothing
-
-
-def _split(train: int, test: int | None, config: DataConfig, seed: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Image indices per split: ``train`` training images count from 0, ``test`` ones after them."""
-    order = np.random.default_rng([seed, len(SPLITS)]).permutation(train)
-    if test is None:
-        set_aside = max(1, round(train * config.test_fraction))
-        held_out, order = order[:set_aside], order[set_aside:]
-    else:
-        held_out = train + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
-    default = min(_SET_ASIDE, max(2, len(order) // 8))
-    score = config.score_images or default
-    both = score + (config.validation_images or default)
-    if both > len(order) // 2:
-        raise UserError(
-            f"data.score_images {score} and data.validation_images {both - score} would take more than "
-            f"half of {len(order)} training images; lower them to {len(order) // 2} together"
-        )
-    return {
-        "train": order[both:][: config.limit],
-        "score": order[:score],
-        "validation": order[score:both],
-        "test": held_out,
-    }
-
-
-def _prefetch(batch: Callable[[int], Batch | None], steps: Iterable[int]) -> Iterator[Batch]:
+def _prefetch(batch: Callable[[int], Batch | None], steps: Sequence[int], split: str) -> Iterator[Batch]:
     """Batches in order, made in one background thread; closing the iterator ends the thread."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lana-ray-data")
     remaining = iter(steps)
     pending: deque[Future[Batch | None]] = deque(
         pool.submit(batch, s) for s in itertools.islice(remaining, _AHEAD)
     )
+    is_empty = bool(steps)
     try:
         while pending:
             made = pending.popleft().result()
             pending.extend(pool.submit(batch, s) for s in itertools.islice(remaining, 1))
             if made is not None:
+                is_empty = False
                 yield made
+        if is_empty:
+            raise UserError(f"data: no image of split {split} decodes; fix the files or add images")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same images in order; a batch of one is joined to the batch before it, the first to the next."""
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and 1 in (len(held[1]), len(batch[1])):
+            images = torch.cat((held[0], batch[0]))
+            held = (images, torch.cat((held[1], batch[1])))
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held

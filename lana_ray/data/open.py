@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from lana_ray.config import DataConfig
-from lana_ray.data.parquet import list_files, parquet_source
-from lana_ray.data.sources import Source, digits_source, folder_source, torchvision_source
+from lana_ray.data.columns import Columns
+from lana_ray.data.folders import Folder, class_folders, folder_source, scan, split_folders, unwrapped
+from lana_ray.data.names import listed, printable
+from lana_ray.data.parquet import list_files, parquet_source, split_files
+from lana_ray.data.pixels import decode
+from lana_ray.data.sources import UNLABELLED, Decode, Source, digits_source, torchvision_source
 from lana_ray.errors import UserError
-
-_TEST_PARTS = ("test", "validation", "val")
 
 
 def open_sources(config: DataConfig) -> tuple[Source, Source | None]:
     """The training images and the test images that the data comes with, None where it has none.
 
-    Without ``data.test``, a folder holding Parquet files ``train*`` and ``test*`` (or ``validation*``,
-    ``val*``), or image folders of such names, is taken as already split.
+    Without ``data.test``, Parquet files or image folders that are named after splits (``train``, ``test``,
+    ``validation`` and the like) are taken as already split. The test images are those of ``test``, or of
+    ``validation`` where ``test`` is missing or has no labels.
 
     Raises:
         UserError: what is named is missing, damaged or not labelled as expected.
@@ -28,10 +33,12 @@ def open_sources(config: DataConfig) -> tuple[Source, Source | None]:
         raise UserError(
             "data.test: goes with data.parquet and data.folder; this data has its own test images"
         )
+    decoder = functools.partial(decode, value_range=config.value_range)
     if config.parquet:
-        return _open_parquet(config.parquet, config.test)
+        columns = Columns(image=config.image_column, label=config.label_column)
+        return _open_parquet(config.parquet, config.test, columns, decoder)
     if config.folder:
-        return _open_folder(config.folder, config.test)
+        return _open_folder(config.folder, config.test, decoder)
     if config.torchvision:
         name, root, download = config.torchvision, config.root, config.download
         return (
@@ -41,54 +48,103 @@ def open_sources(config: DataConfig) -> tuple[Source, Source | None]:
     return digits_source(), None
 
 
-def _open_parquet(location: str, test: str | None) -> tuple[Source, Source | None]:
-    files = list_files("data.parquet", location)
-    if test:
-        test_source = parquet_source("data.test", test, list_files("data.test", test))
-        return parquet_source("data.parquet", location, files), test_source
-    train_files = _part(files, ("train",))
-    test_files = _part(files, _TEST_PARTS)
-    if train_files and test_files:
-        return (
-            parquet_source("data.parquet", location, train_files),
-            parquet_source("data.parquet", location, test_files),
-        )
-    return parquet_source("data.parquet", location, files), None
+def _open_parquet(
+    location: str, test: str | None, columns: Columns, decoder: Decode
+) -> tuple[Source, Source | None]:
+    name, files = f"data.parquet {printable(location)}", list_files("data.parquet", location)
+    test_files = list_files("data.test", test) if test else []
+    files = [file for file in files if file not in test_files] or files
+    splits, rest = split_files(name, files)
+
+    def open_split(split: str) -> Source:
+        part = splits[split]
+        return parquet_source(f"{name} ({split})", part, columns, decoder, needs_labels=split == "train")
+
+    if "train" not in splits:
+        source = parquet_source(name, files, columns, decoder)
+    elif not test:
+        shown = {
+            split: listed([PurePosixPath(file).name for file in part], 2) for split, part in splits.items()
+        }
+        return _of_splits(shown, open_split, [PurePosixPath(file).name for file in rest])
+    else:
+        source = open_split("train")
+    if not test:
+        return source, None
+    return source, parquet_source(f"data.test {printable(test)}", test_files, columns, decoder)
 
 
-def _part(files: Sequence[str], prefixes: Sequence[str]) -> list[str]:
-    """Files named after the first of the ``prefixes`` that any file has."""
-    for prefix in prefixes:
-        found = [file for file in files if PurePosixPath(file).name.startswith(prefix)]
-        if found:
-            return found
-    return []
+def _open_folder(location: str, test: str | None, decoder: Decode) -> tuple[Source, Source | None]:
+    root = unwrapped(scan("data.folder", location))
+    splits = split_folders(f"data.folder {printable(root.path)}", root)
+
+    def open_split(split: str) -> Source:
+        folder = splits[split]
+        is_train = split == "train"
+        if not is_train and not folder.has_classes:
+            return folder_source("data.folder", folder, None, decoder)
+        return _open_classes("data.folder", folder, decoder, is_train=is_train)
+
+    if splits and not test:
+        return _of_splits({split: printable(part.path) for split, part in splits.items()}, open_split, [])
+    train = _open_classes("data.folder", splits.get("train", root), decoder, is_train=True)
+    if train.name != f"data.folder {printable(location)}":
+        note = f"its class folders are those of {train.name.removeprefix('data.folder ')}"
+        train = dataclasses.replace(train, notes=(note, *train.notes))
+    if not test:
+        return train, None
+    return train, _open_classes("data.test", unwrapped(scan("data.test", test)), decoder, is_train=False)
 
 
-def _open_folder(location: str, test: str | None) -> tuple[Source, Source | None]:
-    parts = [Path(location, part) for part in _TEST_PARTS]
-    if test is None and Path(location, "train").is_dir():
-        found = next((str(part) for part in parts if part.is_dir()), None)
-        if found:
-            return folder_source("data.folder", f"{location}/train"), folder_source("data.folder", found)
-    return folder_source("data.folder", location), folder_source("data.test", test) if test else None
+def _open_classes(setting: str, root: Folder, decoder: Decode, *, is_train: bool) -> Source:
+    name = f"{setting} {printable(root.path)}"
+    return folder_source(setting, root, class_folders(name, root, may_be_empty=not is_train), decoder)
+
+
+def _of_splits(
+    shown: Mapping[str, str], open_split: Callable[[str], Source], rest: Sequence[str]
+) -> tuple[Source, Source | None]:
+    """Opens the splits that files or folders are named after; the training images' notes say which is which.
+
+    Args:
+        shown: files or folder of each split, for people.
+        rest: files of no split.
+    """
+    train, test = open_split("train"), None
+    notes = [f"training images are {shown['train']}"]
+    for split in ("test", "validation"):
+        if split not in shown:
+            continue
+        source = open_split(split) if test is None else None
+        if source is None:
+            notes.append(f"{shown[split]} is not used")
+        elif source.is_labelled:
+            test = source
+            notes.append(f"test images are {shown[split]}")
+        else:
+            notes.append(f"{shown[split]} is not used: its images have no labels")
+    if test is None:
+        notes.append("test images are set aside from the training images (data.test_fraction)")
+    if rest:
+        notes.append(f"{listed(rest)}: named after no split, not used")
+    return dataclasses.replace(train, notes=(*notes, *train.notes)), test
 
 
 def class_names(train: Source, test: Source | None) -> tuple[str, ...]:
-    """The class names both sources agree on; ``0``, ``1``, … where the files carry none.
+    """The class names in the order of the training labels; ``0``, ``1``, … where the files carry none.
 
     Raises:
-        UserError: the sources name different classes, a label is out of range, or there are fewer than two.
+        UserError: images without labels, a label out of range, a class that only the test images have, fewer
+            than two classes, or the same images to train and to test.
     """
-    if test is not None and train.classes and test.classes and train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        which = f"only one has {', '.join(odd[:5])}" if odd else "their order differs"
-        raise UserError(
-            f"{test.name}: {len(test.classes)} classes, but {train.name} has {len(train.classes)}; {which}"
-        )
-    for source in (train, test):
-        if source is not None and len(source) == 0:
+    sources = [train] if test is None else [train, test]
+    for source in sources:
+        if len(source) == 0:
             raise UserError(f"{source.name}: holds no images")
+        if not source.is_labelled:
+            raise UserError(f"{source.name}: its images have no labels; name labelled ones")
+    if test is not None:
+        _check_pair(train, test)
     classes = train.classes or (test.classes if test is not None else None)
     if classes is None:
         highest = int(train.labels.max())
@@ -98,14 +154,40 @@ def class_names(train: Source, test: Source | None) -> tuple[str, ...]:
                 f"{len(train)} images; labels count from 0 without gaps"
             )
         classes = tuple(str(label) for label in range(highest + 1))
-    for source in (train, test):
-        if source is not None:
-            _check_labels(source, len(classes))
-    if len(classes) < 2:
-        raise UserError(
-            f"{train.name}: {len(train)} images of {len(classes)} class; at least two classes are needed"
-        )
+    for source in sources:
+        _check_labels(source, len(source.classes or classes))
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(f"{train.name}: {len(train)} images of one class; at least two classes are needed")
     return classes
+
+
+def _check_pair(train: Source, test: Source) -> None:
+    if train.identity == test.identity:
+        raise UserError(f"{test.name}: holds the training images; name others or leave data.test out")
+    if train.by_name != test.by_name and not (train.classes and test.classes):
+        by_name, by_number = (train, test) if train.by_name else (test, train)
+        raise UserError(f"{by_number.name}: labels are numbers, but those of {by_name.name} are names")
+
+
+def relabelled(test: Source, classes: Sequence[str]) -> Source:
+    """The test images with labels that count ``classes``, whatever order or part of them its files have.
+
+    Raises:
+        UserError: an image of a class that is not among them.
+    """
+    if test.classes is None or test.classes == tuple(classes):
+        return test
+    number = {name: index for index, name in enumerate(classes)}
+    present = [test.classes[label] for label in np.unique(test.labels)]
+    if unknown := [name for name in present if name not in number]:
+        lower = {name.casefold(): name for name in classes}
+        near = [f"{name} is {lower[name.casefold()]} there" for name in unknown if name.casefold() in lower]
+        raise UserError(
+            f"{test.name}: {listed(unknown)} not among the classes of the training images "
+            f"({listed(near or classes)}); rename or remove them"
+        )
+    numbers = np.asarray([number.get(name, UNLABELLED) for name in test.classes], dtype=np.int64)
+    return dataclasses.replace(test, labels=numbers[test.labels], classes=tuple(classes))
 
 
 def _check_labels(source: Source, count: int) -> None:

@@ -15,8 +15,9 @@ import itertools
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -25,55 +26,113 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lana_ray.data.pixels import Pixels, decode
-from lana_ray.data.sources import Labels, Source, digest
+from lana_ray.data.columns import Columns
+from lana_ray.data.names import class_name, listed, printable, split_named
+from lana_ray.data.pixels import Pixels
+from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source, digest
 from lana_ray.errors import UserError
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMN = "label"
 IN_MEMORY = 2**30
 """Bytes of files that are kept in memory; more than that in a data set are mapped from a local copy."""
 _ROWS = 1024  # copied at a time
+_SUFFIXES = (".parquet", ".pq")
+_PREVIEW = 8  # rows of a file
 _BLOCKS, _BLOCK = 5, 256 * 1024  # what is hashed of each file, bytes
 
 
 def list_files(setting: str, location: str) -> list[str]:
     """The Parquet files at a path or URL that is a file, a folder or a glob pattern, as sorted URLs.
 
+    Files and folders whose names begin with ``.`` or ``_`` are what other programs keep beside their data.
+
     Raises:
-        UserError: nothing is there, or the URL's file system is not installed.
+        MissingDataError: nothing is there, or the URL's file system is not installed.
+        UserError: no Parquet files are there.
     """
+    name = f"{setting} {printable(location)}"
     try:
         fs, path = fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{setting} {location}: {error}") from None
-    if fs.isdir(path):
-        found = [x for x in fs.find(path) if x.endswith(".parquet")]
-    elif fs.exists(path):
-        found = [path]
-    elif any(character in path for character in "*?["):
-        found = fs.glob(path)
-    else:
-        raise UserError(f"{setting} {location}: no such file or folder")
+        found = _matches(fs, path)
+    except Exception as error:  # each file system has exceptions of its own
+        raise MissingDataError(f"{name}: cannot be read ({str(error).splitlines()[0]})") from None
+    if found is None:
+        raise MissingDataError(f"{name}: no such file or folder")
     if not found:
-        raise UserError(f"{setting} {location}: no Parquet files there")
+        raise UserError(f"{name}: no Parquet files there")
     return sorted(fs.unstrip_protocol(x) for x in found)
 
 
-def parquet_source(setting: str, location: str, files: Sequence[str]) -> Source:
+def _matches(fs: Any, path: str) -> list[str] | None:
+    """The Parquet files at a path or glob pattern; None where there is nothing."""
+    if fs.isdir(path):
+        return _below(fs, path)
+    if fs.exists(path):
+        return [path]
+    if not any(character in path for character in "*?["):
+        return None
+    return [file for x in fs.glob(path) for file in (_below(fs, x) if fs.isdir(x) else [x])]
+
+
+def _below(fs: Any, folder: str) -> list[str]:
+    """Parquet files at any depth."""
+    depth = len(PurePosixPath(folder).parts)
+    return [
+        file
+        for file in fs.find(folder)
+        if file.lower().endswith(_SUFFIXES)
+        and not any(part.startswith((".", "_")) for part in PurePosixPath(file).parts[depth:])
+    ]
+
+
+def split_files(name: str, files: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Files by the split that their names or the folders around them say, and those that say none.
+
+    Raises:
+        UserError: files of one split are in several folders, as for several data sets.
+    """
+    whole = [PurePosixPath(file).parts for file in files]
+    levels = zip(*(parts[:-1] for parts in whole), strict=False)
+    common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
+    splits: dict[str, list[str]] = defaultdict(list)
+    folders: dict[str, set[str]] = defaultdict(set)
+    rest = []
+    for file, parts in zip(files, whole, strict=True):
+        own = (*parts[common:-1], PurePosixPath(file).stem)
+        split = next(filter(None, map(split_named, reversed(own))), None)
+        if split is None:
+            rest.append(file)
+            continue
+        splits[split].append(file)
+        folders[split].add("/".join(part for part in own[:-1] if not split_named(part)))
+    for split, places in folders.items():
+        if len(places) > 1 and "train" in splits:
+            raise UserError(
+                f"{name}: {split} files are in several folders ({listed(sorted(places))}), as for several "
+                "data sets; set data.parquet to one of them"
+            )
+    return dict(splits), rest
+
+
+def parquet_source(
+    name: str, files: Sequence[str], columns: Columns, decode: Decode, *, needs_labels: bool = True
+) -> Source:
     """Images of several Parquet files, one after another.
 
-    The image column is ``image`` or ``img``, binary or a struct with ``bytes``; the other is ``label``.
-    Class names come from the schema's metadata: ``classes`` (a JSON list) or the hub's ``huggingface``.
+    Class names are the labels themselves or come from the schema's metadata: ``classes`` (a JSON list) or the
+    hub's ``huggingface``.
+
+    Args:
+        needs_labels: refuse files without a label column; otherwise their images are unlabelled.
 
     Raises:
         UserError: a file is damaged, lacks a column, has one of the wrong type or a row without a label.
     """
-    shards = [_Shard(file) for file in files]
+    shards = [_Shard(file, columns, needs_labels=needs_labels) for file in files]
     if sum(shard.size for shard in shards) > IN_MEMORY:
         for shard in shards:
             shard.mapped = True
     starts = [0, *itertools.accumulate(len(shard.labels) for shard in shards)]
+    labels, names = _joined_labels(shards)
     named = [(shard, shard.classes) for shard in shards if shard.classes is not None]
     for shard, classes in named:
         if classes != named[0][1]:
@@ -91,14 +150,40 @@ def parquet_source(setting: str, location: str, files: Sequence[str]) -> Source:
         shard, row = locate(index)
         return f"{shard.url} row {row}"
 
+    def preview() -> Iterator[tuple[str, bytes | None]]:
+        for shard in {shards[0].url: shards[0], shards[-1].url: shards[-1]}.values():
+            for row, data in enumerate(shard.first(_PREVIEW)):
+                yield f"{shard.url} row {row}", data
+
+    asked = [column.encode() for column in (columns.image, columns.label) if column]
     return Source(
-        name=f"{setting} {location}",
-        labels=np.concatenate([shard.labels for shard in shards]),
-        classes=named[0][1] if named else None,
-        identity=digest(*(shard.identity for shard in shards)),
+        name=name,
+        labels=labels,
+        classes=names or (named[0][1] if named else None),
+        by_name=names is not None,
+        identity=digest(*(shard.identity for shard in shards), *asked),
         pixels=pixels,
         where=where,
+        preview=preview,
     )
+
+
+def _joined_labels(shards: Sequence[_Shard]) -> tuple[Labels, tuple[str, ...] | None]:
+    """Labels of all files, and the names they count if they are names."""
+    filled = [shard for shard in shards if (shard.labels != UNLABELLED).any()]
+    by_name = [shard for shard in filled if shard.names is not None]
+    if by_name and len(by_name) < len(filled):
+        other = next(shard for shard in filled if shard.names is None)
+        raise UserError(f"{other.url}: its labels are numbers, those of {by_name[0].url} are names")
+    if not by_name:
+        return np.concatenate([shard.labels for shard in shards]), None
+    names = sorted(set().union(*(shard.names or () for shard in by_name)))
+    number = {name: index for index, name in enumerate(names)}
+    parts = []
+    for shard in shards:
+        numbers = np.asarray([*(number[name] for name in shard.names or ()), UNLABELLED], dtype=np.int64)
+        parts.append(numbers[shard.labels])  # UNLABELLED, -1, is the last
+    return np.concatenate(parts), tuple(names)
 
 
 class _Shard:
@@ -107,18 +192,27 @@ class _Shard:
     Attributes:
         size: of the file in bytes.
         mapped: read image bytes from a local copy that is mapped into memory.
+        labels: class numbers, [rows].
+        names: what ``labels`` count if the file has names for labels.
+        classes: class names that the file's metadata lists.
     """
 
-    def __init__(self, file: str) -> None:
-        self.url = file.removeprefix("file://")
+    def __init__(self, file: str, columns: Columns, *, needs_labels: bool) -> None:
+        self.url = printable(file.removeprefix("file://"))
         fs, path = fsspec.core.url_to_fs(file)
         self._open = functools.partial(fs.open, path, "rb")
         self.size = int(fs.size(path) or 0)
         self.mapped = False
-        schema, labels, self.identity = self._read(self._head)
-        self._column = self._image_column(schema)
-        self.classes = self._class_names(schema)
-        self.labels = self._checked_labels(labels)
+        schema, labels, count, self._column, self.identity = self._read(
+            functools.partial(self._head, columns=columns)
+        )
+        if labels is None and needs_labels:
+            raise UserError(
+                f"{self.url}: no label column {columns.label_name}; set data.label_column to one of "
+                f"{listed(schema.names, 20)}"
+            )
+        self.classes = self._class_names(schema, columns.label_name)
+        self.labels, self.names = columns.labels(self.url, pa.nulls(count) if labels is None else labels)
 
     @functools.cached_property
     def images(self) -> Any:
@@ -161,53 +255,41 @@ class _Shard:
                 f"{self.url}: cannot be read as Parquet ({reason}); write or copy it again"
             ) from None
 
-    @staticmethod
-    def _head(file: Any) -> tuple[Any, Any, bytes]:
-        """Schema, label column (None where there is none) and a hash of the content."""
+    def first(self, rows: int) -> list[bytes | None]:
+        """The encoded bytes of the first rows, read without the rest."""
+
+        def read(file: Any) -> list[bytes | None]:
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK)
+            batches = parquet.iter_batches(rows, columns=[self._column])
+            return [
+                image
+                for batch in itertools.islice(batches, 1)
+                for image in _encoded(batch.column(0)).to_pylist()
+            ]
+
+        images: list[bytes | None] = self._read(read)
+        return images
+
+    def _head(self, file: Any, columns: Columns) -> tuple[Any, Any, int, str, bytes]:
+        """Schema, label column (None where there is none), rows, image column and a hash of the content."""
         parquet = pq.ParquetFile(file)
-        schema = parquet.schema_arrow
-        labels = parquet.read([LABEL_COLUMN]).column(0) if LABEL_COLUMN in schema.names else None
-        return schema, labels, _sampled_digest(file).encode()
+        schema, label = parquet.schema_arrow, columns.label_name
+        labels = parquet.read([label]).column(0) if label in schema.names else None
+        image = columns.image_path(self.url, parquet)
+        return schema, labels, parquet.metadata.num_rows, image, _sampled_digest(file).encode()
 
     def _image_bytes(self, file: Any) -> Any:
         return _encoded(pq.ParquetFile(file).read([self._column]).column(0))
 
-    def _image_column(self, schema: Any) -> str:
-        """Path of the column that holds the encoded bytes, such as ``image.bytes``."""
-        name = next((x for x in IMAGE_COLUMNS if x in schema.names), None)
-        if name is None:
-            expected, present = " or ".join(IMAGE_COLUMNS), ", ".join(schema.names)
-            raise UserError(f"{self.url}: no image column; expected {expected}, found {present}")
-        kind = schema.field(name).type
-        if _is_binary(kind):
-            return name
-        if pa.types.is_struct(kind) and any(x.name == "bytes" and _is_binary(x.type) for x in kind):
-            return f"{name}.bytes"
-        raise UserError(f"{self.url}: column {name} is {kind}; expected binary or struct<bytes: binary>")
-
-    def _checked_labels(self, column: Any) -> Labels:
-        if column is None:
-            raise UserError(
-                f"{self.url}: no column {LABEL_COLUMN}; expected the class of each image as an integer"
-            )
-        if not pa.types.is_integer(column.type):
-            raise UserError(
-                f"{self.url}: column {LABEL_COLUMN} is {column.type}; expected integers from 0 upwards"
-            )
-        if column.null_count:
-            row = pc.index(pc.is_null(column), True).as_py()
-            raise UserError(f"{self.url} row {row}: has no label; remove the row or label it")
-        return column.to_numpy().astype(np.int64)
-
-    def _class_names(self, schema: Any) -> tuple[str, ...] | None:
+    def _class_names(self, schema: Any, label: str) -> tuple[str, ...] | None:
         metadata = schema.metadata or {}
         try:
             names = json.loads(metadata.get(b"classes", b"null"))
             if names is None:
                 hub = json.loads(metadata.get(b"huggingface", b"{}"))
                 features = hub.get("info", {}).get("features", {})
-                names = features.get(LABEL_COLUMN, {}).get("names")
-            return tuple(str(name) for name in names) if names else None
+                names = features.get(label, {}).get("names")
+            return tuple(class_name(str(name)) for name in names) if names else None
         except (ValueError, TypeError, AttributeError):
             raise UserError(f"{self.url}: the class names in its schema metadata are damaged") from None
 
@@ -240,7 +322,3 @@ def _told(cache: Path) -> Iterator[None]:
 def _cache() -> Path:
     """Where local copies are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lana_ray"
-
-
-def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -5,21 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torchvision
-from PIL import Image
 
-from lana_ray.data.pixels import Pixels, UndecodableError, decode, rgb
+from lana_ray.data.pixels import Pixels, UndecodableError, rgb
 from lana_ray.errors import UserError
 
 Labels = npt.NDArray[np.int64]
+Decode = Callable[[bytes | None], Pixels]
+"""Encoded bytes to pixels, see ``pixels.decode``."""
+UNLABELLED = -1
+
+
+class MissingDataError(UserError):
+    """The data is not on this machine, though it may be where the run takes place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +33,28 @@ class Source:
     name: str
     """How the user named it, setting included: ``data.parquet …/train.parquet``."""
     labels: Labels
-    """Class of each image, [n]."""
+    """Class of each image, [n]; ``UNLABELLED`` for all of them if the files carry no labels."""
     classes: tuple[str, ...] | None
     """Class names in the order of the labels; None where the files carry none."""
+    by_name: bool = False
+    """The files label images with names, which ``classes`` numbers; otherwise with numbers."""
     identity: str
     """Hash of the content as far as it is cheap to know; the same wherever the files lie."""
     pixels: Callable[[int], Pixels]
     """The image at an index as uint8 [height, width, 3]; raises UndecodableError."""
     where: Callable[[int], str]
     """Names the image at an index for an error message."""
+    preview: Callable[[], Iterator[tuple[str, bytes | None]]] = lambda: iter(())
+    """Name and encoded bytes of a few images that are cheap to read; none if all are known to decode."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about how the files were read, one line each."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_labelled(self) -> bool:
+        return len(self) == 0 or bool((self.labels != UNLABELLED).any())
 
 
 def digest(*parts: bytes) -> str:
@@ -52,67 +66,6 @@ def digest(*parts: bytes) -> str:
     return whole.hexdigest()[:16]
 
 
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf"}
-
-
-def folder_source(setting: str, location: str) -> Source:
-    """A local folder with one folder per class, named after it; images may lie at any depth below.
-
-    Files whose suffix Pillow does not know, and hidden ones, are ignored.
-
-    Raises:
-        UserError: no such folder, no class folders, or one without an image.
-    """
-    root, name = Path(location), f"{setting} {location}"
-    if "://" in location:
-        raise UserError(
-            f"{name}: image folders must be local; pack the images into Parquet and set data.parquet"
-        )
-    if not root.is_dir():
-        raise UserError(f"{name}: no such folder")
-    classes = sorted(x.name for x in root.iterdir() if x.is_dir() and not x.name.startswith("."))
-    if not classes:
-        raise UserError(f"{name}: is empty; expected one folder of images per class")
-    paths: list[str] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    for label, class_name in enumerate(classes):
-        found = _image_files(root / class_name)
-        if not found:
-            raise UserError(f"{name}: class folder {class_name} holds no images; fill it or remove it")
-        paths += found
-        sizes += [os.path.getsize(path) for path in found]
-        labels += [label] * len(found)
-
-    def pixels(index: int) -> Pixels:
-        try:
-            data = Path(paths[index]).read_bytes()
-        except OSError as error:
-            raise UserError(f"{paths[index]}: cannot be read ({error.strerror})") from None
-        return decode(data)
-
-    relative = "\n".join(
-        f"{os.path.relpath(path, root)}\t{size}" for path, size in zip(paths, sizes, strict=True)
-    )
-    return Source(
-        name=name,
-        labels=np.asarray(labels, dtype=np.int64),
-        classes=tuple(classes),
-        identity=digest(relative.encode()),
-        pixels=pixels,
-        where=lambda index: paths[index],
-    )
-
-
-def _image_files(folder: Path) -> list[str]:
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
-
-
 def digits_source() -> Source:
     """scikit-learn's 1,797 handwritten digits, 8×8 grey, ten classes.
 
@@ -122,7 +75,9 @@ def digits_source() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("data.source digits: needs scikit-learn; pip install 'lana-ray[digits]'") from None
+        raise MissingDataError(
+            "data.source digits: needs scikit-learn; pip install 'lana-ray[digits]'"
+        ) from None
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     labels = digits.target.astype(np.int64)
@@ -157,8 +112,8 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
         dataset = factory(root, download=download, **half)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        mend = "see data.root" if download else "set data.download: true, or data.root to where it is"
-        raise UserError(f"{name}: cannot be read from {root} ({reason}); {mend}") from None
+        fix = "see data.root" if download else "set data.download: true, or data.root to where it is"
+        raise MissingDataError(f"{name}: cannot be read from {root} ({reason}); {fix}") from None
     except (TypeError, ValueError):
         raise unusable from None
     targets = next(
@@ -174,6 +129,8 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
             raise UndecodableError(str(error)) from None
 
     labels = np.asarray(targets, dtype=np.int64)
+    if labels.ndim != 1:
+        raise unusable
     classes = getattr(dataset, "classes", None)
     return Source(
         name=name,

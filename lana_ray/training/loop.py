@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +122,7 @@ def train_network(
 
 
 def _micro_batches(
-    data: ImageData, epoch: int, size: int, wanted: Iterable[int], seed: int
+    data: ImageData, epoch: int, size: int, wanted: Sequence[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The micro-batches of an epoch's training images that have the ``wanted`` numbers."""
     return data.batches(

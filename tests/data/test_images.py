@@ -59,7 +59,14 @@ def test_splits_follow_the_seed_alone(parquet: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"limit": 10}, {"image_size": 16}, {"score_images": 5}, {"augment": "none"}]
+    "change",
+    [
+        {"limit": 10},
+        {"image_size": 16},
+        {"score_images": 5},
+        {"augment": "none"},
+        {"value_range": (0, 4095)},
+    ],
 )
 def test_fingerprint_follows_what_a_network_sees(parquet: str, change: dict[str, Any]) -> None:
     assert load(parquet=parquet).fingerprint != load(parquet=parquet, **change).fingerprint
@@ -86,6 +93,10 @@ def test_batches_are_normalised_images(tmp_path: Path) -> None:
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "interpolation": "bilinear",
+        "value_range": None,
+        "orientation": "exif",
+        "transparency": "white",
+        "frame": "first",
     }
 
 
@@ -180,6 +191,21 @@ def test_workers_that_share_an_epoch_see_its_batches(
         assert {len(labels) for _, labels in whole} == {batch_size}
 
 
+@pytest.mark.parametrize(("images", "batch_size"), [(9, 4), (8, 7), (5, 2), (3, 2)])
+def test_no_batch_of_one_image_is_left_for_batch_statistics(
+    parquet: str, images: int, batch_size: int
+) -> None:
+    data = load(parquet=parquet, score_images=images)
+    batches = list(data.batches("score", batch_size=batch_size))
+    sizes = [len(labels) for _, labels in batches]
+    assert min(sizes) >= 2
+    assert sum(sizes) == images
+    assert all(len(labels) == len(pixels) for pixels, labels in batches)
+    assert all(pixels.is_contiguous(memory_format=torch.channels_last) for pixels, _ in batches)
+    assert held(batches) == data.indices("score").tolist()
+    assert [len(labels) for _, labels in data.batches("score", batch_size=1)] == [1] * images
+
+
 def with_damage(tmp_path: Path, damaged: set[int]) -> ImageData:
     images = [b"no image" if i in damaged else data for i, data in enumerate(pictures(100))]
     path = write_parquet(tmp_path / "a.parquet", images, list(range(100)))
@@ -199,6 +225,28 @@ def test_training_replaces_undecodable_images_and_evaluation_leaves_them_out(tmp
     evaluated = held(data.batches("train", batch_size=16))
     assert sorted(evaluated) == sorted(set(data.indices("train").tolist()) - damaged)
     assert data.skipped == len(damaged & set(data.indices("train").tolist()))
+
+
+def test_a_split_of_which_nothing_decodes(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pictures(100), list(range(100)))
+    damaged = set(load(parquet=str(path)).indices("score").tolist())
+    data = with_damage(tmp_path, damaged)
+    for shuffle in (False, True):
+        with pytest.raises(UserError, match="no image of split score decodes"):
+            list(data.batches("score", batch_size=4, shuffle=shuffle))
+
+
+def test_classes_without_images_are_noted(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pictures(100), [1, 3] * 50)
+    (note,) = load(parquet=str(path)).notes
+    assert note == "no images of 2 of 4 classes in train and score and validation and test: 0, 2"
+
+
+def test_identical_images_are_data(tmp_path: Path) -> None:
+    data = load(parquet=str(write_parquet(tmp_path / "a.parquet", pictures(1) * 40)))
+    images, _ = next(iter(data.batches("train", batch_size=64)))
+    assert len(images) == data.sizes["train"] == 24
+    assert torch.equal(images[0], images[-1])
 
 
 def data_threads() -> list[threading.Thread]:

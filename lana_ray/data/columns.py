@@ -1,0 +1,117 @@
+"""Which columns of a Parquet file hold images and labels, and labels of any type as class numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lana_ray.data.names import class_name, listed
+from lana_ray.data.sources import UNLABELLED, Labels
+from lana_ray.errors import UserError
+
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMN = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names that the configuration gives; None for the hub's ``image`` or ``img``, and ``label``."""
+
+    image: str | None = None
+    label: str | None = None
+
+    @property
+    def label_name(self) -> str:
+        return self.label or _LABEL_COLUMN
+
+    def image_path(self, url: str, parquet: Any) -> str:
+        """Path of the column of a ``ParquetFile`` that holds the encoded bytes, such as ``image.bytes``.
+
+        Raises:
+            UserError: no such column, one of another type, or one that only names files.
+        """
+        schema = parquet.schema_arrow
+        candidates = (self.image,) if self.image else _IMAGE_COLUMNS
+        name = next((x for x in candidates if x in schema.names), None)
+        if name is None:
+            raise UserError(
+                f"{url}: no image column {' or '.join(candidates)}; set data.image_column to one of "
+                f"{listed(schema.names, 20)}"
+            )
+        kind = schema.field(name).type
+        if _is_binary(kind):
+            path = name
+        elif pa.types.is_struct(kind) and any(x.name == "bytes" and _is_binary(x.type) for x in kind):
+            path = f"{name}.bytes"
+        else:
+            raise UserError(
+                f"{url}: column {name} is {kind}; expected encoded images: binary or struct<bytes: binary>"
+            )
+        if _is_null(parquet.metadata, path):
+            raise UserError(
+                f"{url}: column {path} is empty; images kept in files beside it are not read: write their "
+                "bytes into the column"
+            )
+        return path
+
+    def labels(self, url: str, column: Any) -> tuple[Labels, tuple[str, ...] | None]:
+        """Class numbers of a label column, and the class names they count if the labels are names.
+
+        Whole numbers of any type are taken as they are; names are numbered in their order as text. All labels
+        are ``UNLABELLED`` if the whole column is empty.
+
+        Raises:
+            UserError: a row without a label, or labels that are neither whole numbers nor names.
+        """
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if column.null_count == len(column):
+            return np.full(len(column), UNLABELLED, dtype=np.int64), None
+        kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            encoded = column.combine_chunks().dictionary_encode()
+            texts = [class_name(text) for text in encoded.dictionary.to_pylist()]
+            names = sorted(set(filter(None, texts)))
+            number = {name: index for index, name in enumerate(names)}
+            numbers = np.asarray([number.get(text, UNLABELLED) for text in texts], dtype=np.int64)
+            labels = numbers[encoded.indices.fill_null(0).to_numpy()]
+            self._refuse_empty(url, pc.is_null(column).to_numpy() | (labels == UNLABELLED))
+            return labels, tuple(names)
+        self._refuse_empty(url, pc.is_null(column, nan_is_null=True).to_numpy())
+        try:
+            if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+                return column.cast(pa.int64()).to_numpy().astype(np.int64), None
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{url}: column {self.label_name} is {kind}, and not all are class numbers "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+        raise UserError(
+            f"{url}: column {self.label_name} is {kind}; expected one class an image, as a number or a name"
+        )
+
+    def _refuse_empty(self, url: str, empty: npt.NDArray[np.bool_]) -> None:
+        rows = np.flatnonzero(empty)
+        if len(rows):
+            raise UserError(f"{url} row {rows[0]}: has no {self.label_name}; remove the row or label it")
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_null(metadata: Any, path: str) -> bool:
+    """Whether the file's statistics say that a column has rows and no value."""
+    empty = 0
+    for group in range(metadata.num_row_groups):
+        chunks = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+        statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == path), None)
+        if statistics is None or not statistics.has_null_count:
+            return False
+        empty += statistics.null_count
+    return 0 < metadata.num_rows == empty

@@ -1,0 +1,306 @@
+"""A folder of images: one folder per class, perhaps below one folder per split. Other layouts are refused."""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lana_ray.data.names import class_name, listed, printable, split_named
+from lana_ray.data.pixels import FORMATS
+from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source, digest
+from lana_ray.errors import UserError
+
+_READ = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
+)
+# Images all the same: they count as ones that do not decode, instead of missing without a word.
+_NOT_READ = frozenset(
+    {".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".exr", ".dcm", ".dng", ".cr2", ".nef"}
+)
+_SYSTEM = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
+)
+_ANNOTATIONS = frozenset((".csv", ".tsv", ".json", ".xml", ".txt", ".yaml", ".yml"))
+_IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages"))
+_LABEL_FOLDERS = frozenset(
+    {"labels", "annotations", "annotation", "masks", "mask", "segmentationclass", "groundtruth", "gt"}
+)
+_PREVIEW = 32  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """What lies in a folder, without hidden files and those that operating systems leave."""
+
+    path: str
+    images: tuple[tuple[str, int], ...]
+    """Path and size in bytes of the images directly in it, in order."""
+    others: tuple[str, ...]
+    """Names of the other files directly in it."""
+    folders: Mapping[str, Folder]
+    """By name, in order."""
+
+    def all_images(self) -> Iterator[tuple[str, int]]:
+        """The images at any depth."""
+        yield from self.images
+        for folder in self.folders.values():
+            yield from folder.all_images()
+
+    def all_others(self) -> Iterator[str]:
+        yield from self.others
+        for folder in self.folders.values():
+            yield from folder.all_others()
+
+    @functools.cached_property
+    def has_images(self) -> bool:
+        return next(self.all_images(), None) is not None
+
+    @property
+    def filled(self) -> dict[str, Folder]:
+        """The folders that hold images at some depth."""
+        return {name: folder for name, folder in self.folders.items() if folder.has_images}
+
+    @property
+    def has_classes(self) -> bool:
+        """All of its images lie in folders below it."""
+        return not self.images and bool(self.filled)
+
+
+def scan(setting: str, location: str) -> Folder:
+    """What lies at a local path.
+
+    Raises:
+        MissingDataError: no such folder.
+        UserError: it is no local folder, or a folder or link in it cannot be followed.
+    """
+    name = f"{setting} {printable(location)}"
+    if "://" in location:
+        raise UserError(
+            f"{name}: image folders must be local; pack the images into Parquet and set data.parquet"
+        )
+    if not Path(location).exists():
+        raise MissingDataError(f"{name}: no such folder")
+    if not Path(location).is_dir():
+        raise UserError(f"{name}: is a file; expected a folder with one folder of images per class")
+    try:
+        return _scan(location, frozenset())
+    except OSError as error:
+        where = printable(str(error.filename))
+        fix = "make it readable" if isinstance(error, PermissionError) else "remove or replace it"
+        raise UserError(f"{name}: {where} cannot be read ({error.strerror}); {fix}") from None
+
+
+def _scan(path: str, above: frozenset[tuple[int, int]]) -> Folder:
+    """``above`` are the folders on the way: a link back to one of them is not followed."""
+    status = os.stat(path)
+    above |= {(status.st_dev, status.st_ino)}
+    images: list[tuple[str, int]] = []
+    others: list[str] = []
+    folders: dict[str, Folder] = {}
+    for name in sorted(os.listdir(path)):
+        if name.startswith(".") or name in _SYSTEM:
+            continue
+        inner = os.path.join(path, name)
+        is_image = _has_suffix_of_image(name)
+        try:
+            status = os.stat(inner)
+        except OSError:
+            if is_image or not os.path.islink(inner):
+                raise
+            others.append(name)
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            if (status.st_dev, status.st_ino) not in above:
+                folders[name] = _scan(inner, above)
+        elif stat.S_ISREG(status.st_mode) and (is_image or _begins_like_image(inner)):
+            images.append((inner, status.st_size))
+        else:
+            others.append(name)
+    return Folder(path=path, images=tuple(images), others=tuple(others), folders=folders)
+
+
+def _has_suffix_of_image(name: str) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in _READ or suffix in _NOT_READ
+
+
+def _begins_like_image(path: str) -> bool:
+    """For files without a suffix or with an odd one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except PermissionError:
+        return False
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")) or (
+        start[:4] == b"RIFF" and start[8:] == b"WEBP"
+    )
+
+
+def unwrapped(folder: Folder) -> Folder:
+    """The folder that holds the class or split folders: an archive often has one more around them."""
+    while not folder.images and len(folder.filled) == 1:
+        ((name, inner),) = folder.filled.items()
+        beside = [other for key, other in folder.folders.items() if key != name]
+        if not inner.has_classes or any(not list(other.all_others()) for other in beside):
+            break
+        folder = inner
+    return folder
+
+
+def split_folders(name: str, root: Folder) -> dict[str, Folder]:
+    """Folders of ``root`` that are splits, by ``train``, ``validation`` and ``test``; none if it has classes.
+
+    A folder ``train`` that holds images, beside others such as ``bus`` and ``tram``, is a class like them.
+
+    Raises:
+        UserError: it is unclear which folder is which split, or the training images have no class folders.
+    """
+    named = {inner: split_named(inner) for inner in root.filled}
+    splits = {inner: split for inner, split in named.items() if split}
+    rest = [inner for inner, split in named.items() if not split]
+    are_classes = len(splits) == 1 and not any(root.folders[inner].has_classes for inner in splits)
+    if not splits or (rest and are_classes):
+        return {}
+    fix = "set data.folder to the training folder and data.test to the test folder"
+    if rest:
+        raise UserError(
+            f"{name}: folders {listed(list(splits))} look like splits, {listed(rest)} do not; {fix}"
+        )
+    twice = [split for split, count in Counter(splits.values()).items() if count > 1]
+    if twice or "train" not in splits.values():
+        what = f"several folders for {twice[0]}" if twice else "no training folder"
+        raise UserError(f"{name}: {what} among {listed(list(splits))}; {fix}")
+    by_split = {split: root.folders[inner] for inner, split in splits.items()}
+    if not by_split["train"].has_classes:
+        raise _without_classes(name, root, list(splits))
+    return {split: unwrapped(folder) for split, folder in by_split.items()}
+
+
+def class_folders(name: str, root: Folder, *, may_be_empty: bool = False) -> dict[str, Folder]:
+    """The folders of ``root`` by class name.
+
+    Args:
+        may_be_empty: leave folders without images out instead of refusing them.
+
+    Raises:
+        UserError: these are no class folders: what they seem to be, and what to do.
+    """
+    lower = {inner.lower() for inner in root.folders}
+    if lower & _IMAGE_FOLDERS and lower & _LABEL_FOLDERS:
+        raise UserError(
+            f"{name}: folders {listed(list(root.folders))} look like data for detection or segmentation; "
+            "lana-ray classifies images and needs one folder per class"
+        )
+    filled = root.filled
+    alone = [
+        inner
+        for inner in filled
+        if len(filled) == 1 and (inner.lower() in _IMAGE_FOLDERS or _labels_in(root))
+    ]
+    if not filled or alone:
+        raise _without_classes(name, root, alone)
+    _refuse_splits(name, filled)
+    classes: dict[str, Folder] = {}
+    for raw, folder in (filled if may_be_empty else root.folders).items():
+        clean = class_name(raw)
+        if not folder.has_images:
+            raise UserError(f"{name}: class folder {clean} holds no images; fill it or remove it")
+        if clean in classes:
+            other = os.path.basename(classes[clean].path)
+            raise UserError(f"{name}: folders {other!a} and {raw!a} are both class {clean}; join them")
+        classes[clean] = folder
+    return classes
+
+
+def _refuse_splits(name: str, filled: Mapping[str, Folder]) -> None:
+    """Raises UserError if all folders hold the same folders: splits of unknown names, or below classes."""
+    inner = [set(folder.filled) for folder in filled.values() if folder.has_classes]
+    if len(filled) < 2 or len(inner) < len(filled):
+        return
+    common = sorted(set.intersection(*inner))
+    if all(map(split_named, common)) and common:
+        fix = f"put the splits outside: {common[0]}/{next(iter(filled))}"
+    elif len(common) > 1:
+        fix = (
+            "if they are splits, set data.folder and data.test to one each; otherwise put the images of each "
+            "class directly into its folder"
+        )
+    else:
+        return
+    raise UserError(f"{name}: folders {listed(list(filled))} all hold {listed(common)}; {fix}")
+
+
+def _labels_in(root: Folder) -> list[str]:
+    """Files and folders directly in ``root`` that may hold labels."""
+    files = [file for file in root.others if os.path.splitext(file)[1].lower() in _ANNOTATIONS]
+    return files + [inner for inner in root.folders if inner.lower() in _LABEL_FOLDERS]
+
+
+def _without_classes(name: str, root: Folder, flat: list[str]) -> UserError:
+    """Says what lies in a folder that has no class folders; ``flat`` are those with images all the same."""
+    if flat:
+        content = f"images in {listed(flat)} are in no class folder"
+    elif root.images:
+        content = f"{len(root.images)} images lie directly in it"
+    else:
+        others = list(root.all_others())
+        content = f"holds no images, only {listed(others, 3)}" if others else "is empty"
+    unread = f"; {listed(_labels_in(root))} is not read" if _labels_in(root) and root.has_images else ""
+    return UserError(
+        f"{name}: {content}{unread}; expected one folder of images per class, named after it "
+        "(labels in files of CSV, YOLO, COCO or Pascal VOC are not supported)"
+    )
+
+
+def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | None, decode: Decode) -> Source:
+    """The images at any depth below class folders; without ``classes``, all of ``root``, unlabelled."""
+    parts = [root] if classes is None else list(classes.values())
+    images = [list(part.all_images()) for part in parts]
+    numbers = [UNLABELLED] if classes is None else np.arange(len(parts))
+    paths = [path for part in images for path, _ in part]
+
+    def read(path: str) -> bytes:
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
+
+    def preview() -> Iterator[tuple[str, bytes]]:
+        for index in np.linspace(0, len(paths) - 1, min(len(paths), _PREVIEW)).round().astype(int):
+            yield printable(paths[index]), read(paths[index])
+
+    relative = "\n".join(
+        f"{os.path.relpath(path, root.path)}\t{size}" for part in images for path, size in part
+    )
+    return Source(
+        name=f"{setting} {printable(root.path)}",
+        labels=np.repeat(np.asarray(numbers, dtype=np.int64), [len(part) for part in images]),
+        classes=None if classes is None else tuple(classes),
+        by_name=classes is not None,
+        identity=digest(relative.encode(errors="surrogateescape")),
+        pixels=lambda index: decode(read(paths[index])),
+        where=lambda index: printable(paths[index]),
+        preview=preview,
+        notes=() if classes is None else _notes(root),
+    )
+
+
+def _notes(root: Folder) -> tuple[str, ...]:
+    notes = []
+    if root.images:
+        notes.append(
+            f"{len(root.images)} images directly in {printable(root.path)} are in no class folder: not used"
+        )
+    if others := list(root.all_others()):
+        kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
+        shown = listed([f"{count} {kind}" for kind, count in kinds.most_common()])
+        notes.append(f"{len(others)} files in {printable(root.path)} are not images: not used ({shown})")
+    return tuple(notes)

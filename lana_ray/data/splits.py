@@ -1,0 +1,93 @@
+"""Random splits in which every class has its share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lana_ray.config import DataConfig
+from lana_ray.data.names import listed
+from lana_ray.errors import UserError
+
+SPLITS = ("train", "score", "validation", "test")
+Indices = npt.NDArray[np.int64]
+
+_SET_ASIDE = 1024  # images to score with, and to validate with, where the configuration says nothing
+_LEAST = 2  # images of a split: the statistics of a batch need two
+
+
+def divide(
+    labels: npt.NDArray[np.int64], test: int | None, config: DataConfig, seed: int
+) -> dict[str, Indices]:
+    """Random splits in which each class has its share, as far as its images suffice.
+
+    Each class has an image in ``train`` first, whatever ``limit`` is.
+
+    Args:
+        labels: of the training images, [n], counting from 0.
+        test: test images that the data has of its own, numbered from n on; None to set a share aside.
+
+    Returns:
+        Image indices per split; ``config.limit`` shortens ``train``.
+
+    Raises:
+        UserError: too few images for the splits.
+    """
+    count = len(labels)
+    order = _spread(np.arange(count), labels, np.random.default_rng([seed, len(SPLITS)]))
+    if test is None:
+        set_aside = max(_LEAST, round(count * config.test_fraction))
+        order, held_out = order[:-set_aside], order[-set_aside:]
+    else:
+        held_out = count + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
+    if len(held_out) < _LEAST:
+        raise UserError(f"data: only {len(held_out)} test image; at least {_LEAST} are needed")
+    if len(order) < 4 * _LEAST:
+        aside = f" after {len(held_out)} of {count} are set aside as test images" if test is None else ""
+        lower = "; add images" + (" or lower data.test_fraction" if test is None else "")
+        raise UserError(f"data: {len(order)} training images{aside} are too few; need {4 * _LEAST}{lower}")
+    default = min(_SET_ASIDE, max(_LEAST, len(order) // 8))
+    score = config.score_images or default
+    both = score + (config.validation_images or default)
+    if both > len(order) // 2:
+        raise UserError(
+            f"data.score_images {score} and data.validation_images {both - score} would take more than "
+            f"half of {len(order)} training images; lower them to {len(order) // 2} together"
+        )
+    return {
+        "train": order[:-both][: config.limit],
+        "score": order[-score:],
+        "validation": order[-both:-score],
+        "test": held_out,
+    }
+
+
+def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Indices:
+    """Random order in which every part holds the classes in their shares, after one image of each."""
+    order = generator.permutation(indices)
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, starts, inverse, counts = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    ranks = np.arange(len(order)) - starts[inverse]
+    places = (ranks + generator.random(len(order))) / counts[inverse]
+    places[ranks == 0] -= 1
+    return order[np.argsort(places, kind="stable")]
+
+
+def missing_classes(
+    labels: npt.NDArray[np.int64], splits: dict[str, Indices], classes: Sequence[str]
+) -> list[str]:
+    """A line for each set of splits that lack images of the same classes."""
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for split, indices in splits.items():
+        absent = np.setdiff1d(np.arange(len(classes)), labels[indices])
+        if len(absent):
+            lacking.setdefault(tuple(absent.tolist()), []).append(split)
+    return [
+        f"no images of {len(absent)} of {len(classes)} classes in {' and '.join(names)}: "
+        f"{listed([classes[label] for label in absent])}"
+        for absent, names in lacking.items()
+    ]
