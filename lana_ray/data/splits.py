@@ -65,14 +65,18 @@ def divide(
 
 
 def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Indices:
-    """Random order in which every part holds the classes in their shares, after one image of each."""
+    """Random order in which every part holds the classes in their shares, after one image of each.
+
+    It does not depend on which numbers the classes have.
+    """
     order = generator.permutation(indices)
-    order = order[np.argsort(labels[order], kind="stable")]
-    _, starts, inverse, counts = np.unique(
+    _, first, inverse, counts = np.unique(
         labels[order], return_index=True, return_inverse=True, return_counts=True
     )
-    ranks = np.arange(len(order)) - starts[inverse]
-    places = (ranks + generator.random(len(order))) / counts[inverse]
+    order = order[np.argsort(first[inverse], kind="stable")]
+    sizes = counts[np.argsort(first)]
+    ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = (ranks + generator.random(len(order))) / np.repeat(sizes, sizes)
     places[ranks == 0] -= 1
     return order[np.argsort(places, kind="stable")]
 

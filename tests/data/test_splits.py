@@ -34,6 +34,12 @@ def test_order_within_a_split_is_random_and_follows_the_seed() -> None:
     assert set(first["test"]) != set(other["test"])
 
 
+def test_splits_do_not_depend_on_the_numbers_of_classes() -> None:
+    labels = [index % 3 for index in range(60)]
+    for split, indices in parts([(label + 1) % 3 for label in labels]).items():
+        np.testing.assert_array_equal(indices, parts(labels)[split])
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("limit", [None, 12])
 def test_rare_classes_are_in_train_first(seed: int, limit: int | None) -> None:
