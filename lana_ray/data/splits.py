@@ -76,7 +76,8 @@ def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.rando
     order = order[np.argsort(first[inverse], kind="stable")]
     sizes = counts[np.argsort(first)]
     ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    places = (ranks + generator.random(len(order))) / np.repeat(sizes, sizes)
+    # One offset a class: classes of equal size take turns, so that even short parts hold all of them.
+    places = (ranks + np.repeat(generator.random(len(sizes)), sizes)) / np.repeat(sizes, sizes)
     places[ranks == 0] -= 1
     return order[np.argsort(places, kind="stable")]
 

@@ -25,6 +25,14 @@ def test_each_class_has_its_share_in_every_split(seed: int) -> None:
     assert sorted(np.concatenate(list(splits.values()))) == list(range(1000))
 
 
+@pytest.mark.parametrize(("classes", "each"), [(2, 12), (3, 10), (5, 30), (10, 179)])
+def test_small_splits_hold_classes_of_equal_size_equally(classes: int, each: int) -> None:
+    labels = [index % classes for index in range(classes * each)]
+    for indices in parts(labels, score_images=classes, validation_images=classes).values():
+        counts = np.bincount(np.asarray(labels)[indices], minlength=classes)
+        assert counts.max() - counts.min() <= 1
+
+
 def test_order_within_a_split_is_random_and_follows_the_seed() -> None:
     labels = [index % 4 for index in range(200)]
     first, again, other = parts(labels), parts(labels), parts(labels, seed=1)
