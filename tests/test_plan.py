@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from lana_ray import cli, plan
 from lana_ray.config import load_config
+from lana_ray.errors import UserError
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.meters import METERS
 from lana_ray.workspace import Workspace, structural_space
@@ -55,6 +57,28 @@ def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> Non
     train = Workspace(config).data.sizes["train"]
     steps = round(train * 0.5 / 64)
     assert f"{steps} steps each: {steps * 64:,} images through the student" in shown
+
+
+def test_data_that_is_not_here_is_noted_and_unusable_data_is_refused(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    assert "not here: data.folder" in _shown(_settings(tmp_path, data={"folder": str(pictures)}))
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "0.png")
+    with pytest.raises(UserError, match=r"data\.folder .*pictures: 1 image directly in it"):
+        _shown(_settings(tmp_path, data={"folder": str(pictures)}))
+
+
+def test_what_was_inferred_about_the_data_is_shown(tmp_path: Path) -> None:
+    for split in ("Train", "valid"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}{split}.png")
+    shown = _shown(_settings(tmp_path, data={"folder": str(tmp_path / "pictures"), "image_size": 8}))
+    assert "20 test images; 2 classes" in shown
+    assert f"test images are {tmp_path / 'pictures' / 'valid'}" in shown
+    assert "brightest value is 0" in shown
 
 
 def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lana_ray.data.names import class_name, listed, printable, split_named
+from lana_ray.data.names import class_name, counted, listed, printable, split_named
 from lana_ray.data.pixels import FORMATS
 from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source, digest
 from lana_ray.errors import UserError
@@ -63,15 +63,15 @@ class Folder:
     def has_images(self) -> bool:
         return next(self.all_images(), None) is not None
 
-    @property
+    @functools.cached_property
     def filled(self) -> dict[str, Folder]:
         """The folders that hold images at some depth."""
         return {name: folder for name, folder in self.folders.items() if folder.has_images}
 
-    @property
+    @functools.cached_property
     def has_classes(self) -> bool:
-        """All of its images lie in folders below it."""
-        return not self.images and bool(self.filled)
+        """Most of its images lie in folders below it."""
+        return sum(1 for _ in self.all_images()) > 2 * len(self.images)
 
 
 def scan(setting: str, location: str) -> Folder:
@@ -249,7 +249,7 @@ def _without_classes(name: str, root: Folder, flat: list[str]) -> UserError:
     if flat:
         content = f"images in {listed(flat)} are in no class folder"
     elif root.images:
-        content = f"{len(root.images)} images lie directly in it"
+        content = f"{counted(len(root.images), 'image')} directly in it"
     else:
         others = list(root.all_others())
         content = f"holds no images, only {listed(others, 3)}" if others else "is empty"
@@ -294,13 +294,14 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
 
 
 def _notes(root: Folder) -> tuple[str, ...]:
-    notes = []
+    """What of a folder of classes is not used."""
+    notes, where = [], printable(root.path)
     if root.images:
         notes.append(
-            f"{len(root.images)} images directly in {printable(root.path)} are in no class folder: not used"
+            f"not used: {counted(len(root.images), 'image')} directly in {where}, in no class folder"
         )
     if others := list(root.all_others()):
         kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
         shown = listed([f"{count} {kind}" for kind, count in kinds.most_common()])
-        notes.append(f"{len(others)} files in {printable(root.path)} are not images: not used ({shown})")
+        notes.append(f"not used: {counted(len(others), 'file')} in {where}, not images ({shown})")
     return tuple(notes)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lana_ray.config import DataConfig
-from lana_ray.data.names import listed
+from lana_ray.data.names import counted, listed
 from lana_ray.errors import UserError
 
 SPLITS = ("train", "score", "validation", "test")
@@ -43,11 +43,13 @@ def divide(
     else:
         held_out = count + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
     if len(held_out) < _LEAST:
-        raise UserError(f"data: only {len(held_out)} test image; at least {_LEAST} are needed")
+        raise UserError(f"data: only {counted(len(held_out), 'test image')}; need {_LEAST}")
     if len(order) < 4 * _LEAST:
-        aside = f" after {len(held_out)} of {count} are set aside as test images" if test is None else ""
+        aside = f" when {len(held_out)} of {count} are set aside to test" if test is None else ""
         lower = "; add images" + (" or lower data.test_fraction" if test is None else "")
-        raise UserError(f"data: {len(order)} training images{aside} are too few; need {4 * _LEAST}{lower}")
+        raise UserError(
+            f"data: only {counted(len(order), 'training image')}{aside}; need {4 * _LEAST}{lower}"
+        )
     default = min(_SET_ASIDE, max(_LEAST, len(order) // 8))
     score = config.score_images or default
     both = score + (config.validation_images or default)

@@ -175,6 +175,16 @@ def test_test_comes_before_validation_which_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'val'} is not used" in train.notes
 
 
+def test_a_stray_image_beside_class_folders_of_a_split_is_named(tmp_path: Path) -> None:
+    for name, count in (("train", 4), ("test", 2)):
+        flat(write_folder(tmp_path / name, count), 1)
+    train, test = sources(tmp_path)
+    assert test is not None
+    assert (len(train), len(test)) == (12, 6)
+    for source in (train, test):
+        assert any("1 image directly in" in note for note in source.notes)
+
+
 def test_validation_where_test_has_no_classes(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", 4)
     flat(tmp_path / "test", 5)
@@ -241,7 +251,7 @@ def test_splits_of_unknown_names_and_splits_below_classes_are_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["0.png", "1.png"], "2 images lie directly in it"),
+        (["0.png", "1.png"], "2 images directly in it"),
         (["0.png", "labels.csv"], "labels.csv is not read"),
         (["images/0.png", "labels.csv"], "labels.csv is not read"),
         (["train/0.png", "valid/1.png"], "images in train, valid are in no class folder"),
@@ -295,7 +305,7 @@ def test_images_directly_in_the_folder_are_named(tmp_path: Path) -> None:
     flat(tmp_path, 3)
     train, _ = sources(tmp_path)
     assert len(train) == 6
-    assert any(note.startswith("3 images directly in") for note in train.notes)
+    assert any("3 images directly in" in note for note in train.notes)
 
 
 def test_identity_follows_names_and_sizes(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lana_ray.data.names import class_name, listed, printable, split_named
+from lana_ray.data.names import class_name, counted, listed, printable, split_named
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,10 @@ def test_what_is_shown_is_one_line_that_can_be_encoded() -> None:
     shown = printable("a\nb\x1b[1m\udce9.png")
     assert shown == "a\\nb\\x1b[1m\\udce9.png"
     assert shown.encode()
+
+
+def test_counts_of_things() -> None:
+    assert [counted(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
 
 
 def test_long_lists_are_cut() -> None:
