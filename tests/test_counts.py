@@ -85,5 +85,5 @@ def test_counts_have_units(text: Any, value: float, relative: bool) -> None:
 
 @pytest.mark.parametrize("text", ["2.5ms", "-3", "many", "0%"])
 def test_what_is_no_count_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"write for example 50% or 2\.5M"):
+    with pytest.raises(ValueError, match=r"use e\.g\. 50% or 2\.5M"):
         CountBudget.parse(text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lana_ray.config.section import Section
+from lana_ray.config.section import Section, refusal, shown
 
 _MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
 _COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -17,8 +18,8 @@ _COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 class Budget(Section):
     """An upper bound on a cost: absolute, or a share of what the teacher costs on the same target."""
 
-    value: float = Field(gt=0)
-    relative: bool
+    value: float = Field(gt=0, examples=["12.5"])
+    relative: bool = Field(examples=["false"])
 
     @classmethod
     def parse(cls, text: Any) -> Budget:
@@ -33,7 +34,7 @@ class Budget(Section):
         except ValueError:
             number = float("nan")
         if match is None or match[2] not in {"%", *units} or not 0 < number < float("inf"):
-            raise ValueError(f"{text!r} is no budget; write for example 50% or {example}")
+            raise ValueError(f"{shown(text)} is not a valid budget; use e.g. 50% or {example}")
         if match[2] == "%":
             return cls(value=number / 100, relative=True)
         return cls(value=number * units[match[2]], relative=False)
@@ -52,7 +53,12 @@ class CountBudget(Budget):
     @classmethod
     def parse(cls, text: Any) -> CountBudget:
         """Reads ``50%``, ``2.5M``, ``300k``, ``1.2G`` or a plain number."""
-        return cls._read(text, _COUNT_PER_UNIT, "2.5M")
+        budget = cls._read(text, _COUNT_PER_UNIT, "2.5M")
+        if not budget.relative and budget.value < 1:
+            raise ValueError(
+                f"{shown(text)} is less than one; for a share of the teacher's write {100 * budget.value:g}%"
+            )
+        return budget
 
     def __str__(self) -> str:
         return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}"
@@ -67,7 +73,9 @@ def _as_count(value: Any) -> Any:
 
 
 class BudgetsConfig(Section):
-    latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(min_length=1)
+    latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(
+        min_length=1, examples=["[70%, 50%]"]
+    )
     """Each is kept by a student of its own, on every target."""
     params: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
     """The most parameters of every student: ``2.5M``, or a share of the teacher's."""
@@ -77,4 +85,12 @@ class BudgetsConfig(Section):
     @field_validator("latency_ms", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
+        return value if isinstance(value, list | tuple | None) else [value]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> BudgetsConfig:
+        for place, budget in enumerate(self.latency_ms):
+            for other in self.latency_ms[:place]:
+                if budget.relative == other.relative and math.isclose(budget.value, other.value):
+                    raise refusal(f"{budget} is given twice; keep one", "latency_ms", place)
+        return self

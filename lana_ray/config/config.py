@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from lana_ray.config.budgets import Budget, BudgetsConfig
 from lana_ray.config.networks import DataConfig, PoolConfig, TeacherConfig
+from lana_ray.config.reader import write
 from lana_ray.config.search import SearchConfig
-from lana_ray.config.section import Section, location
+from lana_ray.config.section import Seconds, Section, location, refusal
 from lana_ray.config.stages import DistillConfig, FinetuneConfig, ScoreConfig, SelectConfig
 from lana_ray.config.targets import Target
 
@@ -18,7 +18,8 @@ from lana_ray.config.targets import Target
 class RunConfig(Section):
     dir: str = location(default="runs/default")
     """Where everything of this run is kept: a local path or an fsspec URL."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of every random choice; the same seed gives the same choices."""
 
 
 class RayConfig(Section):
@@ -32,9 +33,9 @@ class RayConfig(Section):
     """Workers without a GPU that distil beside those with one."""
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0, ge=0)
-    label_wait_s: float = Field(default=0, ge=0)
+    label_wait_s: Seconds = Field(default=0, ge=0)
     """How long to wait for an autoscaler to bring the node of a target."""
-    node_price_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    node_price_per_hour: float | None = Field(default=None, ge=0)
     """What a node costs in any currency, the mean where nodes differ: the report multiplies it with the hours
     that nodes were there."""
 
@@ -57,11 +58,11 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     ray: RayConfig = RayConfig()
-    teacher: TeacherConfig
-    data: DataConfig
+    teacher: TeacherConfig = Field(examples=["{timm: efficientnet_b0, pretrained: true}"])
+    data: DataConfig = Field(examples=["{folder: images}"])
     pool: PoolConfig = PoolConfig()
-    targets: tuple[Target, ...] = Field(min_length=1)
-    budgets: BudgetsConfig
+    targets: tuple[Target, ...] = Field(min_length=1, examples=["[{name: edge, runtime: onnxruntime}]"])
+    budgets: BudgetsConfig = Field(examples=["{latency_ms: [70%, 50%]}"])
     distill: DistillConfig = DistillConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
@@ -71,26 +72,54 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _distinct_targets(self) -> Config:
-        names = [target.name for target in self.targets]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two targets are named {name!r}; names must differ")
+        for place, target in enumerate(self.targets):
+            for other in self.targets[:place]:
+                if target.name.lower() == other.name.lower():
+                    unlike = "" if target.name == other.name else " but for its case, which some disks ignore"
+                    raise refusal(
+                        f"{target.name} is the name of two targets{unlike}; choose another",
+                        "targets",
+                        place,
+                        "name",
+                    )
         return self
 
     @model_validator(mode="after")
     def _targets_take_the_data(self) -> Config:
         shape = (3, self.data.image_size, self.data.image_size)
-        for target in self.targets:
+        for place, target in enumerate(self.targets):
             if target.input_shape not in (None, shape):
-                raise ValueError(
-                    f"target {target.name!r}: input_shape {list(target.input_shape or ())} is not the data's "
-                    f"{list(shape)}; leave it out or change data.image_size"
+                raise refusal(
+                    f"{list(target.input_shape or ())} is not the data's {list(shape)}; leave it out or "
+                    "change data.image_size",
+                    *("targets", place, "input_shape"),
                 )
         return self
 
-    def to_yaml(self) -> str:
-        data = self.model_dump(mode="json")
-        data["budgets"]["latency_ms"] = [str(budget) for budget in self.budgets.latency_ms]
+    @model_validator(mode="after")
+    def _a_budget_of_the_run(self) -> Config:
+        wanted, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latency_ms]
+        if wanted not in (None, *budgets):
+            raise refusal(
+                f"{wanted} is none of budgets.latency_ms: {', '.join(budgets)}", "registry", "default_budget"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_to_begin_with(self) -> Config:
+        most, least = self.ray.workers, self.ray.min_workers
+        if most is not None and least > most:
+            raise refusal(f"{least} is more than ray.workers, {most}", "ray", "min_workers")
+        return self
+
+    def to_yaml(self, *, only_given: bool = False) -> str:
+        """The configuration as a file that reads back equal.
+
+        Args:
+            only_given: without what is by default.
+        """
+        data = self.model_dump(mode="json", exclude_unset=only_given)
+        data["budgets"] |= {"latency_ms": [str(budget) for budget in self.budgets.latency_ms]}
         counts = {"params": self.budgets.params, "macs": self.budgets.macs}
         data["budgets"] |= {name: str(budget) for name, budget in counts.items() if budget}
-        return yaml.safe_dump(data, sort_keys=False)
+        return write(data)

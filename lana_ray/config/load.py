@@ -1,19 +1,19 @@
-"""Reads a configuration: YAML, overrides, relative paths, and errors that name the key and the mend."""
+"""Reads a configuration: a file, overrides, relative paths, and errors that name the key and the fix."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from lana_ray.config import reader
 from lana_ray.config.config import Config
-from lana_ray.config.section import LOCATION, Section
+from lana_ray.config.messages import Location, explain, place
+from lana_ray.config.section import LOCATION, Section, shown
 from lana_ray.errors import UserError
 
 _URL = re.compile(r"^[a-z0-9+]+://")
@@ -24,114 +24,117 @@ def load_config(source: Config | str | Path | dict[str, Any], overrides: tuple[s
 
     Args:
         source: a YAML file, the same content as a dictionary, or a finished ``Config``.
-        overrides: ``key.path=value`` items; the value is read as YAML.
+        overrides: ``key.path=value`` items; the value is read as YAML. Items of lists are named by their
+            position from 0, or from the end with -1: ``targets.0.threads=2``.
 
     Relative paths in a file are relative to the file; those in a dictionary or an override, which are typed
     where one stands, to the working directory.
 
     Raises:
-        UserError: with the file, the key and the nearest known key.
+        UserError: with the file or override, the key, what was given, and what is allowed.
     """
     data: dict[str, Any]
     if isinstance(source, Config):
-        where, base, data = "configuration", Path.cwd(), yaml.safe_load(source.to_yaml())
+        where, base, data = "configuration", Path.cwd(), reader.read(source.to_yaml(only_given=True))
     elif isinstance(source, dict):
         where, base, data = "configuration", Path.cwd(), copy.deepcopy(source)
     else:
         path = Path(source)
-        where, base, data = str(path), path.resolve().parent, _read_yaml(path)
-    typed = tuple(_apply_override(data, override) for override in overrides)
+        where, base, data = str(path), path.resolve().parent, _read_file(path)
+    typed = {_apply_override(data, override): f"--set {override}" for override in overrides}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(where, error)) from None
+        at, message = explain(Config, data, error.errors())
+        guilty = (override for key, override in reversed(typed.items()) if _overlap(key, at))
+        raise UserError(f"{next(guilty, where)}: {message}") from None
 
-    def relative_to(key: str) -> Path:
-        overridden = any(f"{key}.".startswith(f"{override}.") for override in typed)
-        return Path.cwd() if overridden else base
+    def relative_to(at: Location) -> Path:
+        return Path.cwd() if any(at[: len(key)] == key for key in typed) else base
 
     return _resolve_locations(config, relative_to)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _overlap(key: Location, at: Location) -> bool:
+    """Whether an override set what is at a place, or something in it."""
+    return bool(at) and (at[: len(key)] == key or key[: len(at)] == at)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
+        data = reader.read(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: cannot be read: it is a folder; give the YAML file itself") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    except reader.NotYaml as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected keys such as teacher, data, targets and budgets")
+        found = "is empty" if data is None else f"holds {'a list' if isinstance(data, list) else shown(data)}"
+        raise UserError(f"{path}: {found}; expected keys such as teacher, data, targets and budgets")
     return data
 
 
-def _apply_override(data: dict[str, Any], override: str) -> str:
-    """Sets what the override says; returns its key, with places in lists counted from their start."""
+def _apply_override(data: dict[str, Any], override: str) -> Location:
+    """Sets what the override says; returns the place that it names."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {override}: expected key.path=value")
-    *parents, last = path.split(".")
-    node: Any = data
-    keys: list[Any] = []
+    parts = re.sub(r"\[(-?\d+)\]", r".\1", path.strip()).split(".")
+    if not equals or not all(part.strip() for part in parts):
+        raise UserError(f"--set {override}: expected KEY.PATH=VALUE, e.g. finetune.epochs=10")
     try:
-        for part in parents:
-            keys.append(range(len(node))[int(part)] if isinstance(node, list) else part)
-            node = node[keys[-1]] if isinstance(node, list) else node.setdefault(part, {})
-        keys.append(range(len(node))[int(last)] if isinstance(node, list) else last)
-        node[keys[-1]] = yaml.safe_load(text)
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise UserError(f"--set {override}: {path} does not lead to a setting") from None
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
-    return ".".join(map(str, keys))
+        value = reader.read(text)
+    except reader.NotYaml as error:
+        quotes = "; put the whole override in the shell's quotes" if text[:1] in ("[", "{") else ""
+        raise UserError(f"--set {override}: the value is {error}{quotes}") from None
+    node: Any = data
+    at: Location = ()
+    for number, part in enumerate(parts):
+        try:
+            key = _key(node, part)
+        except LookupError as error:
+            raise UserError(f"--set {override}: {place(at, data)} {error}") from None
+        at = (*at, key)
+        if number == len(parts) - 1:
+            node[key] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    return at
 
 
-def _explain(where: str, error: ValidationError) -> str:
-    # A misspelt key is the cause of the key that is missing, so it is told first.
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"{where}: unknown key {key}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message}" if key else f"{where}: {message}"
+def _key(node: Any, part: str) -> int | str:
+    """The key or position of a part of a path; raises LookupError where the node has none such."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise LookupError(f"is {shown(node)}, and holds no {part}")
+    try:
+        position = int(part)
+    except ValueError:
+        raise LookupError(f"is a list; name an item by its position, 0 to {len(node) - 1}") from None
+    if not -len(node) <= position < len(node):
+        raise LookupError(f"has no item {part}; it has {len(node)}, from 0 to {len(node) - 1}")
+    return position % len(node)
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    node: Any = Config
-    for part in location:
-        if isinstance(part, str):
-            node = next(_sections(node.model_fields[part].annotation))
-    return sorted(node.model_fields)
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
-
-
-def _resolve_locations(section: Any, base: Callable[[str], Path], prefix: str = "") -> Any:
+def _resolve_locations(section: Any, base: Callable[[Location], Path], prefix: Location = ()) -> Any:
     """The section with absolute paths; ``base`` gives the folder that the path of a key is relative to."""
     changes: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        value, key = getattr(section, name), f"{prefix}{name}"
+        value, at = getattr(section, name), (*prefix, name)
         extra = field.json_schema_extra
         if isinstance(value, Section):
-            resolved = _resolve_locations(value, base, f"{key}.")
+            resolved = _resolve_locations(value, base, at)
             if resolved != value:  # what is by default stays so
                 changes[name] = resolved
         elif isinstance(extra, dict) and extra.get(LOCATION) and value:
             if isinstance(value, tuple):
-                changes[name] = tuple(_absolute(v, base(f"{key}.{i}")) for i, v in enumerate(value))
+                changes[name] = tuple(_absolute(v, base((*at, i))) for i, v in enumerate(value))
             else:
-                changes[name] = _absolute(value, base(key))
+                changes[name] = _absolute(value, base(at))
     return section.model_copy(update=changes)
 
 

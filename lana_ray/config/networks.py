@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lana_ray.config.section import Fraction, Section, location
+from lana_ray.config.section import Fraction, Section, Share, location
 
 
 class TrainConfig(Section):
@@ -75,7 +75,7 @@ class DataConfig(Section):
     them, at most 1024."""
     validation_images: int | None = Field(default=None, ge=2)
     """Training images set aside to follow a training and to pick its best epoch; the same by default."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Annotated[Share, Field(gt=0, lt=1)] = 0.2
     """Share set aside for the report where the data has no test images of its own."""
     limit: int | None = Field(default=None, ge=2)
     """Use at most so many training images."""
@@ -100,10 +100,10 @@ class DataConfig(Section):
 
 class PoolConfig(Section):
     preset: Literal["tiny", "small", "lana"] = "tiny"
-    ops: tuple[str, ...] | None = None
+    ops: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of operations, in place of a preset's; teacher is always a candidate."""
     modules: tuple[str, ...] = location(default=())
     """Python files that register operations of your own; they are run on every node (``ops.registry``)."""
-    max_cost: float | None = Field(default=1.0, gt=0)
+    max_cost: Share | None = Field(default=1.0, gt=0)
     """Leave candidates out that alone take more than this share of their layer's time on every target: they
     would be trained and never chosen. ``null`` keeps all."""

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lana_ray.config.section import Section
+from lana_ray.config.section import Section, Share, refusal
 
 
 class CellsConfig(Section):
     """A cell space, in place of the teacher's layers."""
 
-    space: Literal["nasbench201", "darts"]
+    space: Literal["nasbench201", "darts"] = Field(examples=["darts"])
     width: int = Field(default=16, ge=4)
     """Channels of the first cells."""
     cells: int = Field(default=5, ge=1)
@@ -32,7 +32,7 @@ class CellsConfig(Section):
     trial_epochs: float = Field(default=2.0, gt=0)
     """Of training, as ``finetune`` says, by which the cells found are compared. What is chosen for a budget
     is trained again, in full."""
-    drop_path: float = Field(default=0.2, ge=0, lt=1)
+    drop_path: Share = Field(default=0.2, ge=0, lt=1)
     """Of that full training: the probability, in its last epoch, that an edge's answer is dropped."""
     auxiliary_weight: float = Field(default=0.4, ge=0)
     """Of the second classifier's loss in it; 0 for none."""
@@ -40,10 +40,13 @@ class CellsConfig(Section):
     @model_validator(mode="after")
     def _reductions(self) -> CellsConfig:
         if self.space == "darts" and min(self.cells, self.search_cells or self.cells) < 3:
-            raise ValueError("cells: DARTS has two reduction cells; give at least 3")
+            key = "search_cells" if self.cells >= 3 else "cells"
+            raise refusal(
+                f"{getattr(self, key)} is too few: DARTS has two reduction cells; give at least 3", key
+            )
         width = self.search_width or self.width
         if width % self.partial:
-            raise ValueError(f"partial: {self.partial} does not divide the supernet's width, {width}")
+            raise refusal(f"{self.partial} does not divide the supernet's width, {width}", "partial")
         return self
 
 
@@ -54,15 +57,15 @@ class SearchConfig(Section):
     """Search a cell space; by default the scored candidates of the teacher's layers."""
     cost: Literal["latency_ms", "peak_memory_mb", "energy_mj", "params", "macs"] = "latency_ms"
     """What is searched for beside accuracy, on every target: its latency, or another meter of its node."""
-    methods: tuple[Literal["differentiable", "program"], ...] = ("differentiable", "program")
+    methods: tuple[Literal["differentiable", "program"], ...] = Field(
+        default=("differentiable", "program"), min_length=1
+    )
     trials: int = Field(default=12, ge=1)
     """Of each method on each target. Where latency budgets are drawn, the run's own come first."""
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
     """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving what
     the teacher costs, or the mean random cell."""
-    grid: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = Field(
-        default=None, min_length=1
-    )
+    grid: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     """Exactly these λ, 0 among them if you like, in place of ``trials`` drawn ones."""
     seeds: int = Field(default=1, ge=1)
     """How often each λ of the grid is tried, with other weights, images and order each time."""
@@ -79,7 +82,7 @@ class SearchConfig(Section):
     which has to do without a comparison; or all."""
     weight_lr: float = Field(default=0.1, gt=0)
     """Of a cell supernet's weights (SGD, falling by half a cosine)."""
-    warmup: float = Field(default=0.5, ge=0, lt=1)
+    warmup: Share = Field(default=0.5, ge=0, lt=1)
     """Share of the steps in which the weights of a cell supernet learn alone: operations that learn are
     judged too early otherwise, beside those that have nothing to learn."""
     concurrency: int = Field(default=1, ge=1)
@@ -87,26 +90,35 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _a_range(self) -> SearchConfig:
-        if self.lambdas[0] >= self.lambdas[1]:
-            raise ValueError("lambdas: give the smaller end of the range first")
+        low, high = self.lambdas
+        if low >= high:
+            raise refusal(f"[{low:g}, {high:g}] is empty; give the smaller end first", "lambdas")
         return self
 
     @model_validator(mode="after")
-    def _a_table_for_the_program(self) -> SearchConfig:
+    def _methods_that_can(self) -> SearchConfig:
+        if len(set(self.methods)) < len(self.methods):
+            raise refusal("each method may be given once", "methods")
         if self.metered and "differentiable" not in self.methods:
-            raise ValueError(f"methods: the program needs latency_ms as its cost, not {self.cost}")
+            raise refusal(
+                f"the program needs search.cost latency_ms, not {self.cost}; add differentiable", "methods"
+            )
+        if self.cells is not None and "differentiable" not in self.methods:
+            raise refusal("only the differentiable method searches search.cells; add it", "methods")
         return self
 
     @model_validator(mode="after")
     def _a_grid(self) -> SearchConfig:
         if self.grid is None:
             if self.seeds > 1:
-                raise ValueError("seeds: tries each λ of a grid again; give search.grid")
+                raise refusal(f"{self.seeds} seeds try each λ of search.grid; give that too", "seeds")
             return self
         if self.aim != "lambda":
-            raise ValueError("grid: holds values of λ, and goes with aim: lambda alone")
-        if len(set(self.grid)) < len(self.grid):
-            raise ValueError("grid: give each λ once; seeds tries it again")
+            raise refusal(
+                f"holds values of λ, which search.aim: {self.aim} does not take; remove one", "grid"
+            )
+        if repeated := [value for value in self.grid if self.grid.count(value) > 1]:
+            raise refusal(f"{repeated[0]:g} is given twice; to try each λ again set search.seeds", "grid")
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lana_ray.config.networks import TrainConfig
-from lana_ray.config.section import Fraction, Section
+from lana_ray.config.section import Fraction, Seconds, Section, Share
 
 
 class DistillConfig(Section):
@@ -38,8 +38,8 @@ class ScoreConfig(Section):
 class SelectConfig(Section):
     count: int = Field(default=10, ge=1)
     """Diverse students per target and budget that are measured and evaluated (the paper: 100)."""
-    max_overlap: float = Field(default=0.7, gt=0, le=1)
-    time_limit_s: float = Field(default=10.0, gt=0)
+    max_overlap: Share = Field(default=0.7, gt=0, le=1)
+    time_limit_s: Seconds = Field(default=10.0, gt=0)
     """For all students of one target and budget; what is not proven optimal by then says its gap."""
     joint: bool = False
     """Also choose, for every budget, one architecture that keeps it on all targets."""
@@ -54,12 +54,12 @@ class SelectConfig(Section):
     twice as often for a budget that none of them kept."""
     margin: Fraction = 0.02
     """Share of the budget kept free against the spread of re-measurements, at least."""
-    confidence: float | None = Field(default=None, ge=0.5, lt=1)
+    confidence: Share | None = Field(default=None, ge=0.5, lt=1)
     """Share of re-measurements that shall keep the budget: as much of it is kept free as the spread of the
     students' sessions on the target asks for."""
 
 
 class FinetuneConfig(TrainConfig):
-    kd_weight: float = Field(default=0.7, ge=0, le=1)
+    kd_weight: Share = Field(default=0.7, ge=0, le=1)
     """Share of the loss that is the divergence from the teacher, the rest is the labels' cross-entropy."""
     temperature: float = Field(default=2.0, gt=0)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from lana_ray.config.section import Section
+from lana_ray.config.section import Says, Seconds, Section, Share, refusal
+
+Label = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63),
+    Says("letters, digits, '.', '_' and '-', a letter or a digit at both ends"),
+]
+"""What may be the value of a node's label, and part of a file's name."""
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+"""Windows has no files of these names, whatever follows after a dot."""
 
 
 class MeasureConfig(Section):
@@ -16,28 +25,39 @@ class MeasureConfig(Section):
     """Whole networks measured to turn candidate costs into what they cost in place."""
     active: int = Field(default=0, ge=0)
     """Further networks measured for a predictor of them, chosen where it is least certain."""
-    rel_error: float = Field(default=0.02, gt=0, lt=1)
+    rel_error: Share = Field(default=0.02, gt=0, lt=1)
     """Stop repeating once the median's 95 % confidence interval is this narrow."""
-    time_limit_s: float = Field(default=0.5, gt=0)
+    time_limit_s: Seconds = Field(default=0.5, gt=0)
     """Stop repeating one network after so long, and mark it if it has not settled."""
 
 
 class Target(Section):
     """A named piece of hardware and how networks run on it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Label = Field(examples=["edge"])
     runtime: Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt"] = "torch"
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: Annotated[
+        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Says("cpu, cuda, or cuda:0 for a certain GPU")
+    ] = "cpu"
     threads: int = Field(default=1, ge=1)
     batch_size: int = Field(default=1, ge=1)
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """What the network computes in there; which a runtime knows on which device is checked before a run."""
-    input_shape: tuple[int, ...] | None = None
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
     """One input without the batch dimension; the data's (3, image_size, image_size) by default."""
-    label: str | None = None
+    label: Label | None = None
     """Value of the node label ``lana.target``; the target's name by default."""
     measure: MeasureConfig = MeasureConfig()
 
     @property
     def node_label(self) -> str:
         return self.label or self.name
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name.lower().partition(".")[0] in _RESERVED:
+            raise refusal(
+                f"{name} is a reserved name on Windows, and files are named after it; choose another"
+            )
+        return name

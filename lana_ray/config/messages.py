@@ -1,0 +1,234 @@
+"""What is wrong with a configuration, in one line: the key, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from lana_ray.config.budgets import Budget, CountBudget
+from lana_ray.config.section import Says, Section, shown
+
+Location = tuple[int | str, ...]
+_UNKNOWN = ("extra_forbidden", "invalid_key")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The type of a value and what else is said of it."""
+
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
+
+
+def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> tuple[Location, str]:
+    """The place of the mistake that a person should hear of first, and the message that names it.
+
+    Args:
+        root: the section that was validated.
+        data: what it was given.
+    """
+    # A misspelt key is the cause of the key that is missing.
+    first = min(errors, key=lambda error: error["type"] not in _UNKNOWN)
+    context = first.get("ctx", {})
+    at: Location = (*first["loc"], *context.get("at", ()))
+    key = place(at, data)
+    if first["type"] in _UNKNOWN:
+        owner = place(at[:-1], data)
+        return at, f"unknown key {owner}{'.' if owner else ''}{at[-1]}; {_hint_for_key(root, at)}"
+    if first["type"] == "missing" and isinstance(at[-1], int):  # of a list of so many
+        at, key = at[:-1], place(at[:-1], data)
+        return at, f"{key}: {shown(first['input'])} is not valid; {_instead(_kind_at(root, at), None)}"
+    if first["type"] == "missing":
+        example = _example(root, at)
+        return at, f"{key}: missing; every {_owner(at)} needs it{f', e.g. {example}' if example else ''}"
+    if first["type"] == "refusal":
+        return at, f"{key}: {context['text']}" if key else context["text"]
+    if first["type"] == "value_error":
+        return at, f"{key}: {context['error']}"
+    value = context["given"] if "given" in context else _given(at, data, first["input"])
+    instead = "expected text, not blank and without control characters"
+    if first["type"] != "unprintable":
+        instead = _instead(_kind_at(root, at), value)
+    return at, f"{key}: {shown(value)} is not valid; {instead}"
+
+
+def place(at: Location, data: Any) -> str:
+    """A setting's path, items of lists with their names: ``targets[0] (edge).threads``."""
+    text = ""
+    for part in at:
+        data = _below(data, part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+            name = data.get("name") if isinstance(data, Mapping) else getattr(data, "name", None)
+            text += f" ({name})" if isinstance(name, str) and name.isprintable() and len(name) < 64 else ""
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+def nearest(name: str, among: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The most similar one, if any is similar enough to have been meant."""
+    known = {option.lower(): option for option in among}
+    name = name.lower()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    longer = [option for option in known if len(name) >= 3 and (name in option or option in name)]
+    return known[near[0]] if near else known[longer[0]] if len(longer) == 1 else None
+
+
+def listed(words: Sequence[str], last: str = "or") -> str:
+    """``a, b or c``."""
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _given(at: Location, data: Any, otherwise: Any) -> Any:
+    """What stands at a place, as it was before validators read it."""
+    for part in at:
+        if not isinstance(data, dict | list) or (isinstance(data, dict) and part not in data):
+            return otherwise
+        data = data[part]  # type: ignore[index]
+    return data
+
+
+def _below(data: Any, part: int | str) -> Any:
+    try:
+        return data[part]
+    except (TypeError, KeyError, IndexError):
+        return getattr(data, str(part), None)
+
+
+def _owner(at: Location) -> str:
+    """Whom a key belongs to: a run, a target, a budget, or the section's name."""
+    owner = next((part for part in reversed(at[:-1]) if isinstance(part, str)), "run")
+    return {"targets": "target", "budgets": "run", "latency_ms": "budget"}.get(owner, owner)
+
+
+def _hint_for_key(root: type[Section], at: Location) -> str:
+    owner = _kind_at(root, at[:-1]).annotation
+    section = next(_sections(owner), root)
+    name, known = str(at[-1]), sorted(section.model_fields)
+    elsewhere = [path for path in _paths(root) if path.split(".")[-1] == name]
+    if near := nearest(name, known, cutoff=0.75 if elsewhere else 0.6):
+        return f"did you mean {near}?"
+    if elsewhere:
+        return f"did you mean {listed(elsewhere)}?"
+    return f"known keys: {', '.join(known)}"
+
+
+def _paths(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every setting below a section, without those of list items."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        inner = _without_null(field.annotation)
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _example(root: type[Section], at: Location) -> str:
+    section = next(_sections(_kind_at(root, at[:-1]).annotation), root)
+    field = section.model_fields.get(str(at[-1]))
+    return f"{at[-1]}: {field.examples[0]}" if field and field.examples else ""
+
+
+def _kind_at(root: type[Section], at: Location) -> _Kind:
+    kind = _Kind(root)
+    for part in at:
+        inner = _without_null(kind.annotation)
+        if isinstance(part, str):
+            section = next(_sections(inner), None)
+            if section is None or part not in section.model_fields:
+                return kind
+            kind = _of_field(section.model_fields[part])
+        elif get_origin(inner) is tuple:
+            items = [item for item in get_args(inner) if item is not Ellipsis]
+            kind = _annotated(items[min(part, len(items) - 1)])
+    return kind
+
+
+def _of_field(field: FieldInfo) -> _Kind:
+    return _Kind(field.annotation, tuple(field.metadata))
+
+
+def _annotated(annotation: Any) -> _Kind:
+    """The constraints of an ``Annotated`` may stand in it or in a ``Field`` of it."""
+    if get_origin(annotation) is not Annotated:
+        return _Kind(annotation)
+    inner, *metadata = get_args(annotation)
+    flat = [x for data in metadata for x in (data.metadata if isinstance(data, FieldInfo) else [data])]
+    return _Kind(inner, tuple(flat))
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
+def _without_null(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    others = [option for option in get_args(annotation) if option is not types.NoneType]
+    return others[0] if len(others) == 1 else annotation
+
+
+def _instead(kind: _Kind, value: Any) -> str:
+    """What to write: the nearest of the allowed words, if that is what the value looks like."""
+    inner = _annotated(_without_null(kind.annotation)).annotation
+    words = get_args(inner) if get_origin(inner) is Literal else ()
+    near = nearest(value, words) if isinstance(value, str) else None
+    hint = f"did you mean {near}? " if near else ""
+    quotes = "; put it in quotes" if inner is str and isinstance(value, int | float) else ""
+    return f"{hint}expected {_allowed(kind)}{quotes}"
+
+
+def _allowed(kind: _Kind) -> str:
+    inner = _without_null(kind.annotation)
+    if inner is not kind.annotation:
+        within = _annotated(inner)
+        return f"{_allowed(_Kind(within.annotation, kind.metadata + within.metadata))}, or null"
+    for said in kind.metadata:
+        if isinstance(said, Says):
+            return said.text + _bounds(kind.metadata)
+    if get_origin(inner) is Literal:
+        return listed([str(option) for option in get_args(inner)])
+    if get_origin(inner) is tuple:
+        return _allowed_list(get_args(inner), kind.metadata)
+    if isinstance(inner, type) and issubclass(inner, Section):
+        if issubclass(inner, Budget):
+            return f"a budget, e.g. 50% or {'2.5M' if issubclass(inner, CountBudget) else '12.5ms'}"
+        return f"a block with keys among {', '.join(sorted(inner.model_fields))}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return words.get(inner, str(inner)) + _bounds(kind.metadata)
+
+
+def _allowed_list(items: tuple[Any, ...], metadata: tuple[Any, ...]) -> str:
+    each = _allowed(_annotated(items[0]))
+    if Ellipsis not in items:
+        return f"a list of {len(items)}, each {each}"
+    least = next((said.min_length for said in metadata if isinstance(said, MinLen)), 0)
+    return f"a list{f' of at least {least}' if least else ''}, each {each}"
+
+
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    words = []
+    for said in metadata:
+        match said:
+            case Ge(ge=low):
+                words.append(f"at least {low}")
+            case Gt(gt=low):
+                words.append(f"above {low}")
+            case Le(le=high):
+                words.append(f"at most {high}")
+            case Lt(lt=high):
+                words.append(f"below {high}")
+            case MaxLen(max_length=most):
+                words.append(f"at most {most} characters")
+    return f", {listed(words, 'and')}" if words else ""
