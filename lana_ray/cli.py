@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import console
+from lana_ray.usage import UsageError, explain
 
 if TYPE_CHECKING:  # what a command does not need it does not load
     from lana_ray.latency.fits import Fit
@@ -21,10 +23,13 @@ if TYPE_CHECKING:  # what a command does not need it does not load
 app = typer.Typer(
     name="lana-ray",
     help="Latency-aware network acceleration: a trained network in, a faster one for every target out.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_INTERRUPTED = 130
+"""The exit status that shells give a program stopped by Ctrl-C."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
 Overrides = Annotated[
@@ -41,9 +46,21 @@ def _load(config: Path, overrides: list[str] | None) -> Config:
     return load_config(config, tuple(overrides or ()))
 
 
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"lana-ray {importlib.metadata.version('lana-ray')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 @app.command()
 def run(config: ConfigFile, set: Overrides = None) -> None:
-    """Every stage, resuming what exists; ends with a table of what was registered."""
+    """Run every stage and print a table of the models registered. Finished work is kept and used again."""
     _until(config, set, "report")
 
 
@@ -63,7 +80,7 @@ def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
 
 @app.command()
 def plan(config: ConfigFile, set: Overrides = None) -> None:
-    """What would run, how much of it and where; runs nothing."""
+    """Print what would run, how much of it and where. Nothing is run or written."""
     from lana_ray.plan import plan as make
 
     console.print(make(_load(config, set)), markup=False)
@@ -71,13 +88,13 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def sample(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to the cost tables of all targets."""
+    """Run the stages up to and including sample: the cost table of every target."""
     _until(config, set, "sample")
 
 
 @app.command()
 def fit(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to a latency predictor for every target, and how well it does."""
+    """Run the stages up to and including sample, then fit latency predictors and print their errors."""
     from lana_ray import pipeline
     from lana_ray.storage import Storage
 
@@ -97,25 +114,25 @@ def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
 
 @app.command()
 def distill(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to the distilled candidates."""
+    """Run the stages up to and including distill: the trained candidates of every layer."""
     _until(config, set, "distill")
 
 
 @app.command()
 def score(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to the candidates' scores."""
+    """Run the stages up to and including score: how far each candidate alone moves the network's answers."""
     _until(config, set, "score")
 
 
 @app.command()
 def select(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to one architecture for every target and budget, measured."""
+    """Run the stages up to and including select: one measured architecture for every target and budget."""
     _until(config, set, "select")
 
 
 @app.command()
 def search(config: ConfigFile, set: Overrides = None) -> None:
-    """Sweeps the differentiable search over λ, and the integer program over budgets, on every target."""
+    """Run the stages up to and including score, then sweep both searches on every target, to search.html."""
     from lana_ray import pipeline
     from lana_ray.latency.fits import folder_of, read_fit
     from lana_ray.report import (
@@ -149,19 +166,19 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def finetune(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to the fine-tuned students, tested and measured."""
+    """Run the stages up to and including finetune: students trained whole, tested and measured."""
     _until(config, set, "finetune")
 
 
 @app.command()
 def register(config: ConfigFile, set: Overrides = None) -> None:
-    """Up to the registered models and summary.json."""
+    """Run the stages up to and including register: models in the registry, and summary.json."""
     _until(config, set, "register")
 
 
 @app.command()
 def report(config: ConfigFile, set: Overrides = None) -> None:
-    """Makes report.html anew from a finished run, and search.html from finished searches."""
+    """Make report.html of a finished run again, and search.html of finished searches. Runs no other stage."""
     from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
     from lana_ray.storage import Storage
 
@@ -179,7 +196,7 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address.")] = None) -> None:
-    """Nodes, labels, the targets they can serve, runtimes and versions, and what is missing."""
+    """Print the nodes of this machine or a cluster, the targets they can serve, and what is missing."""
     from lana_ray.doctor import diagnose, render
 
     console.print(render(diagnose(address)))
@@ -190,7 +207,7 @@ def models(
     target: Annotated[str | None, typer.Option(help="Only this target's.")] = None,
     registry: Registry = None,
 ) -> None:
-    """The registry as a table."""
+    """Print the registered models as a table."""
     from lana_ray.registry import list_models
     from lana_ray.report import models_table
 
@@ -203,7 +220,7 @@ def verify(
     target: Annotated[str | None, typer.Option(help="The target it must be registered for.")] = None,
     registry: Registry = None,
 ) -> None:
-    """Loads a model back, checks its outputs and accuracy, measures it again; exit status 1 if it fails."""
+    """Check a registered model's outputs and accuracy, and measure it again. Exit status 1 if it fails."""
     from lana_ray.verify import render
     from lana_ray.verify import verify as check
 
@@ -230,10 +247,19 @@ def _tracking_uri(given: str | None) -> str:
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit status 2."""
     try:
-        app()
+        status = app(prog_name="lana-ray", standalone_mode=False)
     except UserError as error:
-        print(f"lana-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except UsageError as error:
+        _refuse(explain(error).removeprefix("lana-ray: ").removeprefix("lana-ray "))
+    except typer.Abort:
+        status = _INTERRUPTED
+    sys.exit(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"lana-ray: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

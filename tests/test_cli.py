@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from lana_ray import cli
+from lana_ray import cli, pipeline
 from lana_ray.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +31,63 @@ def test_help_lists_every_command(
 ) -> None:
     assert call(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    for command in ("run", "plan", "doctor", "sample", "distill", "score", "select", "finetune", "verify"):
-        assert command in shown
+    commands = [name for name, _ in re.findall(r"^│ ([a-z]+) +([A-Z])", shown, re.MULTILINE)]
+    assert {"run", "plan", "fit", "search", "doctor", "models", "verify"} < set(commands)
+    stages = [name for name in commands if name in pipeline.STAGES]
+    assert stages == [stage for stage in pipeline.STAGES if stage != "teacher"]
+    for stage in stages[:-1]:
+        assert f"Run the stages up to and including {stage}" in shown
+
+
+def test_without_a_command_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch) == 0
+    assert "Usage: lana-ray" in capsys.readouterr().out
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"lana-ray {importlib.metadata.version('lana-ray')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["pln", "a.yaml"], ["pln", "did you mean plan?"]),
+        (["frobnicate"], ["frobnicate", "there are run, plan"]),
+        (["--verison"], ["--verison", "did you mean --version?"]),
+        (["plan"], ["plan: ", "missing argument CONFIG.yaml"]),
+        (["verify"], ["verify: ", "missing argument MODEL_URI"]),
+        (["plan", "a.yaml", "--sett", "b=c"], ["plan: ", "--sett", "did you mean --set?"]),
+        (["doctor", "--adress", "x"], ["doctor: ", "--adress", "did you mean --address?"]),
+        (["run", "a.yaml", "run.seed=3"], ["run: ", "run.seed=3", "--set KEY.PATH=VALUE"]),
+        (["run", "a.yaml", "b.yaml"], ["run: ", "b.yaml", "lana-ray run --help"]),
+        (["plan", "a.yaml", "--set"], ["plan: ", "--set requires an argument"]),
+        (["models", "-x"], ["models: ", "-x"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str],
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("lana-ray: ")
+    assert shown.err.count("\n") == 1
+    for words in names:
+        assert words in shown.err
+
+
+def test_an_interrupted_command_exits_as_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_load", interrupted)
+    assert call(monkeypatch, "plan", "a.yaml") == 130
 
 
 @pytest.mark.parametrize(
