@@ -48,6 +48,14 @@ class Relaxed:
     """By how much the value falls for each unit a row's ``upper`` rises, shape [rows]."""
 
 
+class _SilentHighs(highspy.Highs):
+    """Prints no banner: its constructor enables callbacks, which is when HiGHS prints it."""
+
+    def enableCallbacks(self) -> None:
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+
+
 class Relaxation:
     """The linear relaxation of a program whose rows are added and tightened one after another."""
 
@@ -157,7 +165,7 @@ def _highs(program: Program, columns: Ints) -> Any:
     lp.a_matrix_.index_ = np.concatenate(row)[order].astype(np.int32)
     lp.a_matrix_.value_ = np.concatenate(value)[order]
 
-    highs = highspy.Highs()
+    highs = _SilentHighs()
     options = {
         "output_flag": False,
         "mip_rel_gap": 0.0,
