@@ -7,6 +7,8 @@ import math
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -46,16 +48,28 @@ class Sample(Measurement):
     """Seconds since the epoch."""
 
 
-_SCHEMA = pa.schema(
-    [
-        pa.field(
-            field.name,
-            {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}.get(str(field.type), pa.string()),
-        )
-        for field in dataclasses.fields(Sample)
-    ],
-    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
-)
+_COLUMNS = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}
+
+
+def schema_of(record: type[Any]) -> pa.Schema:
+    """The columns of a dataclass, in the order of its fields. ``X | None`` is a column of X with nulls.
+
+    Raises:
+        TypeError: for a field of a type that no column has, naming both.
+    """
+    types = get_type_hints(record)
+    fields = []
+    for name in (field.name for field in dataclasses.fields(record)):
+        is_union = get_origin(types[name]) in (Union, UnionType)
+        options = get_args(types[name]) if is_union else (types[name],)
+        kinds = [kind for kind in options if kind is not NoneType]
+        if len(kinds) != 1 or kinds[0] not in _COLUMNS:
+            raise TypeError(f"{record.__name__}.{name}: no column holds {types[name]}")
+        fields.append(pa.field(name, _COLUMNS[kinds[0]]))
+    return pa.schema(fields)
+
+
+_SCHEMA = schema_of(Sample).with_metadata({_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
 class SampleStore:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import uuid
+from dataclasses import fields, make_dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from lana_ray.latency.store import FOLDER, SCHEMA_VERSION, SampleStore
+from lana_ray.latency.store import FOLDER, SCHEMA_VERSION, Sample, SampleStore, schema_of
 from lana_ray.storage import Storage
 
 from ..measured import sample
@@ -111,3 +117,49 @@ def test_an_unfinished_write_is_no_sample(tmp_path: Path) -> None:
     (tmp_path / FOLDER / ".cpu-1.parquet.abc").write_bytes(b"PAR1 half")
     assert len(store.read()) == 1
     assert store.damaged == []
+
+
+_VALUES: dict[Any, st.SearchStrategy[Any]] = {
+    float: st.floats(allow_nan=False),
+    int: st.integers(-(2**63), 2**63 - 1),
+    bool: st.booleans(),
+    str: st.text(st.characters(codec="utf-8")),
+    bytes: st.binary(),
+}
+_OLD_STYLE: Any = Union.__getitem__((float, NoneType))
+_TYPES: list[Any] = [*_VALUES, *(kind | None for kind in _VALUES), _OLD_STYLE]
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    if get_origin(kind) in (Union, UnionType):
+        (inner,) = (option for option in get_args(kind) if option is not NoneType)
+        return st.none() | _VALUES[inner]
+    return _VALUES[kind]
+
+
+@given(st.data(), st.lists(st.sampled_from(_TYPES), min_size=1, max_size=6))
+def test_a_record_of_any_types_comes_back_equal(data: st.DataObject, kinds: list[Any]) -> None:
+    names = [f"f{number}" for number in range(len(kinds))]
+    schema = schema_of(make_dataclass("Record", list(zip(names, kinds, strict=True))))
+    rows = st.fixed_dictionaries({name: values_of(kind) for name, kind in zip(names, kinds, strict=True)})
+    drawn = data.draw(st.lists(rows, min_size=1, max_size=3))
+    assert pa.Table.from_pylist(drawn, schema=schema).to_pylist() == drawn
+
+
+@pytest.mark.parametrize("kind", [list[int], int | str, dict[str, int], object])
+def test_a_field_that_no_column_holds_is_named(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"Record\.odd: "):
+        schema_of(make_dataclass("Record", [("plain", int), ("odd", kind)]))
+
+
+@hypothesis_settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_samples_of_any_content_come_back_equal(data: st.DataObject) -> None:
+    kinds = get_type_hints(Sample)
+    drawn = Sample(**{field.name: data.draw(values_of(kinds[field.name])) for field in fields(Sample)})
+    store = SampleStore(Storage(f"memory://{uuid.uuid4().hex}"))
+    store.append([sample(key="other"), drawn])
+    if drawn.error is not None or 0 < drawn.median_ms < math.inf:
+        assert drawn in store.read()
+    else:
+        assert [s.key for s in store.read()] == ["other"]
