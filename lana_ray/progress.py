@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,13 +15,16 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 """Where people read; machines read the files of the run directory. Lines of a log may be long."""
 
 _LINE_EVERY_S = 10.0
+_ENOUGH = 3
+"""Items after the first one before the time left is told: the first waits for processes to start."""
+_ENOUGH_SHARE = 0.05
+"""The same as a share of all items."""
 
 
 def say(message: str) -> None:
@@ -51,16 +55,16 @@ def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[left]}"),
         )
         with Progress(*columns, console=console) as bar:
-            tasks = {title: bar.add_task(title, total=totals[title], start=False) for title in totals}
+            tasks = {title: bar.add_task(title, total=n, start=False, left="") for title, n in totals.items()}
+            paces = {title: _Pace(total) for title, total in totals.items()}
 
             def show(title: str, done: int) -> None:
                 if title in tasks:
                     bar.start_task(tasks[title])
-                    bar.update(tasks[title], completed=done)
+                    bar.update(tasks[title], completed=done, left=paces[title].left(done))
 
             yield show
     else:
@@ -75,19 +79,52 @@ def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None
         yield tell
 
 
+class _Pace:
+    """How fast items are finished of late, and what that makes of the rest.
+
+    The clock starts with the first finished items: they waited for processes to start, or were there from an
+    earlier run. From then on the pace is that of the later half of the time, since kinds of items follow one
+    another.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._points: deque[tuple[float, int]] = deque()
+        """(seconds, items done), oldest first, from the last one of the earlier half of the time."""
+        self._first: tuple[float, int] | None = None
+
+    def left(self, done: int) -> str:
+        """``1:20 left``; empty until it means something, and in the end."""
+        now = time.monotonic()
+        if done <= 0 or done >= self._total:
+            return ""
+        if self._first is None:
+            self._first = (now, done)
+        if not self._points or self._points[-1][1] < done:
+            self._points.append((now, done))
+        start, before = self._first
+        while len(self._points) > 1 and self._points[1][0] <= (start + now) / 2:
+            self._points.popleft()
+        then, finished = self._points[0]
+        if done - before < max(_ENOUGH, _ENOUGH_SHARE * self._total) or done == finished:
+            return ""
+        return f"{_clock((now - then) * (self._total - done) / (done - finished))} left"
+
+
 def _plain_lines(title: str, total: int) -> Callable[[int], None]:
     start = last = time.monotonic()
-    shown = 0
+    shown, pace = 0, _Pace(total)
 
     def update(done: int) -> None:
         nonlocal last, shown
-        now = time.monotonic()
+        now, left = time.monotonic(), pace.left(done)
         if done == shown or (done < total and now - last < _LINE_EVERY_S):
             return
         last, shown = now, done
-        left = (now - start) * (total - done) / done if done else float("nan")
-        ending = f", {_clock(left)} left" if 0 < done < total else ""
-        say(f"{title} {done}/{total} ({100 * done / total:.0f} %), {_clock(now - start)} elapsed{ending}")
+        elapsed = f"{_clock(now - start)} elapsed"
+        say(
+            f"{title} {done}/{total} ({100 * done / total:.0f} %), {', '.join(filter(None, (elapsed, left)))}"
+        )
 
     return update
 

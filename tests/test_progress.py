@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -32,9 +33,9 @@ def test_plain_lines_come_now_and_then(clock: list[float], capsys: pytest.Captur
             clock[0] += seconds
             update(done)
     assert capsys.readouterr().out.splitlines() == [
-        "score 1/40 (2 %), 0:10 elapsed, 6:30 left",
-        "score 10/40 (25 %), 1:15 elapsed, 3:45 left",
-        "score 20/40 (50 %), 2:22 elapsed, 2:22 left",
+        "score 1/40 (2 %), 0:10 elapsed",
+        "score 10/40 (25 %), 1:15 elapsed, 3:36 left",
+        "score 20/40 (50 %), 2:22 elapsed, 2:14 left",
         "score 40/40 (100 %), 2:23 elapsed",
     ]
 
@@ -45,9 +46,10 @@ def test_of_several_things_each_has_a_clock_of_its_own(
     with progress_of({"a": 10, "b": 4, "nothing": 0}) as show:
         for title, done, seconds in [
             ("a", 0, 5),
-            ("a", 5, 20),
+            ("a", 2, 20),
             ("b", 0, 3),
             ("b", 1, 12),
+            ("a", 6, 1),
             ("a", 10, 1),
             ("b", 4, 1),
         ]:
@@ -55,11 +57,57 @@ def test_of_several_things_each_has_a_clock_of_its_own(
             show(title, done)
         show("nothing", 0)
     assert capsys.readouterr().out.splitlines() == [
-        "a 5/10 (50 %), 0:20 elapsed, 0:20 left",
-        "b 1/4 (25 %), 0:12 elapsed, 0:36 left",
-        "a 10/10 (100 %), 0:36 elapsed",
-        "b 4/4 (100 %), 0:14 elapsed",
+        "a 2/10 (20 %), 0:20 elapsed",
+        "b 1/4 (25 %), 0:12 elapsed",
+        "a 6/10 (60 %), 0:36 elapsed, 0:16 left",
+        "a 10/10 (100 %), 0:37 elapsed",
+        "b 4/4 (100 %), 0:15 elapsed",
     ]
+
+
+def seconds_left(line: str) -> int | None:
+    found = re.search(r"(\d+):(\d+) left", line)
+    return 60 * int(found[1]) + int(found[2]) if found else None
+
+
+def test_the_time_left_does_not_count_what_processes_take_to_start(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A minute until the first of a hundred, then one every two seconds."""
+    with progress("sample", 100) as update:
+        clock[0] += 60
+        for done in range(1, 101):
+            update(done)
+            clock[0] += 2
+    lines = capsys.readouterr().out.splitlines()
+    told = {int(line.split()[1].split("/")[0]): seconds_left(line) for line in lines}
+    assert told.pop(1) is None
+    assert told.pop(100) is None
+    assert len(told) > 5
+    for done, left in told.items():
+        assert left == 2 * (100 - done)
+
+
+def test_what_an_earlier_run_finished_says_nothing_of_the_pace(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("sample", 100) as update:
+        update(90)
+        for done in (91, 94, 95):
+            clock[0] += 10 * (done - 90)
+            update(done)
+    assert [seconds_left(line) for line in capsys.readouterr().out.splitlines()] == [None, None, 50 * 5]
+
+
+def test_the_time_left_follows_the_pace_of_late(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Forty quick ones, then slow ones."""
+    with progress("sample", 100) as update:
+        for done in range(1, 81):
+            clock[0] += 1 if done <= 40 else 10
+            update(done)
+    assert seconds_left(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(200, rel=0.01)
 
 
 def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
