@@ -6,6 +6,6 @@ Scores say how much a candidate hurts, costs what it takes on a target; both add
 
 from lana_ray.selection.ilp import select
 from lana_ray.selection.pareto import pareto
-from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Selection
+from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations
 
-__all__ = ["InfeasibleBudget", "NoSelectionFound", "Selection", "pareto", "select"]
+__all__ = ["InfeasibleBudget", "NoSelectionFound", "Selection", "TooFewOperations", "pareto", "select"]

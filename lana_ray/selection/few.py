@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lana_ray.selection import ranges
-from lana_ray.selection.problem import Floats, InfeasibleBudget, NoSelectionFound, Problem
-from lana_ray.selection.program import build_program
+from lana_ray.selection.problem import (
+    Floats,
+    InfeasibleBudget,
+    Ints,
+    NoSelectionFound,
+    Problem,
+    TooFewOperations,
+    total,
+)
+from lana_ray.selection.program import EXCLUSIONS, Program, build_program, over
 from lana_ray.selection.solver import solve_few
+
+_EXPLAINING_S = 1.0
+"""At least so long is looked for what could be had instead of budgets that clash."""
 
 
 def of_few_operations(
@@ -34,32 +47,99 @@ def of_few_operations(
         free: operations that do not count.
 
     Raises:
-        InfeasibleBudget: a budget below the cheapest selection of any number of operations.
-        NoSelectionFound: so few cannot keep the budgets, or none was found in time.
+        InfeasibleBudget: no selection of so few keeps a budget, alone or together with others.
+        TooFewOperations: some layers have no candidate of so few, whatever the budgets.
+        NoSelectionFound: none was found in time.
         ValueError: as ``select``, and for ``most < 0``.
     """
     if most < 0:
         raise ValueError(f"most must be zero or more, not {most}")
     all_costs, upper = ranges.stated(costs, budgets)
     problem = Problem.check(scores, all_costs)
-    for name, budget in upper.items():
-        cheapest = math.fsum(problem.least(problem.costs[name]))
-        if cheapest > budget:
-            raise ranges.explained(InfeasibleBudget(name, budget, cheapest), costs, budgets)
-    program = build_program(problem, upper)
-    names = sorted({op for of_layer in ops for op in of_layer} - set(free))
-    number = {name: position for position, name in enumerate(names)}
-    group = np.array(
-        [number.get(ops[layer][j], -1) for layer, j in zip(program.layer, program.candidate, strict=True)]
-    )
-    solution = None if program.has_empty_layer else solve_few(program, group, most, time_limit_s)
-    if solution is None or (solution.columns is None and solution.proven):
-        within = f" with {most} operations" + (f" beside {', '.join(free)}" if free else "")
-        raise NoSelectionFound(f"no selection keeps the budgets{within}; allow more of them")
-    if solution.columns is None:
-        raise NoSelectionFound(f"no selection found within {time_limit_s:g} s; raise time_limit_s")
-    used = {names[g] for g in group[solution.columns] if g >= 0} | set(free)
+    few = _Few(ops=ops, most=most, free=frozenset(free), deadline=time.monotonic() + time_limit_s)
+    try:
+        chosen = _best(problem, upper, few)
+    except InfeasibleBudget as error:
+        raise ranges.explained(error, costs, budgets) from None
+    used = {of_layer[j] for of_layer, j in zip(ops, chosen, strict=True)} | few.free
     return [
         np.where(np.isin(of_layer, sorted(used)), values, np.inf)
         for of_layer, values in zip(ops, problem.scores, strict=True)
     ]
+
+
+def fewest_operations(ops: Sequence[Sequence[str]], *, free: Sequence[str] = ()) -> int:
+    """How many operations every selection has at least that takes one of ``ops`` at every layer.
+
+    Args:
+        ops: per layer, the operations it may become.
+        free: operations that do not count.
+    """
+    bound = [of_layer for of_layer in ops if not set(of_layer) & set(free)]
+    if not bound:
+        return 0
+    program = build_program(Problem.check([np.zeros(len(of_layer)) for of_layer in bound], {}), {})
+    group, most = _groups(program, bound, frozenset()), 1
+    while solve_few(program, group, most, math.inf).columns is None:
+        most += 1
+    return most
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Few:
+    """Which selections are few enough, and until when they are looked for."""
+
+    ops: Sequence[Sequence[str]]
+    most: int
+    free: frozenset[str]
+    deadline: float
+
+
+def _best(problem: Problem, budgets: Mapping[str, float], few: _Few) -> list[int]:
+    """The candidate of each layer in the best selection; raises as ``of_few_operations``."""
+    for name, budget in budgets.items():
+        cheapest = math.fsum(problem.least(problem.costs[name]))
+        if cheapest > budget:
+            raise InfeasibleBudget(name, budget, cheapest)
+    program = build_program(problem, budgets)
+    if program.has_empty_layer:
+        raise _clash(problem, budgets, few)
+    group, excluded = _groups(program, few.ops, few.free), 0
+    while True:
+        solution = solve_few(program, group, few.most, few.deadline - time.monotonic())
+        if solution.columns is None and solution.proven:
+            raise _clash(problem, budgets, few)
+        if solution.columns is None:
+            raise NoSelectionFound("no selection of so few operations found in time; raise time_limit_s")
+        exceeded = over(problem, budgets, program, solution.columns)
+        if not exceeded:
+            return program.choices(solution.columns)
+        excluded += 1
+        if excluded <= EXCLUSIONS:
+            program = program.unlike(solution.columns, program.layers - 1)
+        else:
+            program = program.tightened(exceeded, solution.columns)
+
+
+def _groups(program: Program, ops: Sequence[Sequence[str]], free: frozenset[str]) -> Ints:
+    """The number of each column's operation, -1 for those that do not count; shape [n]."""
+    names = sorted({op for of_layer in ops for op in of_layer} - free)
+    number = {name: position for position, name in enumerate(names)}
+    of_columns = zip(program.layer, program.candidate, strict=True)
+    return np.array([number.get(ops[layer][j], -1) for layer, j in of_columns])
+
+
+def _clash(problem: Problem, budgets: Mapping[str, float], few: _Few) -> Exception:
+    """The error for budgets that so few cannot keep; raises it where it holds without the first."""
+    if not budgets:
+        left = [[of[j] for j in keep] for of, keep in zip(few.ops, problem.available, strict=True)]
+        return TooFewOperations(few.most, fewest_operations(left, free=sorted(few.free)))
+    (name, budget), *others = budgets.items()
+    values = [
+        np.where(np.isfinite(scores), costs, np.inf)
+        for scores, costs in zip(problem.scores, problem.costs[name], strict=True)
+    ]
+    later = replace(few, deadline=max(few.deadline, time.monotonic() + _EXPLAINING_S))
+    cheapest = _best(Problem.check(values, problem.costs), dict(others), later)
+    least, names = total(problem.costs[name], cheapest), tuple(other for other, _ in others)
+    return InfeasibleBudget(name, budget, least, names, most_operations=few.most)

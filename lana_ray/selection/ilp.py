@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 
 from lana_ray.selection import ranges
-from lana_ray.selection.problem import InfeasibleBudget, Ints, NoSelectionFound, Problem, Selection, total
-from lana_ray.selection.program import Program, Row, build_program
+from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Problem, Selection
+from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_program, over
 from lana_ray.selection.ranges import Budget
 from lana_ray.selection.search import search
-from lana_ray.selection.solver import TOLERANCE, Relaxation, Solution, solve_binary
+from lana_ray.selection.solver import Relaxation, Solution, solve_binary
 
 _REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
 _UNPROVEN = 1 / 5  # of the time limit, for selections after the first that are not proven in the end
 _UNPROVEN_SHARE = 1 / 4  # of what is left of it, for one of them
-_EXCLUSIONS = 16  # selections over a budget by rounding that are excluded one by one
 
 
 def select(
@@ -159,18 +158,17 @@ def _solve_within(
     Also returns the program with the selections it had to exclude, which later ones need not meet again.
     """
     solution = _solve(program, relaxation, until, prove_until)
-    for _ in range(_EXCLUSIONS):
-        if solution.columns is None or not _over(problem, budgets, program, solution.columns):
+    for _ in range(EXCLUSIONS):
+        if solution.columns is None or not over(problem, budgets, program, solution.columns):
             return solution, program
         program = program.unlike(solution.columns, program.layers - 1)
         solution = _solve(program, relaxation, until, prove_until)
     bound, tight = solution.bound, program
     while solution.columns is not None:
-        over = _over(problem, budgets, program, solution.columns)
-        if not over:
+        exceeded = over(problem, budgets, program, solution.columns)
+        if not exceeded:
             return replace(solution, bound=min(bound, solution.objective)), program
-        rows = [_below(row, solution.columns) if row.budget in over else row for row in tight.rows]
-        tight = replace(tight, rows=tuple(rows))
+        tight = tight.tightened(exceeded, solution.columns)
         solution = _solve(tight, relaxation, until, prove_until)
     return solution, program
 
@@ -199,18 +197,6 @@ def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: 
     better = min(exact, best, key=lambda solution: solution.objective)
     bound = max(relaxed.value, min(exact.bound, better.objective))  # useless ones only lead above best's
     return replace(better, bound=min(bound, better.objective))
-
-
-def _over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:
-    """The budgets that the selection ``columns`` exceeds."""
-    choices = program.choices(columns)
-    return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
-
-
-def _below(row: Row, columns: Ints) -> Row:
-    """The row tightened until it excludes the solution ``columns``."""
-    used = math.fsum(row.value[np.isin(row.index, columns)])
-    return replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
 
 
 def _clash(problem: Problem, budgets: Mapping[str, float], seconds: float) -> Exception:

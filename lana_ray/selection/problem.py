@@ -38,6 +38,7 @@ class InfeasibleBudget(UserError, ValueError):
     Where ``others`` names further budgets, each of them and this one can be met alone, but not together;
     ``cheapest`` is then the least among the selections that keep the others. Where ``at_least`` is set, it is
     the lower end of a range that cannot be reached, and ``cheapest`` the most of the cost that can be had.
+    Where ``most_operations`` is set, selections of so many operations were asked for.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class InfeasibleBudget(UserError, ValueError):
         cheapest: float,
         others: tuple[str, ...] = (),
         at_least: bool = False,
+        most_operations: int | None = None,
     ) -> None:
         self.name, self.budget, self.cheapest = name, budget, cheapest
-        self.others, self.at_least = others, at_least
+        self.others, self.at_least, self.most_operations = others, at_least, most_operations
         within = f" within the budgets of {', '.join(others)}" if others else ""
+        within += f" of at most {most_operations} operations" if most_operations is not None else ""
         super().__init__(
             f"budget {name} >= {budget:.9g} cannot be met: the dearest selection{within} "
             f"costs {cheapest:.9g}; lower the range's lower end"
@@ -60,7 +63,19 @@ class InfeasibleBudget(UserError, ValueError):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.budget, self.cheapest, self.others, self.at_least)
+        known = (self.name, self.budget, self.cheapest, self.others, self.at_least, self.most_operations)
+        return type(self), known
+
+
+class TooFewOperations(UserError, ValueError):
+    """Some layers have no candidate of so few operations, whatever the budgets."""
+
+    def __init__(self, most: int, needed: int) -> None:
+        self.most, self.needed = most, needed
+        super().__init__(f"every selection has at least {needed} operations, not {most}; allow more of them")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.most, self.needed)
 
 
 class NoSelectionFound(RuntimeError):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lana_ray.selection.problem import Floats, Ints, Problem
+from lana_ray.selection.problem import Floats, Ints, Problem, total
+
+TOLERANCE = 1e-7  # of rows and objective, in the units of Program; near 1e-9 HiGHS contradicts itself
+EXCLUSIONS = 16  # selections over a budget by less than TOLERANCE that are excluded one by one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +64,16 @@ class Program:
         overlap = Row(index=columns, value=np.ones(len(columns)), upper=float(may_agree))
         return replace(self, rows=(*self.rows, overlap))
 
+    def tightened(self, budgets: Collection[str | None], columns: Ints) -> Program:
+        """The program with the rows of some budgets lowered until they exclude the solution ``columns``."""
+        rows = (self._below(row, columns) if row.budget in budgets else row for row in self.rows)
+        return replace(self, rows=tuple(rows))
+
+    @staticmethod
+    def _below(row: Row, columns: Ints) -> Row:
+        used = math.fsum(row.value[np.isin(row.index, columns)])
+        return replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
+
     def score(self, objective: float) -> float:
         """A value of the objective as a score in the user's unit."""
         return self.offset + self.scale * objective
@@ -102,6 +115,12 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         offset=math.fsum(least),
         rows=tuple(rows),
     )
+
+
+def over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:
+    """The budgets that the selection ``columns`` exceeds."""
+    choices = program.choices(columns)
+    return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
 
 
 def _flat(table: list[Floats], problem: Problem) -> Floats:

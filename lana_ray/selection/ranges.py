@@ -57,12 +57,16 @@ def explained(
     known = {shortfall(name): name for name in budgets}
     others = tuple(dict.fromkeys(known.get(other, other) for other in error.others))
     if error.name not in known:
-        return InfeasibleBudget(error.name, error.budget, error.cheapest, others)
+        return InfeasibleBudget(
+            error.name, error.budget, error.cheapest, others, most_operations=error.most_operations
+        )
     name = known[error.name]
     budget = budgets[name]
     assert isinstance(budget, tuple)
     most = sum(_most(np.asarray(values, dtype=np.float64)) for values in costs[name])
-    return InfeasibleBudget(name, budget[0], most - error.cheapest, others, at_least=True)
+    return InfeasibleBudget(
+        name, budget[0], most - error.cheapest, others, True, most_operations=error.most_operations
+    )
 
 
 def _most(values: Floats) -> float:

@@ -13,9 +13,7 @@ import highspy
 import numpy as np
 
 from lana_ray.selection.problem import Floats, Ints
-from lana_ray.selection.program import Program, Row
-
-TOLERANCE = 1e-7  # of rows and objective, in the units of Program; near 1e-9 HiGHS contradicts itself
+from lana_ray.selection.program import TOLERANCE, Program, Row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,17 @@ def random_scores_and_costs(seed: int, layers: int, candidates: int) -> tuple[An
 
 @PROPERTY
 @given(st.integers(1, 3).flatmap(instances))
+def test_budgets_can_be_met_where_brute_force_meets_them(instance: Instance) -> None:
+    """Without scores, by which selection is told apart from another, the program says whether there is any."""
+    zero = [np.where(np.isfinite(layer), 0.0, math.inf) for layer in instance.scores]
+    found = solve(Instance(zero, instance.costs, instance.budgets))
+    assert (found is None) == (best_score(instance) is None)
+    if found is not None:
+        assert within(instance.costs, instance.budgets, found[0].choices)
+
+
+@PROPERTY
+@given(st.integers(1, 3).flatmap(instances))
 def test_the_best_selection_equals_brute_force(instance: Instance) -> None:
     best = best_score(instance)
     found = solve(instance)
