@@ -102,7 +102,7 @@ def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] 
         if until == "distill":
             return None
         with stage("score"):
-            scores = score.run(workspace, sample.considered(costs))
+            scores = score.run(workspace, sample.considered(costs), sample.left_out(costs))
             proxy.run(workspace, scores)
         if until == "score":
             return None
@@ -170,7 +170,7 @@ def _search(workspace: Workspace, tracked: Tracking) -> list[dict[str, Any]]:
         with stage("distill"):
             distill.run(workspace, costs)
         with stage("score"):
-            scores = score.run(workspace, sample.considered(costs))
+            scores = score.run(workspace, sample.considered(costs), sample.left_out(costs))
         with stage("search"):
             return search_layers.run(workspace, loaded, costs, scores)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
+SLOW, FAILS = "slow", "fails"
+"""Why a candidate is left out: it is slower than ``pool.max_cost`` allows, or fails, on every target."""
 SESSIONS = range(3)
 """In which students are measured to be judged by a budget; later ones confirm what these found."""
 
@@ -126,10 +129,29 @@ def run(workspace: Workspace) -> dict[str, TargetCosts]:
     wanted = considered(costs)
     for job in jobs:
         _write(workspace, costs[job.target.name], job, wanted)
-    left_out = sum(map(len, workspace.space.ops)) - sum(map(len, wanted))
-    if left_out:
-        say(f"sample: {left_out} candidates are slower than pool.max_cost allows on every target: left out")
+    _say_left_out(left_out(costs))
     return costs
+
+
+def left_out(costs: Mapping[str, TargetCosts]) -> dict[tuple[int, int], str]:
+    """Why candidates go no further, by (layer, choice): ``FAILS`` on every target, or ``SLOW``.
+
+    What is slow on some targets and fails on the others is ``SLOW``.
+    """
+    wanted, reasons = considered(costs), dict[tuple[int, int], str]()
+    for layer, alone in enumerate(zip(*(measured.isolated_ms for measured in costs.values()), strict=True)):
+        runs = np.isfinite(np.stack(alone)).any(axis=0).tolist()
+        for choice in set(range(len(runs))).difference(wanted[layer]):
+            reasons[layer, choice] = SLOW if runs[choice] else FAILS
+    return reasons
+
+
+def _say_left_out(reasons: Mapping[tuple[int, int], str]) -> None:
+    counts = Counter(reasons.values())
+    if counts[SLOW]:
+        say(f"sample: left out {counts[SLOW]} candidates slower than pool.max_cost allows on every target")
+    if counts[FAILS]:
+        say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report has the reasons")
 
 
 def measure(
@@ -214,16 +236,32 @@ def _isolated(
     """What each candidate takes alone, per layer, shape [candidates]; infinite where it does not run."""
     isolated = []
     for layer, ops in enumerate(space.ops):
-        empty = samples[empty_work(space, layer).key].median_ms
+        empty = samples[empty_work(space, layer).key]
         taken = [samples[candidate_work(space, layer, choice).key] for choice in range(len(ops))]
         if taken[0].error is not None:
             raise UserError(
                 f"target {target.name!r}: the teacher's layer {space.layers[layer].name} "
                 f"does not run there: {taken[0].error}"
             )
-        values = [s.median_ms - empty if s.error is None else np.inf for s in taken]
+        # Without it the calibration with whole networks has to find what a call costs.
+        call_ms = empty.median_ms if empty.error is None else 0.0
+        values = [s.median_ms - call_ms if s.error is None else np.inf for s in taken]
         isolated.append(np.maximum(np.asarray(values), 0.0))
     return isolated
+
+
+def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]) -> None:
+    """Says of which layers' candidates the costs include what a call costs by itself."""
+    failed = {
+        layer.name: samples[key].error
+        for i, layer in enumerate(space.layers)
+        if samples[key := empty_work(space, i).key].error is not None
+    }
+    if failed:
+        say(
+            f"sample: {target.name}: an empty program of the shape of {', '.join(failed)} does not run "
+            f"({next(iter(failed.values()))}); its time is not subtracted from their candidates'"
+        )
 
 
 def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Choices:
@@ -250,6 +288,7 @@ def _costs(workspace: Workspace, job: Job) -> TargetCosts:
     space, samples = workspace.space, job.samples
     reference = job.references["teacher"]
     isolated = _isolated(space, job.target, samples)
+    _say_failed_empties(space, job.target, samples)
     among = worth(isolated, workspace.config.pool.max_cost)
     networks = _networks(workspace, job.target, among)
     measured = {a: samples[network_work(space, a).key] for a in networks}

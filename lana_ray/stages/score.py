@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,19 @@ _SCHEMA = pa.schema(
 )
 _METHOD = 2
 """Counts up when the same candidates would get other scores."""
-SLOW = "slow"
-"""Why a candidate has no score that was not trained: slower than ``pool.max_cost`` allows, or failing, on
-every target. One that was trained may be ``DIVERGED`` or ``HOPELESS``."""
 
 
-def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
+def run(
+    workspace: Workspace, choices: Choices, reasons: Mapping[tuple[int, int], str]
+) -> list[NDArray[np.float64]]:
     """Writes ``scores/<layer>.parquet`` and all of them as ``scores.parquet``.
 
-    Every candidate has a row; one without a score has the reason in ``left_out``:
-    ``SLOW``, ``DIVERGED`` or ``HOPELESS``.
+    Every candidate has a row; one without a score has the reason in ``left_out``: ``SLOW`` or ``FAILS`` for
+    one that was not trained, else ``DIVERGED`` or ``HOPELESS``.
 
     Args:
         choices: the candidates to score.
+        reasons: of the others, by (layer, choice).
 
     Returns:
         Per layer, shape [candidates]: what ``score.by`` names, infinite for a candidate without a score.
@@ -53,8 +53,10 @@ def run(workspace: Workspace, choices: Choices) -> list[NDArray[np.float64]]:
     run_tasks(_score, [(k, choices[k], keys[k]) for k in pending], workspace.config, title="score")
     whole = concat_tables(storage.read_table(_file(workspace, k)) for k in range(len(layers)))
     assert whole is not None
-    by = workspace.config.score.by
-    storage.write_table(FILE, whole.append_column("score", whole[by]), fingerprint(keys, by))
+    by, place = workspace.config.score.by, whole.schema.get_field_index("left_out")
+    why = [reasons.get((row["layer"], row["choice"]), row["left_out"]) for row in whole.to_pylist()]
+    whole = whole.set_column(place, "left_out", pa.array(why, pa.string()))
+    storage.write_table(FILE, whole.append_column("score", whole[by]), fingerprint(keys, by, why))
     scores = [np.full(len(ops), np.inf) for ops in workspace.space.ops]
     for row in whole.to_pylist():
         if row[by] is not None:
@@ -97,13 +99,11 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
     def rows() -> Iterator[dict[str, Any]]:
         for j, op in enumerate(workspace.space.ops[layer]):
             row = {"layer": layer, "name": workspace.layers[layer].name, "choice": j, "op": op.name}
-            if j not in choices:
-                row["left_out"] = SLOW
-            elif known[j].stopped:
+            if j in known and known[j].stopped:
                 row["left_out"] = known[j].stopped
-            elif not math.isfinite(scores[j].loss):
+            elif j in scores and not math.isfinite(scores[j].loss):
                 row["left_out"] = DIVERGED
-            else:
+            elif j in scores:
                 row |= {"loss": scores[j].loss, "loss_se": scores[j].loss_se}
                 row |= {"kl": scores[j].kl, "kl_se": scores[j].kl_se, "distill_error": known[j].error}
             yield row
