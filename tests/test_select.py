@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +11,22 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from lana_ray.config import Budget, BudgetsConfig, SelectConfig
+from lana_ray.config import Budget, BudgetsConfig, SelectConfig, Target
 from lana_ray.errors import UserError
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
-from lana_ray.selection import NoSelectionFound
+from lana_ray.selection import InfeasibleBudget
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages import confirm, select
+from lana_ray.stages import budgets, confirm, select
 from lana_ray.stages import sample as sample_stage
 from lana_ray.stages.choice import Choice, Limit
+from lana_ray.stages.counts import CountedBudget
 from lana_ray.stages.sample import Judged
 from lana_ray.storage import Storage
 
@@ -30,6 +35,7 @@ from .networks import net
 
 NET = net(3).eval()
 SPACE = LayerwiseSpace(NET, find_layers(NET, torch.zeros(2, 3, 16, 16)), ["identity", "mbconv_e1_k3"])
+SIZES = [len(ops) for ops in SPACE.ops]
 WORKSPACE = cast(Any, SimpleNamespace(space=SPACE))
 COSTS = cast(Any, {"edge": SimpleNamespace(job=lambda work: SimpleNamespace(work=work, samples={}))})
 FAST, MIDDLE, SLOW = (1, 1, 1), (1, 1, 0), (0, 0, 0)
@@ -322,25 +328,196 @@ def test_students_are_of_as_few_operations_as_asked_for(tmp_path: Path) -> None:
 
     assert chosen(None) == (1, 2, 0)
     assert chosen(1) in {(1, 1, 0), (2, 2, 0)}
-    with pytest.raises(NoSelectionFound, match="with 0 operations beside teacher"):
+    with pytest.raises(InfeasibleBudget) as caught:
         chosen(0)
+    assert (caught.value.name, caught.value.cheapest, caught.value.most_operations) == ("edge", 3.0, 0)
 
 
-def test_what_cannot_be_chosen_is_told_before_training() -> None:
+class Checked:
+    """``select.check`` of three layers, where ``identity`` takes half as long as the teacher's."""
+
+    def __init__(self, folder: Path, asked: dict[str, Any], **options: Any) -> None:
+        config = SimpleNamespace(
+            select=SelectConfig(**{"margin": 0.0, **options}), budgets=BudgetsConfig.model_validate(asked)
+        )
+        parts = {
+            "space": SPACE,
+            "config": config,
+            "teacher": NET,
+            "targets": (Target(name="edge", input_shape=(3, 16, 16)),),
+            "storage": Storage(str(folder)),
+        }
+        self.workspace = cast(Any, SimpleNamespace(**parts))
+        self.costs: dict[str, Any] = {}
+        self.target("edge")
+
+    def target(self, name: str, considered: Any = SPACE.everything, **op_ms: float) -> Checked:
+        """A target where every layer's candidates take so long, the teacher's layers 1 ms."""
+        ms = {"teacher": 1.0, "identity": 0.5, "mbconv_e1_k3": 0.6} | op_ms
+        costs_ms = [np.array([ms[op.name] for op in ops]) for ops in SPACE.ops]
+        table = SimpleNamespace(rest_ms=0.5, costs_ms=costs_ms)
+        teacher = {"teacher_ms": 3.5, "considered": considered, "sessions_ms": {}}
+        self.costs[name] = SimpleNamespace(table=table, **teacher)
+        return self
+
+    def run(self) -> None:
+        select.check(self.workspace, self.costs)
+
+    def refused(self) -> str:
+        with pytest.raises(UserError) as error:
+            self.run()
+        return str(error.value)
+
+
+def test_a_budget_that_cannot_be_met_costs_the_others_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Checked(tmp_path, {"latency_ms": ["61%", "50%"]}).run()
+    (line,) = capsys.readouterr().out.splitlines()
+    for words in ("'edge'", "budget 50% (1.750 ms", "about 2.100 ms", "raise the budget"):
+        assert words in line
+    text = Checked(tmp_path, {"latency_ms": ["50%", "1ms"]}).refused()
+    assert "budget 50%" in text
+    assert "nor can" in text
+    assert capsys.readouterr().out == ""
+
+
+def test_budgets_that_the_teacher_keeps_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Checked(tmp_path, {"latency_ms": ["100%", "99ms", "99%"]}).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert ["100%" in lines[0], "99ms" in lines[1], len(lines)] == [True, True, 2]
+    assert all("3.500 ms" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "says"),
+    [
+        (
+            {"latency_ms": "80%"},
+            {"max_ops": 0},
+            ("of at most 0 operations takes about 3.500 ms", "select.max_ops"),
+        ),
+        (
+            {"latency_ms": "80%"},
+            {"forbid": ("*=identity", "*=mbconv*")},
+            ("about 3.500 ms", "select.forbid"),
+        ),
+        (
+            {"latency_ms": "80%"},
+            {"force": ("blocks.0=mbconv*", "blocks.2=identity"), "max_ops": 1},
+            ("select.max_ops 1", "the 2 operations"),
+        ),
+    ],
+)
+def test_what_clashes_with_a_budget_is_named(
+    asked: dict[str, Any], options: dict[str, Any], says: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = Checked(tmp_path, asked, **options).refused()
+    assert text.startswith("target 'edge': budget ")
+    for words in says:
+        assert words in text
+
+
+def test_a_counted_budget_that_clashes_with_a_latency_is_named(tmp_path: Path) -> None:
+    """identity alone is small enough, and too slow."""
+    checked = Checked(tmp_path, {"latency_ms": "70%", "params": 600}, force=("blocks.1=mbconv*",))
+    text = checked.target("edge", identity=1.2).refused()
+    assert "student that keeps budgets.params takes about 3.500 ms" in text
+    assert "raise the budget or budgets.params, loosen select.force" in text
+
+
+def test_a_joint_budget_that_cannot_be_met_is_left_open_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each operation is fast on one of the targets only."""
+    checked = Checked(tmp_path, {"latency_ms": "75%"}, joint=True)
+    checked.target("edge", mbconv_e1_k3=2.0).target("server", identity=2.0)
+    checked.run()
+    (line,) = capsys.readouterr().out.splitlines()
+    for words in ("'edge'", "75% on all", "that keeps the budget on server takes about "):
+        assert words in line
+
+
+def test_a_candidate_that_does_not_run_on_a_target_is_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = Checked(tmp_path, {"latency_ms": "85%"}, force=("blocks.0=mbconv*",), joint=True)
+    checked.target("server", mbconv_e1_k3=np.inf).run()
+    alone, joint = capsys.readouterr().out.splitlines()
+    assert "'server': budget 85% cannot be met" in alone
+    assert "85% on all cannot be met" in joint
+    assert "layer blocks.0" in alone
+
+
+def test_two_counted_budgets_that_clash_are_named(tmp_path: Path) -> None:
+    """Of a layer with two candidates one has few parameters and one few operations."""
+    few, many = [1.0, 3.0, 3.0], [3.0, 1.0, 1.0]
+    counted = [
+        CountedBudget(name="params", limit=5.0, rest=1.0, costs=tuple(np.array(few[:n]) for n in SIZES)),
+        CountedBudget(name="macs", limit=5.0, rest=1.0, costs=tuple(np.array(many[:n]) for n in SIZES)),
+    ]
+    here = Checked(tmp_path, {"latency_ms": "100%"})
+    (choice,) = budgets.open_choices(here.workspace, here.costs)
+    stated = budgets.state(choice, here.costs, counted)
+    scores = [np.zeros(n) for n in SIZES]
+    found, reason = select._solved(here.workspace, choice, stated, counted, scores, select._solve)
+    assert found == []
+    for words in ("'edge'", "budget 100%", "budgets.params 5", "keeps budgets.macs has 10 params"):
+        assert words in reason
+    assert "raise budgets.params or budgets.macs" in reason
+
+
+@pytest.mark.parametrize("options", [{"max_ops": 0}, {"time_limit_s": 1e-9}])
+def test_a_program_without_a_solution_leaves_its_budget_open(options: dict[str, Any], tmp_path: Path) -> None:
+    """In the first round, and in a later one, when the students there are stay."""
+    here = Checked(tmp_path, {"latency_ms": "80%"}, **options)
+    here.costs["edge"].networks = {}
+    (choice,) = budgets.open_choices(here.workspace, here.costs)
+    scores = [np.zeros(n) for n in SIZES]
+    assert select._propose(here.workspace, [choice], here.costs, [], scores, 0) == {}
+    assert choice.unmet.startswith("target 'edge': budget 80%")
+    choice.students[FAST] = cast(Any, (0, None))
+    assert select._propose(here.workspace, [choice], here.costs, [], scores, 1) == {}
+    assert choice.unmet == ""
+
+
+def test_what_is_forced_but_was_left_out_is_told_before_training(tmp_path: Path) -> None:
     """identity is slower than its layer where it is measured so, and then not there to be forced."""
-    config = SimpleNamespace(
-        select=SelectConfig(force=("blocks.0=identity",)),
-        budgets=BudgetsConfig(latency_ms=(Budget.parse("50%"),)),
-    )
-    table = SimpleNamespace(rest_ms=0.1, costs_ms=[np.zeros(len(ops)) for ops in SPACE.ops])
-    workspace = cast(Any, SimpleNamespace(space=SPACE, config=config))
+    checked = Checked(tmp_path, {"latency_ms": "90%"}, force=("blocks.0=identity",))
+    checked.run()
+    text = checked.target("edge", considered=((0,), *SPACE.everything[1:])).refused()
+    assert "layer blocks.0 without a candidate to choose: identity was left out" in text
 
-    def known(considered: Any) -> Any:
-        return {"edge": SimpleNamespace(table=table, teacher_ms=4.0, considered=considered, sessions_ms={})}
 
-    select.check(workspace, known(SPACE.everything))
-    with pytest.raises(UserError, match=r"leave layer blocks\.0 without a candidate"):
-        select.check(workspace, known(((0,), *SPACE.everything[1:])))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_budget_is_unmet_where_brute_force_finds_no_student(data: st.DataObject, tmp_path: Path) -> None:
+    """Latency on one or two targets, parameters and few operations, together."""
+
+    def table() -> tuple[NDArray[np.float64], ...]:
+        return tuple(np.array([float(data.draw(st.integers(0, 9))) for _ in range(n)]) for n in SIZES)
+
+    most, limit_ms = data.draw(st.none() | st.integers(0, 2)), float(data.draw(st.integers(1, 30)))
+    counted = CountedBudget(name="params", limit=data.draw(st.integers(3, 25)) + 0.0, rest=1.0, costs=table())
+    here = Checked(tmp_path, {"latency_ms": limit_ms}, max_ops=most, joint=True)
+    for name in ("edge", "server")[: data.draw(st.integers(1, 2))]:
+        known = {"teacher_ms": 9.0, "sessions_ms": {}}
+        here.costs[name] = SimpleNamespace(table=SimpleNamespace(rest_ms=1.0, costs_ms=table()), **known)
+    for choice in budgets.open_choices(here.workspace, here.costs):
+        stated = budgets.state(choice, here.costs, [counted])
+        scores = [np.zeros(n) for n in SIZES]
+        _, reason = select._solved(here.workspace, choice, stated, [counted], scores, select._any)
+        kept = [
+            student
+            for student in itertools.product(*map(range, SIZES))
+            if most is None
+            or len({SPACE.ops[i][j].name for i, j in enumerate(student)} - {"teacher"}) <= most
+            if all(
+                sum(float(costs[i][j]) for i, j in enumerate(student)) <= stated.limits[name]
+                for name, costs in stated.costs.items()
+            )
+        ]
+        assert bool(kept) == (reason == ""), reason
 
 
 @pytest.mark.parametrize("rest_ms", [0.5, -0.5])
@@ -349,7 +526,10 @@ def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_m
     table = SimpleNamespace(rest_ms=rest_ms, costs_ms=[np.full(len(ops), 0.1) for ops in SPACE.ops])
     costs = cast(Any, {"edge": SimpleNamespace(table=table, networks={})})
     workspace = cast(
-        Any, SimpleNamespace(storage=Storage(str(tmp_path)), config=SimpleNamespace(select=SelectConfig()))
+        Any,
+        SimpleNamespace(
+            storage=Storage(str(tmp_path)), config=SimpleNamespace(select=SelectConfig()), space=SPACE
+        ),
     )
     asked = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=1.0)})
     scores = [np.linspace(0, 1, len(ops)) for ops in SPACE.ops]

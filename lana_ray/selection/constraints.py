@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from lana_ray.config.messages import nearest
 from lana_ray.errors import UserError
 from lana_ray.selection.problem import Floats
 
@@ -39,17 +40,30 @@ def constrained(
             places = [i for i, layer in enumerate(layers) if fnmatchcase(layer, where)]
             named = {i: np.array([fnmatchcase(op, what) for op in ops[i]]) for i in places}
             if not any(matches.any() for matches in named.values()):
-                missing = f"operation {what!r} there" if places else f"layer {where!r}"
-                raise UserError(f"select.{setting}: {pattern!r}: no {missing}")
+                raise UserError(
+                    f"select.{setting}: {pattern!r}: {_missing(where, what, layers, ops, places)}"
+                )
             for i, matches in named.items():
                 allowed[i] &= matches if setting == "force" else ~matches
     found = [np.where(keep, of_layer, np.inf) for keep, of_layer in zip(allowed, scores, strict=True)]
-    for layer, of_layer in zip(layers, found, strict=True):
-        if not np.isfinite(of_layer).any():
+    for i, layer in enumerate(layers):
+        if not np.isfinite(found[i]).any():
+            left = [op for op, keep in zip(ops[i], allowed[i], strict=True) if keep]
+            why = f": {', '.join(left)} was left out, as too slow (pool.max_cost) or failing" if left else ""
             raise UserError(
-                f"select.force and select.forbid leave layer {layer} without a candidate to choose"
+                f"select.force and select.forbid leave layer {layer} without a candidate to choose{why}"
             )
     return found
+
+
+def _missing(
+    where: str, what: str, layers: Sequence[str], ops: Sequence[Sequence[str]], places: Sequence[int]
+) -> str:
+    """What a pattern names that is not there, and what is."""
+    missing, wanted = (f"operation {what!r} there", what) if places else (f"layer {where!r}", where)
+    known = list(dict.fromkeys(op for i in places for op in ops[i])) if places else list(layers)
+    near = nearest(wanted, known)
+    return f"no {missing}; " + (f"did you mean {near}?" if near else f"there are {', '.join(known)}")
 
 
 def _parts(setting: str, pattern: str) -> tuple[str, str]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t
 
 from lana_ray.config import Budget, SelectConfig
-from lana_ray.errors import UserError
+from lana_ray.config.messages import listed
 from lana_ray.latency.timing import spread
+from lana_ray.selection import InfeasibleBudget
 from lana_ray.stages.choice import Choice, Limit
+from lana_ray.stages.counts import CountedBudget
 from lana_ray.stages.sample import TargetCosts
 from lana_ray.workspace import Workspace
 
@@ -18,34 +23,47 @@ _OF_MEDIAN = 0.449
 """Variance of the median of three sessions in that of one, where they scatter normally."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """A choice as the program is given it."""
+
+    costs: dict[str, Sequence[NDArray[np.float64]]]
+    """By target or counted budget; per layer, shape [candidates]."""
+    limits: dict[str, float]
+    """The most that a sum of these costs may be."""
+    rest: dict[str, float]
+    """What a whole student costs beside them."""
+
+
 def open_choices(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> list[Choice]:
-    """What is to be chosen: for every target and budget one, and with ``select.joint`` one for all targets.
-
-    A budget below the cheapest student of the table is ``unmet`` from the start and costs the others nothing.
-
-    Raises:
-        UserError: where all of them do; known before anything is trained.
-    """
+    """One choice for every target and budget, and with ``select.joint`` one for all targets together."""
     settings, budgets = workspace.config.select, workspace.config.budgets.latency_ms
     choices = [
         Choice(budget=budget, limits={name: _limit(settings, budget, measured)})
         for name, measured in costs.items()
         for budget in budgets
     ]
-    for choice in choices:
-        ((name, limit),) = choice.limits.items()
-        table = costs[name].table
-        cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in table.costs_ms)
-        if cheapest > limit.limit_ms:
-            choice.unmet = too_low(choice, name, cheapest)
-    if all(choice.unmet for choice in choices):
-        raise UserError(choices[0].unmet)
     if settings.joint and len(costs) > 1:
         choices += [
             Choice(budget=b, limits={name: _limit(settings, b, known) for name, known in costs.items()})
             for b in budgets
         ]
     return choices
+
+
+def state(choice: Choice, costs: Mapping[str, TargetCosts], counted: Sequence[CountedBudget]) -> Stated:
+    """The choice with the tables as they are now."""
+    tables = {name: costs[name].table for name in choice.limits}
+    # What every student pays comes off the budget: a regression may find it below zero, where no cost is.
+    rest = {name: table.rest_ms for name, table in tables.items()}
+    limits = {name: choice.aim * limit.limit_ms - rest[name] for name, limit in choice.limits.items()}
+    per_layer: dict[str, Sequence[NDArray[np.float64]]] = {
+        name: table.costs_ms for name, table in tables.items()
+    }
+    for budget in counted:
+        name = budget.of_network
+        per_layer[name], rest[name], limits[name] = budget.costs, budget.rest, budget.limit - budget.rest
+    return Stated(costs=per_layer, limits=limits, rest=rest)
 
 
 def _limit(settings: SelectConfig, budget: Budget, measured: TargetCosts) -> Limit:
@@ -67,17 +85,46 @@ def free_share(settings: SelectConfig, measured: TargetCosts) -> float:
     return max(settings.margin, above / (1 + above))
 
 
-def too_low(choice: Choice, target: str, cheapest_ms: float, counted: Sequence[str] = ()) -> str:
-    """The message for a budget below the cheapest student.
+def layer_without_candidate(
+    layers: Sequence[str], scores: Sequence[NDArray[np.float64]], stated: Stated
+) -> str | None:
+    """The first layer of which no candidate both may be chosen and runs on every target of the choice."""
+    for i, layer in enumerate(layers):
+        usable = np.isfinite(scores[i])
+        for table in stated.costs.values():
+            usable = usable & np.isfinite(table[i])
+        if not usable.any():
+            return layer
+    return None
 
-    Args:
-        counted: names of the counted budgets that students keep as well.
-    """
-    others = [f"it on {name}" for name in choice.limits if name != target]
-    others += [f"budgets.{name}" for name in counted]
-    which = f"student that keeps {' and '.join(others)}" if others else "student"
-    return (
-        f"target {target!r}: budget {choice.name} ({choice.limits[target].limit_ms:.3f} ms with the margin) "
-        f"cannot be met: the cheapest {which} takes about {cheapest_ms:.3f} ms; raise the budget or add "
-        f"cheaper operations to the pool"
-    )
+
+def unmet(
+    choice: Choice,
+    error: InfeasibleBudget,
+    stated: Stated,
+    counted: Sequence[CountedBudget],
+    settings: SelectConfig,
+) -> str:
+    """Why no student keeps a budget: what it is, the least that can be had, and the fix."""
+    names = {budget.of_network: f"budgets.{budget.name}" for budget in counted}
+    others = [names.get(name, f"the budget on {name}") for name in error.others]
+    few = error.most_operations is not None
+    which = f" that keeps {' and '.join(others)}" if others else ""
+    which += f" of at most {settings.max_ops} operations" if few else ""
+    budget = f"budget {choice.name}"
+    if error.name in choice.limits:
+        budget += f" ({choice.limits[error.name].limit_ms:.3f} ms with the margin)"
+        place, least = repr(error.name), f"takes about {error.cheapest + stated.rest[error.name]:.3f} ms"
+        least = f"the cheapest student{which} {least}"
+        raised = ["the budget", *others]
+    else:
+        broken = next(known for known in counted if known.of_network == error.name)
+        place = " and ".join(map(repr, choice.limits))
+        budget += f" with budgets.{broken.name} {broken.limit:.6g}"
+        least = f"the smallest student{which} has {error.cheapest + broken.rest:.6g} {broken.name}"
+        raised = [f"budgets.{broken.name}", *others]
+    raised += ["select.max_ops"] if few else []
+    fixes = [f"raise {listed(raised)}"]
+    fixes += ["loosen select.force and select.forbid"] if settings.force or settings.forbid else []
+    fixes += ["add cheaper operations to the pool"]
+    return f"target {place}: {budget} cannot be met: {least}; {', '.join(fixes[:-1])}, or {fixes[-1]}"

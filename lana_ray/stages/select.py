@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,19 @@ from lana_ray.latency.sampler import network_work
 from lana_ray.latency.store import Sample
 from lana_ray.ops.registry import TEACHER
 from lana_ray.progress import say
-from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, select
+from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import of_few_operations
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
-from lana_ray.stages.budgets import free_share, open_choices, too_low
+from lana_ray.stages.budgets import (
+    Stated,
+    free_share,
+    layer_without_candidate,
+    open_choices,
+    state,
+    unmet,
+)
 from lana_ray.stages.choice import Choice
 from lana_ray.stages.counts import CountedBudget, counted_budgets
 from lana_ray.stages.sample import SESSIONS, TargetCosts, considered, judge
@@ -64,7 +72,7 @@ def run(
         if not missed:
             break
         for choice in missed if number else ():  # the first table is not calibrated yet
-            choice.aim *= 1.0 if choice.within() else 1 - _STEP
+            choice.aim *= 1.0 if choice.within() or not choice.students else 1 - _STEP
     for choice in missed:
         choice.unmet = choice.unmet or _unmet(choice)
     if len(missed) == len(choices):
@@ -113,13 +121,31 @@ def again(
 
 
 def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
-    """Raises what ``run`` would in any case, before anything is trained, and says what it will leave out."""
-    for choice in open_choices(workspace, costs):
-        if choice.unmet:
-            say(f"select: {choice.unmet}")
+    """Says which budgets cannot be met by what was measured, and why, before anything is trained.
+
+    Raises:
+        UserError: where none can, and as ``constrained`` and ``counted_budgets``.
+    """
     layers = zip(workspace.space.ops, considered(costs), strict=True)
     usable = [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers]
-    counted_budgets(workspace, constrained_scores(workspace, usable))
+    scores = constrained_scores(workspace, usable)
+    counted = counted_budgets(workspace, scores)
+    choices = open_choices(workspace, costs)
+    for choice in choices:
+        # A reason to try again is found out in time, when students are proposed.
+        with contextlib.suppress(NoSelectionFound):
+            choice.unmet = _solved(workspace, choice, state(choice, costs, counted), counted, scores, _any)[1]
+    missed = [choice.unmet for choice in choices if choice.unmet]
+    if len(missed) == len(choices):
+        others = f" (nor can the other {len(missed) - 1} budgets)" if len(missed) > 1 else ""
+        raise UserError(missed[0] + others)
+    for choice in choices:
+        if choice.unmet:
+            say(f"select: {choice.unmet}")
+        for name, limit in choice.limits.items():
+            if len(choice.limits) == 1 and limit.budget_ms >= costs[name].teacher_ms:
+                teacher = f"{costs[name].teacher_ms:.3f} ms"
+                say(f"select: {name} {choice.name}: the teacher itself, at {teacher}, keeps this budget")
 
 
 def constrained_scores(
@@ -169,28 +195,20 @@ def _propose(
     """Solves the program of every open budget; the architectures not measured yet, by target."""
     new: dict[str, list[Architecture]] = {}
     for choice in choices:
-        tables = {name: costs[name].table for name in choice.limits}
-        per_layer = {name: table.costs_ms for name, table in tables.items()}
-        # What every student pays comes off the budget: a regression may find it below zero, where no cost is.
-        rest = {name: table.rest_ms for name, table in tables.items()}
-        aims = {name: choice.aim * limit.limit_ms - rest[name] for name, limit in choice.limits.items()}
-        for budget in counted:
-            per_layer[budget.of_network], rest[budget.of_network] = budget.costs, budget.rest
-            aims[budget.of_network] = budget.limit - budget.rest
+        stated = state(choice, costs, counted)
         try:
-            found = _solve(workspace, scores, per_layer, aims)
+            found, reason = _solved(workspace, choice, stated, counted, scores, _solve)
         except NoSelectionFound as error:
-            raise UserError(f"target {choice.place}: budget {choice.name}: {error}") from None
-        except InfeasibleBudget as error:
-            if choice.students:  # an earlier table proposed what could be proposed
-                continue
-            cheapest_ms = error.cheapest + rest[error.name]
-            names = [budget.name for budget in counted]
-            choice.unmet = too_low(choice, error.name, cheapest_ms, names)
+            found, reason = [], f"target {choice.place!r}: budget {choice.name}: {error}"
+        if reason:
+            # Where an earlier table proposed students, those are what there is.
+            choice.unmet = "" if choice.students else reason
             continue
         choice.unmet = ""
         found = [
-            dataclasses.replace(one, costs={name: cost + rest[name] for name, cost in one.costs.items()})
+            dataclasses.replace(
+                one, costs={name: cost + stated.rest[name] for name, cost in one.costs.items()}
+            )
             for one in found
         ]
         choice.leader = found[0].choices
@@ -201,6 +219,61 @@ def _propose(
                 if selection.choices not in costs[name].networks and selection.choices not in asked:
                     asked.append(selection.choices)
     return {name: asked for name, asked in new.items() if asked}
+
+
+def _solved(
+    workspace: Workspace,
+    choice: Choice,
+    stated: Stated,
+    counted: Sequence[CountedBudget],
+    scores: Sequence[NDArray[np.float64]],
+    solve: Callable[..., list[Selection]],
+) -> tuple[list[Selection], str]:
+    """What ``solve`` finds for a choice, or why nothing can be found; raises NoSelectionFound."""
+    layer = layer_without_candidate([layer.name for layer in workspace.space.layers], scores, stated)
+    if layer is not None:
+        why = f"none of the candidates that may be chosen for layer {layer} runs there"
+        return [], f"target {choice.place!r}: budget {choice.name} cannot be met: {why}"
+    try:
+        return solve(workspace, scores, stated.costs, stated.limits), ""
+    except InfeasibleBudget as error:
+        return [], unmet(choice, error, stated, counted, workspace.config.select)
+    except TooFewOperations as error:
+        why = f"select.max_ops {error.most} is less than the {error.needed} operations that its layers need"
+        return [], f"target {choice.place!r}: budget {choice.name} cannot be met: {why}; raise select.max_ops"
+
+
+def _any(
+    workspace: Workspace,
+    scores: Sequence[NDArray[np.float64]],
+    costs: Mapping[str, Sequence[NDArray[np.float64]]],
+    aims_ms: Mapping[str, float],
+) -> list[Selection]:
+    """A selection within the limits, whatever it scores; raises as ``select``."""
+    zero = [np.where(np.isfinite(of_layer), 0.0, np.inf) for of_layer in scores]
+    left = _of_few(workspace, zero, costs, aims_ms)
+    return select(left, costs, aims_ms, time_limit_s=workspace.config.select.time_limit_s)
+
+
+def _of_few(
+    workspace: Workspace,
+    scores: Sequence[NDArray[np.float64]],
+    costs: Mapping[str, Sequence[NDArray[np.float64]]],
+    aims_ms: Mapping[str, float],
+) -> Sequence[NDArray[np.float64]]:
+    """The scores of the best ``select.max_ops`` operations."""
+    settings = workspace.config.select
+    if settings.max_ops is None:
+        return scores
+    return of_few_operations(
+        scores,
+        costs,
+        aims_ms,
+        [[op.name for op in of_layer] for of_layer in workspace.space.ops],
+        settings.max_ops,
+        free=[TEACHER],
+        time_limit_s=settings.time_limit_s,
+    )
 
 
 def _solve(
@@ -216,19 +289,8 @@ def _solve(
     key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s, settings.max_ops)
     file = f"selections/{key}.json"
     if not workspace.storage.exists(file):
-        if settings.max_ops is not None:
-            ops = [[op.name for op in of_layer] for of_layer in workspace.space.ops]
-            scores = of_few_operations(
-                scores,
-                costs,
-                aims_ms,
-                ops,
-                settings.max_ops,
-                free=[TEACHER],
-                time_limit_s=settings.time_limit_s,
-            )
         found = select(
-            scores,
+            _of_few(workspace, scores, costs, aims_ms),
             costs,
             aims_ms,
             count=settings.count,

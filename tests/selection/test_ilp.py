@@ -46,7 +46,7 @@ def random_scores_and_costs(seed: int, layers: int, candidates: int) -> tuple[An
 @PROPERTY
 @given(st.integers(1, 3).flatmap(instances))
 def test_budgets_can_be_met_where_brute_force_meets_them(instance: Instance) -> None:
-    """Without scores, by which selection is told apart from another, the program says whether there is any."""
+    """With scores that are all zero the program says whether there is any selection."""
     zero = [np.where(np.isfinite(layer), 0.0, math.inf) for layer in instance.scores]
     found = solve(Instance(zero, instance.costs, instance.budgets))
     assert (found is None) == (best_score(instance) is None)
