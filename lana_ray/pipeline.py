@@ -31,13 +31,14 @@ from lana_ray.stages import (
     search_cells,
     search_layers,
     select,
+    structure,
     summary,
     teacher,
 )
 from lana_ray.stages.choice import Choice
 from lana_ray.stages.track import Tracking, tracking
 from lana_ray.storage import Storage
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import TEACHER_FILE, Workspace, structural_space
 
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
 RUN_FILE = "run.yaml"
@@ -179,10 +180,13 @@ def _open(config: Config) -> Workspace:
     """The run's workspace; mistakes are told before a cluster is started."""
     for target in config.targets:
         runtimes.check(target)
+    structure.check_pool(config)
     workspace = Workspace(config)
     _claim(workspace.storage, config)
     _say_splits(workspace)
+    structure.check_batches(config, workspace.data.sizes)
     teacher.load_checked(workspace)
+    structure.check_space(config, structural_space(config, workspace.data.num_classes))
     return workspace
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil
+from math import ceil, prod
 
 import torch
 from rich.table import Table
@@ -18,6 +18,7 @@ from lana_ray.ops import count_weights
 from lana_ray.placement import assign_targets
 from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages import structure
 from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.stages.search import EPOCHS
@@ -35,6 +36,7 @@ def plan(config: Config) -> Table:
     """
     for target in config.targets:
         check(target)
+    structure.check_pool(config)
     workspace = Workspace(config)
     table = Table(title=f"plan for {config.run.dir}", title_justify="left", show_lines=True)
     table.add_column("stage", no_wrap=True)
@@ -49,7 +51,10 @@ def plan(config: Config) -> Table:
     except MissingDataError as error:
         sizes, classes = None, _IMAGENET_CLASSES
         table.add_row("data", f"not here: {error}")
+    if sizes is not None:
+        structure.check_batches(config, sizes)
     space = structural_space(config, classes)
+    structure.check_space(config, space)
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
     for line in _sampling(config, workspace.targets, len(planned_candidates(space))):
@@ -93,10 +98,16 @@ def _has_joint(config: Config) -> bool:
 def _selection(config: Config, space: LayerwiseSpace) -> str:
     budgets = ", ".join(map(str, config.budgets.latency_ms))
     on_all = " and on all" if _has_joint(config) else ""
+    left = prod(map(len, structure.allowed_choices(config, space)))
+    wide = [str(budget) for budget in config.budgets.latency_ms if budget.relative and budget.value >= 1]
+    most = config.select.max_ops
+    few = "" if most is None else f" of at most {most} different operations"
     return (
         f"budgets {budgets} on {len(config.targets)} targets{on_all}, {config.select.count} students each "
-        f"measured and evaluated, in up to {config.select.rounds} rounds; {space.size:.2g} architectures to "
-        "choose from" + "".join(f"; at most {most} {name}" for name, most in _counted(config))
+        f"measured and evaluated, in up to {config.select.rounds} rounds; {left:.2g} architectures"
+        f"{few} to choose from"
+        + "".join(f"; at most {limit} {name}" for name, limit in _counted(config))
+        + (f"; the teacher itself keeps {', '.join(wide)}" if wide else "")
     )
 
 

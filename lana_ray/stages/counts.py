@@ -50,13 +50,18 @@ def counted_budgets(workspace: Workspace, scores: Sequence[NDArray[np.float64]])
         rest = teacher - sum(float(of_layer[0]) for of_layer in costs)
         limit = getattr(workspace.config.budgets, name).limit(teacher)
         least = rest + sum(float(of_layer.min()) for of_layer in costs)
-        if least > limit:
-            raise UserError(
-                f"budgets.{name}: {limit:.6g} cannot be met: the smallest student has {least:.6g} (the "
-                f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool"
-            )
+        check_smallest(name, limit, least, teacher)
         found.append(CountedBudget(name=name, limit=limit, rest=rest, costs=tuple(costs)))
     return found
+
+
+def check_smallest(name: str, limit: float, least: float, teacher: float) -> None:
+    """Raises UserError for a budget below the smallest student, all three counted alike."""
+    if least > limit:
+        raise UserError(
+            f"budgets.{name}: {limit:.6g} cannot be met: the smallest student has {least:.6g} (the "
+            f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool"
+        )
 
 
 def count_network(workspace: Workspace, network: nn.Module) -> dict[str, float]:
