@@ -232,7 +232,7 @@ def verify(
 
 def _tracking_uri(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    if not uri:
         raise UserError(
             "no registry: set MLFLOW_TRACKING_URI, or --registry with a run directory or a tracking URI"
         )

@@ -16,9 +16,9 @@ from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
-from ray._raylet import Config as RayletConfig  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
+from lana_ray.authentication import authenticated
 from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
 
@@ -85,7 +85,6 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    _authenticate()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: all else disturbs a sampler
     address = find_cluster(config.address)
@@ -96,32 +95,27 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             "resources": {DEVICE: 1},
             "include_dashboard": False,
         }
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.WARNING,
-            log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
-            **machine,
-        )
-    except (AuthenticationError, ConnectionError):
-        raise UserError(
-            f"ray.address {address}: the cluster refuses the connection; "
-            "copy ~/.ray/auth_token of its head node to this machine"
-        ) from None
-    except Exception as error:  # Ray has no class of its own for it
-        if "timed out during startup" not in str(error):
-            raise
-        raise UserError("Ray did not start in time, as this machine is very busy; run it again") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _authenticate() -> None:
-    """Turns token authentication on for this process and for what it starts, unless the user chose."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    RayletConfig.initialize("")  # Ray read the variable when it was imported; read it again
+    with authenticated(create=address is None):
+        try:
+            ray.init(
+                address=address or "local",
+                logging_level=logging.WARNING,
+                log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
+                **machine,
+            )
+        except (AuthenticationError, ConnectionError):
+            raise UserError(
+                f"ray.address {address}: the cluster refuses the connection; "
+                "copy ~/.ray/auth_token of its head node to this machine"
+            ) from None
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError("Ray did not start in time, as this machine is very busy; run it again") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _pinned_cpus() -> int | None:
@@ -139,8 +133,9 @@ def find_cluster(address: str) -> str | None:
         UserError: when nothing answers at an address that was given.
     """
     given, name = address, "ray.address"
-    if address == "auto" and os.environ.get("RAY_ADDRESS", "auto") != "auto":
-        given, name = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
+    variable = os.environ.get("RAY_ADDRESS", "").strip()
+    if address == "auto" and variable:  # set and empty is as not set, for Ray too
+        given, name = variable, "RAY_ADDRESS"
     if given == "local":
         return None
     if given == "auto":

@@ -147,7 +147,7 @@ def _examine_nodes(nodes: Sequence[Node]) -> list[Examined]:
 def _warnings(address: str | None, examined: Sequence[Examined]) -> Iterator[str]:
     if address is None:
         yield "no cluster is running; a run starts one of its own on this machine"
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if (os.environ.get("RAY_AUTH_MODE") or "token").lower() != "token":
         yield "RAY_AUTH_MODE is not token: whoever reaches the cluster can run code on it; unset it"
     for entry in examined:
         yield from _node_warnings(entry)

@@ -90,6 +90,14 @@ def test_an_interrupted_command_exits_as_shells_expect(monkeypatch: pytest.Monke
     assert call(monkeypatch, "plan", "a.yaml") == 130
 
 
+def test_an_empty_tracking_uri_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert call(monkeypatch, "models") == 2
+    assert "set MLFLOW_TRACKING_URI" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

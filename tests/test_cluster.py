@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import ray
@@ -31,6 +32,29 @@ def _run(script: str, **environment: str) -> str:
 def test_local_means_a_cluster_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.find_cluster("local") is None
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster.find_cluster("auto") is None
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_ray_address_is_none(empty: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where no cluster left its address
+    monkeypatch.setenv("RAY_ADDRESS", empty)
+    assert cluster.find_cluster("auto") is None
+
+
+def test_a_cluster_that_is_gone_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS 127\.0\.0\.1:1: no Ray cluster answers"):
+        cluster.find_cluster("auto")
+
+
+def test_what_a_dead_cluster_left_behind_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
     assert cluster.find_cluster("auto") is None
 
 
