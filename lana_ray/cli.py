@@ -13,7 +13,7 @@ import typer
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
-from lana_ray.progress import console
+from lana_ray.progress import console, simplify
 from lana_ray.usage import UsageError, explain
 
 if TYPE_CHECKING:  # what a command does not need it does not load
@@ -246,6 +246,7 @@ def _tracking_uri(given: str | None) -> str:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit status 2."""
+    simplify(sys.stdout)  # of which help is written as well
     try:
         status = app(prog_name="lana-ray", standalone_mode=False)
     except UserError as error:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
+import signal
 import sys
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +23,77 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+from lana_ray.errors import UserError
+
+_PLAIN, _RAISING = "lana_ray.plain", ("strict", "surrogateescape")
+_SIMPLER = {
+    "±": "~",
+    "×": "x",
+    "→": ">",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "·": "*",
+    "…": ".",
+    "λ": "l",
+    "ß": "s",
+}
+
+
+def _simpler(error: UnicodeError) -> tuple[str, int]:
+    """A sign of ASCII for each one that an encoding lacks, so that tables keep their columns."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    letters = (_SIMPLER.get(sign) or unicodedata.normalize("NFKD", sign)[0] for sign in signs)
+    return "".join(letter if letter.isascii() else "?" for letter in letters), error.end
+
+
+codecs.register_error(_PLAIN, _simpler)
+
+
+def simplify(output: IO[str] | None) -> None:
+    """Has an output write simpler signs for those its encoding lacks, unless the user chose otherwise."""
+    if isinstance(output, io.TextIOWrapper) and not output.closed and output.errors in _RAISING:
+        output.reconfigure(errors=_PLAIN)
+
+
+class _Output(Console):
+    """Standard output as it is: without some signs, not there, closed, full, or read by nobody any more."""
+
+    @property
+    def file(self) -> IO[str]:
+        file = super().file  # one that swallows all where there is no standard output
+        simplify(file)
+        return io.StringIO() if file.closed else file
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Raises UserError where nothing can be written, as on a full disk."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self._be_quiet()
+            raise UserError(f"standard output: cannot be written ({error.strerror or error})") from None
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Ends as programs do whose reader has seen enough, such as ``head``."""
+        self._be_quiet()
+        raise SystemExit(128 + signal.SIGPIPE)
+
+    def _be_quiet(self) -> None:
+        """Writes no more; nor does Python, which would try to at the end."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+console = _Output(highlight=False, width=None if _is_terminal() else 140)
 """Where people read; machines read the files of the run directory. Lines of a log may be long."""
 
 _LINE_EVERY_S = 10.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -203,3 +205,11 @@ def test_a_search_is_planned(
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in says:
         assert words in shown
+
+
+def test_help_is_shown_on_a_terminal_of_ascii_alone() -> None:
+    command = [sys.executable, "-m", "lana_ray.cli", "search", "--help"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "over l, and" in done.stdout

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -25,6 +32,76 @@ def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     long = "layer [blocks.1.0] " * 20
     say(long)
     assert capsys.readouterr().out == long + "\n"
+
+
+LINES = """
+from lana_ray.progress import console, say
+from lana_ray.report import results_table
+say("Käse → \\udcff")
+console.print(results_table({"teacher": {"name": "net"}, "results": [{
+    "target": "cpu", "budget": "50%", "budget_ms": 0.5, "measured_ms": 0.4, "iqr_ms": 0.01, "teacher_ms": 1.0,
+    "speedup": 2.5, "accuracy": 0.9, "teacher_accuracy": 0.91, "model_uri": "models:/net-cpu/1",
+}]}))
+for _ in range(5000):
+    say("x" * 100)
+"""
+
+
+Written = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Runs ``LINES`` in a process whose standard output is what the shell says."""
+    (tmp_path / "lines.py").write_text(LINES, encoding="utf-8")
+
+    def run(shell: str = "{}", **variables: str) -> subprocess.CompletedProcess[bytes]:
+        command = shell.format(shlex.join([sys.executable, str(tmp_path / "lines.py")]))
+        environment = {**os.environ, "PYTHONUTF8": "0", **variables}
+        return subprocess.run(["bash", "-c", command], env=environment, capture_output=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("encoding", "first", "others"),
+    [
+        ("ascii", "Kase > ?", ("0.400 ~ 0.010", "2.50x")),
+        ("latin-1", "Käse > ?", ("0.400 ± 0.010", "2.50×")),
+        ("cp1252", "Käse > ?", ("0.400 ± 0.010", "2.50×")),
+        ("utf-8", "Käse → ?", ("0.400 ± 0.010", "2.50×")),
+        ("C", "Kase > ?", ("0.400 ~ 0.010", "2.50x")),
+    ],
+)
+def test_signs_that_an_encoding_lacks_are_made_simpler(
+    encoding: str, first: str, others: tuple[str, str], written: Written
+) -> None:
+    if encoding == "C":
+        done, encoding = written(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING=""), "ascii"
+    else:
+        done = written(PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert shown.splitlines()[0] == first
+    for other in others:
+        assert other in shown
+
+
+@pytest.mark.parametrize("where", [">&-", "<&- >&- 2>&-"])
+def test_without_a_standard_output_all_goes_on(where: str, written: Written) -> None:
+    assert written(f"{{}} {where}").returncode == 0
+
+
+def test_whoever_is_read_no_more_ends_without_a_word(written: Written) -> None:
+    done = written("{} | head -1; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_is_named(written: Written) -> None:
+    done = written("{} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(b"lana_ray.errors.UserError: standard output: cannot be")
 
 
 def test_plain_lines_come_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
