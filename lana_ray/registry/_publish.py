@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lana_ray.errors import UserError
+from lana_ray.redact import without_passwords
 from lana_ray.registry._folder import Model, save
+from lana_ray.registry._moved import location
 from lana_ray.registry._session import database
 from lana_ray.registry._tracking import PARENT, log_curve
 
@@ -61,12 +64,21 @@ class Student:
 
 
 def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
-    """The id of the experiment ``name``; artifacts of a new one lie beside the database, if it is a file."""
+    """The id of the experiment ``name``; artifacts of a new one lie beside the database, if it is a file.
+
+    Raises:
+        UserError: when an experiment of this name was deleted.
+    """
     if existing := client.get_experiment_by_name(name):
+        if existing.lifecycle_stage == "deleted":
+            raise UserError(
+                f"registry {without_passwords(tracking_uri)}: experiment {name!r} was deleted, and MLflow "
+                f"keeps its name; restore it with mlflow experiments restore -x {existing.experiment_id}, "
+                "or set another registry.name"
+            )
         return str(existing.experiment_id)
     file = database(tracking_uri)
-    location = (file.parent / "mlartifacts").as_uri() if file else None
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location(file) if file else None))
 
 
 def create_registered_model(client: Any, name: str, student: Student) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 from lana_ray.errors import UserError
 from lana_ray.redact import without_passwords
+from lana_ray.registry._moved import settle
 
 SQLITE = "sqlite:///"
 _PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -29,7 +31,7 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
 
     MLflow resolves ``models:/`` URIs through its global tracking URI, hence the switch. Models that hold
     pickles are refused, whatever MLflow's own default. Without ``create``, a database that does not
-    exist is an error and no new one.
+    exist is an error and no new one; with it, a database that was moved learns where its artifacts lie now.
 
     Raises:
         UserError: for every failure of MLflow, its server, database or files.
@@ -51,8 +53,10 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mlflow.set_tracking_uri(tracking_uri)
+            if create and (file := database(tracking_uri)) and file.exists():
+                settle(file)
             yield mlflow.MlflowClient()
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise UserError(_explain(tracking_uri, error)) from error
     except ModuleNotFoundError as error:  # a database driver or a cloud's artifact client
         raise UserError(

@@ -9,7 +9,8 @@ from typing import Any
 
 from lana_ray.config import Budget
 from lana_ray.errors import UserError
-from lana_ray.registry._session import pages
+from lana_ray.registry._moved import existing
+from lana_ray.registry._session import database, pages
 
 CHAMPION = "champion"
 _PASSED = "passed"
@@ -95,11 +96,17 @@ def files_uri(client: Any, model_uri: str) -> str:
     """Where the files of a version or of a ``Version.teacher_uri`` are, for MLflow.
 
     Raises:
-        UserError: as ``find_version``.
+        UserError: as ``find_version``, and where a registry in a file has lost them.
     """
+    file = database(client.tracking_uri)
     if teacher := _TEACHER_URI.fullmatch(model_uri):  # MLflow finds no single files below such a URI
-        return str(client.get_logged_model(teacher["id"]).artifact_location)
-    return find_version(client, model_uri).model_uri
+        uri = str(client.get_logged_model(teacher["id"]).artifact_location)
+    else:
+        version = find_version(client, model_uri)
+        if file is None:
+            return version.model_uri
+        uri = str(client.get_model_version_download_uri(version.name, str(version.version)))
+    return existing(uri, file, model_uri) if file else uri
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:
