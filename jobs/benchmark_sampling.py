@@ -3,7 +3,7 @@
     python jobs/benchmark_sampling.py --samples 1000000 --actors 1 --actors 8 --actors 32 --json sampling.json
 
 The first table is of real networks, random students of EfficientNet-Lite0, measured by one actor and by more,
-each on CPUs of its own. The second is of samples that take no time: what arrives at the driver at most. A
+each on cores of its own. The second is of samples that take no time: what arrives at the driver at most. A
 cluster is bound by its hardware as long as its actors together deliver less.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -27,8 +26,9 @@ from rich.table import Table
 
 from lana_ray.cluster import connect
 from lana_ray.config import Config, RayConfig, Target
+from lana_ray.latency.cores import physical_cores
 from lana_ray.latency.fleet import BLOCK_S, Job, SamplerActor, in_blocks, run_jobs
-from lana_ray.latency.sampler import Work, in_sessions, network_work
+from lana_ray.latency.sampler import Work, in_sessions, network_work, own_cpus
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.placement import Placement
 from lana_ray.progress import console, progress
@@ -72,16 +72,6 @@ class InstantSampler:
         yield from in_blocks(found, BLOCK_S)
 
 
-class SamplerBeside(SamplerActor):
-    """A sampler with CPUs of its own, where several share a machine."""
-
-    def __init__(self, number: int, config: Config, target: Target) -> None:
-        if hasattr(os, "sched_setaffinity"):
-            mine = sorted(os.sched_getaffinity(0))[number * target.threads :][: target.threads]
-            os.sched_setaffinity(0, mine)
-        super().__init__(config, CLASSES, target)
-
-
 def main(
     samples: Annotated[int, typer.Option(min=1, help="That take no time.")] = 100_000,
     actors: Annotated[list[int] | None, typer.Option(help="That answer at once; may be repeated.")] = None,
@@ -93,8 +83,8 @@ def main(
 ) -> None:
     """Prints both tables."""
     with connect(RayConfig(address=address)):
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        counts = [count for count in (1, 2, 4, 8) if networks and count <= cpus]
+        cores = len(physical_cores(own_cpus() or [0]))
+        counts = [count for count in (1, 2, 4, 8) if networks and count <= cores]
         measured = [_measure(networks, count, runtime, time_limit_s) for count in counts]
         instant = [_answer(samples, count) for count in actors or [1, 8]]
     _show(
@@ -165,12 +155,9 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
         rng = np.random.default_rng(0)
         work = [network_work(space, space.random(rng)) for _ in range(networks)]
         job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
-        started: list[Any] = []
 
         def start(job: Job) -> Any:
-            started.append(None)
-            made = ray.remote(SamplerBeside).options(num_cpus=0)
-            return made.remote(len(started) - 1, config, job.target)
+            return ray.remote(SamplerActor).options(num_cpus=0).remote(config, CLASSES, job.target)
 
         seconds = _timed(job, start, folder)
     found = [job.samples[item.key] for item in job.work]

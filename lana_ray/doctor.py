@@ -20,7 +20,7 @@ from rich.text import Text
 from lana_ray import cluster
 from lana_ray.cluster import Node
 from lana_ray.config import RayConfig, Target
-from lana_ray.latency import meters, runtimes
+from lana_ray.latency import leases, meters, runtimes
 
 RUNTIMES: tuple[str, ...] = get_args(Target.model_fields["runtime"].annotation)
 PACKAGES = (
@@ -59,6 +59,8 @@ class Machine:
     """The CUDA version torch was built for."""
     shm_bytes: int | None
     """Size of /dev/shm; None where there is none."""
+    measuring: tuple[str, ...]
+    """Who measures on it now, in words."""
     load: float
     """Processes running or waiting, averaged over a minute."""
 
@@ -114,6 +116,7 @@ def examine() -> Machine:
         meters={kind: meters.unavailable(Target(name="this", device=kind)) for kind in kinds},
         cuda=torch.version.cuda,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
+        measuring=tuple(leases.held()),
         load=os.getloadavg()[0],
     )
 
@@ -175,6 +178,8 @@ def _node_warnings(entry: Examined) -> Iterator[str]:
     if machine.shm_bytes is not None and machine.shm_bytes < _SMALL_SHM_BYTES:
         size = machine.shm_bytes / _GIB
         yield f"{node.name}: /dev/shm has {size:.2f} GiB and objects spill to disk; docker run --shm-size=2g"
+    for holder in machine.measuring:
+        yield f"{node.name}: {holder} measures on it now; others get other cores, or wait for it"
     if machine.load > max(1.0, node.cpus / 2):
         yield f"{node.name}: busy (load {machine.load:.1f} on {node.cpus} CPUs); latencies will spread"
 

@@ -9,7 +9,6 @@ What is measured is what is deployed: the registered ``model.onnx``, or the regi
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,9 +30,10 @@ from lana_ray import registry
 from lana_ray.config import Budget, Target
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
+from lana_ray.latency.leases import leased
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session
-from lana_ray.latency.sampler import pin, processor
+from lana_ray.latency.sampler import processor
 from lana_ray.latency.timing import Measurement, Reference, middle, time_calls
 from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
 
@@ -86,7 +86,7 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     On the processor it was registered from, latency is corrected by the registered latency of the teacher
     and must keep the registered budget. On another one it is compared with the teacher's latency there (a
     relative budget is one of that), and judged only where ``target`` says that this machine stands for the
-    target. As on a sampler, the process is kept on as many CPUs as the target has threads meanwhile.
+    target. As a sampler, it leases as many CPUs as the target has threads, and is kept on them meanwhile.
 
     Args:
         model_uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
@@ -98,9 +98,9 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     """
     version = registry.find(model_uri, tracking_uri)
     settings = _settings(version, target)
-    here = processor(settings)
-    known = here == version.tags["processor"]
-    with _pinned(settings.threads):
+    with leased(settings.threads, model_uri, f"verify {model_uri}"), _torch_threads_kept():
+        here = processor(settings)
+        known = here == version.tags["processor"]
         student = _Stored(version.model_uri, tracking_uri, settings)
         teacher = _Stored(version.teacher_uri, tracking_uri, settings)
         teacher_ms = float(version.tags["teacher_latency_ms"])
@@ -284,18 +284,13 @@ def _time(
 
 
 @contextmanager
-def _pinned(threads: int) -> Iterator[None]:
-    """Keeps this process on ``threads`` CPUs, where the system allows it, and gives the others back."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cpus, torch_threads = os.sched_getaffinity(0), torch.get_num_threads()
-    pin(threads)
+def _torch_threads_kept() -> Iterator[None]:
+    """Undoes at the end what runtimes change."""
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cpus)
-        torch.set_num_threads(torch_threads)
+        torch.set_num_threads(threads)
 
 
 def render(verification: Verification) -> RenderableType:

@@ -26,6 +26,7 @@ def _machine(**changes: object) -> Machine:
         "meters": {"cpu": {"energy_mj": "it is hidden"}},
         "cuda": None,
         "shm_bytes": 8 << 30,
+        "measuring": (),
         "load": 0.0,
     }
     return Machine(**{**values, **changes})  # type: ignore[arg-type]
@@ -70,7 +71,7 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     examined = (
         _examined("xeon", _machine(), lana_device=1),
         _examined("t4", _machine(shm_bytes=64 << 20, versions=old), GPU=1, lana_device=1),
-        _examined("arm", _machine(load=9.0)),
+        _examined("arm", _machine(load=9.0, measuring=("process 7 (runs/other)",))),
         _examined("dead", None, lana_device=1),
     )
     warnings = list(doctor._warnings("192.0.2.1:6379", examined))
@@ -79,6 +80,7 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
         "t4: has a GPU, but its torch was built without CUDA",
         "t4: /dev/shm has 0.06 GiB",
         "arm: carries lana.target=arm but no lana_device",
+        "arm: process 7 (runs/other) measures on it now",
         "arm: busy (load 9.0 on 4 CPUs)",
         "dead: could not be examined (no answer within 120 s)",
         "ray differs between nodes (0.9, 1.0)",

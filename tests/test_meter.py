@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from lana_ray import UserError
 from lana_ray.config import Config, load_config
 from lana_ray.latency import predictor
+from lana_ray.latency.leases import Busy
 from lana_ray.latency.meters import METERS, unavailable
 from lana_ray.latency.store import SampleStore
 from lana_ray.pipeline import search_architectures
 from lana_ray.placement import Placement
 from lana_ray.report import searches_table, write_search_plots
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages import meter
 from lana_ray.stages.meter import readings
 from lana_ray.stages.sample import Sampled
 from lana_ray.storage import Storage
@@ -135,6 +138,28 @@ def test_what_was_read_is_not_read_again_and_failures_keep_their_reason(
     for read in ("1 read, 0 reused", "0 read, 1 reused"):
         assert readings(workspace, space, mine, {"eager": [teacher]}, "try") == {"eager": {}}
         assert f"{read}, 1 failed, {space.label(teacher)} with " in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_reading_that_finds_no_free_cores_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = asking(tmp_path, {"cost": "params"})
+    (target,) = config.targets
+    answers: dict[str, list[Any]] = {
+        "a": [Busy("xeon", ("process 7 (runs/other)",), own=False), 1.0],
+        "b": [2.0],
+    }
+
+    def run(function: object, asked: Sequence[Any], config: Config) -> Iterator[tuple[int, Any, None]]:
+        for place, (_, (name,)) in enumerate(asked):
+            yield place, answers[name].pop(0), None
+
+    monkeypatch.setattr(meter, "run_on_targets", run)
+    calls = [(target, ("a",)), (target, ("b",))]
+    assert list(meter._read_all(calls, config)) == [(1, 2.0, None), (0, 1.0, None)]
+    said = capsys.readouterr().out
+    assert f"target {target.name!r}" in said
+    assert "process 7 (runs/other)" in said
 
 
 def test_a_meter_that_a_node_lacks_is_refused_before_anything_is_trained(

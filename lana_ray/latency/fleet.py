@@ -17,6 +17,7 @@ import ray.exceptions
 from lana_ray.cluster import nodes
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
+from lana_ray.latency.leases import Busy, Lease, Waiting, lease
 from lana_ray.latency.sampler import Sampler, Work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.placement import Placement, assign_targets
@@ -28,6 +29,8 @@ MAX_DEATHS = 3
 BLOCK_S = 0.3
 """Of measuring, before a sampler tells what it has found."""
 _FLUSH_S = 10.0
+_WAIT_S = 5.0
+"""For cores, before a sampler tells who holds them."""
 
 
 class SamplerActor:
@@ -36,6 +39,7 @@ class SamplerActor:
     def __init__(self, config: Config, num_classes: int, target: Target, cells: bool = False) -> None:
         self._config, self._num_classes, self._target = config, num_classes, target
         self._cells = cells
+        self._lease: Lease | None = None
 
     @cached_property
     def _sampler(self) -> Sampler:
@@ -45,7 +49,18 @@ class SamplerActor:
         space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
         return Sampler(space, self._target, Storage(self._config.run.dir))
 
-    def target_key(self) -> str:
+    def target_key(self) -> str | Busy:
+        """The target's key, once this process has leased cores to measure on; until then, who holds them.
+
+        The lease ends with the process.
+        """
+        if self._lease is None:
+            name, owner = f"target {self._target.name!r}", self._config.run.dir
+            leased = lease(self._target.threads, name, owner, wait_s=_WAIT_S)
+            if isinstance(leased, Busy):
+                return leased
+            leased.pin()
+            self._lease = leased
         return self._sampler.target_key()
 
     def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
@@ -189,6 +204,7 @@ class _Fleet:
         self._flushed = time.monotonic()
         self._deaths = 0
         self._suspects: set[str] = set()
+        self._waiting = Waiting(f"target {job.target.name!r}")
         self.workers: list[_Worker] = []
         count = min(job.placement.actors, len(job.pending()))
         for _ in range(max(1, count)):
@@ -198,7 +214,11 @@ class _Fleet:
         """Takes the answer of a worker that is ready."""
         try:
             if worker.share is None:
-                self._greet(worker, ray.get(worker.awaited))
+                answer = ray.get(worker.awaited)
+                if isinstance(answer, Busy):
+                    self._wait(worker, answer)
+                else:
+                    self._greet(worker, answer)
             else:
                 for sample in ray.get(next(worker.awaited)):
                     self._keep(sample)
@@ -228,6 +248,14 @@ class _Fleet:
     def _hire(self) -> None:
         actor = self._start(self.job)
         self.workers.append(_Worker(actor, actor.target_key.remote()))
+
+    def _wait(self, worker: _Worker, busy: Busy) -> None:
+        """Has a worker look for cores again; while others of this job measure, it may wait without a word."""
+        if any(other.busy for other in self.workers):
+            self._waiting = Waiting(self._waiting.what)
+        else:
+            self._waiting.say(busy)
+        worker.awaited = worker.actor.target_key.remote()
 
     def _greet(self, worker: _Worker, target_key: str) -> None:
         job = self.job

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
+from lana_ray.latency.cores import kind_of
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.programs import Programs, layer_input
 from lana_ray.latency.runtimes import Session, load, prepare, program, version
@@ -104,7 +105,7 @@ def empty_work(space: LayerwiseSpace, layer: int) -> Work:
 
 
 class Sampler:
-    """Builds and times structures on a target; pins the process to as many CPUs as the target has threads.
+    """Builds and times structures on a target, on the CPUs that the process is kept on.
 
     Args:
         space: built from the teacher's structure; weights do not matter here. Candidates are those of a
@@ -117,7 +118,7 @@ class Sampler:
         self._space = space
         self._storage = storage
         self._target = target
-        self._cpus = pin(target.threads)
+        self._cpus = own_cpus()
         self._node = platform.node()
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
@@ -250,10 +251,22 @@ class Sampler:
         )
 
 
+def own_cpus() -> tuple[int, ...]:
+    """The CPUs that this process is kept on; none where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
 def processor(target: Target) -> str:
-    """Model of the CPU or GPU that a target's networks run on, on this machine."""
+    """Model of the CPU or GPU that a target's networks run on, on this machine.
+
+    Of a CPU with cores of several kinds, it says which of them the process is kept on.
+    """
     if target.device.startswith("cuda"):
         return str(torch.cuda.get_device_name(target.device))
+    return ", ".join(filter(None, (_cpu_model(), kind_of(own_cpus()))))
+
+
+def _cpu_model() -> str:
     try:
         with open("/proc/cpuinfo") as file:
             lines = (line.partition(":") for line in file)
@@ -261,12 +274,3 @@ def processor(target: Target) -> str:
             return next(names, platform.machine())
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def pin(threads: int) -> tuple[int, ...]:
-    """Keeps this process on ``threads`` CPUs, the last ones, where the system allows it."""
-    if not hasattr(os, "sched_setaffinity"):
-        return ()
-    cpus = sorted(os.sched_getaffinity(0))[-threads:]
-    os.sched_setaffinity(0, cpus)
-    return tuple(cpus)

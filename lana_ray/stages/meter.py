@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
+from lana_ray.latency.leases import Busy, Waiting, lease
 from lana_ray.latency.meters import metered, unavailable
-from lana_ray.latency.sampler import pin
 from lana_ray.progress import progress_of, say
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
@@ -22,6 +22,8 @@ from lana_ray.tasks import run_on_targets
 from lana_ray.workspace import Workspace, structural_cells, structural_space
 
 FOLDER = "metered"
+_WAIT_S = 5.0
+"""For cores, before a reading gives way to others and is asked for again."""
 
 
 def check(workspace: Workspace) -> None:
@@ -85,7 +87,7 @@ def readings(
     todo, done = Counter(name for name, _ in missing.values()), Counter[str]()
     order = list(missing.items())
     with progress_of({f"{title} {cost} {name}": count for name, count in todo.items()}) as show:
-        for position, value, error in run_on_targets(_read, calls, config):
+        for position, value, error in _read_all(calls, config):
             file, (name, architecture) = order[position]
             what = space.label(architecture)
             storage.write_json(file, {"target": name, "what": what, "value": value, "error": error})
@@ -129,12 +131,40 @@ def _unavailable(target: Target, cost: str) -> str | None:
     return unavailable(target, [cost]).get(cost)
 
 
-def _read(config: Config, num_classes: int, cells: bool, target: Target, architecture: Architecture) -> float:
-    """One reading, on a node of the target; what it claims is its own, as a sampler's."""
-    pin(target.threads)
-    torch.set_num_threads(target.threads)
-    network, cost = _space(config, num_classes, cells).build(architecture), config.search.cost
-    value = metered(network, target, [cost])[cost]
+def _read_all(
+    calls: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
+) -> Iterator[tuple[int, Any, str | None]]:
+    """As ``run_on_targets``; readings for which no cores were free are asked for again.
+
+    Raises:
+        UserError: as ``Waiting.say``.
+    """
+    waits: dict[str, Waiting] = {}
+    left = list(range(len(calls)))
+    while left:
+        again = []
+        for place, value, error in run_on_targets(_read, [calls[position] for position in left], config):
+            name = calls[left[place]][0].name
+            if isinstance(value, Busy):
+                waits.setdefault(name, Waiting(f"target {name!r}")).say(value)
+                again.append(left[place])
+            else:
+                waits.pop(name, None)
+                yield left[place], value, error
+        left = again
+
+
+def _read(
+    config: Config, num_classes: int, cells: bool, target: Target, architecture: Architecture
+) -> float | Busy:
+    """One reading, on a node of the target and on cores that it leases; who holds them if none are free."""
+    own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
+    if isinstance(own, Busy):
+        return own
+    with own.used():
+        torch.set_num_threads(target.threads)
+        network, cost = _space(config, num_classes, cells).build(architecture), config.search.cost
+        value = metered(network, target, [cost])[cost]
     if value <= 0:
         raise UserError(f"the meter reads {value:g}; relative errors need a positive cost")
     return value

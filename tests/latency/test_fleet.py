@@ -16,7 +16,9 @@ import ray
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.latency import fleet as fleet_module
+from lana_ray.latency import leases
 from lana_ray.latency.fleet import MAX_DEATHS, Job, SamplerActor, Start, in_blocks, run_jobs
+from lana_ray.latency.leases import Busy
 from lana_ray.latency.runtimes import version
 from lana_ray.latency.sampler import Work
 from lana_ray.latency.store import Sample, SampleStore
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def samplers(
     deadly: Sequence[str] = (),
-    keys: Sequence[str] = ("k",),
+    keys: Sequence[str | Busy] = ("k",),
     stillborn: int = 0,
     endless: str = "",
     crew: Path | None = None,
@@ -46,19 +48,25 @@ def samplers(
 
     class Sampler:
         def __init__(self, number: int) -> None:
-            self._number = number
+            self._number, self._asked = number, 0
             if number < stillborn:
                 os._exit(1)
             if crew:
                 (crew / str(number)).touch()
 
-        def target_key(self) -> str:
-            return keys[self._number % len(keys)]
+        def target_key(self) -> str | Busy:
+            key = keys[(self._number + self._asked) % len(keys)]
+            self._asked += isinstance(key, Busy)
+            return key
 
         def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
             while crew and len(list(crew.iterdir())) < 3:
                 time.sleep(0.05)
-            common = {"target_key": keys[0], "node": str(self._number), "error": None}
+            common = {
+                "target_key": keys[-1] if isinstance(keys[0], Busy) else keys[0],
+                "node": str(self._number),
+                "error": None,
+            }
             if not baselines_ms:
                 baselines_ms = [2.0, 0.5]
                 for key, baseline_ms in zip(("floor", "teacher"), reversed(baselines_ms), strict=True):
@@ -243,6 +251,36 @@ def test_a_target_nobody_serves_any_more_is_told_and_what_came_is_kept(store: Sa
     with pytest.raises(UserError, match="no node carries"):
         run_jobs([job(10, extra=["deadly"])], store, once, lambda _: None)
     assert {s.what for s in store.read("k") if s.kind == "network"} == {f"w{k}" for k in range(5)}
+
+
+def test_a_sampler_without_free_cores_is_asked_again_and_the_wait_is_told(
+    store: SampleStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = Busy("xeon", ("process 7 (runs/other)",), own=False)
+    asked = job(5)
+    run_jobs([asked], store, samplers(keys=[busy, busy, "k"]), lambda _: None)
+    assert asked.done == 5
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "process 7" in line]
+    for words in ("target 'edge'", "xeon", "runs/other"):
+        assert words in said
+    monkeypatch.setattr(leases, "LIMIT_S", 0.0)
+    with pytest.raises(UserError, match=r"target 'edge': .* process 7 \(runs/other\)"):
+        run_jobs([job(6)], store, samplers(keys=[busy]), lambda _: None)
+
+
+def test_a_real_sampler_leases_its_cores_until_it_ends(store: SampleStore, tmp_path: Path) -> None:
+    config = Config.model_validate(settings(tmp_path))
+    target = next(t for t in config.targets if t.runtime == "torch")
+    target = target.model_copy(update={"input_shape": (3, 16, 16)})
+    actor = ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, target)
+    first = ray.get(actor.target_key.remote())
+    while isinstance(first, Busy):  # other tests measure as well
+        first = ray.get(actor.target_key.remote())
+    assert ray.get(actor.target_key.remote()) == first
+    assert any(str(tmp_path) in holder for holder in leases.held())
+    ray.kill(actor)
+    while any(str(tmp_path) in holder for holder in leases.held()):
+        time.sleep(0.05)
 
 
 def test_several_targets_are_measured_in_one_go(store: SampleStore) -> None:

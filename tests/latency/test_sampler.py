@@ -212,13 +212,15 @@ def test_samples_mix_only_between_equal_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no processes")
-def test_the_process_is_pinned_to_the_targets_threads(tmp_path: Path) -> None:
-    of = space()
+def test_samples_say_where_the_process_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, cpu = space(), min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, [cpu])
+    monkeypatch.setattr(sampler_module, "kind_of", lambda cpus: f"cores like {cpus}")
     sampler = Sampler(of, target(threads=1), Storage(str(tmp_path)))
-    assert len(os.sched_getaffinity(0)) == 1
     assert torch.get_num_threads() == 1
     (sample,) = sampler.sample([empty_work(of, 0)], [1.0])
-    assert sample.cpus == ",".join(map(str, os.sched_getaffinity(0)))
+    assert sample.cpus == str(cpu)
+    assert sample.processor.endswith(f", cores like ({cpu},)")
 
 
 @pytest.mark.parametrize(("floor_ms", "used"), [(1.0, True), (1.9, False)])
