@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lana_ray.layers import Layer, Suffixes, batch_statistics, observe
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, 3, H, W], labels [N])."""
+HELD_BYTES = 256 << 20
+"""Weights of candidates that are scored on a batch before the next batch is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,10 @@ def score_layer(
     teacher: nn.Module,
     layers: Sequence[Layer],
     position: int,
-    candidates: Mapping[int, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    candidates: Iterable[tuple[int, nn.Module]],
+    batches: Callable[[], Batches],
+    *,
+    held_bytes: int = HELD_BYTES,
 ) -> dict[int, Score]:
     """Scores candidates of one layer: LANA's a_i (arXiv 2107.10624, section 3.3).
 
@@ -42,9 +49,39 @@ def score_layer(
     statistics anywhere it is .85 and .65; powers of the divergence below 1 are worse in both.
 
     Args:
-        candidates: modules by choice.
-        batches: (images [N, 3, H, W], labels [N]) of the scoring split.
+        candidates: choices and their modules, taken a few at a time and then let go.
+        batches: begins the batches of the scoring split, the same ones for every few candidates.
+        held_bytes: weights of candidates held at a time. The teacher's pass is made once for them and batch.
     """
+    scores: dict[int, Score] = {}
+    for few in _portions(candidates, held_bytes):
+        scores |= _score_few(teacher, layers, position, few, batches())
+    return scores
+
+
+def _portions(candidates: Iterable[tuple[int, nn.Module]], held_bytes: int) -> Iterator[dict[int, nn.Module]]:
+    """Candidates in order, as many at a time as have so many bytes of weights, at least one."""
+    few: dict[int, nn.Module] = {}
+    held = 0
+    for choice, module in candidates:
+        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        if few and held + size > held_bytes:
+            yield few
+            few, held = {}, 0
+        few[choice] = module
+        held += size
+    if few:
+        yield few
+
+
+def _score_few(
+    teacher: nn.Module,
+    layers: Sequence[Layer],
+    position: int,
+    candidates: dict[int, nn.Module],
+    batches: Batches,
+) -> dict[int, Score]:
+    """Scores candidates that are held together; the teacher's part of a batch is computed once for all."""
     differences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
     divergences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
     suffixes: Suffixes | None = None
@@ -74,7 +111,7 @@ def score_layer(
 
 
 @torch.no_grad()
-def batch_statistics_loss(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def batch_statistics_loss(network: nn.Module, batches: Batches) -> float:
     """Mean cross-entropy of a student that is not fine-tuned, with each batch's own statistics."""
     losses = []
     network.eval()

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.distill.score import score_layer
+from lana_ray.distill.score import Batches, score_layer
 from lana_ray.distill.step import DIVERGED
 from lana_ray.distill.worker import Ending, ending
 from lana_ray.progress import say
@@ -82,19 +82,18 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
     settings = workspace.config.score
     known = {j: _ending(workspace, layer, j) for j in choices}
     where = device(workspace)
-    candidates = {
-        j: workspace.candidate(layer, j).requires_grad_(False).to(where)
+    candidates = (
+        (j, workspace.candidate(layer, j).requires_grad_(False).to(where))
         for j in choices
         if not known[j].stopped
-    }
-    batches = workspace.data.batches("score", batch_size=settings.batch_size, max_images=settings.images)
-    scores = score_layer(
-        workspace.teacher.to(where),
-        workspace.layers,
-        layer,
-        candidates,
-        ((images.to(where), labels.to(where)) for images, labels in batches),
     )
+
+    def batches() -> Batches:
+        images_of = workspace.data.batches
+        for images, labels in images_of("score", batch_size=settings.batch_size, max_images=settings.images):
+            yield images.to(where), labels.to(where)
+
+    scores = score_layer(workspace.teacher.to(where), workspace.layers, layer, candidates, batches)
 
     def rows() -> Iterator[dict[str, Any]]:
         for j, op in enumerate(workspace.space.ops[layer]):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -61,7 +64,9 @@ def positions(space: LayerwiseSpace) -> list[int]:
 
 def test_scores_are_those_of_the_assembled_students(space: LayerwiseSpace) -> None:
     for position in positions(space):
-        scores = score_layer(space.network, space.layers, position, candidates(space, position), batches())
+        scores = score_layer(
+            space.network, space.layers, position, candidates(space, position).items(), batches
+        )
         assert scores.keys() == set(range(len(space.ops[position])))
         for choice, score in scores.items():
             architecture = tuple(choice if i == position else 0 for i in range(len(space.layers)))
@@ -83,16 +88,38 @@ def test_scores_are_those_of_the_assembled_students(space: LayerwiseSpace) -> No
 def test_the_teachers_own_layer_scores_zero(space: LayerwiseSpace) -> None:
     for position in range(len(space.layers)):
         own = {0: space.candidate(position, 0)}
-        (score,) = score_layer(space.network, space.layers, position, own, batches()).values()
+        (score,) = score_layer(space.network, space.layers, position, own.items(), batches).values()
         assert (score.loss, score.loss_se) == (0.0, 0.0)
         assert score.kl == pytest.approx(0.0, abs=1e-6)
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(space: LayerwiseSpace) -> None:
-    together = score_layer(space.network, space.layers, 1, candidates(space, 1), batches())
+    together = score_layer(space.network, space.layers, 1, candidates(space, 1).items(), batches)
     last = max(together)
-    alone = score_layer(space.network, space.layers, 1, {last: space.candidate(1, last)}, batches())
+    alone = score_layer(space.network, space.layers, 1, [(last, space.candidate(1, last))], batches)
     assert alone == {last: together[last]}
+
+
+def test_candidates_are_let_go_before_others_are_taken(space: LayerwiseSpace) -> None:
+    """A layer may have hundreds of candidates: only a few are held, and their scores are the same."""
+    together = score_layer(space.network, space.layers, 1, candidates(space, 1).items(), batches)
+    alive: list[weakref.ref[nn.Module]] = []
+    most = 0
+
+    def one_by_one() -> Iterator[tuple[int, nn.Module]]:
+        nonlocal most
+        for choice in range(len(space.ops[1])):
+            module = space.candidate(1, choice)
+            alive.append(weakref.ref(module))
+            yield choice, module
+            del module
+            gc.collect()
+            most = max(most, sum(reference() is not None for reference in alive))
+
+    apart = score_layer(space.network, space.layers, 1, one_by_one(), batches, held_bytes=1)
+    assert len(alive) > 2
+    assert most <= 2
+    assert apart == together
 
 
 def test_a_worse_candidate_has_a_higher_divergence() -> None:
@@ -109,7 +136,7 @@ def test_a_worse_candidate_has_a_higher_divergence() -> None:
             for parameter in module.parameters():
                 parameter.add_(amount * torch.randn_like(parameter))
         noisy[choice] = module
-    scores = score_layer(space.network, space.layers, 0, noisy, batches(16))
+    scores = score_layer(space.network, space.layers, 0, noisy.items(), lambda: batches(16))
     assert scores[0].kl < scores[1].kl < scores[2].kl
 
 
@@ -117,7 +144,7 @@ def test_scoring_leaves_teacher_and_candidates_as_they_were(space: LayerwiseSpac
     modules = candidates(space, 1)
     watched = [space.network, *modules.values()]
     before = [{name: value.clone() for name, value in m.state_dict().items()} for m in watched]
-    score_layer(space.network, space.layers, 1, modules, batches())
+    score_layer(space.network, space.layers, 1, modules.items(), batches)
     for module, state in zip(watched, before, strict=True):
         changed = [name for name, value in module.state_dict().items() if not torch.equal(value, state[name])]
         assert changed == []
@@ -130,10 +157,10 @@ def test_a_candidate_that_answers_with_infinity_spoils_nobody_elses_score() -> N
             return x / 0
 
     space = space_of(net(5), 16)
-    usual = score_layer(space.network, space.layers, 0, {2: space.candidate(0, 2)}, batches(16))
+    usual = score_layer(space.network, space.layers, 0, [(2, space.candidate(0, 2))], lambda: batches(16))
     before = space.network(batches(16)[0][0])
     both = {1: Infinite(), 2: space.candidate(0, 2)}
-    scores = score_layer(space.network, space.layers, 0, both, batches(16))
+    scores = score_layer(space.network, space.layers, 0, both.items(), lambda: batches(16))
     assert scores[1].loss != scores[1].loss  # NaN
     assert scores[2] == usual[2]
     assert torch.equal(space.network(batches(16)[0][0]), before)
