@@ -77,7 +77,7 @@ def main(
     config = load_config(recipe, (f"run.dir={run_dir}",) if run_dir else ())
     run(config, until="teacher")
     workspace = Workspace(config)
-    torch.set_num_threads(config.ray.cpus_per_worker)
+    torch.set_num_threads(config.ray.cpus_per_worker or torch.get_num_threads())
     places = sorted({round(p) for p in np.linspace(0, len(workspace.layers) - 1, layers + 2)[1:-1]})
     errors = {}
     with progress("variants", len(VARIANTS)) as show:

@@ -49,7 +49,7 @@ def main(
     """Prints τ of each prediction."""
     config = load_config(recipe, (*(set or ()), f"score.students={students}"))
     run(config, until="score")
-    torch.set_num_threads(config.ray.cpus_per_worker)
+    torch.set_num_threads(config.ray.cpus_per_worker or torch.get_num_threads())
     workspace = Workspace(config)
     rows = workspace.storage.read_table(STUDENTS_FILE).to_pylist()
     chosen, losses = [row["choices"] for row in rows], np.array([row["loss"] for row in rows])

@@ -1,12 +1,15 @@
-"""Connecting to Ray: finding a cluster or starting a local one, its nodes, how many workers it holds.
+"""Connecting to Ray: finding a cluster or starting a local one, and its nodes.
 
 A node offers itself to a target with the label ``lana.target=<name>`` and one ``lana_device`` for every
-device that can be measured at a time: the label says which hardware, the resource keeps others away.
+device that can be measured at a time: the label says which hardware, the resource keeps others away. The
+label ``lana.role`` says whether it measures, trains or does both; without it, a node that carries a target
+measures, and any other trains.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -23,7 +26,11 @@ from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
 
 LABEL = "lana.target"
+ROLE = "lana.role"
+ROLES = ("measure", "train", "both")
 DEVICE = "lana_device"
+MAX_RETRIES = 3
+"""How often a task is run again whose process died or was killed for its memory."""
 
 TRAINING_ENV = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """Runtime environment of whatever trains or evaluates: OpenMP threads that wait awake for work make a machine
@@ -31,6 +38,8 @@ crawl that is busy with other workers. Samplers have their CPUs to themselves an
 defaults, as networks are deployed."""
 
 _REACH_S = 5.0
+_NOT_OBJECTS = 0.7
+"""Share of a machine's memory that Ray leaves to processes; the rest is for its object store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +51,20 @@ class Node:
     labels: Mapping[str, str]
     """The labels given to ``ray start``; Ray's own are left out."""
     resources: Mapping[str, float]
+    alive: bool = True
 
     @property
     def target(self) -> str | None:
         """The target label it carries."""
         return self.labels.get(LABEL)
+
+    @property
+    def role(self) -> str:
+        """One of ``ROLES``."""
+        label = self.labels.get(ROLE)
+        if label in ROLES:
+            return label
+        return "measure" if self.target else "train"
 
     @property
     def cpus(self) -> int:
@@ -60,6 +78,11 @@ class Node:
     def devices(self) -> int:
         """Measurements that may run at a time."""
         return int(self.resources.get(DEVICE, 0))
+
+    @property
+    def memory(self) -> float:
+        """Bytes that its processes may claim; infinite if Ray does not report them."""
+        return self.resources.get("memory", math.inf)
 
     def fits(self, cpus: int, gpus: float) -> int:
         """How often a claim on so many CPUs and GPUs fits on it."""
@@ -85,6 +108,7 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))  # without a limit otherwise
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: all else disturbs a sampler
     address = find_cluster(config.address)
@@ -163,17 +187,22 @@ def _answers(address: str) -> bool:
         return False
 
 
-def nodes() -> list[Node]:
-    """The machines of the connected cluster that are alive, in a stable order."""
+def nodes(*, gone: bool = False) -> list[Node]:
+    """The machines of the connected cluster that are alive, in a stable order.
+
+    Args:
+        gone: include machines that have left, as far as Ray remembers them: their labels, no resources.
+    """
     found = (
         Node(
             id=node["NodeID"],
             name=node["NodeName"],
             labels={key: value for key, value in node["Labels"].items() if not key.startswith("ray.io/")},
             resources=node["Resources"],
+            alive=node["Alive"],
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] or gone
     )
     return sorted(found, key=lambda node: (node.name, node.id))
 
@@ -188,26 +217,10 @@ def this_machine() -> Node:
     import torch
 
     cpus = _pinned_cpus() or os.cpu_count() or 1
+    memory = _NOT_OBJECTS * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Node(
         id="local",
         name=socket.gethostname(),
         labels={},
-        resources={"CPU": cpus, "GPU": torch.cuda.device_count(), DEVICE: 1},
+        resources={"CPU": cpus, "GPU": torch.cuda.device_count(), "memory": memory, DEVICE: 1},
     )
-
-
-def worker_count(config: RayConfig) -> int:
-    """Ray Train workers: as configured, else as many as the connected cluster's nodes hold, at least one.
-
-    Raises:
-        UserError: when workers want GPUs and no node has enough of them.
-    """
-    if config.workers is not None:
-        return config.workers
-    count = sum(node.fits(config.cpus_per_worker, config.gpus_per_worker) for node in nodes())
-    if not count and config.gpus_per_worker:
-        raise UserError(
-            f"ray.gpus_per_worker: no node has {config.gpus_per_worker:g} GPUs and {config.cpus_per_worker} "
-            "CPUs; set 0, or ray.workers where an autoscaler brings them"
-        )
-    return max(1, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, prod
 
 import torch
@@ -20,9 +20,12 @@ from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages import structure
 from lana_ray.stages.counts import COUNTED
+from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.stages.search import EPOCHS
+from lana_ray.training.driver import describe, worker_group
 from lana_ray.training.loop import steps_of
+from lana_ray.workers import PROCESS_BYTES, held, no_room, trainers
 from lana_ray.workspace import Workspace, cell_space, structural_space
 
 _IMAGENET_CLASSES = 1000
@@ -57,7 +60,9 @@ def plan(config: Config) -> Table:
     structure.check_space(config, space)
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
-    for line in _sampling(config, workspace.targets, len(planned_candidates(space))):
+    where, training = _nodes(config, sum(op.is_trained for ops in space.ops for op in ops))
+    table.add_row("workers", "\n".join(training))
+    for line in _sampling(workspace.targets, where, len(planned_candidates(space))):
         table.add_row("sample", line)
     table.add_row("distill", _distillation(config, space, teacher_macs))
     table.add_row("score", f"{sum(map(len, space.ops))} candidates on {config.score.images} images each")
@@ -74,9 +79,8 @@ def plan(config: Config) -> Table:
     return table
 
 
-def _sampling(config: Config, targets: Sequence[Target], alone: int) -> Iterator[str]:
+def _sampling(targets: Sequence[Target], where: Mapping[str, str], alone: int) -> Iterator[str]:
     """What is measured on each target, and where."""
-    where = _placements(config)
     for target in targets:
         networks = target.measure.architectures
         yield "\n".join(
@@ -226,20 +230,39 @@ def _words(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _placements(config: Config) -> dict[str, str]:
-    """Where each target would be sampled, or why it could not be."""
+def _nodes(config: Config, candidates: int) -> tuple[dict[str, str], list[str]]:
+    """Where each target would be sampled, or why it could not be, and lines on the workers that train."""
     address = find_cluster(config.ray.address)
     if address is None:
-        return _describe(config, [this_machine()])
+        return _describe(config, candidates, [this_machine()])
     try:
         with connect(config.ray):
-            return _describe(config, nodes())
+            return _describe(config, candidates, nodes(gone=True))
     except UserError as error:
-        return dict.fromkeys((target.name for target in config.targets), f"cannot run now: {error}")
+        cannot = f"cannot run now: {error}"
+        return dict.fromkeys((target.name for target in config.targets), cannot), [cannot]
 
 
-def _describe(config: Config, known: list[Node]) -> dict[str, str]:
-    return {target.name: _place(target, known) for target in config.targets}
+def _describe(config: Config, candidates: int, known: list[Node]) -> tuple[dict[str, str], list[str]]:
+    alive = [node for node in known if node.alive]
+    return {target.name: _place(target, alive) for target in config.targets}, _workers(
+        config, candidates, known
+    )
+
+
+def _workers(config: Config, candidates: int, known: Sequence[Node]) -> list[str]:
+    """The workers of each training, or why there are none; distillation's memory shows when it begins."""
+    groups = {
+        "distill": worker_groups(config.ray, candidates, PROCESS_BYTES, known),
+        "finetune": [worker_group(config.ray, config.finetune.batch_size, known)],
+    }
+    lines = [f"{title}: {describe(group, config.ray)}" for title, found in groups.items() for group in found]
+    for group in groups["distill"] + groups["finetune"]:
+        if held(known, group.claim) < group.fewest:
+            wait_s = config.ray.label_wait_s
+            then = f"would wait {wait_s:g} s for a node" if wait_s else "cannot run now"
+            lines = [f"{then}: {no_room(group.claim, config.ray, known, group.fewest)}"]
+    return [*lines, f"on {', '.join(sorted({node.name for node in trainers(known)})) or 'no node'}"]
 
 
 def _place(target: Target, known: list[Node]) -> str:

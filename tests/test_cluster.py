@@ -107,16 +107,6 @@ def test_another_process_joins_by_ray_address_and_leaves_the_cluster_alone() -> 
     assert cluster.nodes() == [node]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_workers_fill_the_cluster() -> None:
-    assert cluster.worker_count(RayConfig()) == 2
-    assert cluster.worker_count(RayConfig(cpus_per_worker=2)) == 1
-    assert cluster.worker_count(RayConfig(cpus_per_worker=16)) == 1
-    assert cluster.worker_count(RayConfig(workers=5)) == 5
-    with pytest.raises(UserError, match="gpus_per_worker"):
-        cluster.worker_count(RayConfig(gpus_per_worker=100))
-
-
 @pytest.mark.slow
 def test_a_node_that_joins_is_waited_for_and_measured_on() -> None:
     script = """

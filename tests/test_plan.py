@@ -88,6 +88,17 @@ def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path:
     assert shown.count("standing in: no node is labelled") == 1
 
 
+def test_workers_are_told_or_why_there_are_none(tmp_path: Path) -> None:
+    one = {"address": "local", "workers": 1, "cpus_per_worker": 1}
+    shown = _shown(_settings(tmp_path, ray=one))
+    assert "distill: 1 worker of 1 CPU" in shown
+    assert "finetune: 1 worker of 1 CPU" in shown
+    shown = _shown(_settings(tmp_path, ray={**one, "cpus_per_worker": 4096}))
+    assert "cannot run now: ray.cpus_per_worker 4096" in shown
+    shown = _shown(_settings(tmp_path, ray={**one, "cpus_per_worker": 4096, "label_wait_s": 60}))
+    assert "would wait 60 s for a node: ray.cpus_per_worker 4096" in shown
+
+
 def test_searches_are_told_where_they_are_asked_for(tmp_path: Path) -> None:
     assert "lana-ray search" not in _shown(_settings(tmp_path))
     assert "with lana-ray search:" in _shown(_settings(tmp_path, search={"trials": 3}))

@@ -26,15 +26,17 @@ class RayConfig(Section):
     address: str = "auto"
     """``auto`` (a running cluster, else a local one), ``local``, or a cluster's address."""
     workers: int | None = Field(default=None, ge=1)
-    """Ray Train workers; by default one per GPU of the cluster, or one per CPU where it has none."""
+    """Most Ray Train workers; by default as many as the nodes that train hold. A network trained by several
+    workers has at most one for every 16 images of its batch, distillation at most one for every candidate."""
     min_workers: int = Field(default=1, ge=1)
     """The fewest to begin or to go on with: their number follows the cluster as nodes come and go."""
     cpu_workers: int = Field(default=0, ge=0)
-    """Workers without a GPU that distil beside those with one."""
-    cpus_per_worker: int = Field(default=1, ge=1)
+    """Workers without a GPU that distil together with those that have one."""
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    """CPUs, and so threads, of a worker or task; by default the workers of a node share all its CPUs."""
     gpus_per_worker: float = Field(default=0, ge=0)
     label_wait_s: Seconds = Field(default=0, ge=0)
-    """How long to wait for an autoscaler to bring the node of a target."""
+    """How long to wait for an autoscaler to bring a node: of a target, or one that can train."""
     node_price_per_hour: float | None = Field(default=None, ge=0)
     """What a node costs in any currency, the mean where nodes differ: the report multiplies it with the hours
     that nodes were there."""

@@ -34,7 +34,6 @@ def distill_worker(setting: dict[str, Any]) -> None:
             ``costs`` of the candidates.
     """
     workspace, board = Workspace(setting["config"]), setting["board"]
-    torch.set_num_threads(workspace.config.ray.cpus_per_worker)
     name, gpus = setting["group"]
     me = f"{name} {train.get_context().get_world_rank()}"
     trained = 0

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -50,6 +50,8 @@ class Sweep:
     concurrency: int
     resources: Mapping[str, float]
     """What a trial claims: ``CPU``, ``GPU``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector of the nodes it may run on; empty for all."""
     seed: int
 
     @property
@@ -126,7 +128,8 @@ def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Stora
         result = storage.read_json(file)
         tune.report({name: result[name] for name in sweep.objectives})
 
-    bundle = tune.PlacementGroupFactory([dict(sweep.resources)])
+    labels = {"bundle_label_selector": [dict(sweep.labels)]} if sweep.labels else {}
+    bundle = tune.PlacementGroupFactory([dict(sweep.resources)], **labels)
     return tune.with_resources(run, bundle)
 
 

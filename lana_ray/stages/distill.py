@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from lana_ray.cluster import worker_count
+from lana_ray.cluster import Node, nodes
 from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
-from lana_ray.distill.rounds import Candidate, plan_rounds
+from lana_ray.distill.rounds import Candidate, memory, plan_rounds
 from lana_ray.distill.worker import GIB, Ending, distill_worker, ending
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.storage import fingerprint
-from lana_ray.training.driver import WorkerGroup, elastic, run_training
+from lana_ray.training.driver import elastic, run_training
+from lana_ray.training.groups import WorkerGroup
+from lana_ray.workers import PROCESS_BYTES, Ask, occupied, share
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
@@ -90,14 +93,16 @@ def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: floa
     """
     config, settings = workspace.config, workspace.config.distill
     demands = find_demands(workspace, list(times))
-    groups = worker_groups(config.ray, len(times))
+    limit = settings.memory_gb * GIB
+    needed = min(limit, memory(list(times), demands, settings.batch_size))
+    groups = worker_groups(config.ray, len(times), PROCESS_BYTES + int(needed), nodes(gone=True))
     rounds = plan_rounds(
         times,
         demands,
         overhead=overhead,
         workers=sum(group.most for group in groups),
         batch_size=settings.batch_size,
-        limit_bytes=settings.memory_gb * GIB,
+        limit_bytes=limit,
         most=settings.group_size,
     )
     run_training(
@@ -112,18 +117,38 @@ def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: floa
     )
 
 
-def worker_groups(config: RayConfig, candidates: int) -> list[WorkerGroup]:
-    """The workers that distil: those of the configuration, and CPU workers beside those with GPUs."""
-    most = min(worker_count(config), candidates)
-    main = WorkerGroup(
-        name="gpu worker" if config.gpus_per_worker else "worker",
-        workers=elastic(config.min_workers, most),
-        cpus=config.cpus_per_worker,
-        gpus=config.gpus_per_worker,
-    )
+def worker_groups(
+    config: RayConfig, candidates: int, memory: int, known: Sequence[Node]
+) -> list[WorkerGroup]:
+    """The workers that distil: those of the configuration, and CPU workers next to those with GPUs.
+
+    Args:
+        memory: bytes that one of them takes.
+        known: the nodes.
+    """
+    name = "gpu worker" if config.gpus_per_worker else "worker"
+    most = min(candidates, config.workers or candidates)
+    ask = Ask(most=most, gpus=config.gpus_per_worker, cpus=config.cpus_per_worker, memory=memory)
     if not config.cpu_workers:
-        return [main]
-    return [main, WorkerGroup(name="cpu worker", workers=config.cpu_workers, cpus=config.cpus_per_worker)]
+        return [elastic(name, ask, config, known)]
+    most_cpus = max((node.cpus for node in known), default=1)
+    widths = [config.cpus_per_worker] if config.cpus_per_worker else range(1, most_cpus + 1)
+
+    def both(cpus: int) -> tuple[int, int, int]:
+        """How many workers of so many CPUs there are with a GPU, and how many without next to them."""
+        count, claim = share(replace(ask, cpus=cpus), known)
+        others = Ask(most=config.cpu_workers, cpus=cpus, memory=memory)
+        return count, share(others, occupied(known, claim, count))[0], cpus
+
+    cpus = max(map(both, widths))[-1]
+    main = elastic(name, replace(ask, cpus=cpus), config, known)
+    others = WorkerGroup(
+        name="cpu worker",
+        workers=(1, config.cpu_workers) if config.cpu_workers > 1 else 1,
+        cpus=cpus,
+        memory=main.memory,
+    )
+    return [main, others]
 
 
 def find_demands(workspace: Workspace, pending: Sequence[Candidate]) -> dict[Candidate, Demand]:

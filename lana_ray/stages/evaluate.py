@@ -11,7 +11,7 @@ from lana_ray.distill.score import batch_statistics_loss
 from lana_ray.layers import batch_statistics
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import fingerprint
-from lana_ray.tasks import device, run_tasks
+from lana_ray.tasks import device, run_tasks, task_bytes
 from lana_ray.training.loop import accuracy
 from lana_ray.training.worker import TrainJob
 from lana_ray.workspace import Workspace
@@ -64,7 +64,9 @@ def _kept(workspace: Workspace, function: Any, keys: dict[Any, str], title: str)
     """Results by subject, each computed unless the run directory has it."""
     files = {subject: f"evaluations/{key}.json" for subject, key in keys.items()}
     pending = [subject for subject, file in files.items() if not workspace.storage.exists(file)]
-    run_tasks(function, [(subject, files[subject]) for subject in pending], workspace.config, title=title)
+    asked = [(subject, files[subject]) for subject in pending]
+    memory = task_bytes(workspace, _BATCH_SIZE) if pending else 0
+    run_tasks(function, asked, workspace.config, title=title, memory=memory)
     return {subject: workspace.storage.read_json(file)["value"] for subject, file in files.items()}
 
 

@@ -176,7 +176,7 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob], title: str) -> None:
             config,
             title=title,
             total=total,
-            groups=[worker_group(config.ray)],
+            groups=[worker_group(config.ray, config.finetune.batch_size)],
             process_group=True,
         )
 

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.distill.score import Batches, score_layer
+from lana_ray.distill.score import HELD_BYTES, Batches, score_layer
 from lana_ray.distill.step import DIVERGED
 from lana_ray.distill.worker import Ending, ending
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Choices
 from lana_ray.storage import concat_tables, fingerprint
-from lana_ray.tasks import device, run_tasks
+from lana_ray.tasks import device, run_tasks, task_bytes
 from lana_ray.workspace import Workspace
 
 FILE = "scores.parquet"
@@ -50,7 +50,9 @@ def run(
     keys = [_key(workspace, k, choices[k]) for k in range(len(layers))]
     pending = [k for k, key in enumerate(keys) if storage.table_fingerprint(_file(workspace, k)) != key]
     say(f"score: {len(pending)} layers to score, {len(layers) - len(pending)} reused")
-    run_tasks(_score, [(k, choices[k], keys[k]) for k in pending], workspace.config, title="score")
+    memory = task_bytes(workspace, workspace.config.score.batch_size) + HELD_BYTES
+    asked = [(k, choices[k], keys[k]) for k in pending]
+    run_tasks(_score, asked, workspace.config, title="score", memory=memory)
     whole = concat_tables(storage.read_table(_file(workspace, k)) for k in range(len(layers)))
     assert whole is not None
     by, place = workspace.config.score.by, whole.schema.get_field_index("left_out")

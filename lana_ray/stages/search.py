@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import torch
 from ray import tune
 
-from lana_ray import registry
+from lana_ray import cluster, registry
 from lana_ray.config import Config, SearchConfig
 from lana_ray.latency.fits import Fit
 from lana_ray.latency.predictor import LatencyPredictor
@@ -25,6 +26,7 @@ from lana_ray.stages.track import run_of
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Checkpoint
+from lana_ray.workers import Ask, Claim, node_labels, selector, share, threads
 from lana_ray.workspace import Workspace
 
 FILE = "search.parquet"
@@ -71,6 +73,7 @@ def sweep(
         config.run.seed,
         identity,
     )
+    claim = trial_claim(config)
     planned = Sweep(
         name=f"{method}-{target}-{key}",
         space=space,
@@ -78,7 +81,8 @@ def sweep(
         trials=config.search.trials,
         first=first,
         concurrency=config.search.concurrency,
-        resources=_resources(config, sampled),
+        resources=_resources(claim, sampled),
+        labels=selector(cluster.nodes(gone=True), claim, node_labels(config)),
         seed=config.run.seed,
     )
     known = {
@@ -191,8 +195,24 @@ def kept(storage: Storage, file: str) -> Checkpoint:
     )
 
 
-def _resources(config: Config, sampled: Sampled) -> dict[str, float]:
-    """What a trial claims. Where one machine does everything, it leaves the sampler all CPUs: a trial waits
-    for it, and would wait for ever. Tune wants something claimed, so it is a byte of memory then."""
-    cpus = {"memory": 1.0} if sampled.placement.stand_in else {"CPU": float(config.ray.cpus_per_worker)}
-    return cpus | ({"GPU": config.ray.gpus_per_worker} if config.ray.gpus_per_worker else {})
+def trial_claim(config: Config) -> Claim:
+    """What a trial takes of its node: those that run at a time share the nodes that train."""
+    settings = config.search
+    ask = Ask(
+        most=min(settings.concurrency, max(settings.trials, 1)),
+        gpus=config.ray.gpus_per_worker,
+        cpus=config.ray.cpus_per_worker,
+    )
+    return share(ask, cluster.nodes(gone=True))[1]
+
+
+def use_threads(config: Config) -> None:
+    """Lets PyTorch use the CPUs of a trial, in its process."""
+    torch.set_num_threads(threads(trial_claim(config).cpus))
+
+
+def _resources(claim: Claim, sampled: Sampled) -> dict[str, float]:
+    """What a trial claims of Ray. Where one machine does everything, it leaves the sampler all CPUs: a trial
+    waits for it, and would wait for ever. Tune wants something claimed, so it is a byte of memory then."""
+    cpus = {"memory": 1.0} if sampled.placement.stand_in else {"CPU": float(claim.cpus)}
+    return cpus | ({"GPU": claim.gpus} if claim.gpus else {})

@@ -24,7 +24,18 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import fit, train_cells
 from lana_ray.stages.meter import readings
 from lana_ray.stages.sample import Sampled, latencies, measure, placements, ran
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, lambdas, learnt, seed_of, sweep
+from lana_ray.stages.search import (
+    EPOCHS,
+    batches,
+    finish,
+    judged,
+    kept,
+    lambdas,
+    learnt,
+    seed_of,
+    sweep,
+    use_threads,
+)
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Rank, train_network
@@ -136,7 +147,7 @@ def _space(setup: Setup, costs: Mapping[Architecture, float]) -> dict[str, Any]:
 def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
     """Finds a cell, trains its network and measures it; runs in a process of Ray Tune."""
     workspace = workspace_in_worker(setup.config)
-    torch.set_num_threads(setup.config.ray.cpus_per_worker)
+    use_threads(setup.config)
     seed = seed_of(setup.config, settings)
     students = CellStudents(workspace.cells.cells, workspace.space, seed=seed)
     begin = time.monotonic()

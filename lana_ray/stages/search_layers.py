@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from ray import tune
 from torch import nn
@@ -28,7 +27,18 @@ from lana_ray.stages import fit
 from lana_ray.stages.evaluate import validated
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import TargetCosts
-from lana_ray.stages.search import EPOCHS, batches, finish, judged, kept, lambdas, learnt, seed_of, sweep
+from lana_ray.stages.search import (
+    EPOCHS,
+    batches,
+    finish,
+    judged,
+    kept,
+    lambdas,
+    learnt,
+    seed_of,
+    sweep,
+    use_threads,
+)
 from lana_ray.stages.select import constrained_scores
 from lana_ray.tasks import device
 from lana_ray.teachers import Teacher
@@ -145,7 +155,7 @@ def _space(setup: Setup, metered: Mapping[Architecture, float]) -> dict[str, Any
 def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
     """Finds a student and judges it; runs in a process of Ray Tune."""
     workspace = workspace_in_worker(setup.config)
-    torch.set_num_threads(setup.config.ray.cpus_per_worker)
+    use_threads(setup.config)
     begin, collapsed = time.monotonic(), False
     if setup.method == "program":
         architecture = _by_program(settings["budget"], setup)

@@ -2,64 +2,91 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train import FailureConfig, RunConfig
+from ray.train.backend import BackendConfig
+from ray.train.torch import TorchConfig
+from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lana_ray.cluster import TRAINING_ENV, worker_count
+from lana_ray.cluster import TRAINING_ENV, Node, nodes
 from lana_ray.config import Config, RayConfig
 from lana_ray.errors import UserError
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
+from lana_ray.training.groups import RUNNING, WAITING, GroupTrainer, Placing, WorkerGroup, free
 from lana_ray.training.launch import Board, run_worker
+from lana_ray.workers import Ask, await_room, held, no_room, node_labels, share, size, trainers, with_cpus
 
 MAX_FAILURES = 3
 _POLL_S = 0.5
+_SAY_S = 60.0
+"""How long no worker may run before it is said why, and between two such lines."""
+_END_S = 1800.0
+"""How long no worker may run before the training ends, or longer where ``ray.label_wait_s`` is."""
+_ABORT_S = 60.0
+_IMAGES_PER_WORKER = 16
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL_S),  # how soon the end is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: our workers save what they have anyway
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerGroup:
-    """Ray Train workers of one kind."""
-
-    name: str
-    workers: int | tuple[int, int]
-    """How many, or the fewest and the most between which their number follows the cluster."""
-    cpus: int
-    gpus: float = 0
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
+def micro_batches(batch_size: int) -> int:
+    """Into how many parts a batch is cut, which workers that train one network share."""
+    return max(1, batch_size // _IMAGES_PER_WORKER)
 
 
-def worker_group(config: RayConfig) -> WorkerGroup:
-    """The workers that the configuration asks for, to train one network together."""
+def worker_group(config: RayConfig, batch_size: int, known: Sequence[Node] | None = None) -> WorkerGroup:
+    """The workers that train one network together: at most as many as its batch has parts.
+
+    Args:
+        known: the nodes; those of the connected cluster by default.
+    """
+    parts = micro_batches(batch_size)
+    ask = Ask(
+        most=config.workers or parts, gpus=config.gpus_per_worker, cpus=config.cpus_per_worker, parts=parts
+    )
+    return elastic("worker", ask, config, nodes(gone=True) if known is None else known)
+
+
+def elastic(name: str, ask: Ask, config: RayConfig, known: Sequence[Node]) -> WorkerGroup:
+    """A group as large as the nodes allow, whose number follows the cluster from ``ray.min_workers`` on.
+
+    A fixed number would wait for ever for a node that is gone for good. With ``ray.workers``, it may grow
+    beyond the nodes of now, as an autoscaler brings others.
+    """
+    count, claim = share(ask, known)
+    most = size(ask.most, ask.parts) if config.workers else max(count, 1)
+    sizes = [n for n in range(1, most + 1) if size(n, ask.parts) == n]
+    fewest = next((n for n in sizes if n >= config.min_workers), most)
     return WorkerGroup(
-        name="workers",
-        workers=elastic(config.min_workers, worker_count(config)),
-        cpus=config.cpus_per_worker,
-        gpus=config.gpus_per_worker,
+        name=name,
+        workers=(fewest, most) if fewest < most else most,
+        cpus=claim.cpus,
+        gpus=claim.gpus,
+        memory=claim.memory,
+        parts=ask.parts,
     )
 
 
-def elastic(fewest: int, most: int) -> int | tuple[int, int]:
-    """``WorkerGroup.workers``: a fixed number would wait for ever for a node that is gone for good."""
-    return (fewest, most) if fewest < most else most
+def describe(group: WorkerGroup, config: RayConfig) -> str:
+    """How many workers a group has and what each claims, for people."""
+    fewest, most = group.fewest, group.most
+    count = f"{most} {group.name}{'s' * (most != 1)}"
+    count = f"{fewest} to {count}" if 1 < fewest < most else f"up to {count}" if fewest < most else count
+    asked = config.workers if group.gpus or group.parts or not config.gpus_per_worker else None
+    fewer = f"; ray.workers {asked} is more than the work has parts" if asked and asked > most else ""
+    return f"{count} of {group.claim}{fewer}"
 
 
 def run_training(
@@ -76,7 +103,8 @@ def run_training(
     """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
 
     Workers keep what they finish in the run directory themselves, so a failed or killed run loses only what
-    was in flight; a worker that dies is replaced up to ``MAX_FAILURES`` times.
+    was in flight; a worker that dies is replaced up to ``MAX_FAILURES`` times. The first group that fails
+    ends the others.
 
     Args:
         setting: the worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added.
@@ -85,8 +113,11 @@ def run_training(
         rounds: work that the workers take from the board.
 
     Raises:
-        UserError: a mistake of the user that only a worker could see.
+        UserError: a mistake of the user that only a worker could see, or no node holds a worker.
     """
+    for group in groups:
+        await_room(group.claim, config, count=group.fewest)
+        say(f"{title}: {describe(group, config.ray)}")
     here = ray.get_runtime_context().get_node_id()
     board = (
         ray.remote(Board)
@@ -99,10 +130,12 @@ def run_training(
     def fit(group: WorkerGroup) -> None:
         # The same name would silently resume the earlier run of that name, so it carries what is trained.
         name = f"{title}-{group.name}-{trained}"
-        own = {**setting, "config": config, "group": (group.name, group.gpus)}
+        own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
         call = {"call": pickle.dumps((worker, own)), "board": board}
+        ahead = tuple(itertools.takewhile(lambda other: other is not group, groups))
+        placing = Placing(group=group, ahead=ahead, targets=node_labels(config), board=board)
         try:
-            _trainer(call, config, name, group, process_group).fit()
+            _trainer(call, config, name, placing, process_group).fit()
         except BaseException as error:
             failures.append(error)
 
@@ -112,38 +145,101 @@ def run_training(
     threads = [threading.Thread(target=fit, args=(g,), name=f"{title} {g.name}", daemon=True) for g in groups]
     for thread in threads:
         thread.start()
-    with progress(title, total) as show:
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(_POLL_S)
-            done, lost = ray.get(board.news.remote())
-            show(min(total, done))
-            for name in lost:
-                say(f"{title}: {name} died; what it had in hand and had not written is done again")
-    ray.kill(board)
+    watch = _Watch(title, groups, config)
+    try:
+        with progress(title, total) as show:
+            while any(thread.is_alive() for thread in threads) and not failures:
+                time.sleep(_POLL_S)
+                (done, lost), (states, mistake) = ray.get([board.news.remote(), board.groups.remote()])
+                show(min(total, done))
+                for name in lost:
+                    say(f"{title}: {name} died; what it had in hand and had not written is done again")
+                if mistake is not None:
+                    raise mistake
+                watch.look(states)
+    finally:
+        _end(board, threads)
     if failures:
         _fail(failures[0], config)
 
 
+def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
+    """Ends the groups that are left, with all that they have claimed, and the board."""
+    if any(thread.is_alive() for thread in threads):
+        (states, _), (controllers, places) = ray.get([board.groups.remote(), board.held.remote()])
+        # One that waits for room hears nothing; one that starts workers does when they have started.
+        hearing = [c.abort.remote() for name, c in controllers.items() if states.get(name) not in WAITING]
+        if hearing:
+            ray.wait(hearing, num_returns=len(hearing), timeout=_ABORT_S)
+        for controller in controllers.values():
+            ray.kill(controller)
+        for placed in places:
+            remove_placement_group(placed)
+        for thread in threads:
+            thread.join(_ABORT_S)
+    ray.kill(board)
+
+
+class _Watch:
+    """Says why no worker runs, and ends a training in which none will."""
+
+    def __init__(self, title: str, groups: Sequence[WorkerGroup], config: Config) -> None:
+        self._title, self._groups, self._config = title, groups, config
+        self._ran = self._said = time.monotonic()
+
+    def look(self, states: Mapping[str, str]) -> None:
+        """Takes note of the states of the groups' controllers.
+
+        Raises:
+            UserError: no worker has run for too long.
+        """
+        now = time.monotonic()
+        if any(states.get(group.name) == RUNNING for group in self._groups):
+            self._ran = self._said = now
+        if now - self._said < _SAY_S:
+            return
+        self._said = now
+        if (missing := self._missing()) is None:
+            return
+        line = f"{self._title}: no worker has run for {now - self._ran:.0f} s: {missing}"
+        if now - self._ran >= max(_END_S, self._config.ray.label_wait_s):
+            raise UserError(line)
+        say(line)
+
+    def _missing(self) -> str | None:
+        """Why nothing starts; None if workers are about to."""
+        known = nodes(gone=True)
+        group = self._groups[0]
+        if held(known, group.claim) < group.fewest:
+            return no_room(group.claim, self._config.ray, known, group.fewest)
+        if group.room(free(known), []):
+            return None
+        spare = [node for node in trainers(free(known)) if node.cpus]
+        cpus, gpus = sum(node.cpus for node in spare), sum(node.gpus for node in spare)
+        return (
+            f"{group.fewest} of {group.claim} wait for what others on the cluster hold; "
+            f"{cpus} CPUs and {gpus} GPUs are free on the nodes that train"
+        )
+
+
 def _trainer(
-    setting: dict[str, Any], config: Config, name: str, group: WorkerGroup, process_group: bool
-) -> DataParallelTrainer:
-    resources = {"CPU": float(group.cpus)} | ({"GPU": group.gpus} if group.gpus else {})
-    options: dict[str, Any] = {
-        "train_loop_config": setting,
-        "scaling_config": ScalingConfig(
-            num_workers=group.workers, use_gpu=group.gpus > 0, resources_per_worker=resources
-        ),
-        "run_config": RunConfig(
+    setting: dict[str, Any], config: Config, name: str, placing: Placing, process_group: bool
+) -> GroupTrainer:
+    backend = (
+        TorchConfig(backend="nccl" if placing.group.gpus else "gloo") if process_group else BackendConfig()
+    )
+    return GroupTrainer(
+        placing,
+        train_loop_per_worker=run_worker,
+        train_loop_config=setting,
+        backend_config=backend,
+        run_config=RunConfig(
             name=name,
             storage_path=f"{config.run.dir}/ray",
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env=TRAINING_ENV,
         ),
-    }
-    if not process_group:
-        return DataParallelTrainer(run_worker, **options)
-    backend = "nccl" if group.gpus else "gloo"
-    return TorchTrainer(run_worker, torch_config=TorchConfig(backend=backend), **options)
+    )
 
 
 def _fail(error: BaseException, config: Config) -> NoReturn:

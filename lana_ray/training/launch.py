@@ -22,6 +22,10 @@ class Board:
         self._steps: dict[str, int] = {}
         self._done = 0
         self._lost: list[str] = []
+        self._states: dict[str, str] = {}
+        self._controllers: dict[str, Any] = {}
+        self._places: dict[str, Any] = {}
+        self._mistake: BaseException | None = None
 
     def join(self, worker: str) -> Any:
         """The round that the worker had in hand when it died, to be done again; None where it had none."""
@@ -51,8 +55,50 @@ class Board:
         lost, self._lost = self._lost, []
         return self._done, lost
 
+    def controlled(self, group: str, controller: Any) -> None:
+        """Notes the actor of Ray Train that controls a group."""
+        self._controllers[group] = controller
+
+    def state(self, group: str, state: str) -> None:
+        """Notes the state that a group's controller has reached, as Ray Train names it."""
+        self._states[group] = state
+
+    def refuse(self, mistake: BaseException) -> None:
+        """Notes a mistake of the user: to try again would be of no use."""
+        self._mistake = self._mistake or mistake
+
+    def groups(self) -> tuple[dict[str, str], BaseException | None]:
+        """The state of every group, and the mistake of the user if there is one."""
+        return self._states, self._mistake
+
+    def placed(self, group: str, placement_group: Any) -> None:
+        """Notes what a group's workers have claimed."""
+        self._places[group] = placement_group
+
+    def held(self) -> tuple[dict[str, Any], list[Any]]:
+        """The actor that controls each group, and the placement groups of their workers."""
+        return self._controllers, list(self._places.values())
+
 
 def run_worker(setting: dict[str, Any]) -> None:
-    """Calls the function with its setting, both from ``setting["call"]`` as ``pickle.dumps`` made it."""
+    """Calls the function with its setting, both from ``setting["call"]`` as ``pickle.dumps`` made it.
+
+    PyTorch gets ``config.ray.cpus_per_worker`` threads, or fewer if this machine has fewer CPUs than its node
+    says.
+    """
     worker, own = pickle.loads(setting["call"])
-    worker({**own, "board": setting["board"]})
+    import ray  # by now the bytes have imported all this
+    import torch
+
+    from lana_ray.errors import UserError
+    from lana_ray.workers import threads, with_cpus
+
+    config = own["config"]
+    cpus = threads(config.ray.cpus_per_worker)
+    torch.set_num_threads(cpus)
+    board = setting["board"]
+    try:
+        worker({**own, "config": with_cpus(config, cpus), "board": board})
+    except UserError as mistake:
+        ray.get(board.refuse.remote(mistake))
+        raise

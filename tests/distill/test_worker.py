@@ -19,7 +19,8 @@ from lana_ray.distill.demand import Demand
 from lana_ray.distill.rounds import Candidate, parts
 from lana_ray.distill.worker import GIB, distill_round, distill_worker, ending
 from lana_ray.storage import FINGERPRINT_KEY
-from lana_ray.training.driver import WorkerGroup, run_training
+from lana_ray.training.driver import run_training
+from lana_ray.training.groups import WorkerGroup
 from lana_ray.workspace import TEACHER_FILE, Workspace, candidate_file
 
 from ..networks import net
