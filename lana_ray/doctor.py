@@ -21,6 +21,7 @@ from lana_ray import cluster
 from lana_ray.cluster import Node
 from lana_ray.config import RayConfig, Target
 from lana_ray.latency import leases, meters, runtimes
+from lana_ray.workers import trainers
 
 RUNTIMES: tuple[str, ...] = get_args(Target.model_fields["runtime"].annotation)
 PACKAGES = (
@@ -165,6 +166,11 @@ def _warnings(address: str | None, examined: Sequence[Examined]) -> Iterator[str
 
 def _node_warnings(entry: Examined) -> Iterator[str]:
     node, machine = entry.node, entry.machine
+    if (label := node.labels.get(cluster.ROLE, node.role)) not in cluster.ROLES:
+        yield (
+            f"{node.name}: {cluster.ROLE}={label} is not a role, so it will {node.role}; use "
+            f"{', '.join(cluster.ROLES[:-1])} or {cluster.ROLES[-1]}"
+        )
     if node.target and not node.devices:
         yield (
             f"{node.name}: carries {cluster.LABEL}={node.target} but no {cluster.DEVICE}, so it cannot be "
@@ -200,6 +206,15 @@ def serves(node: Node, *, alone: bool) -> str:
     return "any (stands in)" if alone else "-"
 
 
+def role(node: Node, known: Sequence[Node]) -> str:
+    """What a node does among others: it may have to train since no other does, or to stand in."""
+    trains, measures = (
+        node in trainers(known),
+        node.role != "train" or serves(node, alone=len(known) == 1) != "-",
+    )
+    return "both" if trains and measures else "measure" if measures else "train"
+
+
 def render(report: Report) -> RenderableType:
     """The report as tables for a terminal."""
     where = f"cluster at {report.address}" if report.address else "this machine"
@@ -212,7 +227,7 @@ def render(report: Report) -> RenderableType:
 
 def _node_table(report: Report, where: str) -> Table:
     table = Table(title=f"Nodes: {where}", title_justify="left")
-    for heading in ("node", "CPUs", "GPUs", "labels", cluster.DEVICE, "serves target", "runtimes"):
+    for heading in ("node", "CPUs", "GPUs", "labels", "role", cluster.DEVICE, "serves target", "runtimes"):
         table.add_column(heading, overflow="fold")
     for entry in report.nodes:
         node, machine = entry.node, entry.machine
@@ -222,6 +237,7 @@ def _node_table(report: Report, where: str) -> Table:
             f"{node.cpus} {machine.architecture if machine else ''}",
             " ".join([str(node.gpus), *kinds]),
             "\n".join(f"{key}={value}" for key, value in sorted(node.labels.items())) or "-",
+            role(node, [entry.node for entry in report.nodes]),
             str(node.devices),
             serves(node, alone=len(report.nodes) == 1),
             _runtime_cell(machine) if machine else Text(entry.error or "", style="red"),

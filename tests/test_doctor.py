@@ -5,7 +5,7 @@ import ray
 import torch
 from rich.console import Console
 
-from lana_ray import doctor
+from lana_ray import cluster, doctor
 from lana_ray.cluster import Node
 from lana_ray.doctor import Examined, Machine, Report
 
@@ -116,6 +116,32 @@ def test_what_could_be_installed_is_one_line_per_runtime_and_no_warning() -> Non
         assert word in text
     able = "latency_ms, peak_memory_mb, params, macs"
     assert f"xeon: meters on cpu: {able}; no energy_mj, because it is hidden" in text
+
+
+def test_the_role_of_every_node_is_shown() -> None:
+    """The only machine does both; so do those that are measured on if nothing else can train."""
+
+    def node(name: str, cpus: int = 4, devices: int = 1, **labels: str) -> Node:
+        resources = {"CPU": cpus, "lana_device": devices}
+        return Node(
+            id=name, name=name, labels={f"lana.{k}": v for k, v in labels.items()}, resources=resources
+        )
+
+    head, pi, both = node("h", devices=0), node("pi", target="pi"), node("x", target="x", role="both")
+    assert [doctor.role(n, [head, pi, both]) for n in (head, pi, both)] == ["train", "measure", "both"]
+    assert [doctor.role(n, [pi, node("i", target="i")]) for n in (pi,)] == ["both"]
+    alone = node("laptop")
+    assert doctor.role(alone, [alone]) == "both"
+    report = Report(address="a", nodes=(Examined(node=pi, machine=None),) * 2, warnings=(), notes=())
+    assert "role" in _text(report)
+
+
+def test_a_role_that_there_is_not_is_told() -> None:
+    node = Node(id="a", name="a", labels={"lana.role": "trains"}, resources={"CPU": 1, "lana_device": 1})
+    (warning,) = doctor._warnings("192.0.2.1:6379", [Examined(node=node, machine=_machine())])
+    assert "lana.role=trains" in warning
+    for name in cluster.ROLES:
+        assert name in warning
 
 
 def test_a_healthy_machine_gives_no_warning() -> None:
