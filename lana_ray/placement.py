@@ -11,7 +11,7 @@ from typing import Any
 from ray.autoscaler.sdk import request_resources
 
 from lana_ray import cluster
-from lana_ray.cluster import DEVICE, LABEL, Node
+from lana_ray.cluster import DEVICE, LABEL, ROLE, Node
 from lana_ray.config import Target
 from lana_ray.errors import UserError
 
@@ -93,8 +93,10 @@ def assign_targets(
 
 
 def _stands_in(known: Sequence[Node], wait_s: float) -> bool:
-    """A head without a device, while more is to come, is no stand-in."""
-    return len(known) == 1 and known[0].target is None and (known[0].devices > 0 or wait_s == 0)
+    """A node that says it trains only is no stand-in; nor a head without a device, while more is to come."""
+    if len(known) != 1 or known[0].target or known[0].labels.get(ROLE) == "train":
+        return False
+    return known[0].devices > 0 or wait_s == 0
 
 
 def _carriers(target: Target, known: Sequence[Node]) -> list[Node]:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from lana_ray.cluster import Node
 from lana_ray.config import Config, load_config
+from lana_ray.workers import GIB, PROCESS_BYTES, Ask, selector, share
 from tests.test_commands import DOCUMENTED
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +60,12 @@ def _pools(path: Path) -> dict[str, Resources]:
     """What a machine of each target offers, by the label."""
     head, types = _node_types(path)
     return {pool["labels"]["lana.target"]: pool["resources"] for name, pool in types.items() if name != head}
+
+
+def _role(path: Path, pool: str) -> str:
+    """That of a pool, from the comment above it."""
+    (comment,) = re.findall(rf'# Target "{pool}":((?:.*\n\s*#)*.*)', path.read_text())
+    return "both" if "Trains as well" in comment else "measure"
 
 
 def _serves(pools: dict[str, Resources], recipe: Config) -> bool:
@@ -128,10 +137,10 @@ def test_pools_come_and_go_with_their_targets(path: Path) -> None:
     config = _load(path)
     head = config["available_node_types"].pop(config["head_node_type"])
     assert "lana_device" not in head["resources"]
-    assert head["labels"] == {"lana.target": "head"}
+    assert head["labels"] == {"lana.role": "train"}
     assert len(config["available_node_types"]) >= 5
     for name, pool in config["available_node_types"].items():
-        assert pool["labels"] == {"lana.target": name}
+        assert pool["labels"] == {"lana.target": name, "lana.role": _role(path, name)}
         assert pool["resources"]["lana_device"] == 1
         assert pool["min_workers"] == 0 < pool["max_workers"] <= config["max_workers"]
         assert re.search("(?i)'spot'", str(pool["node_config"]))
@@ -144,7 +153,8 @@ def test_groups_come_and_go_with_their_targets(path: Path) -> None:
     assert spec["autoscalerOptions"]["version"] == "v2", "the older one knows no labels"
     assert spec["enableInTreeAutoscaling"] is True
     for group in spec["workerGroupSpecs"]:
-        assert group["labels"] == {"lana.target": group["groupName"]}
+        role = _role(KUBERAY[0], group["groupName"])
+        assert group["labels"] == {"lana.target": group["groupName"], "lana.role": role}
         assert group["resources"] == {"lana_device": "1"}, "strings, as the operator has them"
         assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
         pod = group["template"]["spec"]
@@ -152,6 +162,7 @@ def test_groups_come_and_go_with_their_targets(path: Path) -> None:
         assert container["resources"]["requests"] == container["resources"]["limits"], "cores of its own"
         assert pod["nodeSelector"]
         assert {"name": "RAY_worker_niceness", "value": "0"} in container["env"]
+    assert spec["headGroupSpec"]["labels"] == {"lana.role": "train"}
     for resources in _pools(path).values():
         assert resources["lana_device"] == 1
 
@@ -193,8 +204,25 @@ def test_a_cluster_serves_the_recipes_it_names(path: Path) -> None:
             pool = pools[target.node_label]
             assert pool["CPU"] >= target.threads
             assert ("GPU" in pool) == target.device.startswith("cuda")
-        trains = [pool for pool in pools.values() if pool.get("GPU", 0) >= recipe.ray.gpus_per_worker]
-        assert any(pool["CPU"] >= recipe.ray.cpus_per_worker for pool in trains)
+
+
+@pytest.mark.parametrize("path", [*CLOUDS, *KUBERAY], ids=lambda path: path.stem)
+def test_a_pool_that_trains_holds_a_worker_of_the_recipes_and_its_memory(path: Path) -> None:
+    """Ray's autoscaler brings no node whose memory it does not know for a worker that claims some."""
+    _, types = _node_types(path)
+    known = [
+        Node(id=name, name=name, labels=pool["labels"], resources={"memory": 0, **pool["resources"]})
+        for name, pool in types.items()
+    ]
+    if path.stem == "aws":  # whose instance types Ray asks for their memory
+        known = [replace(node, resources={**node.resources, "memory": 32 * GIB}) for node in known]
+    for recipe in {RECIPES[name] for name in re.findall(r"jobs/(imagenet_\w+\.yaml)", path.read_text())}:
+        memory = PROCESS_BYTES + int(recipe.distill.memory_gb * GIB)
+        ask = Ask(most=1, gpus=recipe.ray.gpus_per_worker, cpus=recipe.ray.cpus_per_worker, memory=memory)
+        count, claim = share(ask, known)
+        assert (count, claim.memory) == (1, memory)
+        allowed = selector(known, claim, [target.node_label for target in recipe.targets])
+        assert allowed == {"lana.role": "!in(measure)", "lana.target": allowed["lana.target"]}
 
 
 @pytest.mark.parametrize("path", [*CLOUDS, *KUBERAY], ids=lambda path: path.stem)

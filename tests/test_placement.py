@@ -53,6 +53,13 @@ def test_the_only_machine_stands_in() -> None:
     assert assign_targets([_target()], [_node("laptop", devices=0)])["xeon"].resources == {}
 
 
+def test_the_only_machine_stands_in_unless_it_says_that_it_trains() -> None:
+    node = _node("head")
+    only = Node(id="h", name="h", labels={"lana.role": "train"}, resources=node.resources)
+    with pytest.raises(UserError, match=r"no node carries label lana\.target=xeon"):
+        assign_targets([_target()], [only])
+
+
 @pytest.mark.parametrize(
     ("known", "message"),
     [
