@@ -218,11 +218,7 @@ class ImageData:
             images, labels, kept = self._decode(order, places, replace=shuffle)
             if not images:
                 return None
-            fitted = pixels.fit(images, self.preprocessing.size)
-            if changes is not None:
-                offsets, flips = changes
-                fitted = pixels.crop_and_flip(fitted, offsets[kept], flips[kept])
-            tensor = pixels.normalise(fitted, self.preprocessing.mean, self.preprocessing.std)
+            tensor = self._tensor(images, None if changes is None else [x[kept] for x in changes])
             return tensor if channels_last else tensor.contiguous(), torch.from_numpy(self._labels[labels])
 
         made = _prefetch(batch, range(steps) if only is None else only, split)
@@ -261,6 +257,13 @@ class ImageData:
                 drop_last=True,
                 seed=seed,
             )
+
+    def _tensor(self, images: Sequence[pixels.Pixels], changes: Sequence[Any] | None) -> Tensor:
+        """Normalised inputs, changed by crop offsets and flips if there are any."""
+        fitted = pixels.fit(images, self.preprocessing.size)
+        if changes is not None:
+            fitted = pixels.crop_and_flip(fitted, *changes)
+        return pixels.normalise(fitted, self.preprocessing.mean, self.preprocessing.std)
 
     def _changes(
         self, generator: np.random.Generator, count: int
