@@ -113,8 +113,8 @@ def unmet(
     which += f" of at most {settings.max_ops} operations" if few else ""
     budget = f"budget {choice.name}"
     if error.name in choice.limits:
-        budget += f" ({choice.limits[error.name].limit_ms:.3f} ms with the margin)"
-        place, least = repr(error.name), f"takes about {error.cheapest + stated.rest[error.name]:.3f} ms"
+        budget += f" ({_ms(choice.limits[error.name].limit_ms)} with the margin)"
+        place, least = repr(error.name), f"takes about {_ms(error.cheapest + stated.rest[error.name])}"
         least = f"the cheapest student{which} {least}"
         raised = ["the budget", *others]
     else:
@@ -127,4 +127,9 @@ def unmet(
     fixes = [f"raise {listed(raised)}"]
     fixes += ["loosen select.force and select.forbid"] if settings.force or settings.forbid else []
     fixes += ["add cheaper operations to the pool"]
-    return f"target {place}: {budget} cannot be met: {least}; {', '.join(fixes[:-1])}, or {fixes[-1]}"
+    last = " or " if len(fixes) == 2 and len(raised) == 1 else ", or "
+    return f"target {place}: {budget} cannot be met: {least}; {', '.join(fixes[:-1])}{last}{fixes[-1]}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f} ms" if abs(value) >= 0.01 else f"{value:.3g} ms"
