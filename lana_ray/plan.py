@@ -254,7 +254,7 @@ def _workers(config: Config, candidates: int, known: Sequence[Node]) -> list[str
     """The workers of each training, or why there are none; distillation's memory shows when it begins."""
     groups = {
         "distill": worker_groups(config.ray, candidates, PROCESS_BYTES, known),
-        "finetune": [worker_group(config.ray, config.finetune.batch_size, known)],
+        "finetune": [worker_group(config.ray, config.finetune, known)],
     }
     lines = [f"{title}: {describe(group, config.ray)}" for title, found in groups.items() for group in found]
     for group in groups["distill"] + groups["finetune"]:

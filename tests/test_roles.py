@@ -21,7 +21,7 @@ SCRIPT = """
     from ray.cluster_utils import Cluster
 
     from lana_ray import cluster
-    from lana_ray.config import load_config
+    from lana_ray.config import TrainConfig, load_config
     from lana_ray.tasks import run_tasks
     from lana_ray.training.driver import run_training, worker_group
     from tests.runs import settings
@@ -46,7 +46,7 @@ SCRIPT = """
     with cluster.connect(config.ray):
         names = {node.id: node.target or "head" for node in cluster.nodes()}
         print("roles", sorted((names[node.id], node.role) for node in cluster.nodes()))
-        group = worker_group(config.ray, 256)
+        group = worker_group(config.ray, TrainConfig(batch_size=256))
         print("group", group.workers, group.cpus)
 
         def train(name):

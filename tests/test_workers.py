@@ -9,9 +9,10 @@ import pytest
 
 from lana_ray import cluster
 from lana_ray.cluster import Node
-from lana_ray.config import Config, RayConfig, load_config
+from lana_ray.config import Config, RayConfig, TrainConfig, load_config
 from lana_ray.errors import UserError
-from lana_ray.training.driver import describe, micro_batches, worker_group
+from lana_ray.training.driver import describe, worker_group
+from lana_ray.training.micro import micro_batches
 from lana_ray.workers import GIB, Ask, Claim, await_room, held, no_room, occupied, selector, share, trainers
 
 from .runs import settings
@@ -33,6 +34,11 @@ def left(name: str, **labels: str) -> Node:
 # How many workers, and how large
 
 
+def batches(size: int) -> TrainConfig:
+    """A training whose batches are cut into micro-batches of 16 images."""
+    return TrainConfig(batch_size=size, micro_batch_size=16)
+
+
 @pytest.mark.parametrize(
     ("cpus", "workers", "threads"),
     [(1, 1, 1), (2, 2, 1), (3, 1, 3), (33, 4, 8), (64, 4, 16), (65, 4, 16), (128, 4, 32)],
@@ -40,7 +46,7 @@ def left(name: str, **labels: str) -> Node:
 def test_workers_of_one_network_share_a_machine_as_their_batch_allows(
     cpus: int, workers: int, threads: int
 ) -> None:
-    group = worker_group(RayConfig(), 64, [node("a", cpus)])
+    group = worker_group(RayConfig(), batches(64), [node("a", cpus)])
     assert (group.most, group.fewest, group.cpus) == (workers, 1, threads)
 
 
@@ -50,25 +56,25 @@ def test_workers_of_one_network_share_a_machine_as_their_batch_allows(
 def test_no_more_workers_than_parts_of_the_batch_and_all_get_as_many(
     batch_size: int, cpus: int, asked: int | None
 ) -> None:
-    group = worker_group(RayConfig(workers=asked), batch_size, [node("a", cpus)])
+    group = worker_group(RayConfig(workers=asked), batches(batch_size), [node("a", cpus)])
     assert group.most <= min(asked or cpus, batch_size)
-    assert micro_batches(batch_size) % group.most == 0
+    assert micro_batches(batch_size, 16) % group.most == 0
     assert held([node("a", cpus)], group.claim) >= group.fewest
 
 
 def test_more_workers_than_the_batch_takes_are_told() -> None:
     config = RayConfig(workers=100)
-    said = describe(worker_group(config, 64, [node("a", 64)]), config)
+    said = describe(worker_group(config, batches(64), [node("a", 64)]), config)
     assert "4 workers of 16 CPUs" in said
     assert "ray.workers 100" in said
     config = RayConfig(workers=4)
-    assert "ray.workers" not in describe(worker_group(config, 64, [node("a", 64)]), config)
+    assert "ray.workers" not in describe(worker_group(config, batches(64), [node("a", 64)]), config)
 
 
 def test_cpus_of_a_worker_are_as_configured() -> None:
-    group = worker_group(RayConfig(cpus_per_worker=3), 256, [node("a", 64)])
+    group = worker_group(RayConfig(cpus_per_worker=3), batches(256), [node("a", 64)])
     assert (group.most, group.cpus) == (16, 3)
-    assert worker_group(RayConfig(workers=1, cpus_per_worker=2), 256, [node("a", 64)]).workers == 1
+    assert worker_group(RayConfig(workers=1, cpus_per_worker=2), batches(256), [node("a", 64)]).workers == 1
 
 
 def test_memory_bounds_workers_and_they_take_the_cpus_that_are_left() -> None:
@@ -99,9 +105,9 @@ def test_gpus_are_all_used_and_share_the_cpus() -> None:
 
 
 def test_the_fewest_of_a_group_divides_the_work_too() -> None:
-    group = worker_group(RayConfig(workers=8, min_workers=3), 128, [node("a", 64)])
+    group = worker_group(RayConfig(workers=8, min_workers=3), batches(128), [node("a", 64)])
     assert (group.fewest, group.most) == (4, 8)
-    assert worker_group(RayConfig(min_workers=16), 64, [node("a", 64)]).workers == 4
+    assert worker_group(RayConfig(min_workers=16), batches(64), [node("a", 64)]).workers == 4
     assert [group.room([node("a", cpus)], []) for cpus in (31, 33, 56, 64)] == [0, 4, 4, 8]
 
 
@@ -124,7 +130,7 @@ def test_nodes_that_are_measured_on_do_not_train() -> None:
     )
     assert [n.role for n in (head, pi, both, said)] == ["train", "measure", "both", "measure"]
     assert trainers([head, pi, both, said]) == [head, both]
-    assert worker_group(RayConfig(), 256, [node("h", 2), node("pi", 64, target="pi")]).most == 2
+    assert worker_group(RayConfig(), batches(256), [node("h", 2), node("pi", 64, target="pi")]).most == 2
 
 
 def test_they_train_where_there_has_never_been_another() -> None:
@@ -176,7 +182,7 @@ def test_nodes_of_one_target_may_differ_in_their_role() -> None:
 )
 def test_what_no_node_holds_is_named(changes: dict[str, Any], known: list[Node], parts: list[str]) -> None:
     config = RayConfig(**changes)
-    group = worker_group(config, 64, known)
+    group = worker_group(config, batches(64), known)
     assert held(known, group.claim) < group.fewest
     said = no_room(group.claim, config, known, group.fewest)
     assert "\n" not in said

@@ -176,7 +176,7 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob], title: str) -> None:
             config,
             title=title,
             total=total,
-            groups=[worker_group(config.ray, config.finetune.batch_size)],
+            groups=[worker_group(config.ray, config.finetune)],
             process_group=True,
         )
 

@@ -38,7 +38,7 @@ def run(workspace: Workspace) -> Teacher:
             config,
             title="teacher",
             total=total,
-            groups=[worker_group(config.ray, adapt.batch_size)],
+            groups=[worker_group(config.ray, adapt)],
             process_group=True,
         )
     return teacher

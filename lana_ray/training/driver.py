@@ -19,12 +19,13 @@ from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lana_ray.cluster import TRAINING_ENV, Node, nodes
-from lana_ray.config import Config, RayConfig
+from lana_ray.config import Config, RayConfig, TrainConfig
 from lana_ray.errors import UserError
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.training.groups import RUNNING, WAITING, GroupTrainer, Placing, WorkerGroup, free
 from lana_ray.training.launch import Board, run_worker
+from lana_ray.training.micro import micro_batches
 from lana_ray.workers import Ask, await_room, held, no_room, node_labels, share, size, trainers, with_cpus
 
 MAX_FAILURES = 3
@@ -34,25 +35,21 @@ _SAY_S = 60.0
 _END_S = 1800.0
 """How long no worker may run before the training ends, or longer where ``ray.label_wait_s`` is."""
 _ABORT_S = 60.0
-_IMAGES_PER_WORKER = 16
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL_S),  # how soon the end is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: our workers save what they have anyway
 }
 
 
-def micro_batches(batch_size: int) -> int:
-    """Into how many parts a batch is cut, which workers that train one network share."""
-    return max(1, batch_size // _IMAGES_PER_WORKER)
-
-
-def worker_group(config: RayConfig, batch_size: int, known: Sequence[Node] | None = None) -> WorkerGroup:
-    """The workers that train one network together: at most as many as its batch has parts.
+def worker_group(
+    config: RayConfig, training: TrainConfig, known: Sequence[Node] | None = None
+) -> WorkerGroup:
+    """The workers that train one network together: at most as many as its batch has micro-batches.
 
     Args:
         known: the nodes; those of the connected cluster by default.
     """
-    parts = micro_batches(batch_size)
+    parts = micro_batches(training.batch_size, training.micro_batch_size)
     ask = Ask(
         most=config.workers or parts, gpus=config.gpus_per_worker, cpus=config.cpus_per_worker, parts=parts
     )

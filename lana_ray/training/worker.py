@@ -40,7 +40,6 @@ def train_worker(setting: dict[str, Any]) -> None:
     context = train.get_context()
     rank = Rank(index=context.get_world_rank(), size=context.get_world_size())
     config: Config = setting["config"]
-    torch.set_num_threads(config.ray.cpus_per_worker)
     workspace = Workspace(config)
     jobs: list[TrainJob] = setting["jobs"]
     for job in jobs:
