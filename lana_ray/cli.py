@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import console, simplify
+from lana_ray.signals import SHELL, end_as_exceptions_do, ended_by
 from lana_ray.usage import UsageError, explain
 
 if TYPE_CHECKING:  # what a command does not need it does not load
@@ -245,22 +247,29 @@ def _tracking_uri(given: str | None) -> str:
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line on stderr and exit status 2."""
+    """Runs the command line; a user's mistake is one line on stderr and exit status 2.
+
+    So is a signal that ends it, with 128 and the signal's number.
+    """
     simplify(sys.stdout)  # of which help is written as well
+    end_as_exceptions_do()
+    line: str | None = None
+    status: str | int | None = 0
     try:
         status = app(prog_name="lana-ray", standalone_mode=False)
     except UserError as error:
-        _refuse(str(error))
+        line, status = str(error), 2
     except UsageError as error:
-        _refuse(explain(error).removeprefix("lana-ray: ").removeprefix("lana-ray "))
+        line, status = explain(error).removeprefix("lana-ray: ").removeprefix("lana-ray "), 2
     except typer.Abort:
-        status = _INTERRUPTED
+        status = SHELL + signal.SIGINT
+    except SystemExit as end:
+        status = end.code
+    if (number := ended_by(status)) is not None:
+        line, status = f"ended by {number.name}; finished work is kept, rerun to go on", SHELL + number
+    if line is not None:
+        print(f"lana-ray: {line}", file=sys.stderr)
     sys.exit(status)
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"lana-ray: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ray.exceptions import AuthenticationError
 from lana_ray.authentication import authenticated
 from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
+from lana_ray.signals import terminated_as_before
 
 LABEL = "lana.target"
 ROLE = "lana.role"
@@ -121,12 +122,13 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
         }
     with authenticated(create=address is None):
         try:
-            ray.init(
-                address=address or "local",
-                logging_level=logging.WARNING,
-                log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
-                **machine,
-            )
+            with terminated_as_before():
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.WARNING,
+                    log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1",
+                    **machine,
+                )
         except (AuthenticationError, ConnectionError):
             raise UserError(
                 f"ray.address {address}: the cluster refuses the connection; "
