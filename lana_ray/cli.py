@@ -30,9 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_INTERRUPTED = 130
-"""The exit status that shells give a program stopped by Ctrl-C."""
-
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
 Overrides = Annotated[
     list[str] | None,
