@@ -155,7 +155,14 @@ class Storage:
         return value.decode() if value else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        """Tensors that share memory, as tied weights do, are written under each of their names."""
+        whole: dict[str, Tensor] = {}
+        written: set[int] = set()
+        for key, value in tensors.items():
+            plain = value.detach().cpu().contiguous()
+            memory = plain.untyped_storage().data_ptr()
+            whole[key] = plain.clone() if memory in written else plain
+            written.add(memory)
         self.write_bytes(name, safetensors.torch.save(whole, metadata=dict(metadata)))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:

@@ -61,6 +61,15 @@ def test_tensors_carry_their_metadata(storage: Storage) -> None:
     assert all(torch.equal(again[name], TENSORS[name]) for name in TENSORS)
 
 
+def test_tensors_that_share_memory_are_written_under_all_their_names(storage: Storage) -> None:
+    whole = torch.arange(6.0).reshape(2, 3)
+    shared = {"a": whole, "again": whole, "row": whole[0], "turned": whole.t(), "none": torch.zeros(0)}
+    storage.write_tensors("t.safetensors", shared, {})
+    again = storage.read_tensors("t.safetensors")
+    assert again.keys() == shared.keys()
+    assert all(torch.equal(again[name], shared[name]) for name in shared)
+
+
 def test_list_names_the_files_of_one_folder(storage: Storage) -> None:
     assert storage.list("samples") == []
     for name in ("b.parquet", "a.parquet", "notes.txt", ".a.parquet.1234", "deeper/c.parquet"):
