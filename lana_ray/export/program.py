@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import sysconfig
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, one_line
 from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 
@@ -52,8 +56,13 @@ def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> f
 
 
 def finished(program: fx.GraphModule) -> fx.GraphModule:
-    """A program of torch.export, folded and flattened; changed in doing so."""
+    """A program of torch.export, folded and flattened; changed in doing so.
+
+    It runs in any memory layout: a view of what is not contiguous becomes a copy.
+    """
     _fold_batch_norms(program)
+    for node in program.graph.find_nodes(op="call_function", target=_aten.view.default):
+        node.target = _aten.reshape.default
     return _flattened(program)
 
 
@@ -107,13 +116,28 @@ def anonymise_program(path: str | Path) -> torch.export.ExportedProgram:
     return program
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exporting(network: nn.Module) -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # where it fails, torch writes the whole graph to standard error
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     except Exception as error:  # torch.export has no common base for what it cannot express
-        reason = str(error).strip().split("\n")[0]
+        reason = one_line(str(error).strip().split("\n")[0])
         raise UserError(
             f"{type(network).__name__}: torch.export cannot express it ({type(error).__name__}: {reason}); "
-            "change its forward"
+            f"change its forward{_place(error)}"
         ) from error
+    finally:
+        logging.disable(before)
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's code an error came about, if there."""
+    ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    frames = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    theirs = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(o) for o in ours)]
+    standard = sysconfig.get_paths()["stdlib"]
+    theirs = [place for place in theirs if not place.startswith((standard, "<"))]
+    return f" at {theirs[-1]}" if theirs else ""

@@ -134,6 +134,39 @@ def test_what_cannot_be_exported_is_named() -> None:
         to_program(_OneBatch(), IMAGES, dynamic_batch=True)
 
 
+class _Checking(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        if images.sum() > 0:
+            images = images * 2
+        return images
+
+
+def test_where_it_cannot_be_exported_is_told_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"test_program\.py:\d+$"):
+        to_program(_Checking(), IMAGES, dynamic_batch=True)
+    assert capfd.readouterr().err == ""
+
+
+class _Flattening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.conv(images)
+        return x.view(len(x), -1)
+
+
+def test_a_program_runs_in_any_memory_layout() -> None:
+    network = _Flattening().eval()
+    with torch.no_grad():
+        expected = network(IMAGES)
+    program = to_program(network, IMAGES, dynamic_batch=False).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        given = program(IMAGES.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_anonymised_program_has_no_paths(tmp_path: Path) -> None:
     network = _Blocks().eval()
     path = tmp_path / "network.pt2"
