@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_map_only
 
 from lana_ray.errors import UserError
 
@@ -70,7 +72,7 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
         UserError: when nothing matches, or when a module is not called exactly once with exactly one
             tensor and answers with one tensor; it names the module and the reason.
     """
-    names = [name for name, _ in network.named_modules()]
+    names = [name for name, _ in network.named_modules(remove_duplicate=False)]
     if patterns:
         expressions = [_glob(pattern) for pattern in patterns]
         for pattern, expression in zip(patterns, expressions, strict=True):
@@ -85,6 +87,8 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
                 f"{type(network).__name__} has no block structure that is known; "
                 f"give teacher.layers, glob patterns of module names; {_known(network)}"
             )
+    by_module = {network.get_submodule(name): name for name in reversed(chosen)}
+    chosen = [name for name in chosen if name in by_module.values()]  # a module may have several names
     for inner, outer in itertools.permutations(chosen, 2):
         if inner.startswith(f"{outer}."):
             raise UserError(f"layer {inner} does not fit: it is a part of layer {outer}")
@@ -155,14 +159,37 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
 
 
 def _is_residual(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    """Whether the input passes a layer whose every parameter is zero, as it does beside a shortcut."""
-    if output.shape != inputs.shape:
+    """Whether the input passes the layer when its weights say nothing, as it does along a shortcut.
+
+    Parameters are set to zero; and, since weight normalisation divides by them and norms without parameters
+    subtract a mean, the answers of whatever has weights or statistics too. The activations that may follow a
+    sum leave large positive numbers as they are.
+    """
+    if output.shape != inputs.shape or not inputs.is_floating_point():
         return False
-    inputs = inputs[:1]
+    trial = copy.deepcopy(module)  # weight normalisation of the old style leaves what it computed
+    generator = torch.Generator().manual_seed(0)
+    given = 4 + 2 * torch.rand(inputs[:1].shape, generator=generator).to(inputs)
     zero = inputs.new_zeros(())
-    silent = {name: zero.to(p.dtype).expand(p.shape) for name, p in module.named_parameters()}
-    answer = functional_call(module, silent, (inputs,))
-    return bool(torch.allclose(answer, inputs) or torch.allclose(answer, inputs.relu()))
+    silent = {name: zero.to(p.dtype).expand(p.shape) for name, p in trial.named_parameters()}
+
+    def passes() -> bool:
+        answer = functional_call(trial, silent, (given.clone(),))
+        return bool(torch.allclose(answer, given, rtol=0.05))
+
+    if passes():
+        return True
+    for part in trial.modules():
+        if part is not trial and _has_weights(part):
+            part.register_forward_hook(lambda *call: tree_map_only(Tensor, torch.zeros_like, call[-1]))
+    return passes()
+
+
+def _has_weights(part: nn.Module) -> bool:
+    """Parameters or statistics of its own, and no parts but those that compute its weights."""
+    parts = [name for name, _ in part.named_children() if name != "parametrizations"]
+    own = bool(part._parameters or part._buffers or is_parametrized(part))
+    return own and not parts and not isinstance(part, nn.PReLU)
 
 
 @contextlib.contextmanager
@@ -177,7 +204,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextlib.contextmanager
@@ -244,7 +271,8 @@ class Suffixes:
 
     The layers up to and including the starting one are stood in for by prepared answers: the starting
     layer's is the activation of the whole batch, those before it answer for two images only, so that
-    whatever stands between layers costs next to nothing.
+    whatever stands between layers costs next to nothing. A network that reads the batch size off its images
+    is given as many.
 
     Args:
         network: left unchanged; shares its parameters.
@@ -262,6 +290,7 @@ class Suffixes:
     ) -> None:
         self._names = [layer.name for layer in layers]
         self._few = images[:2]
+        self._counts_images = False
         self._given = {name: _Given() for name in self._names}
         shared: dict[int, Any] = {
             id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()
@@ -280,22 +309,29 @@ class Suffixes:
             expected = network(images)
             for position in self._networks:
                 name = self._names[position]
-                try:
-                    answer = self(position, whole[name][1])
-                    enough = torch.allclose(answer, expected, rtol=1e-3, atol=1e-4)
-                except RuntimeError:  # answers for two images met answers for all
-                    enough = False
-                if not enough:
+                if not self._continues(position, whole[name][1], expected):
+                    self._counts_images = True
+                if not self._continues(position, whole[name][1], expected):
                     raise UserError(f"layer {name} does not fit: what follows it needs more than its output")
+
+    def _continues(self, position: int, activation: Tensor, expected: Tensor) -> bool:
+        try:
+            return torch.allclose(self(position, activation), expected, rtol=1e-3, atol=1e-4)
+        except Exception:  # of the network's own code, whose answers for two images met those for all
+            return False
 
     def __call__(self, position: int, activation: Tensor) -> Tensor:
         """The network's output when layer ``position`` answers ``activation``, shape [N, ...]."""
         for name in self._names[:position]:
-            self._given[name].output = self._answers[name]
+            self._given[name].output = self._sized(self._answers[name], activation)
         self._given[self._names[position]].output = activation
-        result = self._networks[position](self._few)
+        result = self._networks[position](self._sized(self._few, activation))
         assert isinstance(result, Tensor)
         return result
+
+    def _sized(self, few: Tensor, activation: Tensor) -> Tensor:
+        """As many as the activation has images if the network counts its input's, else two."""
+        return few[:1].expand(len(activation), *few.shape[1:]) if self._counts_images else few
 
     def network(self, position: int) -> nn.Module:
         """The network that runs behind layer ``position``, to switch its modes."""

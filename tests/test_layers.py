@@ -249,6 +249,71 @@ def test_a_layer_changed_in_place_is_refused(network: nn.Module) -> None:
         find_layers(network, IMAGES)
 
 
+class _Gated(nn.Module):
+    """What excites and squeezes: no sum with the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x * self.conv(x.mean((2, 3), keepdim=True)).sigmoid()
+        return y
+
+
+class _Added(nn.Module):
+    """A sum with the input and an activation behind it."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.act = act
+        nn.init.ones_(self.norm.running_mean)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(x + self.norm(nn.functional.conv2d(x, self.weight, padding=1)))
+        return y
+
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU)
+
+
+@pytest.mark.parametrize(
+    ("block", "residual"),
+    [
+        *((_Added(act()), True) for act in ACTIVATIONS),
+        (_Gated(), False),
+        (nn.Conv2d(8, 8, 3, padding=1), False),
+        (nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, affine=False)), False),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), nn.ReLU()), False),
+        (nn.AvgPool2d(3, 1, 1), False),
+        (nn.Sequential(nn.BatchNorm2d(8), nn.Sigmoid()), False),
+    ],
+)
+def test_a_residual_is_told_by_what_passes_beside_the_weights(block: nn.Module, residual: bool) -> None:
+    network = Chain(block).eval()
+    before = state_of(network)
+    (layer,) = find_layers(network, IMAGES, ["blocks.*"])
+    assert layer.residual is residual
+    assert_unchanged(network, before)
+
+
+class _ListedTwice(Chain):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.stages = nn.ModuleList([self.blocks])
+
+
+def test_a_module_with_two_names_is_one_layer() -> None:
+    network = _ListedTwice(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    assert [layer.name for layer in find_layers(network, IMAGES)] == ["blocks.0", "blocks.1"]
+    given = find_layers(network, IMAGES, ["stages.*.*"])
+    assert [layer.name for layer in given] == ["stages.0.0", "stages.0.1"]
+    both = find_layers(network, IMAGES, ["blocks.*", "stages.*.*"])
+    assert len({network.get_submodule(layer.name) for layer in both}) == len(both) == 2
+
+
 def test_observe_gives_every_layers_input_and_output() -> None:
     network = net(5).eval()
     seen = observe(network, ["blocks.2", "blocks.0"], IMAGES)
