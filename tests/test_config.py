@@ -151,6 +151,7 @@ def test_what_every_run_needs_must_be_there(section: str) -> None:
             changed(teacher={"timm": "a", "pretrained": True, "weights": "w.pt"}),
             "teacher: pretrained goes with timm and without weights",
         ),
+        (changed(data={"source": "digits", "mean": [0.5] * 3}), "data: mean and std go together"),
         (changed(data={}), "data: give exactly one of source, parquet, folder and torchvision"),
         (
             changed(data={"parquet": "a", "torchvision": "CIFAR10"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from lana_ray.config.section import Fraction, Section, Share, location
 
@@ -30,11 +30,13 @@ class TeacherConfig(Section):
     timm: str | None = None
     """The name of a timm network."""
     factory: str | None = location(default=None)
-    """``package.module:function`` or ``file.py:function``, called with ``num_classes``."""
+    """``package.module:function`` or ``file.py:function``, called with ``num_classes``, or without arguments
+    if it takes none."""
     pretrained: bool = False
     """Take timm's pretrained weights (from an installed weights package if there is one, else the hub)."""
     weights: str | None = location(default=None)
-    """Safetensors or a state dict, loaded without unpickling code."""
+    """Safetensors or what a training script saved: the set of tensors in it that fits the network is taken, a
+    moving average (EMA) before the last step's. No code in the file runs."""
     layers: tuple[str, ...] | None = None
     """Glob patterns of module names, in place of the block structure found by itself."""
     adapt: TrainConfig = TrainConfig()
@@ -70,6 +72,11 @@ class DataConfig(Section):
     download: bool = False
     """Let torchvision download what is missing."""
     image_size: int = Field(default=224, ge=8)
+    mean: tuple[float, float, float] | None = None
+    """Of the pixels (red, green, blue, from 0 to 1) that the teacher was trained with; together with ``std``.
+    By default what timm's configuration of the network says, and ImageNet's for networks without one."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Likewise, the standard deviation."""
     score_images: int | None = Field(default=None, ge=2)
     """Training images set aside to score candidates and to choose among students; by default an eighth of
     them, at most 1024."""
@@ -95,6 +102,8 @@ class DataConfig(Section):
             raise ValueError("image_column and label_column go with parquet")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {list(self.value_range)} must go from black up to white")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
         return self
 
 

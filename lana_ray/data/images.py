@@ -11,7 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,8 @@ class ImageData:
         preprocessing: Preprocessing,
         seed: int,
     ) -> None:
+        self._made_of = (train, test, classes, config)
+        self._given_seed = seed
         self.classes = classes
         self.preprocessing = preprocessing
         self._sources = [train] if test is None else [train, test]
@@ -132,6 +134,11 @@ class ImageData:
             *(contents, classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment),
             _METHOD,
         )
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
+        """The same data with another mean and standard deviation per channel."""
+        preprocessing = replace(self.preprocessing, mean=_triple(mean), std=_triple(std))
+        return ImageData(*self._made_of, preprocessing, self._given_seed)
 
     @property
     def num_classes(self) -> int:

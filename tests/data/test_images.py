@@ -50,6 +50,18 @@ def test_given_test_images_are_the_test_split(parquet: str, tmp_path: Path) -> N
     assert sorted(held(data.batches("test", batch_size=3))) == list(range(7))
 
 
+def test_the_same_data_may_be_normalised_otherwise(parquet: str) -> None:
+    data = load(parquet=parquet)
+    again = data.normalised(data.preprocessing.mean, data.preprocessing.std)
+    assert again.fingerprint == data.fingerprint
+    raw = data.normalised((0, 0, 0), (1, 1, 1))
+    assert raw.fingerprint != data.fingerprint
+    (images, labels), (pixels, same) = (next(d.batches("train", batch_size=4)) for d in (data, raw))
+    assert torch.equal(labels, same)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (data.preprocessing.mean, data.preprocessing.std))
+    assert torch.allclose(images, (pixels - mean) / std, atol=1e-5)
+
+
 def test_splits_follow_the_seed_alone(parquet: str) -> None:
     first, again, other = load(parquet=parquet), load(parquet=parquet), load(parquet=parquet, seed=1)
     for split in SPLITS:
