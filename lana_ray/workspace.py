@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +15,11 @@ from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
 from lana_ray.layers import Layer, find_layers
 from lana_ray.ops import register_files
+from lana_ray.preparation import example_images, memory_format
 from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.storage import FINGERPRINT_KEY, Storage, fingerprint
-from lana_ray.teachers import check_outputs, normalisation, structure
+from lana_ray.teachers import Teacher, load_teacher, normalisation, normalisation_of, structure
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -36,16 +40,49 @@ class Workspace:
         return Storage(self.config.run.dir)
 
     @cached_property
+    def opened(self) -> ImageData:
+        """The data, whatever the teacher: with ImageNet's normalisation."""
+        return load_data(self.config.data, seed=self.config.run.seed)
+
+    @cached_property
     def data(self) -> ImageData:
-        mean, std = normalisation(self.config.teacher)
-        return load_data(self.config.data, mean=mean, std=std, seed=self.config.run.seed)
+        """The data, normalised as ``data.mean`` and ``data.std`` say or as the teacher was trained with."""
+        settings = self.config.data
+        if settings.mean is not None and settings.std is not None:
+            return self.opened.normalised(settings.mean, settings.std)
+        own = normalisation(self.config.teacher) or normalisation_of(self._structure[0])
+        return self.opened.normalised(*own)
+
+    @cached_property
+    def _structure(self) -> tuple[nn.Module, frozenset[str]]:
+        return _structure(self.config, self.opened.num_classes)
 
     @cached_property
     def teacher(self) -> nn.Module:
         """The teacher as trained, from the run directory; frozen, in evaluation mode."""
-        network = structure(self.config.teacher, self.data.num_classes)
+        network, _ = self._structure
         network.load_state_dict(self.storage.read_tensors(TEACHER_FILE))
-        return network.to(memory_format=torch.channels_last).requires_grad_(False)
+        return network.to(memory_format=memory_format(network)).requires_grad_(False)
+
+    def load_teacher(self) -> Teacher:
+        """The teacher as configured, before any training on the data."""
+        size, seed = self.config.data.image_size, self.config.run.seed
+        return load_teacher(self.config.teacher, self.opened.num_classes, image_size=size, seed=seed)
+
+    def teacher_to_train(self) -> nn.Module:
+        """The same with gradients for all that its training is to change."""
+        loaded = self.load_teacher()
+        network = loaded.network.to(memory_format=memory_format(loaded.network))
+        _require_gradients(network, self._reached(network) - loaded.frozen)
+        return network
+
+    @cached_property
+    def _trainable(self) -> frozenset[str]:
+        """Parameters of the teacher that fine-tuning changes: neither frozen by the user nor unused."""
+        return self._reached(self.teacher) - self._structure[1]
+
+    def _reached(self, network: nn.Module) -> frozenset[str]:
+        return reached_parameters(network, example_images(self.config.data.image_size))
 
     @cached_property
     def teacher_key(self) -> str:
@@ -57,7 +94,7 @@ class Workspace:
     @cached_property
     def space(self) -> LayerwiseSpace:
         """The pool's candidates for the layers of the trained teacher."""
-        return _space(self.config, self.teacher)
+        return find_space(self.config, self.teacher)
 
     @cached_property
     def cells(self) -> CellStudents:
@@ -98,13 +135,20 @@ class Workspace:
         if self.has_weights(layer, choice):
             name = candidate_file(self.layers[layer].name, self.space.ops[layer][choice].name)
             module.load_state_dict(self.storage.read_tensors(name))
-        return module.to(memory_format=torch.channels_last)
+        return module.to(memory_format=memory_format(self.teacher))
 
     def student(self, architecture: tuple[int, ...]) -> nn.Module:
-        """The network an architecture makes of the distilled candidates; everything in it can be trained."""
+        """The network an architecture makes of the distilled candidates.
+
+        Everything in it can be trained but what the teacher was made with frozen, and what it never uses.
+        """
         trained = {(i, choice): self.candidate(i, choice) for i, choice in enumerate(architecture) if choice}
-        network = self.space.build(architecture, trained).requires_grad_(True)
-        return network.to(memory_format=torch.channels_last)
+        network = self.space.build(architecture, trained)
+        _require_gradients(network, self._trainable)
+        for layer, choice in zip(self.layers, architecture, strict=True):
+            if choice:
+                network.get_submodule(layer.name).requires_grad_(True)
+        return network.to(memory_format=memory_format(network))
 
     def student_key(self, architecture: tuple[int, ...]) -> str:
         """Identity of the student before fine-tuning."""
@@ -127,7 +171,7 @@ def workspace_in_worker(config: Config) -> Workspace:
 
 def structural_space(config: Config, num_classes: int) -> LayerwiseSpace:
     """The same space on arbitrary weights, for a node that has neither the data nor the teacher's weights."""
-    return _space(config, structure(config.teacher, num_classes))
+    return find_space(config, _structure(config, num_classes)[0])
 
 
 def structural_cells(config: Config, num_classes: int) -> CellStudents:
@@ -146,19 +190,43 @@ def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -
     return preset(classes=num_classes, width=width, cells=count, stem=cells.stem)
 
 
-def _space(config: Config, network: nn.Module) -> LayerwiseSpace:
+def _structure(config: Config, num_classes: int) -> tuple[nn.Module, frozenset[str]]:
+    size, seed = config.data.image_size, config.run.seed
+    return structure(config.teacher, num_classes, image_size=size, seed=seed)
+
+
+def find_space(config: Config, network: nn.Module) -> LayerwiseSpace:
+    """The pool's candidates for the layers of a prepared teacher."""
     register_files(config.pool.modules)
     device = next((p.device for p in network.parameters()), None)  # a worker may have moved it to its GPU
-    layers = find_layers(network, _example(config).to(device), config.teacher.layers)
+    images = example_images(config.data.image_size).to(device)
+    layers = find_layers(network, images, config.teacher.layers)
     return LayerwiseSpace(network, layers, config.pool.ops or config.pool.preset, seed=config.run.seed)
 
 
-def _example(config: Config) -> Tensor:
-    size = config.data.image_size
-    return torch.randn((2, 3, size, size), generator=torch.Generator().manual_seed(0))
+def reached_parameters(network: nn.Module, images: Tensor) -> frozenset[str]:
+    """Parameters, under all their names, that a gradient of the answers reaches in evaluation mode.
+
+    Others would stay as they are, and data-parallel training would wait for them.
+    """
+    trial = copy.deepcopy(network).cpu().eval()
+    parameters = dict(trial.named_parameters(remove_duplicate=False))
+    for parameter in parameters.values():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    with torch.enable_grad():
+        pending = [trial(images).grad_fn]
+    seen: set[Any] = set()
+    leaves: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        pending.extend(following for following, _ in node.next_functions)
+    return frozenset(name for name, parameter in parameters.items() if id(parameter) in leaves)
 
 
-def check_teacher(config: Config, network: nn.Module, num_classes: int) -> None:
-    """Raises UserError unless the teacher runs on the data's images and has layers to replace."""
-    check_outputs(network, _example(config), num_classes)
-    _space(config, network)
+def _require_gradients(network: nn.Module, names: Collection[str]) -> None:
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name in names)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -85,3 +89,18 @@ def plain(num_classes: int) -> nn.Module:
         nn.Flatten(),
     )
     return nn.Sequential(*layers, nn.Linear(4, num_classes))
+
+
+def small_vit(num_classes: int) -> nn.Module:
+    """A vision transformer of timm for images of 48 pixels."""
+    options = {"depth": 2, "img_size": 48, "num_classes": num_classes}
+    network: nn.Module = timm.create_model("vit_tiny_patch16_224", **options)
+    return network
+
+
+def at_random(num_classes: int) -> nn.Module:
+    """Of other weights at every call, drawn by NumPy and Python's generator too."""
+    network = Net(num_classes)
+    with torch.no_grad():
+        network.head.bias.add_(float(np.random.rand()) + random.random())
+    return network

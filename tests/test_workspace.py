@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lana_ray.checks import check_teacher
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.ops import registry
@@ -17,7 +18,6 @@ from lana_ray.workspace import (
     TEACHER_FILE,
     Workspace,
     candidate_file,
-    check_teacher,
     structural_space,
     workspace_in_worker,
 )

@@ -16,6 +16,7 @@ from lana_ray.distill.rounds import Candidate, parts
 from lana_ray.distill.step import DIVERGED, Distiller, Trainee
 from lana_ray.layers import observe
 from lana_ray.ops.warmstart import warm_start
+from lana_ray.preparation import memory_format
 from lana_ray.storage import FINGERPRINT_KEY
 from lana_ray.workspace import Workspace, candidate_file
 
@@ -100,7 +101,7 @@ def distill_round(
         Trainee(
             layer=workspace.layers[i],
             op=workspace.space.ops[i][j].name,
-            module=workspace.space.candidate(i, j).to(device).to(memory_format=torch.channels_last),
+            module=workspace.space.candidate(i, j).to(device).to(memory_format=memory_format(teacher)),
             parts=parts(demands[i, j], settings.batch_size, limit),
             cost=costs[i, j],
         )

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from lana_ray.checks import check_teacher, first_images
 from lana_ray.progress import say
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
-from lana_ray.teachers import Teacher, load_teacher
+from lana_ray.teachers import Teacher
 from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
-from lana_ray.workspace import TEACHER_FILE, Workspace, check_teacher
+from lana_ray.workspace import TEACHER_FILE, Workspace
 
 
 def load_checked(workspace: Workspace) -> Teacher:
-    """The teacher as configured, verified on the data's shape."""
-    teacher = load_teacher(workspace.config.teacher, workspace.data.num_classes)
-    check_teacher(workspace.config, teacher.network, workspace.data.num_classes)
+    """The teacher as configured, tried on the data's first images for all that the stages do with it."""
+    teacher = workspace.load_teacher()
+    data = workspace.data
+    checked = check_teacher(workspace.config, teacher.network, data.num_classes, first_images(data))
+    notes = [*teacher.notes, *checked.notes]
+    if teacher.frozen:
+        notes.append(f"{len(teacher.frozen)} parameters made without gradient stay as they are")
+    for note in notes:
+        say(f"teacher: {note}")
     return teacher
 
 
 def run(workspace: Workspace) -> Teacher:
-    """Writes ``teacher.safetensors``, after a short training where the head is new or the weights random."""
-    config, teacher = workspace.config, load_checked(workspace)
+    """Writes ``teacher.safetensors``, after a short training where the head is new or the weights random.
+
+    It was checked before (``load_checked``).
+    """
+    config, teacher = workspace.config, workspace.load_teacher()
     adapt = config.teacher.adapt if teacher.untrained else None
     key = fingerprint(teacher.fingerprint, workspace.data.fingerprint, adapt, config.run.seed)
     job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
 from lana_ray.layers import evaluating
+from lana_ray.preparation import memory_format
 from lana_ray.training.micro import Rank, StepTotal, all_reduce, broadcast, micro_batches
 from lana_ray.training.state import TrainingState
 
@@ -64,7 +65,8 @@ def train_network(
     on_epoch: Callable[[float], None] = lambda _: None,
     auxiliary_weight: float = 0.0,
 ) -> Trained:
-    """Trains ``network`` in place, data-parallel over the ranks, and keeps its best epoch.
+    """Trains what requires a gradient of ``network``, in place and data-parallel over the ranks, and keeps
+    its best epoch.
 
     With a teacher (and a ``FinetuneConfig``) the loss is ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)``
     at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
@@ -78,7 +80,7 @@ def train_network(
         auxiliary_weight: of the cross-entropy of a second classifier, where the network in training mode
             answers with its logits and those of such a one.
     """
-    network.to(device).to(memory_format=torch.channels_last).requires_grad_(True)
+    network.to(device).to(memory_format=memory_format(network))
     images_per_step = min(config.batch_size, data.sizes["train"])
     count = micro_batches(images_per_step, config.micro_batch_size)
     mine = range(rank.index, count, rank.size)

@@ -14,7 +14,6 @@ from lana_ray.config import Config, FinetuneConfig, TrainConfig
 from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import FINGERPRINT_KEY, Storage
-from lana_ray.teachers import load_teacher
 from lana_ray.training.loop import Checkpoint, Rank, train_network
 from lana_ray.workspace import Workspace
 
@@ -64,7 +63,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
     extras: dict[str, Any] = {}
     if job.architecture is None:
         settings = workspace.config.teacher.adapt
-        network = load_teacher(workspace.config.teacher, workspace.data.num_classes).network
+        network = workspace.teacher_to_train()
     elif job.cells:
         network, extras = _cells(workspace, job.architecture)
     else:
