@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
 from lana_ray.errors import UserError
+from lana_ray.layouts import Layout, Rearranged, find_layouts
+from lana_ray.reach import find_offset
 
 # Block structures of timm's families, tried in this order: EfficientNet and MobileNetV3, ConvNeXt, ResNet
 # and ResNeSt, RegNet, ViT and DeiT.
@@ -36,27 +39,80 @@ class Layer:
     name: str
     """Module name in the teacher, for example ``blocks.1.0``."""
     input_shape: tuple[int, ...]
-    """Without the batch dimension: (channels, height, width), or (tokens, width)."""
+    """Without the batch dimension. Images are [C, H, W] or [H, W, C], tokens [T, D], sequences [C, L]."""
     output_shape: tuple[int, ...]
     residual: bool
     """The layer adds its input to its output."""
+    layout: Layout = Layout.CHANNELS_FIRST
+    """Which axis of both shapes holds the channels."""
+    offset: tuple[float, float] | None = (0.0, 0.0)
+    """The middle of what output pixel (0, 0) of a strided layer reads, in rows and columns of its input.
+
+    (0, 0) where convolutions pad kernel // 2 on every side, (1, 1) where a stride of 2 pads as TensorFlow
+    does, one pixel more behind than before. None where the layer's stride is not what its sizes suggest.
+    """
 
     @property
     def is_image(self) -> bool:
-        return len(self.input_shape) == 3 and len(self.output_shape) == 3
+        """Maps images to images, of a layout that is known."""
+        return self._has(dimensions=3)
+
+    @property
+    def is_tokens(self) -> bool:
+        """Maps tokens, or sequences, to as many, of a layout that is known."""
+        return self._has(dimensions=2) and self.input_size == self.output_size
+
+    def _has(self, dimensions: int) -> bool:
+        lengths = {len(self.input_shape), len(self.output_shape)}
+        return lengths == {dimensions} and self.layout is not Layout.UNKNOWN
 
     @property
     def in_channels(self) -> int:
-        return self.input_shape[0]
+        return self.input_shape[self._channels]
 
     @property
     def out_channels(self) -> int:
-        return self.output_shape[0]
+        return self.output_shape[self._channels]
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """The input's shape without its channels: (height, width), or (tokens,)."""
+        return self.input_shape[:-1] if self._channels else self.input_shape[1:]
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """The output's shape without its channels."""
+        return self.output_shape[:-1] if self._channels else self.output_shape[1:]
+
+    @property
+    def _channels(self) -> int:
+        return -1 if self.layout is Layout.CHANNELS_LAST else 0
 
     @property
     def stride(self) -> int:
         """How much smaller the output image is than the input image."""
-        return max(1, round(self.input_shape[1] / self.output_shape[1]))
+        return max(1, round(self.input_size[0] / self.output_size[0]))
+
+    @property
+    def usual(self) -> Layer:
+        """The layer as operations see it: with images [C, H, W], or tokens [T, D]."""
+        layout = Layout.CHANNELS_FIRST if self.is_image else Layout.CHANNELS_LAST
+        if self.layout in (layout, Layout.UNKNOWN):
+            return self
+        shapes = (
+            (channels, *size) if self.is_image else (*size, channels)
+            for channels, size in (
+                (self.in_channels, self.input_size),
+                (self.out_channels, self.output_size),
+            )
+        )
+        before, after = shapes
+        return changed(self, input_shape=before, output_shape=after, layout=layout)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What candidates for the layer depend on, whatever its name and weights."""
+        return (self.input_shape, self.output_shape, self.residual, self.layout, self.offset)
 
 
 def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | None = None) -> list[Layer]:
@@ -147,15 +203,26 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
                 raise UserError(f"layer {name} does not fit: it does not run in a forward pass")
             if calls[name][1]._version != versions[name]:
                 raise UserError(f"layer {name} does not fit: what follows it changes its output in place")
-        return [
+        layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
+        layers = [
             Layer(
                 name=name,
                 input_shape=tuple(inputs.shape[1:]),
                 output_shape=tuple(output.shape[1:]),
                 residual=_is_residual(network.get_submodule(name), inputs, output),
+                layout=layouts[name],
             )
             for name, (inputs, output) in calls.items()
         ]
+        return [_with_offset(layer, network.get_submodule(layer.name)) for layer in layers]
+
+
+def _with_offset(layer: Layer, module: nn.Module) -> Layer:
+    if not layer.is_image or layer.stride == 1:
+        return layer
+    usual = layer.usual
+    trial = module if usual is layer else Rearranged(module, usual.layout)
+    return changed(layer, offset=find_offset(trial, usual.in_channels, usual.input_size, layer.stride))
 
 
 def _is_residual(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:

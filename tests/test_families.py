@@ -19,6 +19,7 @@ from torch import nn
 from lana_ray.config import TeacherConfig
 from lana_ray.export import to_onnx, to_program
 from lana_ray.layers import Layer, find_layers
+from lana_ray.layouts import Layout
 from lana_ray.ops import Op, pool
 from lana_ray.spaces import Architecture, LayerwiseSpace
 from lana_ray.teachers import load_teacher
@@ -35,7 +36,13 @@ Strided = tuple[Layer, int]
 
 
 def chain(
-    channels: int, size: int, name: str, stages: Iterable[Stage], *, first: tuple[int, int] = (0, 0)
+    channels: int,
+    size: int,
+    name: str,
+    stages: Iterable[Stage],
+    *,
+    first: tuple[int, int] = (0, 0),
+    same: bool = False,
 ) -> list[Strided]:
     """Padded blocks one after the other, with a shortcut wherever nothing changes the shape.
 
@@ -44,6 +51,7 @@ def chain(
         size: of the square images it reads.
         name: of each, with places for the number of the stage and of the block in it.
         first: the numbers of the first stage and of the first block in each.
+        same: they pad as TensorFlow does: where a stride of 2 halves the image, one pixel more behind.
     """
     layers = []
     for stage, (out, repeats, stage_stride) in enumerate(stages, first[0]):
@@ -55,6 +63,7 @@ def chain(
                 input_shape=(channels, size, size),
                 output_shape=(out, after, after),
                 residual=stride == 1 and channels == out,
+                offset=(1.0, 1.0) if same and stride == 2 and size % 2 == 0 else (0.0, 0.0),
             )
             layers.append((layer, stride))
             channels, size = out, after
@@ -81,18 +90,24 @@ MOBILE_V3_SMALL = ((16, 1, 2), (24, 2, 2), (40, 3, 2), (48, 2, 1), (96, 3, 2), (
 
 
 def inverted_residuals(
-    table: Sequence[Stage], stem: int, width: float = 1, depth: float = 1, *, least: float = 0.9
+    table: Sequence[Stage],
+    stem: int,
+    width: float = 1,
+    depth: float = 1,
+    *,
+    least: float = 0.9,
+    same: bool = False,
 ) -> list[Strided]:
     """EfficientNet's compound scaling: channels to eights, blocks upwards. V2 rounds to the nearest."""
     stages = [(in_eights(out * width, least), math.ceil(n * depth), stride) for out, n, stride in table]
-    return chain(in_eights(stem * width, least), SIZE // 2, "blocks.{}.{}", stages)
+    return chain(in_eights(stem * width, least), SIZE // 2, "blocks.{}.{}", stages, same=same)
 
 
 def lite(width: float, depth: float) -> list[Strided]:
     """EfficientNet-Lite scales neither the stem nor how often the first and the last stage are repeated."""
     first, *middle, last = ((in_eights(out * width, 0.9), n, stride) for out, n, stride in B0)
     stages = [first, *((out, math.ceil(n * depth), stride) for out, n, stride in middle), last]
-    return chain(32, SIZE // 2, "blocks.{}.{}", stages)
+    return chain(32, SIZE // 2, "blocks.{}.{}", stages, same=True)
 
 
 def resnet(*repeats: int, expansion: int = 4, stem: int = 64) -> list[Strided]:
@@ -126,10 +141,8 @@ def convnext(width: int, *repeats: int) -> list[Strided]:
 def vit(width: int, extra: int = 1) -> list[Strided]:
     """Twelve blocks on patches and ``extra`` tokens: ViT, arXiv 2010.11929, and DeiT, arXiv 2012.12877."""
     shape = ((VIT_SIZE // PATCH) ** 2 + extra, width)
-    return [
-        (Layer(name=f"blocks.{i}", input_shape=shape, output_shape=shape, residual=True), 1)
-        for i in range(12)
-    ]
+    layer = Layer(name="", input_shape=shape, output_shape=shape, residual=True, layout=Layout.CHANNELS_LAST)
+    return [(replace(layer, name=f"blocks.{i}"), 1) for i in range(12)]
 
 
 SCALES = [(1, 1), (1, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2, 3.1)]
@@ -137,12 +150,12 @@ NETWORKS = {
     **{f"efficientnet_b{i}": inverted_residuals(B0, 32, *scale) for i, scale in enumerate(SCALES)},
     **{f"tf_efficientnet_lite{i}": lite(*scale) for i, scale in enumerate(SCALES[:5])},
     **{
-        f"tf_efficientnetv2_b{i}": inverted_residuals(V2_B0, 32, *scale, least=0)
+        f"tf_efficientnetv2_b{i}": inverted_residuals(V2_B0, 32, *scale, least=0, same=True)
         for i, scale in enumerate(SCALES[:4])
     },
     "efficientnetv2_s": inverted_residuals(V2_S, 24),
-    "tf_efficientnetv2_m": inverted_residuals(V2_M, 24),
-    "tf_efficientnetv2_l": inverted_residuals(V2_L, 32),
+    "tf_efficientnetv2_m": inverted_residuals(V2_M, 24, same=True),
+    "tf_efficientnetv2_l": inverted_residuals(V2_L, 32, same=True),
     "mobilenetv3_large_100": inverted_residuals(MOBILE_V3_LARGE, 16),
     "mobilenetv3_large_075": inverted_residuals(MOBILE_V3_LARGE, 16, 0.75),
     "mobilenetv3_small_100": inverted_residuals(MOBILE_V3_SMALL, 16),
@@ -286,8 +299,7 @@ def kinds() -> tuple[Kind, ...]:
     found: dict[tuple[object, ...], Kind] = {}
     for name in TEACHERS:
         for position, layer in enumerate(space(name).layers):
-            shapes = (layer.input_shape, layer.output_shape, layer.residual)
-            found.setdefault((name, *shapes), (name, position))
+            found.setdefault((name, *layer.place), (name, position))
     return tuple(found.values())
 
 

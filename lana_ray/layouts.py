@@ -1,0 +1,198 @@
+"""Which axis of an activation holds the channels: found by trying, and changed around a module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Layout(StrEnum):
+    """Which axis of an activation holds its channels."""
+
+    CHANNELS_FIRST = "channels first"
+    """Images [C, H, W], sequences [C, L]."""
+    CHANNELS_LAST = "channels last"
+    """Images [H, W, C], tokens [T, D]."""
+    UNKNOWN = "unknown"
+    """The network does not tell."""
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """A view of [N, ..., C] as [N, C, ...]."""
+    return x.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A view of [N, C, ...] as [N, ..., C]."""
+    return x.permute(0, *range(2, x.dim()), 1)
+
+
+class Rearranged(nn.Module):
+    """A module of one layout in the place of one of the other.
+
+    Args:
+        inner: the module.
+        outer: the layout of what this one reads and answers; ``inner`` has the other.
+    """
+
+    def __init__(self, inner: nn.Module, outer: Layout) -> None:
+        super().__init__()
+        self.inner = inner
+        self._last = outer is Layout.CHANNELS_LAST
+
+    def to_inner(self, x: Tensor) -> Tensor:
+        """A view of what this one reads or answers, as ``inner`` does."""
+        return channels_first(x) if self._last else channels_last(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.to_inner(x))
+        # What follows may view the answer, as Swin's windows do.
+        return (channels_last(y) if self._last else channels_first(y)).contiguous()
+
+
+Shapes = tuple[torch.Size, torch.Size]
+"""Shapes of what a layer reads and answers, the batch included."""
+
+
+def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Layout]:
+    """The layout of every layer.
+
+    The network is run on images of twice the size, on torch's ``meta`` device: the axis that does not grow
+    is that of the channels. Where it takes one size only, the parts of a layer that have weights decide: the
+    axis that a part cannot take at another size is that of the channels. Norms and convolutions that read
+    the layer's own input come before all others, since linear layers may mix tokens, as an MLP-Mixer's do.
+    Last the layer as a whole is tried so.
+
+    Args:
+        network: in evaluation mode, left unchanged.
+        example: an input batch of the network.
+        inputs: what each layer reads, shape [N, ...], by its name.
+    """
+    grown = _grown(network, example, [*inputs])
+    return {
+        name: (_by_growth(*grown[name]) if name in grown else None)
+        or _by_parts(network.get_submodule(name), x[:1])
+        or Layout.UNKNOWN
+        for name, x in inputs.items()
+    }
+
+
+def _by_growth(before: Shapes, after: Shapes) -> Layout | None:
+    """The layout of what a layer reads and answers, from both shapes on two sizes of images."""
+    layouts = {_fixed(*pair) for pair in zip(before, after, strict=True)}
+    if layouts == {None}:
+        return None
+    return layouts.pop() if len(layouts) == 1 else Layout.UNKNOWN
+
+
+def _by_parts(module: nn.Module, inputs: Tensor) -> Layout | None:
+    votes = list(_votes(module, inputs))
+    for of_some in ([vote for vote in votes if vote.trusted], votes):
+        layouts = {vote.layout for vote in of_some}
+        if len(layouts) == 1:
+            return layouts.pop()
+    return _at(_rigid_axis(module, inputs.shape), inputs.dim())
+
+
+class _Vote(NamedTuple):
+    layout: Layout
+    trusted: bool
+    """From a norm or a convolution that reads the layer's own input."""
+
+
+def _fixed(before: torch.Size, after: torch.Size) -> Layout | None:
+    """The layout by the one axis that has not grown; None where there is no such axis."""
+    same = [axis for axis in range(1, len(before)) if before[axis] == after[axis]]
+    return _at(same[0], len(before)) if len(same) == 1 else None
+
+
+def _at(axis: int | None, dimensions: int) -> Layout | None:
+    """The layout with channels at an axis of [N, ...]."""
+    if axis == 1:
+        return Layout.CHANNELS_FIRST
+    return Layout.CHANNELS_LAST if axis == dimensions - 1 else None
+
+
+@torch.no_grad()
+def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
+    """What each part with weights of its own says of the layer's input, shape [1, ...]."""
+    calls: list[tuple[nn.Module, torch.Size, bool]] = []
+
+    def note(part: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            calls.append((part, args[0].shape, args[0] is inputs))
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            if [*part.parameters()] and not any([*child.parameters()] for child in part.children()):
+                stack.callback(part.register_forward_pre_hook(note).remove)
+        module(inputs)
+    first, last = inputs.shape[1], inputs.shape[-1]
+    for part, shape, is_own in calls:
+        axis = _rigid_axis(part, shape)
+        if axis is None:
+            continue
+        linear = any(parameter.dim() == 2 for parameter in part.parameters())
+        layout = _at(axis, len(shape))
+        alike = is_own or (first == last and shape == inputs.shape)
+        if alike and layout is not None:
+            yield _Vote(layout, trusted=is_own and not linear)
+        elif first != last and shape[axis] in (first, last):
+            by_size = Layout.CHANNELS_FIRST if shape[axis] == first else Layout.CHANNELS_LAST
+            yield _Vote(by_size, trusted=False)
+
+
+def _rigid_axis(module: nn.Module, shape: torch.Size) -> int | None:
+    """The one axis of its input that a module cannot take at twice the size."""
+    trial = on_meta(module)
+    if not _runs(trial, shape):
+        return None
+    doubled = {
+        axis: [2 * size if at == axis else size for at, size in enumerate(shape)]
+        for axis in range(1, len(shape))
+    }
+    rigid = [axis for axis, larger in doubled.items() if not _runs(trial, larger)]
+    return rigid[0] if len(rigid) == 1 else None
+
+
+def _runs(trial: nn.Module, shape: Sequence[int]) -> bool:
+    try:
+        trial(torch.empty(*shape, device="meta"))
+    except Exception:  # of the network's own code
+        return False
+    return True
+
+
+@torch.no_grad()
+def _grown(network: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, tuple[Shapes, Shapes]]:
+    """Shapes of layers on the example, and on images of twice its size; those that can be found."""
+    seen: list[dict[str, Shapes]] = []
+    trial = on_meta(network)
+
+    def note(name: str) -> Any:
+        return lambda _, args, output: seen[-1].update({name: (args[0].shape, output.shape)})
+
+    for name in names:
+        trial.get_submodule(name).register_forward_hook(note(name))
+    for factor in (1, 2):
+        seen.append({})
+        shape = [1, example.shape[1], *(factor * size for size in example.shape[2:])]
+        with suppress(Exception):  # of the network's own code: its head, for one, may take one size only
+            trial(torch.empty(*shape, device="meta"))
+    before, after = seen
+    return {name: (before[name], after[name]) for name in before.keys() & after.keys()}
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy that has shapes and no numbers."""
+    tensors: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()
+    }
+    tensors |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, dict(tensors))
