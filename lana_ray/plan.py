@@ -209,7 +209,7 @@ def _teacher_macs(config: Config, space: LayerwiseSpace) -> float:
 def _distillation(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:
     """How much it is, by what can be counted: how long it takes, only the workers' hardware tells."""
     settings = config.distill
-    candidates = sum(op.is_trained for ops in space.ops for op in ops)
+    candidates = sum(space.is_trained(i, j) for i, choices in enumerate(space.everything) for j in choices)
     images = settings.steps * settings.batch_size
     passes = ceil(candidates / settings.group_size) * images
     return (
@@ -229,9 +229,9 @@ def _trained_weights(space: LayerwiseSpace) -> int:
     total = 0
     for i, (layer, ops) in enumerate(zip(space.layers, space.ops, strict=True)):
         for j, op in enumerate(ops):
-            if not op.is_trained:
+            if not space.is_trained(i, j):
                 continue
-            key = (op.key, layer.name if op.of_teacher else (layer.input_shape, layer.output_shape))
+            key = (op.key, layer.name if op.of_teacher else layer.place)
             if key not in known and op.of_teacher:
                 known[key] = sum(weight.numel() for weight in space.candidate(i, j).parameters())
             elif key not in known:

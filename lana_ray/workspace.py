@@ -122,12 +122,12 @@ class Workspace:
     def candidate_key(self, layer: int, choice: int) -> str:
         """Identity of a distilled candidate: what it learns from, with what, and how."""
         distill = self.config.distill.model_dump(exclude={"group_size", "memory_gb"})
-        place, op = self.layers[layer], self.space.ops[layer][choice]
-        return fingerprint(self.teacher_key, place.name, op.key, distill, self.config.run.seed)
+        at, op = self.layers[layer], self.space.ops[layer][choice]
+        return fingerprint(self.teacher_key, at.name, *at.place, op.key, distill, self.config.run.seed)
 
     def has_weights(self, layer: int, choice: int) -> bool:
         """Whether a candidate is one that distillation trains."""
-        return self.space.ops[layer][choice].is_trained
+        return self.space.is_trained(layer, choice)
 
     def candidate(self, layer: int, choice: int) -> nn.Module:
         """A distilled candidate, read from the run directory."""

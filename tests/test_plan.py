@@ -37,7 +37,8 @@ def _shown(config: dict[str, Any]) -> str:
 
 def test_weights_are_those_of_all_candidates(tmp_path: Path) -> None:
     space = structural_space(load_config(_settings(tmp_path)), 10)
-    every = [(i, j, op) for i, ops in enumerate(space.ops) for j, op in enumerate(ops) if op.is_trained]
+    ops = [(i, j, op) for i, of_layer in enumerate(space.ops) for j, op in enumerate(of_layer)]
+    every = [(i, j, op) for i, j, op in ops if space.is_trained(i, j)]
     assert any(op.of_teacher for *_, op in every)
     expected = sum(w.numel() for i, j, _ in every for w in space.candidate(i, j).parameters())
     assert plan._trained_weights(space) == expected
@@ -47,7 +48,7 @@ def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> Non
     """8 candidates, 8 steps of 32 images, each candidate alone; half an epoch."""
     config = load_config(_settings(tmp_path))
     space, target = structural_space(config, 10), Workspace(config).targets[0]
-    candidates = sum(op.is_trained for ops in space.ops for op in ops)
+    candidates = sum(space.is_trained(i, j) for i, choices in enumerate(space.everything) for j in choices)
     macs = METERS["macs"].read(space.network, example_input(target), target)
     shown = _shown(_settings(tmp_path))
     assert candidates == 8

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lana_ray.errors import UserError
 from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
+from lana_ray.padding import with_fixed_padding
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
@@ -38,7 +39,7 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
     Raises:
         UserError: where neither exporter can express the network, or the newer one is not installed.
     """
-    network = deployed(network)
+    network = with_fixed_padding(deployed(network), example)
     with evaluating(network), torch.no_grad(), _quiet():
         try:
             with _muted():

@@ -24,15 +24,13 @@ _LARGEST_HEADS = 32
 
 def few_pixels(layer: Layer) -> bool:
     """Images of at most ``MOST_TOKENS`` pixels, with a whole stride."""
-    return is_image_layer(layer) and math.prod(layer.input_shape[1:]) <= MOST_TOKENS
+    return is_image_layer(layer) and math.prod(layer.input_size) <= MOST_TOKENS
 
 
 def _few_tokens(layer: Layer) -> bool:
     if layer.is_image:
-        return is_image_layer(layer) and math.prod(layer.output_shape[1:]) <= MOST_TOKENS
-    if not len(layer.input_shape) == len(layer.output_shape) == 2:
-        return False
-    return layer.input_shape[0] == layer.output_shape[0] <= MOST_TOKENS
+        return is_image_layer(layer) and math.prod(layer.output_size) <= MOST_TOKENS
+    return layer.is_tokens and layer.output_size[0] <= MOST_TOKENS
 
 
 def _dimension(value: float) -> float:
@@ -49,16 +47,21 @@ def _heads(value: float) -> float:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762); [N, T, D] to [N, T, D]."""
+    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762); [N, T, D] to [N, T, D].
 
-    def __init__(self, tokens: int, dimension: int, heads: int) -> None:
+    Args:
+        inner: width of all heads together; by default D.
+    """
+
+    def __init__(self, tokens: int, dimension: int, heads: int, inner: int | None = None) -> None:
         super().__init__()
-        depth = dimension // heads
-        self.merged = (-1, tokens, dimension)
+        inner = inner or dimension
+        depth = inner // heads
+        self.merged = (-1, tokens, inner)
         self.split = (-1, tokens, 3, heads, depth)
         self.scale = depth**-0.5  # given, or ONNX programs compute it in every call
-        self.qkv = nn.Linear(dimension, 3 * dimension)
-        self.project = nn.Linear(dimension, dimension)
+        self.qkv = nn.Linear(dimension, 3 * inner)
+        self.project = nn.Linear(inner, dimension)
 
     def forward(self, x: Tensor) -> Tensor:
         # Each [N, heads, T, depth].
@@ -119,21 +122,21 @@ def vit(layer: Layer, *, act: Activation, d: int, h: int, n: int) -> nn.Module:
         n: how many blocks.
     """
     image = layer.is_image
-    tokens = math.prod(layer.output_shape[1:]) if image else layer.output_shape[0]
+    tokens = math.prod(layer.output_size) if image else layer.output_size[0]
     blocks = [TransformerBlock(tokens, d, h, act) for _ in range(n)]
     if image:
         return Block(
             layer,
-            conv_bn(layer.in_channels, d, stride=layer.stride),
-            OverPixels(d, layer.output_shape[1:], *blocks),
+            conv_bn(layer.in_channels, d, strided=layer),
+            OverPixels(d, layer.output_size, *blocks),
             conv_bn(d, layer.out_channels),
         )
     return Block(
         layer,
-        nn.Linear(layer.input_shape[-1], d),
+        nn.Linear(layer.in_channels, d),
         *blocks,
         nn.LayerNorm(d),
-        nn.Linear(d, layer.output_shape[-1]),
+        nn.Linear(d, layer.out_channels),
     )
 
 
@@ -219,4 +222,4 @@ def bot(layer: Layer, *, act: Activation, w: float) -> nn.Module:
         w: inner width relative to the output's channels.
     """
     hidden = width(layer.out_channels, w)
-    return bottleneck_around(RelativeAttention(hidden, layer.input_shape[1:]), layer, hidden, act)
+    return bottleneck_around(RelativeAttention(hidden, layer.input_size), layer, hidden, act)

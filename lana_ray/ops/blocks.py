@@ -1,11 +1,14 @@
-"""What the families share: conv-BN-activation, sums of branches, rounded widths, the layer's residual."""
+"""What the families share: conv-BN-activation, padding, sums of branches, rounded widths, the residual."""
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor, nn
 
 from lana_ray.layers import Layer
 from lana_ray.ops.registry import Activation
+from lana_ray.padding import PaddedConv2d
 
 
 class Block(nn.Module):
@@ -44,16 +47,40 @@ def conv_bn(
     out_channels: int,
     kernel: int = 1,
     *,
-    stride: int = 1,
+    strided: Layer | None = None,
     groups: int = 1,
     act: Activation | None = None,
 ) -> nn.Sequential:
-    """Convolution, batch-norm and, where given, activation; [N, C, H, W] to [N, C', ⌈H/stride⌉, ⌈W/stride⌉].
+    """Convolution, batch-norm and, where given, activation; [N, C, H, W] to [N, C', H, W].
 
-    The padding is kernel // 2 on every side, so that no runtime needs an extra operator for it.
+    Args:
+        kernel: odd; the padding is kernel // 2 on every side.
+        strided: the layer whose stride and padding the convolution takes over, to answer images of the
+            layer's output size.
     """
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    conv: nn.Conv2d
+    if strided is None or strided.offset is None or not any(map(math.floor, strided.offset)):
+        stride = strided.stride if strided else 1
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    else:
+        conv = _aligned_conv(in_channels, out_channels, kernel, strided, groups)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *([act()] if act else []))
+
+
+def _aligned_conv(
+    in_channels: int, out_channels: int, kernel: int, layer: Layer, groups: int
+) -> PaddedConv2d:
+    """The middle of its kernel comes to lie where the layer's ``offset`` says, in whole pixels."""
+    assert layer.offset is not None
+    sides = []
+    for before, after, offset in zip(layer.input_size, layer.output_size, layer.offset, strict=True):
+        ahead = min(kernel // 2 - math.floor(offset), kernel - 1)  # with more, it would read nothing else
+        behind = (after - 1) * layer.stride + kernel - before - ahead
+        sides.append((ahead, max(0, behind)))
+    rows, columns = sides
+    return PaddedConv2d(
+        in_channels, out_channels, kernel, layer.stride, groups=groups, bias=False, rows=rows, columns=columns
+    )
 
 
 def width(channels: int, factor: float, multiple: int = 8) -> int:

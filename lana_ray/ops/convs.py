@@ -25,7 +25,7 @@ def bottleneck(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     return Block(
         layer,
         conv_bn(layer.in_channels, hidden, act=act),
-        conv_bn(hidden, hidden, k, stride=layer.stride, act=act),
+        conv_bn(hidden, hidden, k, strided=layer, act=act),
         conv_bn(hidden, layer.out_channels),
     )
 
@@ -76,13 +76,13 @@ def residual_pair(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Modu
         k: kernel of both convolutions.
     """
     same = layer.input_shape == layer.output_shape
-    shortcut = nn.Identity() if same else conv_bn(layer.in_channels, layer.out_channels, stride=layer.stride)
+    shortcut = nn.Identity() if same else conv_bn(layer.in_channels, layer.out_channels, strided=layer)
     return Block(layer, Sum(nn.Sequential(*_pair(layer, act, w, k)), shortcut))
 
 
 def _pair(layer: Layer, act: Activation, w: float, k: int) -> tuple[nn.Module, nn.Module]:
     hidden = width(layer.out_channels, w)
     return (
-        conv_bn(layer.in_channels, hidden, k, stride=layer.stride, act=act),
+        conv_bn(layer.in_channels, hidden, k, strided=layer, act=act),
         conv_bn(hidden, layer.out_channels, k),
     )

@@ -28,7 +28,7 @@ def grouped_bottleneck(layer: Layer, *, act: Activation, w: float, k: int, g: in
     return Block(
         layer,
         conv_bn(layer.in_channels, hidden, act=act),
-        conv_bn(hidden, hidden, k, stride=layer.stride, groups=hidden // g, act=act),
+        conv_bn(hidden, hidden, k, strided=layer, groups=hidden // g, act=act),
         conv_bn(hidden, layer.out_channels),
     )
 
@@ -43,12 +43,13 @@ class SplitAttention(nn.Module):
 
     Args:
         channels: of input and output.
+        strided: the layer whose stride the convolution carries.
     """
 
-    def __init__(self, channels: int, kernel: int, *, stride: int, act: Activation) -> None:
+    def __init__(self, channels: int, kernel: int, *, strided: Layer, act: Activation) -> None:
         super().__init__()
         reduced = max(32, channels // 2)
-        self.split = conv_bn(channels, 2 * channels, kernel, stride=stride, groups=2, act=act)
+        self.split = conv_bn(channels, 2 * channels, kernel, strided=strided, groups=2, act=act)
         self.gate = nn.Sequential(
             nn.Conv2d(channels, reduced, 1), act(), nn.Conv2d(reduced, channels, 1), nn.Sigmoid()
         )
@@ -73,6 +74,6 @@ def split_attention(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Mo
     return Block(
         layer,
         conv_bn(layer.in_channels, hidden, act=act),
-        SplitAttention(hidden, k, stride=layer.stride, act=act),
+        SplitAttention(hidden, k, strided=layer, act=act),
         conv_bn(hidden, layer.out_channels),
     )

@@ -12,7 +12,7 @@ def _keeps_shape(layer: Layer) -> bool:
     return layer.input_shape == layer.output_shape
 
 
-@register("identity", fits=_keeps_shape)
+@register("identity", fits=_keeps_shape, any_layout=True)
 def identity(layer: Layer, *, act: Activation) -> nn.Module:
     """The layer left out (LANA, arXiv 2107.10624, section 3.1); exists only where the shapes are equal."""
     return nn.Identity()

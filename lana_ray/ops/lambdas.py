@@ -70,4 +70,4 @@ def lambda_bottleneck(layer: Layer, *, act: Activation, w: float) -> nn.Module:
         w: inner width relative to the output's channels.
     """
     hidden = width(layer.out_channels, w)
-    return bottleneck_around(LambdaLayer(hidden, layer.input_shape[1:]), layer, hidden, act)
+    return bottleneck_around(LambdaLayer(hidden, layer.input_size), layer, hidden, act)

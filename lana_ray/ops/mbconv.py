@@ -43,7 +43,7 @@ def mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float = 0) ->
     return Block(
         layer,
         *([] if e == 1 else [conv_bn(layer.in_channels, hidden, act=act)]),
-        conv_bn(hidden, hidden, k, stride=layer.stride, groups=hidden, act=act),
+        conv_bn(hidden, hidden, k, strided=layer, groups=hidden, act=act),
         *([SqueezeExcite(hidden, se, act)] if se else []),
         conv_bn(hidden, layer.out_channels),
     )
@@ -64,7 +64,7 @@ def fused_mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float =
     hidden = width(layer.in_channels, e)
     return Block(
         layer,
-        conv_bn(layer.in_channels, hidden, k, stride=layer.stride, act=act),
+        conv_bn(layer.in_channels, hidden, k, strided=layer, act=act),
         *([SqueezeExcite(hidden, se, act)] if se else []),
         conv_bn(hidden, layer.out_channels),
     )

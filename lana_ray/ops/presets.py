@@ -8,7 +8,8 @@ from torch import nn
 
 from lana_ray.errors import UserError
 from lana_ray.layers import Layer
-from lana_ray.ops.registry import TEACHER, Op, fits, parse_op
+from lana_ray.ops.check import fits_and_works
+from lana_ray.ops.registry import TEACHER, Op, parse_op
 
 DENSE = (
     "bottleneck",
@@ -99,6 +100,6 @@ def candidates(preset_or_ops: str | Sequence[str], layer: Layer, teacher: nn.Mod
         teacher: the layer's own module.
 
     Raises:
-        UserError: as ``pool``.
+        UserError: as ``pool``, and as ``check.fits_and_works`` for operations of the user's own.
     """
-    return tuple(op for op in pool(preset_or_ops) if fits(op, layer, teacher))
+    return tuple(op for op in pool(preset_or_ops) if fits_and_works(op, layer, teacher))

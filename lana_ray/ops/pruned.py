@@ -56,13 +56,13 @@ def pruned(layer: Layer, *, act: Activation, teacher: nn.Module, w: float) -> nn
     without solving what reads      .322 → .154   .066 → .041   .275 → .121
     and chosen by weights alone     .395 → .189   .091 → .054   .319 → .138
     pruned_w0.25                    .356 → .294   .075 → .063   .270 → .208
-    mbconv_e3_k5                    .471 → .293   .045 → .037   .147 → .111
-    mbconv_e3_k3                    .471 → .371   .060 → .049   .177 → .134
-    mbconv_e1_k3                    .755 → .672   .121 → .113   .785 → .635
+    mbconv_e3_k5                                  .045 → .037   .147 → .111
+    mbconv_e3_k3                                  .060 → .049   .177 → .134
+    mbconv_e1_k3                                  .121 → .113   .785 → .635
     ==============================  ============  ============  ============
 
     So a warm-started MBConv of the layer's kernel is the same as the layer at that width, unless the layer
-    pads as TensorFlow does (blocks.1.0), excites, or is no MBConv.
+    excites, or is no MBConv. That holds for strided layers too: see ``jobs/RESULTS.md``.
 
     Args:
         w: hidden width relative to the layer's own.

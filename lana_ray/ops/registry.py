@@ -11,6 +11,10 @@ A parameter's name is its letters in the operation's name; one with a default is
 it has that value. What a constructor returns keeps the layer's input and output shape, and its input added
 where ``layer.residual`` says so (DESIGN §2.3). Its arguments come checked; ``act`` builds the activation.
 
+Images are always [N, C, H, W] and tokens [N, T, D], whatever the network's layout: in a layer of another one
+the candidate is put between two permutations. ``blocks.conv_bn(..., strided=layer)`` takes over the layer's
+stride together with its padding, which may be on one side only.
+
 Operations of your own need no change here. A file, ``my_ops.py``, with the lines above and what they use::
 
     from torch import nn
@@ -32,6 +36,7 @@ import copy
 import difflib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +49,7 @@ from torch import nn
 
 from lana_ray.errors import UserError
 from lana_ray.layers import Layer
+from lana_ray.layouts import Layout, Rearranged
 from lana_ray.storage import fingerprint
 
 Activation = Callable[[], nn.Module]
@@ -63,6 +69,9 @@ class Family:
     defaults: Mapping[str, float]
     fits: Callable[..., bool]
     of_teacher: bool
+    any_layout: bool
+    own: bool
+    """One of lana_ray's, whose candidates need no check."""
     source: str = ""
     """Identity of the user's file it comes from; empty for our own."""
 
@@ -95,20 +104,24 @@ class Op:
         return _FAMILIES[self.family].of_teacher
 
     @property
-    def is_trained(self) -> bool:
-        """Has weights that distillation trains."""
-        return self.family not in (TEACHER, "identity")
+    def is_ours(self) -> bool:
+        """Comes with lana_ray, not from the user."""
+        return _FAMILIES[self.family].own
 
     def __str__(self) -> str:
         return self.name
 
 
 def is_image_layer(layer: Layer) -> bool:
-    """Maps images [C, H, W] to images with a whole stride, as padded convolutions can."""
-    if not layer.is_image:
+    """Maps images to images with a whole stride, as padded convolutions can."""
+    if not layer.is_image or layer.offset is None:
         return False
-    sizes = zip(layer.input_shape[1:], layer.output_shape[1:], strict=True)
-    return all(after == -(-before // layer.stride) for before, after in sizes)
+    sizes = zip(layer.input_size, layer.output_size, strict=True)
+    return all(after == math.ceil(before / layer.stride) for before, after in sizes)
+
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z]+)*")
+_LETTERS = re.compile(r"[a-z]+")
 
 
 def register(
@@ -117,30 +130,68 @@ def register(
     parameters: Mapping[str, Kind] | None = None,
     fits: Callable[..., bool] = is_image_layer,
     of_teacher: bool = False,
+    any_layout: bool = False,
 ) -> Callable[[Constructor], Constructor]:
     """Makes a constructor known as a family of operations.
 
     Args:
-        name: lower-case words joined by ``_``.
+        name: lower-case words joined by ``_``; digits in the first word only, since later ones would read
+            as parameters.
         parameters: the constructor's parameters that belong to the name, in the name's order, each with
-            the check it must pass (``odd``, ``count``, ``positive``, ``fraction``).
+            the check it must pass (``odd``, ``count``, ``positive``, ``fraction``). Lower-case letters.
         fits: the layers the family can stand in for.
         of_teacher: made of the layer's own module, which the constructor is given as ``teacher``. So is
-            ``fits``, with the parameters.
+            ``fits``, with the parameters. The layer comes as it is, whatever its layout.
+        any_layout: works on any arrangement of axes; the layer comes as it is.
+
+    Raises:
+        ValueError: for a name or a parameter that could not be read back, and a constructor that cannot be
+            called with what belongs to the name.
     """
     kinds = dict(parameters or {})
 
     def keep(build: Constructor) -> Constructor:
-        if name in _FAMILIES:
-            raise ValueError(f"operation {name!r} is registered already")
-        signature = inspect.signature(build).parameters
-        defaults = {
-            p: signature[p].default for p in kinds if signature[p].default is not inspect.Parameter.empty
-        }
-        _FAMILIES[name] = Family(build, kinds, defaults, fits, of_teacher)
+        defaults = _check_declaration(name, kinds, build, of_teacher)
+        own = getattr(build, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+        _FAMILIES[name] = Family(build, kinds, defaults, fits, of_teacher, any_layout or of_teacher, own)
         return build
 
     return keep
+
+
+def _check_declaration(
+    name: str, kinds: Mapping[str, Kind], build: Constructor, of_teacher: bool
+) -> dict[str, float]:
+    """Raises ValueError as ``register``; returns the parameters' defaults."""
+    if name in _FAMILIES:
+        raise ValueError(f"operation {name!r} is registered already")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"operation {name!r}: write its name as lower-case words joined by _, digits in the first only"
+        )
+    for parameter, kind in kinds.items():
+        if not _LETTERS.fullmatch(parameter):
+            raise ValueError(f"operation {name!r}: parameter {parameter!r} must be lower-case letters alone")
+        if not callable(kind):
+            raise ValueError(f"operation {name!r}: the check of {parameter!r} is {kind!r}, not a function")
+    signature = inspect.signature(build)
+    teacher = {"teacher": None} if of_teacher else {}
+    try:
+        signature.bind(None, act=None, **teacher, **dict.fromkeys(kinds))
+    except TypeError as error:
+        called = ", ".join(["layer", "act=…", *(f"{p}=…" for p in (*teacher, *kinds))])
+        raise ValueError(
+            f"operation {name!r}: its constructor cannot be called with ({called}): {error}"
+        ) from None
+    defaults = {
+        p: signature.parameters[p].default
+        for p in kinds
+        if p in signature.parameters and signature.parameters[p].default is not inspect.Parameter.empty
+    }
+    for parameter, value in defaults.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"operation {name!r}: {parameter}={value!r} is no number to be left out")
+    return defaults
 
 
 def register_files(files: Sequence[str]) -> None:
@@ -254,9 +305,11 @@ def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
         teacher: the layer's own module; what is made of it fits nothing without.
     """
     family = _FAMILIES[op.family]
-    if not family.of_teacher:
+    if family.of_teacher:
+        return teacher is not None and family.fits(layer, teacher=teacher, **op.parameters)
+    if family.any_layout:
         return family.fits(layer)
-    return teacher is not None and family.fits(layer, teacher=teacher, **op.parameters)
+    return layer.layout is not Layout.UNKNOWN and family.fits(layer.usual)
 
 
 def build_op(
@@ -273,6 +326,7 @@ def build_op(
 
     Raises:
         ValueError: when the operation does not fit the layer, or is made of a teacher that is missing.
+        UserError: when its constructor does not return a module.
     """
     family = _FAMILIES[op.family]
     if family.of_teacher and teacher is None:
@@ -281,19 +335,37 @@ def build_op(
         shapes = f"{layer.input_shape} to {layer.output_shape}"
         raise ValueError(f"layer {layer.name}: {op} cannot be made for it, which maps {shapes}")
     own = {"teacher": teacher} if family.of_teacher else {}
-    key = fingerprint(op.name, layer.name, layer.input_shape, layer.output_shape, layer.residual, seed)
+    key = fingerprint(op.name, layer.name, *layer.place, seed)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(key, 16) >> 1)
-        return family.build(layer, act=act, **own, **op.parameters)
+        given = layer if family.any_layout else layer.usual
+        candidate = family.build(given, act=act, **own, **op.parameters)
+    if not isinstance(candidate, nn.Module):
+        raise UserError(f"layer {layer.name}: operation {op} is {type(candidate).__name__}, not a module")
+    return candidate if given is layer else Rearranged(candidate, layer.layout)
 
 
 def count_weights(op: Op, layer: Layer) -> int:
     """Weights of the candidate, counted without making them; 0 for what is made of the layer's own module."""
     if op.of_teacher:
         return 0
-    with torch.device("meta"):
-        candidate = _FAMILIES[op.family].build(layer, act=nn.ReLU, **op.parameters)
+    # A constructor of the user's own may compute with its weights, which meta tensors cannot.
+    device = "meta" if op.is_ours else "cpu"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        candidate = _FAMILIES[op.family].build(layer.usual, act=nn.ReLU, **op.parameters)
     return sum(weight.numel() for weight in candidate.parameters())
+
+
+def is_trained(op: Op, layer: Layer, teacher: nn.Module) -> bool:
+    """Whether the candidate has weights that distillation trains: the layer itself or a pooling has none.
+
+    Args:
+        teacher: the layer's own module.
+    """
+    if op.is_ours:
+        return op.family not in (TEACHER, "identity")
+    candidate = build_op(op, layer, seed=0, teacher=teacher)
+    return any(weight.requires_grad for weight in candidate.parameters())
 
 
 @register(TEACHER, fits=lambda layer, teacher: True, of_teacher=True)

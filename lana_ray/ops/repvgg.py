@@ -20,11 +20,13 @@ class RepConv(Sum):
     Each branch has a batch-norm of its own. ``export.deployed`` puts ``folded()`` in the stage's place.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1) -> None:
-        same = in_channels == out_channels and stride == 1
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, strided: Layer | None = None
+    ) -> None:
+        same = in_channels == out_channels and (strided is None or strided.stride == 1)
         super().__init__(
-            conv_bn(in_channels, out_channels, kernel, stride=stride),
-            conv_bn(in_channels, out_channels, stride=stride),
+            conv_bn(in_channels, out_channels, kernel, strided=strided),
+            conv_bn(in_channels, out_channels, strided=strided),
             *([nn.BatchNorm2d(in_channels)] if same else []),
         )
 
@@ -64,7 +66,7 @@ def repvgg(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     hidden = width(layer.out_channels, w)
     return Block(
         layer,
-        RepConv(layer.in_channels, hidden, k, stride=layer.stride),
+        RepConv(layer.in_channels, hidden, k, strided=layer),
         act(),
         RepConv(hidden, layer.out_channels, k),
     )

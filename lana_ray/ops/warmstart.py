@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lana_ray.layers import Layer, batch_statistics
+from lana_ray.layouts import Rearranged
 from lana_ray.ops.blocks import Sum
 from lana_ray.ops.channels import entries, hidden_channels, others, without
 from lana_ray.ops.labels import Axis
 from lana_ray.ops.pruned import kept_units, weakest
+from lana_ray.padding import PaddedConv2d
 
 _RIDGE = 0.1  # relative to the features' mean variance; .01 to 1 differ little
 _MOST_FEATURES = 4096  # above it the normal equations cost more than the steps they save
@@ -62,8 +64,6 @@ def warm_start(
     ===================================  ============  ============  ============  ============
     layer, candidate                     random        γ, β only     step 2 only   all steps
     ===================================  ============  ============  ============  ============
-    blocks.1.0 mbconv_e3_k3              1.01 → .787   1.74 → .420   .529 → .316   .363 → .228
-    blocks.1.0 conv_pair_w0.25_k3        1.01 → .799   1.74 → .483   .541 → .366   .454 → .305
     blocks.2.1 mbconv_e3_k3              .179 → .118   .268 → .094   .110 → .075   .046 → .033
     blocks.2.1 bottleneck_w0.25_k3       .179 → .134   .269 → .134   .129 → .107   .111 → .085
     blocks.4.0 mbconv_e3_k3              1.03 → .739   1.70 → .353   .617 → .280   .136 → .084
@@ -83,16 +83,21 @@ def warm_start(
     blocks.2 vit_d128_h8_n1         .191       .448 → .029   .112 → .017
     ==============================  =========  ============  ============
 
-    The teacher's stride-2 convolutions may pad on one side only (TensorFlow's ``SAME``), a pixel off the
-    candidate's; copied kernels are not moved for it, and step 2 makes up for most of the difference.
+    A candidate for a layer of another layout is started inside its permutations, from a layer turned alike.
 
     Args:
         candidate: in any mode, which it keeps.
         teacher: the layer's own module in evaluation mode, left unchanged.
-        inputs: the layer's inputs, shape [N, C, H, W] or [N, tokens, width]; 64 images suffice, more help
-            where H x W is small.
-        outputs: the teacher's answers, shape [N, C', H', W'] or [N, tokens', width'].
+        inputs: the layer's inputs, shape [N, *layer.input_shape]; 64 images suffice, more help where images
+            are small.
+        outputs: the teacher's answers, shape [N, *layer.output_shape].
     """
+    if isinstance(candidate, Rearranged):
+        turned = Rearranged(teacher, layer.usual.layout)
+        warm_start(
+            candidate.inner, layer.usual, turned, candidate.to_inner(inputs), candidate.to_inner(outputs)
+        )
+        return
     counts = kept_units(candidate)
     if counts is not None:
         _start_pruned(candidate, counts, layer, teacher, inputs)
@@ -351,6 +356,8 @@ def _covariances(conv: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) 
     images = max(1, _CHUNK // (m * target[0, 0].numel()))
     kernel, stride = (conv.kernel_size, conv.stride) if isinstance(conv, nn.Conv2d) else ((1, 1), 1)
     padding = (kernel[0] // 2, kernel[1] // 2)
+    if isinstance(conv, PaddedConv2d):
+        features, padding = conv.surrounded(features), (0, 0)
     for some, answers in zip(torch.split(features, images), torch.split(target, images), strict=True):
         columns = F.unfold(some, kernel, padding=padding, stride=stride)
         rows = torch.cat([columns, answers.flatten(2)], 1).transpose(1, 2).flatten(0, 1).double()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lana_ray.layers import Layer, replace
-from lana_ray.ops import Op, build_op, candidates
+from lana_ray.ops import Op, build_op, candidates, is_trained
 from lana_ray.storage import fingerprint
 
 Architecture = tuple[int, ...]
@@ -41,6 +41,7 @@ class LayerwiseSpace:
             candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
         )
         self.seed = seed
+        self._trained: dict[tuple[int, int], bool] = {}
         self._offsets = np.cumsum([0, *(len(ops) for ops in self.ops)])
 
     @property
@@ -67,7 +68,7 @@ class LayerwiseSpace:
     def fingerprint(self) -> str:
         """Identity of the structures in the space, whatever the weights."""
         shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
-        layers = [[x.name, list(x.input_shape), list(x.output_shape), x.residual] for x in self.layers]
+        layers = [[layer.name, *layer.place] for layer in self.layers]
         described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
         return fingerprint(described, shapes, layers)
 
@@ -77,9 +78,9 @@ class LayerwiseSpace:
 
     def structure(self, layer: int, choice: int) -> str:
         """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
-        place, op = self.layers[layer], self.ops[layer][choice]
-        own = (self.fingerprint, place.name) if op.of_teacher else self._activation.__name__
-        return fingerprint("candidate", op.key, place.input_shape, place.output_shape, place.residual, own)
+        at, op = self.layers[layer], self.ops[layer][choice]
+        own = (self.fingerprint, at.name) if op.of_teacher else self._activation.__name__
+        return fingerprint("candidate", op.key, *at.place, own)
 
     def network_structure(self, architecture: Architecture) -> str:
         """Identity of a whole network, whatever its weights."""
@@ -138,6 +139,14 @@ class LayerwiseSpace:
             act=self._activation,
             teacher=self.network.get_submodule(layer.name),
         )
+
+    def is_trained(self, position: int, choice: int) -> bool:
+        """Whether a candidate has weights that distillation trains."""
+        key = (position, choice)
+        if key not in self._trained:
+            layer, op = self.layers[position], self.ops[position][choice]
+            self._trained[key] = is_trained(op, layer, self.network.get_submodule(layer.name))
+        return self._trained[key]
 
     def build(
         self, architecture: Architecture, trained: Mapping[tuple[int, int], nn.Module] | None = None

@@ -16,7 +16,7 @@ from lana_ray.layers import Layer
 from lana_ray.ops import Op, build_op, count_weights, families, fits, parse_op, pool
 from lana_ray.ops.blocks import width
 
-from .layers import IMAGES, PLAIN, RESIDUAL, TOKENS, UNEVEN, WIDER
+from .layers import IMAGES, LAST, LAST_STRIDED, PLAIN, RESIDUAL, SAME, SEQUENCE, TOKENS, UNEVEN, WIDER
 
 OPS = [
     *pool("tiny"),
@@ -55,7 +55,7 @@ def _ids(cases: list[tuple[Op, Layer]]) -> list[str]:
 @cache
 def _teacher(layer: Layer) -> nn.Module:
     if not layer.is_image:
-        return nn.LayerNorm(layer.input_shape[-1])
+        return build_op(parse_op("vit_d32_h4_n1"), layer, seed=7)
     return build_op(parse_op("mbconv_e2_k3"), layer, seed=7)
 
 
@@ -63,7 +63,7 @@ def _at(layers: Sequence[Layer]) -> list[tuple[Op, Layer]]:
     return [(op, layer) for op in OPS for layer in layers if fits(op, layer, _teacher(layer))]
 
 
-CASES = _at([*IMAGES, TOKENS])
+CASES = _at([*IMAGES, SAME, LAST, LAST_STRIDED, TOKENS, SEQUENCE])
 
 
 def _build(op: Op, layer: Layer, seed: int = 0) -> nn.Module:
@@ -119,10 +119,13 @@ def test_weights_come_from_op_layer_and_seed_alone(op: Op, layer: Layer) -> None
         assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("op", [op for op, _ in _at([RESIDUAL])], ids=str)
-def test_the_residual_is_kept(op: Op) -> None:
-    module = _trained_a_little(op, RESIDUAL)
-    x = _batch(RESIDUAL)
+RESIDUALS = _at([RESIDUAL, LAST, TOKENS, SEQUENCE])
+
+
+@pytest.mark.parametrize(("op", "layer"), RESIDUALS, ids=_ids(RESIDUALS))
+def test_the_residual_is_kept(op: Op, layer: Layer) -> None:
+    module = _trained_a_little(op, layer)
+    x = _batch(layer)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -136,7 +139,7 @@ def test_ops_travel_between_processes(op: Op) -> None:
     assert hash(again) == hash(op)
 
 
-EXPORTS = _at([RESIDUAL, UNEVEN, TOKENS])
+EXPORTS = _at([RESIDUAL, UNEVEN, SAME, LAST_STRIDED, TOKENS, SEQUENCE])
 
 
 @pytest.mark.parametrize(("op", "layer"), EXPORTS, ids=_ids(EXPORTS))
