@@ -19,6 +19,7 @@ from lana_ray.latency.fits import Fit
 from lana_ray.progress import say
 from lana_ray.redact import without_passwords
 from lana_ray.registry import default_tracking_uri
+from lana_ray.spaces.offers import offers
 from lana_ray.stages import (
     distill,
     finetune,
@@ -93,6 +94,8 @@ def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] 
             return None
         if until in _REGISTERING:
             tracked.begin(loaded)
+        for line in offers(workspace.space):
+            say(f"pool: {line}")
         with stage("sample"):
             costs = sample.run(workspace)
             select.check(workspace, costs)

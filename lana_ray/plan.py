@@ -23,6 +23,7 @@ from lana_ray.placement import assign_targets
 from lana_ray.preparation import example_images, run
 from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.offers import offers
 from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
@@ -66,6 +67,7 @@ def plan(config: Config) -> Table:
     check_space(config, space)
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
+    table.add_row("pool", "\n".join(offers(space)))
     where, training = _nodes(config, sum(op.is_trained for ops in space.ops for op in ops))
     table.add_row("workers", "\n".join(training))
     for line in _sampling(workspace.targets, where, len(planned_candidates(space))):

@@ -1,6 +1,6 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, pruned, repvgg
+from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, pruned, repvgg, transformer
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.registry import (
     Op,
@@ -36,5 +36,6 @@ __all__ = [
     "register",
     "register_files",
     "repvgg",
+    "transformer",
     "warm_start",
 ]

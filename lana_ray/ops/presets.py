@@ -27,12 +27,17 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "tiny": (
         "teacher",
         "identity",
+        "pruned_w0.5",
         "mbconv_e3_k3",
-        "mbconv_e2_k3",
         "mbconv_e1_k3",
         "fused_mbconv_e1_k3",
         "bottleneck_w0.25_k3",
         "conv_pair_w0.25_k3",
+        "transformer_a0.5_m2",
+        "transformer_a0.5_m1",
+        "transformer_a0.25_m1",
+        "transformer_a0.5_m0",
+        "transformer_a0_m2",
     ),
     "small": (
         "teacher",
@@ -57,6 +62,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "conv_pair_w0.25_k3",
         "conv_pair_w0.5_k3",
         "bot_w0.5",
+        *(f"transformer_a{a:g}_m{m:g}" for a in (1, 0.5, 0.25) for m in (3, 2, 1, 0.5)),
+        *(f"transformer_a{a:g}_m0" for a in (1, 0.5, 0.25)),
+        *(f"transformer_a0_m{m:g}" for m in (4, 2, 1)),
     ),
     "lana": (
         "teacher",
@@ -74,9 +82,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *(f"{family}_w{w:g}" for family in ("bot", "lambda_bottleneck") for w in _WIDTHS[4:]),
     ),
 }
-"""Operations by the pool's name. ``tiny`` is for trials, ``small`` spans cost and kind with a few of each;
-``lana`` is the whole of the grids printed in LANA (arXiv 2107.10624), 304 operations, and the layer's own
-module at three widths.
+"""Operations by the pool's name; a layer has those of them that fit it.
+
+``tiny`` is for trials, with 8 for images and as many for tokens; ``small``, with 24 for images and 23 for
+tokens, spans cost and kind with a few of each; ``lana`` is the whole of the grids printed in LANA (arXiv
+2107.10624), 304 operations, and the layer's own module at three widths.
 """
 
 

@@ -39,6 +39,7 @@ OPS = [
             "split_attention_w0.5_k3",
             "grouped_bottleneck_w1_k3_g4",
             "grouped_bottleneck_w0.25_k5_g16",
+            "transformer_a1_m4",
             "vit_d32_h4_n1",
             "bot_w0.5",
             "lambda_bottleneck_w0.5",

@@ -12,10 +12,11 @@ from torch import nn
 from lana_ray.config.networks import PoolConfig
 from lana_ray.errors import UserError
 from lana_ray.layers import Layer
-from lana_ray.ops import PRESETS, Op, candidates, fits, parse_op, pool
+from lana_ray.layouts import Layout
+from lana_ray.ops import PRESETS, Op, build_op, candidates, fits, parse_op, pool
 from lana_ray.ops.presets import DENSE
 
-from .layers import IMAGES, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
+from .layers import IMAGES, LAST, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
 
 _ODD = st.integers(0, 8).map(lambda n: 2 * n + 1)
 _POSITIVE = st.one_of(st.integers(1, 64), st.integers(1, 10**9).map(lambda n: n / 10**6))
@@ -82,6 +83,7 @@ def test_a_name_has_one_canonical_form() -> None:
         ("vit_d64_h3_n1", "h 3 must be a power of 2 up to 32"),
         ("vit_d64_h4_n1.5", "n 1.5 must be a whole number from 1"),
         ("vit_d64_h4", "parameter 'n' is missing; write vit_d…_h…_n…"),
+        ("transformer_a0.5", "parameter 'm' is missing; write transformer_a…_m…"),
         ("bottle_w1_k3", "did you mean bottleneck?"),
         ("identity_k3", "identity takes no parameters"),
         ("teacher_k3", "teacher takes no parameters"),
@@ -104,7 +106,34 @@ def test_presets_have_the_sizes_they_promise() -> None:
     sizes = {name: len(pool(name)) for name in PRESETS}
     inverted, attention, pruned = 2 * 3 * 3 * 3, 6 * 3 * 2 + 2 * 6, 3
     lana = 2 + pruned + inverted + len(DENSE) * 10 * 4 + attention
-    assert sizes == {"tiny": 8, "small": 24, "lana": lana}
+    assert sizes == {"tiny": 8 + 5, "small": 24 + 18, "lana": lana}
+
+
+def test_presets_offer_as_much_to_tokens_as_to_images() -> None:
+    block = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
+    inverted = build_op(parse_op("mbconv_e6_k3"), RESIDUAL, seed=0)
+    for name, images, tokens in (("tiny", 8, 8), ("small", 24, 23)):
+        assert len(candidates(name, RESIDUAL, inverted)) == images
+        offered = candidates(name, TOKENS, block)
+        assert len(offered) == tokens
+        assert {op.family for op in offered} == {"teacher", "identity", "pruned", "transformer"}
+
+
+def test_channels_last_has_the_same_candidates_as_channels_first() -> None:
+    for name in PRESETS:
+        first = candidates(name, LAST.usual, nn.Identity())
+        assert candidates(name, LAST, nn.Identity()) == first
+        assert len(first) > 5
+
+
+def test_a_layer_of_unknown_layout_has_what_needs_none() -> None:
+    unknown = layer((16, 8, 8), (16, 8, 8), layout=Layout.UNKNOWN)
+    assert [op.name for op in candidates("lana", unknown, nn.Identity())] == ["teacher", "identity"]
+
+
+def test_a_stride_that_sizes_only_suggest_has_no_convolutions() -> None:
+    valid = layer((16, 8, 8), (16, 3, 3), offset=None)
+    assert [op.name for op in candidates("lana", valid, nn.Identity())] == ["teacher"]
 
 
 def test_the_configuration_knows_every_preset() -> None:

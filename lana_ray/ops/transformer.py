@@ -1,0 +1,69 @@
+"""A transformer block whose attention and MLP are narrower than the layer's tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lana_ray.errors import UserError
+from lana_ray.layers import Layer
+from lana_ray.ops.attention import MOST_TOKENS, SelfAttention
+from lana_ray.ops.blocks import width
+from lana_ray.ops.registry import Activation, register
+
+_DEPTHS = (64, 32, 16, 8)
+"""Of a head: the largest that divides the attention's width."""
+
+
+def _share(value: float) -> float:
+    if value < 0:
+        raise ValueError(f"{value:g} must not be negative")
+    return value
+
+
+def _few_tokens_of_one_width(layer: Layer) -> bool:
+    equal = layer.in_channels == layer.out_channels
+    return layer.is_tokens and equal and layer.input_size[0] <= MOST_TOKENS
+
+
+class Transformer(nn.Module):
+    """Pre-norm parts in a row, each added to its input; [N, T, D] to the same."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = x + part(x)
+        return x
+
+
+@register("transformer", parameters={"a": _share, "m": _share}, fits=_few_tokens_of_one_width)
+def transformer(layer: Layer, *, act: Activation, a: float, m: float) -> nn.Module:
+    """The vision transformer's block (Dosovitskiy et al., arXiv 2010.11929) at other widths.
+
+    Unlike ``vit``, whose dimension is a number, it keeps the layer's own stream of tokens: only the inside
+    of its attention and of its MLP has another width, and either can be left out. Heads are of up to 64
+    channels. A ViT's own block is ``transformer_a1_m4``.
+
+    Args:
+        a: width of the attention relative to the tokens'; 0 for none.
+        m: width of the MLP, alike.
+
+    Raises:
+        UserError: where both are 0.
+    """
+    if not a and not m:
+        raise UserError("operation 'transformer_a0_m0': a and m cannot both be 0; use identity")
+    dimension = layer.in_channels
+    parts = []
+    if a:
+        inner = width(dimension, a)
+        heads = inner // next(depth for depth in _DEPTHS if inner % depth == 0)
+        attention = SelfAttention(layer.input_size[0], dimension, heads, inner)
+        parts.append(nn.Sequential(nn.LayerNorm(dimension), attention))
+    if m:
+        hidden = width(dimension, m)
+        mlp = (nn.Linear(dimension, hidden), act(), nn.Linear(hidden, dimension))
+        parts.append(nn.Sequential(nn.LayerNorm(dimension), *mlp))
+    return Transformer(*parts)
