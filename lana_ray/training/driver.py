@@ -23,7 +23,7 @@ from lana_ray.config import Config, RayConfig, TrainConfig
 from lana_ray.errors import UserError
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
-from lana_ray.training.groups import RUNNING, WAITING, GroupTrainer, Placing, WorkerGroup, free
+from lana_ray.training.groups import FINISHED, WAITING, GroupTrainer, Placing, WorkerGroup, free
 from lana_ray.training.launch import Board, run_worker
 from lana_ray.training.micro import micro_batches
 from lana_ray.workers import Ask, await_room, held, no_room, node_labels, share, size, trainers, with_cpus
@@ -153,11 +153,13 @@ def run_training(
                     say(f"{title}: {name} died; what it had in hand and had not written is done again")
                 if mistake is not None:
                     raise mistake
-                watch.look(states)
+                if not watch.look(states):
+                    break
+        failed = next(iter(failures), None)  # before what is left of the groups is ended
     finally:
         _end(board, threads)
-    if failures:
-        _fail(failures[0], config)
+    if failed is not None:
+        _fail(failed, config)
 
 
 def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
@@ -178,44 +180,52 @@ def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
 
 
 class _Watch:
-    """Says why no worker runs, and ends a training in which none will."""
+    """Says why a group has no workers, and ends a training in which none will come."""
 
     def __init__(self, title: str, groups: Sequence[WorkerGroup], config: Config) -> None:
         self._title, self._groups, self._config = title, groups, config
-        self._ran = self._said = time.monotonic()
+        now = time.monotonic()
+        self._ran = {group.name: now for group in groups}
+        self._said = dict(self._ran)
 
-    def look(self, states: Mapping[str, str]) -> None:
+    def look(self, states: Mapping[str, str]) -> bool:
         """Takes note of the states of the groups' controllers.
 
+        Returns:
+            Whether to go on: not if groups have finished and the rest waits, as work that is left is looked
+            for anew.
+
         Raises:
-            UserError: no worker has run for too long.
+            UserError: no group has had workers for too long.
         """
         now = time.monotonic()
-        if any(states.get(group.name) == RUNNING for group in self._groups):
-            self._ran = self._said = now
-        if now - self._said < _SAY_S:
-            return
-        self._said = now
-        if (missing := self._missing()) is None:
-            return
-        line = f"{self._title}: no worker has run for {now - self._ran:.0f} s: {missing}"
-        if now - self._ran >= max(_END_S, self._config.ray.label_wait_s):
-            raise UserError(line)
-        say(line)
+        waiting = [group for group in self._groups if states.get(group.name, WAITING[0]) in WAITING]
+        busy = {group.name for group in self._groups} - {group.name for group in waiting}
+        for name in busy:
+            self._ran[name] = self._said[name] = now
+        for group in waiting:
+            if now - self._said[group.name] < _SAY_S or (missing := self._missing(group)) is None:
+                continue
+            self._said[group.name] = now
+            line = f"{self._title}: no {group.name} for {now - self._ran[group.name]:.0f} s: {missing}"
+            if now - max(self._ran.values()) >= max(_END_S, self._config.ray.label_wait_s):
+                raise UserError(line)
+            say(line)
+        finished = any(state == FINISHED for state in states.values())
+        return not (finished and all(states[name] == FINISHED for name in busy))
 
-    def _missing(self) -> str | None:
-        """Why nothing starts; None if workers are about to."""
+    def _missing(self, group: WorkerGroup) -> str | None:
+        """Why none of a group starts; None if some are about to."""
         known = nodes(gone=True)
-        group = self._groups[0]
         if held(known, group.claim) < group.fewest:
             return no_room(group.claim, self._config.ray, known, group.fewest)
         if group.room(free(known), []):
             return None
-        spare = [node for node in trainers(free(known)) if node.cpus]
+        spare = trainers(free(known))
         cpus, gpus = sum(node.cpus for node in spare), sum(node.gpus for node in spare)
         return (
-            f"{group.fewest} of {group.claim} wait for what others on the cluster hold; "
-            f"{cpus} CPUs and {gpus} GPUs are free on the nodes that train"
+            f"no node that trains has {group.claim} free for a worker, as others hold them "
+            f"({cpus} CPUs and {gpus} GPUs are free in all)"
         )
 
 

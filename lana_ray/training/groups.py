@@ -28,9 +28,11 @@ from lana_ray.cluster import Node
 from lana_ray.workers import Claim, held, occupied, selector, size
 
 RUNNING = "RUNNING"
-"""Name of the state of Ray Train's controller in which its workers work."""
+"""Name of the state of Ray Train's controller in which its workers work; the others likewise."""
+FINISHED = "FINISHED"
+"""That in which its work is done."""
 WAITING = ("INITIALIZING", "RESCHEDULING", "RESTARTING")
-"""Names of the states in which a controller waits for room."""
+"""Those in which it waits for room."""
 _SETTLE_S = 20.0
 """How long to wait for what tasks and workers hold that are about to end, before fewer workers start."""
 
@@ -112,6 +114,7 @@ class _Policy(ElasticScalingPolicy):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._placing.board.controlled.remote(self._name, ray.get_runtime_context().current_actor)
+        self.scaling_config.label_selector = self._selector()  # of the first request to the autoscaler
         super().after_controller_start(train_run_context)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

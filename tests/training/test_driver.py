@@ -93,8 +93,25 @@ def test_what_is_missing_is_said_and_the_wait_ends(
 
     other = ray.remote(Other).options(num_cpus=1).remote()
     assert ray.get(other.ready.remote())
-    with pytest.raises(UserError, match=r"try: no worker has run for .* 1 CPUs and 0 GPUs are free"):
+    with pytest.raises(UserError, match=r"try: no worker for .*1 CPUs and 0 GPUs are free in all"):
         _run(config, _fails_or_sleeps, [WorkerGroup(name="worker", workers=1, cpus=2)])
-    assert "try: no worker has run" in capsys.readouterr().out
+    assert "try: no worker for" in capsys.readouterr().out
     ray.kill(other)
+    assert _all_is_given_back()
+
+
+def _takes_a_while(setting: dict[str, Any]) -> None:
+    time.sleep(8)
+    train.report({})
+
+
+def test_a_group_that_finds_no_room_next_to_another_is_told_of_and_not_waited_for(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(driver, "_SAY_S", 2.0)
+    groups = [WorkerGroup(name="first", workers=1, cpus=1), WorkerGroup(name="wide", workers=1, cpus=2)]
+    _run(config, _takes_a_while, groups)
+    said = capsys.readouterr().out
+    assert "try: no wide for" in said
+    assert "try: no first for" not in said
     assert _all_is_given_back()
