@@ -24,6 +24,7 @@ from ray.exceptions import AuthenticationError
 from lana_ray.authentication import authenticated
 from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
+from lana_ray.scratch import ray_folder
 from lana_ray.signals import terminated_as_before
 
 LABEL = "lana.target"
@@ -119,6 +120,7 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             "num_cpus": num_cpus or _pinned_cpus(),
             "resources": {DEVICE: 1},
             "include_dashboard": False,
+            "_temp_dir": ray_folder(),
         }
     with authenticated(create=address is None):
         try:
