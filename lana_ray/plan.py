@@ -68,7 +68,7 @@ def plan(config: Config) -> Table:
     teacher_macs = _teacher_macs(config, space)
     table.add_row("teacher", _teacher(config, space, teacher_macs))
     table.add_row("pool", "\n".join(offers(space)))
-    where, training = _nodes(config, sum(op.is_trained for ops in space.ops for op in ops))
+    where, training = _nodes(config, _trained(space))
     table.add_row("workers", "\n".join(training))
     for line in _sampling(workspace.targets, where, len(planned_candidates(space))):
         table.add_row("sample", line)
@@ -211,7 +211,7 @@ def _teacher_macs(config: Config, space: LayerwiseSpace) -> float:
 def _distillation(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:
     """How much it is, by what can be counted: how long it takes, only the workers' hardware tells."""
     settings = config.distill
-    candidates = sum(space.is_trained(i, j) for i, choices in enumerate(space.everything) for j in choices)
+    candidates = _trained(space)
     images = settings.steps * settings.batch_size
     passes = ceil(candidates / settings.group_size) * images
     return (
@@ -223,6 +223,11 @@ def _distillation(config: Config, space: LayerwiseSpace, teacher_macs: float) ->
         f"{_words(passes * teacher_macs)} multiply-accumulates\n"
         f"at most {_words(4 * _trained_weights(space))} bytes of weights to keep"
     )
+
+
+def _trained(space: LayerwiseSpace) -> int:
+    """How many candidates distillation trains."""
+    return sum(space.is_trained(i, j) for i, choices in enumerate(space.everything) for j in choices)
 
 
 def _trained_weights(space: LayerwiseSpace) -> int:
