@@ -70,17 +70,11 @@ def test_a_job_outlives_a_worker_and_nothing_outlives_ray_down(network: list[Hos
         assert done.returncode == 0, command
         return done.stdout
 
-    def nodes() -> list[Any]:
-        asked = ["ray", "list", "nodes", "--address", DASHBOARD, "--format", "json", "--detail"]
-        command = laptop.command(asked, RAY_AUTH_MODE="token")
-        answer = subprocess.run(command, capture_output=True, text=True)
-        return list(json.loads(answer.stdout)) if answer.returncode == 0 else []
-
     run("bash", "-c", "ray get-auth-token --generate > /dev/null")
     run("ray", "up", "-y", "clusters/onprem.yaml", RAY_UP_enable_autoscaler_v2="0")
     with _in_background(laptop, tmp_path / "dashboard.log", "ray", "dashboard", "clusters/onprem.yaml"):
-        _until(lambda: len(nodes()) == 3, "both workers join")
-        labels = {node["node_ip"]: node["labels"].get("lana.target") for node in nodes()}
+        _until(lambda: len(_nodes(laptop)) == 3, "both workers join")
+        labels = {node["node_ip"]: node["labels"].get("lana.target") for node in _nodes(laptop)}
         print(labels)
         assert labels == {head.address: None, alpha.address: "edge", beta.address: "edge"}
 
@@ -96,7 +90,10 @@ def test_a_job_outlives_a_worker_and_nothing_outlives_ray_down(network: list[Hos
         assert job.returncode == 0
         assert "sampler died" in log.read_text()
         dead = {"node_ip": beta.address, "state": "DEAD"}
-        _until(lambda: any(dead.items() <= node.items() for node in nodes()), f"{beta.name} counts as dead")
+        _until(
+            lambda: any(dead.items() <= node.items() for node in _nodes(laptop)),
+            f"{beta.name} counts as dead",
+        )
 
     (result,) = summary_of(run_dir)["results"]
     listed = run("python", "-m", "lana_ray.cli", "models", "--registry", str(run_dir))
@@ -139,6 +136,13 @@ def _settings(run_dir: Path) -> list[str]:
     budgets = {"latency_ms": ["500ms"]}
     changed = settings(run_dir, teacher=teacher, targets=[target], budgets=budgets)
     return [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+
+
+def _nodes(laptop: Host) -> list[Any]:
+    """The cluster's nodes as Ray lists them; none while nobody answers."""
+    asked = ["ray", "list", "nodes", "--address", DASHBOARD, "--format", "json", "--detail"]
+    answer = subprocess.run(laptop.command(asked, RAY_AUTH_MODE="token"), capture_output=True, text=True)
+    return list(json.loads(answer.stdout)) if answer.returncode == 0 else []
 
 
 def _measured_by(run_dir: Path) -> set[str]:
