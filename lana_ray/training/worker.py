@@ -90,7 +90,8 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
             "validation_accuracy": f"{trained.validation_accuracy:.6f}",
             "curve": json.dumps(trained.curve),
         }
-        deployed = {k: v for k, v in trained.state.items() if not k.startswith(AUXILIARY)}
+        left_out = AUXILIARY if job.cells else ()  # a teacher may have parts of that name
+        deployed = {k: v for k, v in trained.state.items() if not k.startswith(left_out)}
         storage.write_tensors(job.file, deployed, metadata)
         storage.remove(partial)
     if rank.size > 1:
