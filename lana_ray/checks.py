@@ -182,7 +182,7 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
         )
     unused = [name for name, _ in network.named_parameters() if name not in trainable]
     if unused:
-        yield f"its answers do not depend on {_listed(unused)}, which training leaves alone"
+        yield f"its answers do not depend on {listed(unused)}, which training leaves alone"
     silent = trainable
     for seed in range(_TRIES):
         missed = _without_gradient(network, images, num_classes, trainable, seed)
@@ -192,7 +192,7 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
     names = [name for name, _ in network.named_parameters() if name in silent]
     if names:
         raise UserError(
-            f"teacher: no gradient reaches {_listed(names)} in training mode; let its forward use them there "
+            f"teacher: no gradient reaches {listed(names)} in training mode; let its forward use them there "
             "too, or make them with requires_grad=False"
         )
     yield "in training mode its forward leaves parts out at random, which only one worker can train"
@@ -224,7 +224,8 @@ def _without_gradient(
     return {name for name, p in parameters.items() if p.grad is None}
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names of parameters in a message, two at most."""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"the parameters {', '.join(names[:2])}{more}" if len(names) > 1 else f"the parameter {names[0]}"
 

@@ -115,7 +115,7 @@ def test_what_is_odd_and_harmless_is_told(
     load_checked(workspace_of(tmp_path, "an unused head", monkeypatch))
     assert "auxiliary.weight, auxiliary.bias" in capsys.readouterr().out
     load_checked(workspace_of(tmp_path, "a frozen stem", monkeypatch))
-    assert "2 parameters made without gradient" in capsys.readouterr().out
+    assert "stem.bias, stem.weight, made without gradient" in capsys.readouterr().out
     load_checked(workspace_of(tmp_path, "layer drop", monkeypatch))
     assert "at random" in capsys.readouterr().out
     load_checked(workspace_of(tmp_path, "plain", monkeypatch))

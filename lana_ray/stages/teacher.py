@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lana_ray.checks import check_teacher, first_images
+from lana_ray.checks import check_teacher, first_images, listed
 from lana_ray.progress import say
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
 from lana_ray.teachers import Teacher
@@ -19,7 +19,7 @@ def load_checked(workspace: Workspace) -> Teacher:
     checked = check_teacher(workspace.config, teacher.network, data.num_classes, first_images(data))
     notes = [*teacher.notes, *checked.notes]
     if teacher.frozen:
-        notes.append(f"{len(teacher.frozen)} parameters made without gradient stay as they are")
+        notes.append(f"training leaves alone {listed(sorted(teacher.frozen))}, made without gradient")
     for note in notes:
         say(f"teacher: {note}")
     return teacher
