@@ -6,11 +6,14 @@ target, a faster network whose measured latency keeps the budget, registered in 
 
 from typing import TYPE_CHECKING, Any
 
+from lana_ray.account import complete_account
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 
 if TYPE_CHECKING:
     from lana_ray.pipeline import RunResult, accelerate
+
+complete_account()  # before Ray is imported
 
 __all__ = ["Config", "RunResult", "UserError", "accelerate", "load_config"]
 
