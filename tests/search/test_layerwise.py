@@ -49,12 +49,12 @@ def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_one_hot_weights_are_the_spaces_students(space: LayerwiseSpace) -> None:
     supernet = LayerwiseSupernet(space, space.candidate).train()
-    for architecture in [space.teacher, (2, 3, 5), (7, 6, 1)]:
+    for architecture in [space.teacher, (2, 3, 5), (6, 6, 1)]:
         student = space.build(architecture).eval()
         with batch_statistics(student):
             wanted = student(IMAGES)
         assert torch.equal(supernet(IMAGES, one_hot(space, architecture)), wanted)
-    assert torch.equal(student(IMAGES), space.build((7, 6, 1)).eval()(IMAGES))  # statistics were left alone
+    assert torch.equal(student(IMAGES), space.build((6, 6, 1)).eval()(IMAGES))  # statistics were left alone
 
 
 def test_weights_count_and_have_gradients(space: LayerwiseSpace) -> None:

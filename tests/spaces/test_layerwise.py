@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from lana_ray.errors import UserError
 from lana_ray.layers import find_layers
+from lana_ray.ops import parse_op
 from lana_ray.spaces import Architecture, LayerwiseSpace
 from lana_ray.spaces.layerwise import activation
 
@@ -41,9 +43,9 @@ def storages(network: nn.Module) -> set[int]:
 
 def test_sizes() -> None:
     space = small()
-    assert [len(ops) for ops in space.ops] == [8, 7, 8]
-    assert space.size == 8 * 7 * 8
-    assert space.dimension == 23
+    assert [len(ops) for ops in space.ops] == [7, 7, 8]
+    assert space.size == 7 * 7 * 8
+    assert space.dimension == 22
     assert space.teacher == (0, 0, 0)
     assert [ops[0].name for ops in space.ops] == ["teacher"] * 3
 
@@ -86,7 +88,7 @@ def test_random_architectures_are_in_the_space(seed: int) -> None:
 def test_random_architectures_reach_every_candidate() -> None:
     space, rng = small(), np.random.default_rng(0)
     drawn = [space.random(rng) for _ in range(300)]
-    assert [len(set(column)) for column in zip(*drawn, strict=True)] == [8, 7, 8]
+    assert [len(set(column)) for column in zip(*drawn, strict=True)] == [7, 7, 8]
 
 
 @settings(deadline=None)
@@ -148,6 +150,21 @@ def test_trained_candidates_are_copied_into_place() -> None:
     assert storages(student).isdisjoint(storages(space.network))
 
 
+def test_identities_follow_what_a_candidate_is_made_for() -> None:
+    """What was measured of a candidate that reads other pixels is not taken for it."""
+    space = small()
+    first, strided, last = space.layers
+    for other in (
+        replace(strided, offset=(1.0, 1.0)),
+        replace(strided, residual=True),
+    ):
+        changed = LayerwiseSpace(space.network, (first, other, last), "tiny", seed=3)
+        assert changed.fingerprint != space.fingerprint
+        choice = space.ops[1].index(parse_op("mbconv_e3_k3"))
+        assert changed.structure(1, choice) != space.structure(1, choice)
+        assert changed.structure(0, 2) == space.structure(0, 2)
+
+
 def test_building_and_training_a_student_leaves_the_teacher_alone() -> None:
     space = small()
     before = space.network(IMAGES)
@@ -162,10 +179,10 @@ def test_architectures_are_described_for_people() -> None:
     space = small()
     assert space.describe((0, 1, 1)) == {
         "blocks.0": "teacher",
-        "blocks.1": "mbconv_e3_k3",
+        "blocks.1": "pruned_w0.5",
         "blocks.2": "identity",
     }
-    assert space.label((0, 1, 1)) == "blocks.0=teacher|blocks.1=mbconv_e3_k3|blocks.2=identity"
+    assert space.label((0, 1, 1)) == "blocks.0=teacher|blocks.1=pruned_w0.5|blocks.2=identity"
 
 
 def test_an_architecture_of_another_length_is_refused() -> None:
