@@ -243,6 +243,14 @@ def _tracking_uri(given: str | None) -> str:
     return f"sqlite:///{database.resolve()}"
 
 
+def _check_folder() -> None:
+    """What torch loads ends the process with a line about a library where the working directory is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was deleted; change to another one") from None
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit status 2.
 
@@ -253,6 +261,7 @@ def main() -> None:
     line: str | None = None
     status: str | int | None = 0
     try:
+        _check_folder()
         status = app(prog_name="lana-ray", standalone_mode=False)
     except UserError as error:
         line, status = str(error), 2

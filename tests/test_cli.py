@@ -214,3 +214,24 @@ def test_help_is_shown_on_a_terminal_of_ascii_alone() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "sweep both searches" in done.stdout
     assert done.stdout.isascii()
+
+
+def test_a_working_directory_that_was_deleted_is_told(tmp_path: Path) -> None:
+    command = f'cd "{tmp_path}" && rmdir "{tmp_path}" && "{sys.executable}" -m lana_ray.cli plan /x.yaml'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "working directory" in done.stderr
+
+
+def test_a_notebooks_backend_that_is_missing_here_does_no_harm() -> None:
+    code = """if True:
+        import contextlib, os
+        with contextlib.suppress(ValueError):  # as other packages try
+            import matplotlib
+        import lana_ray.report
+        import matplotlib
+        print(os.environ["MPLBACKEND"], matplotlib.__name__)
+    """
+    environment = {**os.environ, "MPLBACKEND": "module://absent.backend"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["module://absent.backend", "matplotlib"], done.stderr

@@ -3,6 +3,7 @@
 Everything is read from the run directory, so that a report can be made again at any time.
 """
 
+from lana_ray.report import backend  # noqa: F401  before what uses matplotlib
 from lana_ray.report.page import write_page
 from lana_ray.report.plots import sampling_notes, write_fit_plots
 from lana_ray.report.search_page import CELLS, SEARCH_PAGE, has_searches, write_search_page
