@@ -147,7 +147,7 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
     chosen = [name for name in chosen if name in by_module.values()]  # a module may have several names
     for inner, outer in itertools.permutations(chosen, 2):
         if inner.startswith(f"{outer}."):
-            raise UserError(f"layer {inner} does not fit: it is a part of layer {outer}")
+            raise _misfit(inner, f"it is a part of layer {outer}")
     return _verify(network, example, chosen)
 
 
@@ -156,8 +156,14 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def _known(network: nn.Module) -> str:
-    names = [n for n, _ in network.named_modules() if n and n.count(".") < 2]
-    return "its modules: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    """The modules of the top, and as patterns those that stand in a row at any depth."""
+    names = (re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name, _ in network.named_modules())
+    shown = list(dict.fromkeys(n for n in names if n and (n.endswith("*") or "." not in n)))
+    return "its modules: " + ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
+
+
+def _misfit(name: str, why: str) -> UserError:
+    return UserError(f"layer {name} does not fit: {why}; give teacher.layers without it")
 
 
 def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[Layer]:
@@ -174,18 +180,16 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
     def record(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if name in calls:
-                raise UserError(f"layer {name} does not fit: it runs more than once in a forward pass")
+                raise _misfit(name, "it runs more than once in a forward pass")
             if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 given = [type(a).__name__ for a in args] + sorted(kwargs)
-                raise UserError(f"layer {name} does not fit: it takes {given}, not one tensor")
+                raise _misfit(name, f"it takes {given}, not one tensor")
             if not isinstance(output, Tensor):
-                raise UserError(
-                    f"layer {name} does not fit: it returns {type(output).__name__}, not a tensor"
-                )
+                raise _misfit(name, f"it returns {type(output).__name__}, not a tensor")
             if len(args[0]) != len(example) or len(output) != len(example):
-                raise UserError(f"layer {name} does not fit: its first dimension is not the batch")
+                raise _misfit(name, "its first dimension is not the batch")
             if args[0]._version != versions[name]:
-                raise UserError(f"layer {name} does not fit: it changes its input in place")
+                raise _misfit(name, "it changes its input in place")
             calls[name] = (args[0].detach().clone(), output)
             versions[name] = output._version
 
@@ -200,9 +204,9 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
             network(example)
         for name in names:
             if name not in calls:
-                raise UserError(f"layer {name} does not fit: it does not run in a forward pass")
+                raise _misfit(name, "it does not run in a forward pass")
             if calls[name][1]._version != versions[name]:
-                raise UserError(f"layer {name} does not fit: what follows it changes its output in place")
+                raise _misfit(name, "what follows it changes its output in place")
         layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
         layers = [
             Layer(
@@ -379,7 +383,7 @@ class Suffixes:
                 if not self._continues(position, whole[name][1], expected):
                     self._counts_images = True
                 if not self._continues(position, whole[name][1], expected):
-                    raise UserError(f"layer {name} does not fit: what follows it needs more than its output")
+                    raise _misfit(name, "what follows it needs more than its output")
 
     def _continues(self, position: int, activation: Tensor, expected: Tensor) -> bool:
         try:

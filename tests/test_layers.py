@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -148,6 +149,21 @@ def test_an_unknown_structure_asks_for_patterns() -> None:
         find_layers(network, IMAGES)
 
 
+def test_patterns_are_shown_of_modules_in_a_row_at_any_depth() -> None:
+    def stage() -> nn.Module:
+        blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1)) for _ in range(2)))
+        return nn.Sequential(OrderedDict(down=nn.Identity(), blocks=blocks))
+
+    stages = nn.Sequential(stage(), stage())
+    network = nn.Sequential(OrderedDict(stem1=nn.Identity(), layers=stages, flat=nn.Flatten()))
+    with pytest.raises(UserError, match="give teacher.layers") as refused:
+        find_layers(network, IMAGES)
+    shown = str(refused.value).split("its modules: ")[1].split(", ")
+    assert shown == ["stem1", "layers", "layers.*", "layers.*.blocks.*", "layers.*.blocks.*.*", "flat"]
+    found = [layer.name for layer in find_layers(network, IMAGES, [shown[3]])]
+    assert found == [f"layers.{i}.blocks.{k}" for i in range(2) for k in range(2)]
+
+
 class _Two(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -212,7 +228,7 @@ class _Never(Chain):
 def test_a_misfit_is_named_with_its_reason(network: nn.Module, reason: str) -> None:
     with pytest.raises(UserError) as error:
         find_layers(network, IMAGES)
-    assert str(error.value) == f"layer blocks.0 does not fit: {reason}"
+    assert str(error.value) == f"layer blocks.0 does not fit: {reason}; give teacher.layers without it"
     assert not any(module._forward_hooks for module in network.modules())
 
 
