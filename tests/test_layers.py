@@ -156,7 +156,7 @@ def test_patterns_are_shown_of_modules_in_a_row_at_any_depth() -> None:
 
     stages = nn.Sequential(stage(), stage())
     network = nn.Sequential(OrderedDict(stem1=nn.Identity(), layers=stages, flat=nn.Flatten()))
-    with pytest.raises(UserError, match="give teacher.layers") as refused:
+    with pytest.raises(UserError, match=r"give teacher\.layers") as refused:
         find_layers(network, IMAGES)
     shown = str(refused.value).split("its modules: ")[1].split(", ")
     assert shown == ["stem1", "layers", "layers.*", "layers.*.blocks.*", "layers.*.blocks.*.*", "flat"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,21 @@ def test_a_class_per_folder(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     np.testing.assert_array_equal(train.pixels(4), np.asarray(picture(101)))
     assert [note for note in train.notes if "1 .txt" in note and "1 no suffix" in note]
+
+
+def test_images_of_one_size_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    """Files without compression are all as large, and other tools number them alike in every folder."""
+    for start, split in ((0, "train"), (50, "test")):
+        for shift, name in enumerate(NAMES):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                picture(start + 10 * shift + number).save(tmp_path / split / name / f"{number}.bmp")
+    train, test = sources(tmp_path)
+    assert test is not None
+    assert (len(train), len(test)) == (9, 9)
+    assert train.identity != test.identity
+    copied, _ = sources(Path(shutil.copytree(tmp_path, tmp_path.parent / "elsewhere")))
+    assert copied.identity == train.identity
 
 
 def test_images_at_any_depth_of_a_class(tmp_path: Path) -> None:
