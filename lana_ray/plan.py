@@ -29,7 +29,7 @@ from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.stages.search import EPOCHS
 from lana_ray.stages.structure import allowed_choices, check_batches, check_pool, check_space
-from lana_ray.teachers import load_teacher, structure
+from lana_ray.teachers import load_teacher, random_weights, structure
 from lana_ray.training.driver import describe, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.workers import PROCESS_BYTES, held, no_room, trainers
@@ -63,10 +63,10 @@ def plan(config: Config) -> Table:
         table.add_row("data", f"not here: {error}")
     if sizes is not None:
         check_batches(config, sizes)
-    space = _checked_space(config, workspace, classes if sizes else None)
+    space, notes = _checked_space(config, workspace, classes if sizes else None)
     check_space(config, space)
     teacher_macs = _teacher_macs(config, space)
-    table.add_row("teacher", _teacher(config, space, teacher_macs))
+    table.add_row("teacher", "\n".join((_teacher(config, space, teacher_macs), *notes)))
     table.add_row("pool", "\n".join(offers(space)))
     where, training = _nodes(config, _trained(space))
     table.add_row("workers", "\n".join(training))
@@ -87,8 +87,12 @@ def plan(config: Config) -> Table:
     return table
 
 
-def _checked_space(config: Config, workspace: Workspace, classes: int | None) -> LayerwiseSpace:
-    """The space of a teacher that is checked as in a run; pretrained weights are not fetched for it.
+def _checked_space(
+    config: Config, workspace: Workspace, classes: int | None
+) -> tuple[LayerwiseSpace, list[str]]:
+    """The space of a teacher that is checked as in a run, and what to know of its weights.
+
+    Pretrained ones are not fetched for it.
 
     Args:
         classes: None if the data is not here: random images stand in, and any number of classes will do.
@@ -101,12 +105,18 @@ def _checked_space(config: Config, workspace: Workspace, classes: int | None) ->
         network, _ = structure(teacher, _IMAGENET_CLASSES, **settings)
         answers = run(network, example_images(size))
         own = answers.shape[1] if isinstance(answers, Tensor) and answers.dim() == 2 else _IMAGENET_CLASSES
-        return check_teacher(config, network, own).space
+        return check_teacher(config, network, own).space, []
+    notes = []
     if teacher.pretrained:
         network, _ = structure(teacher, classes, **settings)
     else:
-        network = load_teacher(teacher, classes, **settings).network
-    return check_teacher(config, network, classes, first_images(workspace.data)).space
+        loaded = load_teacher(teacher, classes, **settings)
+        network = loaded.network
+        if loaded.untrained:
+            notes.append(f"trained for {teacher.adapt.epochs:g} epochs first, since {loaded.untrained}")
+        if warning := random_weights(teacher, loaded, classes, **settings):
+            notes.append(warning)
+    return check_teacher(config, network, classes, first_images(workspace.data)).space, notes
 
 
 def _sampling(targets: Sequence[Target], where: Mapping[str, str], alone: int) -> Iterator[str]:
@@ -198,7 +208,7 @@ def _teacher(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:
     parameters = sum(p.numel() for p in space.network.parameters())
     source = config.teacher.timm or config.teacher.factory
     return (
-        f"{source}, {parameters / 1e6:.1f} million parameters, {_words(teacher_macs)} multiply-accumulates "
+        f"{source}, {_words(parameters)} parameters, {_words(teacher_macs)} multiply-accumulates "
         f"an image, {len(space.layers)} layers to replace"
     )
 

@@ -86,6 +86,30 @@ def load_teacher(
     )
 
 
+def random_weights(
+    config: TeacherConfig, teacher: Teacher, num_classes: int, *, image_size: int | None = None, seed: int = 0
+) -> str | None:
+    """What is wrong with a factory's weights if another seed makes others; None if nothing is.
+
+    Only timm's networks are trained here: what a factory makes teaches as it is.
+
+    Args:
+        teacher: as loaded with the same arguments.
+    """
+    if config.factory is None or config.weights:
+        return None
+    other, _ = _build(config, num_classes, image_size, seed ^ 1)
+    if weights_fingerprint(other) == teacher.fingerprint:
+        return None
+    unused = (
+        "; teacher.adapt trains networks of teacher.timm alone" if "adapt" in config.model_fields_set else ""
+    )
+    return (
+        f"warning: {config.factory} draws weights at random, and nothing trains them before they teach; "
+        f"give trained ones: teacher.weights: FILE{unused}"
+    )
+
+
 def structure(
     config: TeacherConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
 ) -> tuple[nn.Module, frozenset[str]]:

@@ -18,7 +18,7 @@ from lana_ray.latency.measure import example_input
 from lana_ray.latency.meters import METERS
 from lana_ray.workspace import Workspace, structural_space
 
-from .runs import settings
+from .runs import NETWORKS, settings
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -76,10 +76,20 @@ def test_what_was_inferred_about_the_data_is_shown(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for number in range(10):
                 Image.new("RGB", (8, 8)).save(folder / f"{number}{split}.png")
-    shown = _shown(_settings(tmp_path, data={"folder": str(tmp_path / "pictures"), "image_size": 8}))
+    data = {"folder": str(tmp_path / "pictures"), "image_size": 8}
+    shown = _shown(_settings(tmp_path, data=data, distill={"steps": 8}, finetune={"epochs": 0.5}))
     assert "20 test images; 2 classes" in shown
     assert f"test images are {tmp_path / 'pictures' / 'valid'}" in shown
     assert "brightest value is 0" in shown
+
+
+def test_what_becomes_of_random_weights_is_told(tmp_path: Path) -> None:
+    adapt = {"epochs": 1.5}
+    shown = _shown(_settings(tmp_path, teacher={"timm": "mobilenetv3_small_050", "adapt": adapt}))
+    assert "trained for 1.5 epochs first" in shown
+    shown = _shown(_settings(tmp_path, teacher={"factory": f"{NETWORKS}:at_random", "adapt": adapt}))
+    assert "trained for" not in shown
+    assert f"warning: {NETWORKS}:at_random draws weights at random" in shown
 
 
 def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path: Path) -> None:

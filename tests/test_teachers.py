@@ -12,12 +12,13 @@ import torch
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from lana_ray.config import TeacherConfig
+from lana_ray.config import TeacherConfig, TrainConfig
 from lana_ray.errors import UserError
 from lana_ray.teachers import (
     load_teacher,
     normalisation,
     normalisation_of,
+    random_weights,
     structure,
     weights_fingerprint,
 )
@@ -119,6 +120,25 @@ def test_an_unknown_timm_network_gets_suggestions() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"timm knows no network 'zzz'$"):
         structure(TeacherConfig(timm="zzz"), 5)
+
+
+def test_weights_that_a_factory_draws_at_random_are_told(tmp_path: Path) -> None:
+    drawn = TeacherConfig(factory=f"{NETWORKS}:at_random", adapt=TrainConfig(epochs=1))
+    fixed = tmp_path / "fixed.py"
+    fixed.write_text(
+        "from torch import nn\n\n\ndef make(num_classes):\n    network = nn.Linear(3, num_classes)\n"
+        "    nn.init.ones_(network.weight)\n    nn.init.zeros_(network.bias)\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), network)\n"
+    )
+    trained = TeacherConfig(factory=f"{fixed}:make")
+    warnings = [random_weights(config, load_teacher(config, 3), 3) for config in (drawn, trained)]
+    assert warnings[1] is None
+    assert warnings[0] is not None
+    assert all(word in warnings[0] for word in (f"{NETWORKS}:at_random", "teacher.weights", "teacher.adapt"))
+    path = saved(tmp_path / "w.pt", load_teacher(drawn, 3).network.state_dict())
+    given = TeacherConfig(factory=drawn.factory, weights=path)
+    assert random_weights(given, load_teacher(given, 3), 3) is None
+    assert random_weights(TeacherConfig(timm=TIMM), load_teacher(TeacherConfig(timm=TIMM), 3), 3) is None
 
 
 def test_a_factory_of_a_package() -> None:

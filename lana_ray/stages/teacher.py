@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lana_ray.checks import check_teacher, first_images, listed
 from lana_ray.progress import say
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
-from lana_ray.teachers import Teacher
+from lana_ray.teachers import Teacher, random_weights
 from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
@@ -18,6 +20,10 @@ def load_checked(workspace: Workspace) -> Teacher:
     data = workspace.data
     checked = check_teacher(workspace.config, teacher.network, data.num_classes, first_images(data))
     notes = [*teacher.notes, *checked.notes]
+    config = workspace.config
+    settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.run.seed}
+    if warning := random_weights(config.teacher, teacher, data.num_classes, **settings):
+        notes.append(warning)
     if teacher.frozen:
         notes.append(f"training leaves alone {listed(sorted(teacher.frozen))}, made without gradient")
     for note in notes:
