@@ -272,8 +272,8 @@ def parse_op(name: str) -> Op:
     family = max((f for f in families() if f"{name}_".startswith(f"{f}_")), key=len, default=None)
     if family is None:
         near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), families(), n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(families())}"
-        raise UserError(f"unknown operation {name!r}; {hint}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown operation {name!r}; {hint}known: {', '.join(families())}")
     given: dict[str, float] = {}
     for part in name[len(family) :].split("_")[1:]:
         match = re.fullmatch(r"([a-z]+)(\d{1,6}(?:\.\d{1,12})?)", part)

@@ -63,6 +63,7 @@ def test_a_name_has_one_canonical_form() -> None:
     [
         ("mbcnov_e3_k3", "did you mean mbconv?"),
         ("fused_mbcon_e3_k3", "did you mean fused_mbconv?"),
+        ("conv_3x3", "known: teacher, "),
         ("xyz", "known: teacher, "),
         ("", "known: teacher, "),
         ("mbconv_e3_k3_w2", "unknown parameter 'w'; write mbconv_e…_k…[_se…]"),
