@@ -15,6 +15,7 @@ from lana_ray.checks import check_teacher, first_images
 from lana_ray.cluster import Node, connect, find_cluster, nodes, this_machine
 from lana_ray.config import Config, Target
 from lana_ray.data import MissingDataError
+from lana_ray.data.names import listed
 from lana_ray.errors import UserError
 from lana_ray.latency.meters import macs
 from lana_ray.latency.runtimes import check, missing
@@ -57,7 +58,8 @@ def plan(config: Config) -> Table:
         classes = data.num_classes
         splits = ", ".join(f"{size} {split}" for split, size in data.sizes.items())
         what = f"{splits} images; {classes} classes, {config.data.image_size} px"
-        table.add_row("data", "\n".join((what, *data.notes, *data.check())))
+        order = f"the teacher's outputs are taken in this order: {listed(data.classes, 12)}"
+        table.add_row("data", "\n".join((what, order, *data.notes, *data.check())))
     except MissingDataError as error:
         sizes, classes = None, _IMAGENET_CLASSES
         table.add_row("data", f"not here: {error}")

@@ -92,6 +92,18 @@ def test_what_becomes_of_random_weights_is_told(tmp_path: Path) -> None:
     assert f"warning: {NETWORKS}:at_random draws weights at random" in shown
 
 
+def test_the_order_of_the_classes_is_shown(tmp_path: Path) -> None:
+    """By which a teacher trained elsewhere is right or wrong; names that are numbers sort as text."""
+    for name in ("2", "10", "1"):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number, 20 * int(name), 255)).save(folder / f"{number}.png")
+    data = {"folder": str(tmp_path / "pictures"), "image_size": 8}
+    shown = _shown(_settings(tmp_path, data=data, distill={"steps": 8}, finetune={"epochs": 0.5}))
+    assert "in this order: 1, 10, 2" in shown
+
+
 def test_a_target_that_cannot_be_measured_here_is_told_beside_its_name(tmp_path: Path) -> None:
     wide = {"name": "wide", "runtime": "torch", "threads": 4096}
     shown = _shown(_settings(tmp_path, targets=[{"name": "eager", "runtime": "torch"}, wide]))
