@@ -28,10 +28,11 @@ def test_a_predictor_is_fitted_to_what_was_sampled(
     target = {"name": "eager", "runtime": "torch", "measure": measure}
     config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny", "max_cost": None}))
     (fit,) = fit_predictors(config)
-    # Of 41 with the teacher, 8 are for testing; 10 were chosen to be measured.
-    assert [count for count, _ in fit.curve] == [8, 16, 33, 43]
     taken = SampleStore(Storage(str(tmp_path))).read()
-    assert len({sample.key for sample in taken if sample.kind == "network"}) == 50
+    networks = len({sample.key for sample in taken if sample.kind == "network"})
+    assert networks in (49, 50)  # two of the 40 that are drawn may be equal
+    # With the teacher there are one more; 8 are for testing, and 10 were chosen to be measured.
+    assert [count for count, _ in fit.curve] == [8, 16, networks - 17, networks - 7]
     (again,) = fit_predictors(config)
     assert again.quality == fit.quality
     assert len(SampleStore(Storage(str(tmp_path))).read()) == len(taken)

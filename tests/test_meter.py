@@ -184,5 +184,7 @@ def test_too_few_students_for_a_predictor_are_refused_as_early(tmp_path: Path, r
 
 
 def test_the_program_alone_has_no_other_cost_than_latency(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the program needs latency_ms as its cost, not params"):
+    with pytest.raises(
+        UserError, match=r"search\.methods: the program needs search\.cost latency_ms, not params"
+    ):
         load_config(settings(tmp_path, search={"cost": "params", "methods": ["program"]}))

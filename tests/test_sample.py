@@ -108,9 +108,10 @@ def test_what_fails_and_what_is_slow_are_told_apart(capsys: pytest.CaptureFixtur
 def test_the_scores_tell_why_a_candidate_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of layers are kept; the reason is the sampling's, whenever they were made."""
     storage = Storage(str(tmp_path))
-    config = SimpleNamespace(score=SimpleNamespace(by="kl"))
+    config = SimpleNamespace(score=SimpleNamespace(by="kl", batch_size=8))
     workspace = cast(Any, SimpleNamespace(storage=storage, config=config, layers=SPACE.layers, space=SPACE))
     monkeypatch.setattr(score, "_key", lambda *_: "kept")
+    monkeypatch.setattr(score, "task_bytes", lambda *_: 0)
     monkeypatch.setattr(score, "run_tasks", lambda *_, **__: None)
     for layer, ops in enumerate(SPACE.ops):
         rows = [
