@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lana_ray.resumable import Checkpoint
 from lana_ray.search.cost import Cost, cost_of, expected_cost, likeliest_within
 from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings
@@ -22,7 +23,6 @@ from lana_ray.search.state import SearchState
 from lana_ray.search.supernet import Supernet
 from lana_ray.search.unrolled import gradients_of, unrolled_gradients
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.training.loop import Checkpoint
 
 Batch = tuple[Tensor, Tensor]
 Batches = Callable[[int, int], Iterator[Batch]]
@@ -128,7 +128,7 @@ def search(
     alphas = supernet.architecture_parameters()
     device = alphas[0].device
     if checkpoint and (saved := checkpoint.load()) is not None:
-        state.restore(saved, device)
+        state.restore(saved)
         for _ in range(state.step):
             on_step()
     warmup = settings.warmup_epochs * steps if state.weight_optimizer else 0

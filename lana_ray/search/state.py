@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -64,19 +62,16 @@ class SearchState:
             multiplier=settings.multiplier,
         )
 
-    def dump(self) -> bytes:
-        """All of it as bytes that ``restore`` reads without unpickling code; frozen weights are left out."""
-        buffer = io.BytesIO()
+    def dump(self) -> dict[str, Any]:
+        """All of it but frozen weights, for ``restore``; tensors are not copied."""
         frozen = {name for name, p in self.supernet.named_parameters() if not p.requires_grad}
         kept = {name: value for name, value in self.supernet.state_dict().items() if name not in frozen}
         modules = {name: getattr(self, name) for name in _MODULES}
         state = {name: module.state_dict() for name, module in modules.items() if module is not None}
-        torch.save({"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}, buffer)
-        return buffer.getvalue()
+        return {"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}
 
-    def restore(self, saved: bytes, device: torch.device) -> None:
-        """Takes up what ``dump`` kept of a search of the same supernet under the same settings."""
-        state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what ``dump`` gave of a search of the same supernet under the same settings."""
         self.supernet.load_state_dict(state["supernet"], strict=False)
         for name in _MODULES:
             if name in state:

@@ -120,7 +120,7 @@ def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Stora
     def run(config: dict[str, Any]) -> None:
         settings = {name: config[name] for name in names}
         name, begun = f"{_folder(sweep)}/{fingerprint(settings)}", time.time()
-        file, state = f"{name}.json", f"{name}.pt"
+        file, state = f"{name}.json", f"{name}.search"
         if not storage.exists(file):
             found = trial(settings, *ray.get(known), state)
             storage.write_json(file, {"begun": begun, "settings": settings, **found})

@@ -23,9 +23,8 @@ from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.stages.track import run_of
-from lana_ray.storage import Storage, fingerprint
+from lana_ray.storage import fingerprint
 from lana_ray.teachers import Teacher
-from lana_ray.training.loop import Checkpoint
 from lana_ray.workers import Ask, Claim, node_labels, selector, share, threads
 from lana_ray.workspace import Workspace
 
@@ -185,14 +184,6 @@ def batches(workspace: Workspace, split: str, steps: int, seed: int) -> Batches:
         return workspace.data.endless(split, batch_size=size, start_step=epoch * steps + start, seed=seed)
 
     return of_epoch
-
-
-def kept(storage: Storage, file: str) -> Checkpoint:
-    """A search's state in a file of the run directory."""
-    return Checkpoint(
-        load=lambda: storage.read_bytes(file) if storage.exists(file) else None,
-        save=lambda state: storage.write_bytes(file, state),
-    )
 
 
 def trial_claim(config: Config) -> Claim:

@@ -17,6 +17,7 @@ from lana_ray.latency.fits import folder_of
 from lana_ray.latency.fleet import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
+from lana_ray.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces.cells import CellStudents, CellSupernet
@@ -29,7 +30,6 @@ from lana_ray.stages.search import (
     batches,
     finish,
     judged,
-    kept,
     lambdas,
     learnt,
     seed_of,
@@ -201,7 +201,7 @@ def _search(
         weight_batches=batches(workspace, "train", steps, seed),
         alpha_batches=batches(workspace, "score", steps, seed),
         steps=steps,
-        checkpoint=kept(workspace.storage, file),
+        checkpoint=checkpoint_in(workspace.storage, file),
     )
 
 
@@ -218,11 +218,11 @@ def _train(
         teacher=workspace.teacher.to(where),
         rank=Rank(),
         seed=seed,
-        checkpoint=kept(storage, state),
+        checkpoint=checkpoint_in(storage, state),
         on_step=lambda: None,
         device=where,
     )
-    storage.write_tensors(f"{file.removesuffix('.pt')}.safetensors", trained.state, {})
+    storage.write_tensors(f"{file.removesuffix('.search')}.safetensors", trained.state, {})
     storage.remove(state)
     return trained.validation_accuracy
 

@@ -17,6 +17,7 @@ from lana_ray.config import Config
 from lana_ray.latency.fits import folder_of
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.progress import say
+from lana_ray.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
@@ -32,7 +33,6 @@ from lana_ray.stages.search import (
     batches,
     finish,
     judged,
-    kept,
     lambdas,
     learnt,
     seed_of,
@@ -212,5 +212,5 @@ def _by_gradient(
         alpha_batches=batches(workspace, "score", steps, seed),
         steps=steps,
         loss=divergence(workspace.teacher.to(where)),
-        checkpoint=kept(workspace.storage, file),
+        checkpoint=checkpoint_in(workspace.storage, file),
     )

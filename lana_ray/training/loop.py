@@ -15,6 +15,7 @@ from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
 from lana_ray.layers import evaluating
 from lana_ray.preparation import memory_format
+from lana_ray.resumable import Checkpoint
 from lana_ray.training.micro import Rank, StepTotal, all_reduce, broadcast, micro_batches
 from lana_ray.training.state import TrainingState
 
@@ -22,14 +23,6 @@ __all__ = ["Checkpoint", "Rank", "Trained", "accuracy", "steps_of", "train_netwo
 
 _SAVE_EVERY_S = 60.0
 _VALIDATION_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Where a training keeps its state; ``save`` is called by the first rank only."""
-
-    load: Callable[[], bytes | None]
-    save: Callable[[bytes], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +68,7 @@ def train_network(
     the same reason the result does not depend on how many ranks share the micro-batches.
 
     Args:
+        checkpoint: where the state is kept; only the first rank saves it.
         rank: of at most ``micro_batches`` processes; more would have nothing to do.
         on_epoch: called before the steps of an epoch with the share of the training that is done.
         auxiliary_weight: of the cross-entropy of a second classifier, where the network in training mode
@@ -88,7 +82,7 @@ def train_network(
     steps = steps_of(config, data.sizes["train"])
     state = TrainingState.begin(network, config, steps)
     if (saved := checkpoint.load()) is not None:
-        state.restore(saved, device)
+        state.restore(saved)
         for _ in range(state.step):
             on_step()
     last_save = time.monotonic()

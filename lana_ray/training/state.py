@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -47,16 +46,13 @@ class TrainingState:
         schedule = LambdaLR(optimizer, lambda step: cosine(step, steps, _WARMUP))
         return cls(network=network, optimizer=optimizer, schedule=schedule)
 
-    def dump(self) -> bytes:
-        """All of it as bytes that ``restore`` reads without unpickling code."""
-        buffer = io.BytesIO()
+    def dump(self) -> dict[str, Any]:
+        """All of it, for ``restore``; tensors are not copied."""
         state = {name: getattr(self, name).state_dict() for name in _MODULES}
-        torch.save(state | {name: getattr(self, name) for name in _VALUES}, buffer)
-        return buffer.getvalue()
+        return state | {name: getattr(self, name) for name in _VALUES}
 
-    def restore(self, saved: bytes, device: torch.device) -> None:
-        """Takes up what ``dump`` kept of a training of the same network under the same settings."""
-        state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what ``dump`` gave of a training of the same network under the same settings."""
         for name in _MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in _VALUES:

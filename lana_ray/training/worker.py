@@ -11,10 +11,11 @@ from ray import train
 from torch import nn
 
 from lana_ray.config import Config, FinetuneConfig, TrainConfig
+from lana_ray.resumable import checkpoint_in
 from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import FINGERPRINT_KEY, Storage
-from lana_ray.training.loop import Checkpoint, Rank, train_network
+from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace
 
 
@@ -57,7 +58,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
-    storage, partial = workspace.storage, f"training/{job.key}.pt"
+    storage, partial = workspace.storage, f"training/{job.key}.safetensors"
     settings: TrainConfig | FinetuneConfig = workspace.config.finetune
     teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
     extras: dict[str, Any] = {}
@@ -76,10 +77,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
         teacher=teacher,
         rank=rank,
         seed=seed,
-        checkpoint=Checkpoint(
-            load=lambda: storage.read_bytes(partial) if storage.exists(partial) else None,
-            save=lambda state: storage.write_bytes(partial, state),
-        ),
+        checkpoint=checkpoint_in(storage, partial),
         on_step=(lambda: board.add.remote(1)) if rank.index == 0 else (lambda: None),
         device=device,
         **extras,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from lana_ray.resumable import Checkpoint, pack, unpack
 from lana_ray.search.bilevel import SearchResult, parameter_free_share, search
 from lana_ray.search.cost import Way, cost_of
 from lana_ray.search.mixture import Mixture
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.training.loop import Checkpoint
 
 from .toys import ToySpace, ToySupernet, additive, batches, output
 
@@ -127,7 +127,9 @@ def test_a_killed_search_goes_on_to_the_bit(
     whole, parts = ToySupernet(LOSSES, learns=True), ToySupernet(LOSSES, learns=True)
     uninterrupted = found(settings, whole)
     kept: list[bytes] = []
-    checkpoint = Checkpoint(load=lambda: kept[-1] if kept else None, save=kept.append)
+    checkpoint = Checkpoint(
+        load=lambda: unpack(kept[-1]) if kept else None, save=lambda state: kept.append(pack(state))
+    )
     done = [0]
 
     def count() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lana_ray.latency.table import CostTable
 from lana_ray.layers import batch_statistics, find_layers
+from lana_ray.resumable import pack, unpack
 from lana_ray.search.bilevel import search
 from lana_ray.search.cost import AdditiveCost, cost_of
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
@@ -139,10 +140,10 @@ def test_the_state_leaves_frozen_weights_out(space: LayerwiseSpace) -> None:
     for train in (False, True):
         supernet = LayerwiseSupernet(space, space.candidate, CONSIDERED, train_candidates=train)
         state = SearchState.begin(supernet, SearchSettings(), 10)
-        kept.append(state.dump())
+        kept.append(pack(state.dump()))
         before = [alpha.detach().clone() for alpha in supernet.alphas]
         for alpha in supernet.alphas:
             nn.init.normal_(alpha)
-        state.restore(kept[-1], torch.device("cpu"))
+        state.restore(unpack(kept[-1]))
         assert all(torch.equal(a, b) for a, b in zip(supernet.alphas, before, strict=True))
     assert len(kept[0]) < 0.5 * len(kept[1])

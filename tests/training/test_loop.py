@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
+from lana_ray.resumable import Checkpoint, pack, unpack
 from lana_ray.training import loop
-from lana_ray.training.loop import Checkpoint, Rank, Trained, accuracy, steps_of, train_network
+from lana_ray.training.loop import Rank, Trained, accuracy, steps_of, train_network
 
 from ..data.samples import encoded, load, write_parquet
 from ..networks import net
@@ -35,12 +36,12 @@ class Memory:
     state: bytes | None = None
     saves: int = 0
 
-    def save(self, state: bytes) -> None:
-        self.state = state
+    def save(self, state: Any) -> None:
+        self.state = pack(state)
         self.saves += 1
 
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(load=lambda: self.state, save=self.save)
+        return Checkpoint(load=lambda: unpack(self.state) if self.state else None, save=self.save)
 
 
 def coloured() -> list[bytes]:

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig
-from lana_ray.training.loop import Checkpoint, train_network
+from lana_ray.resumable import Checkpoint
+from lana_ray.training.loop import train_network
 from lana_ray.training.micro import Rank, StepTotal, micro_batches
 
 from ..data.samples import encoded, load, write_parquet
