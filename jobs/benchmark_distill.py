@@ -11,6 +11,7 @@ what ``distill.memory_gb`` allows.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -157,7 +158,8 @@ def _trainees(workspace: Workspace, candidates: list[Candidate]) -> list[Trainee
 
 
 def _images(workspace: Workspace, steps: int) -> Iterator[Tensor]:
-    return workspace.data.training_images(batch_size=workspace.config.distill.batch_size, steps=steps)
+    batches = workspace.data.endless("train", batch_size=workspace.config.distill.batch_size)
+    return (images for images, _ in itertools.islice(batches, steps))
 
 
 def _by_hand(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:

@@ -10,6 +10,7 @@ their geometric mean over the candidates, and its ratio to the recipe's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -116,14 +117,14 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
     names = sorted({trainee.layer.name for trainee in trainees})
     size = workspace.config.distill.batch_size
     if variant.warm:
-        first = next(workspace.data.training_images(batch_size=size, steps=1))
+        first, _ = next(workspace.data.endless("train", batch_size=size))
         seen = observe(workspace.teacher, names, first)
         for trainee in trainees:
             own = workspace.teacher.get_submodule(trainee.layer.name)
             warm_start(trainee.module, trainee.layer, own, *seen[trainee.layer.name])
     lr = variant.lr * workspace.config.distill.lr
     distiller = Distiller(workspace.teacher, trainees, lr=lr, steps=steps, **variant.options)
-    for images in workspace.data.training_images(batch_size=size, steps=steps):
+    for images, _ in itertools.islice(workspace.data.endless("train", batch_size=size), steps):
         distiller.step(images)
     images, _ = next(workspace.data.batches("score", batch_size=_TEST_IMAGES))
     seen = observe(workspace.teacher, names, images)

@@ -231,17 +231,6 @@ class ImageData:
         made = _prefetch(batch, range(steps) if only is None else only, split)
         return made if shuffle or batch_size == 1 else _joined(made)
 
-    def training_images(self, *, batch_size: int, steps: int) -> Iterator[Tensor]:
-        """Images for so many steps of training without labels: shuffled, augmented, epoch after epoch."""
-        for epoch in itertools.count():
-            for images, _ in self.batches(
-                "train", batch_size=batch_size, epoch=epoch, shuffle=True, augment=True, drop_last=True
-            ):
-                yield images
-                steps -= 1
-                if steps == 0:
-                    return
-
     def endless(
         self, split: str, *, batch_size: int, start_step: int = 0, seed: int | None = None
     ) -> Iterator[Batch]:

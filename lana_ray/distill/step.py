@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +36,18 @@ class Trainee:
     cost: float = 0.0
     """What it costs deployed, in any unit, to be compared with others of its layer."""
     curve: list[float] = field(default_factory=list)
-    """Normalised error ‖t − s‖² / ‖t‖² of every step; comparable across layers."""
+    """Normalised error ‖t − s‖² / ‖t‖² of every step so far; comparable across layers."""
     stopped: str | None = None
     """``DIVERGED`` or ``HOPELESS``, where it was stopped before its time."""
 
     @property
     def error(self) -> float:
         """Mean of the latest errors."""
-        return statistics.fmean(self.curve[-RECENT:])
+        return self.error_at(len(self.curve))
+
+    def error_at(self, step: int) -> float:
+        """Mean of the latest errors before a step."""
+        return statistics.fmean(self.curve[max(0, step - RECENT) : step])
 
 
 class Distiller:
@@ -64,6 +70,7 @@ class Distiller:
         optimizer: made of (parameters, lr).
         schedule: the learning rate's factor at a step of so many.
         autocast: precision of the candidates' arithmetic; their weights and the error stay fp32.
+        seed: of what a candidate draws at random in a step, as dropout does, whoever else is in the round.
     """
 
     def __init__(
@@ -76,23 +83,38 @@ class Distiller:
         optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None,
         schedule: Callable[[int, int], float] | None = None,
         autocast: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         self._teacher = teacher
         self.trainees = list(trainees)
-        self._autocast = autocast
+        self._autocast, self._seed = autocast, seed
         parameters = [p for trainee in self.trainees for p in trainee.module.train().parameters()]
         self._optimizer = (optimizer or _adam)(parameters, lr)
-        factor = schedule or _warm_cosine
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda k: factor(k, steps))
+        self._lr, self._steps, self._factor = lr, steps, schedule or _warm_cosine
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the candidates that are furthest behind; all, where none is left to train."""
+        return min((len(t.curve) for t in self.trainees if t.stopped is None), default=self._steps)
 
     def step(self, images: Tensor) -> None:
-        """One batch, shape [N, 3, H, W], for every candidate that was not stopped."""
-        active = [trainee for trainee in self.trainees if trainee.stopped is None]
+        """One batch, shape [N, 3, H, W], for the candidates that were not stopped.
+
+        Candidates that are further than others, having been resumed from a later step, wait for them.
+        """
+        step = self.steps_done
+        active = [t for t in self.trainees if t.stopped is None and len(t.curve) == step]
         if not active:
             return
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr * self._factor(step, self._steps)
         seen = observe(self._teacher, sorted({trainee.layer.name for trainee in active}), images)
         scales = {name: output.square().mean() + 1e-12 for name, (_, output) in seen.items()}
-        errors = [self._learn(t, *seen[t.layer.name], scales[t.layer.name]) for t in active]
+        errors = []
+        for trainee in active:
+            torch.manual_seed(_draw_seed(self._seed, step, trainee))
+            inputs, output = seen[trainee.layer.name]
+            errors.append(self._learn(trainee, inputs, output, scales[trainee.layer.name]))
         for trainee, error in zip(active, torch.stack(errors).tolist(), strict=True):  # one wait for a GPU
             trainee.curve.append(error)
             if _is_lost(trainee.curve):
@@ -100,7 +122,28 @@ class Distiller:
                 trainee.module.zero_grad(set_to_none=True)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._schedule.step()
+
+    def state_of(self, trainee: Trainee) -> dict[str, Any]:
+        """Everything that training has changed of one candidate: ``restore`` continues from it exactly."""
+        moments = [dict(self._optimizer.state.get(p, {})) for p in trainee.module.parameters()]
+        return {
+            "module": dict(trainee.module.state_dict()),
+            "optimizer": moments,
+            "curve": torch.tensor(trainee.curve, dtype=torch.float64),
+            "stopped": trainee.stopped,
+        }
+
+    def restore(self, trainee: Trainee, state: dict[str, Any]) -> None:
+        """Takes up what ``state_of`` gave for the same candidate under the same settings."""
+        trainee.module.load_state_dict(state["module"])
+        trainee.curve[:] = state["curve"].tolist()
+        trainee.stopped = state["stopped"]
+        for parameter, moments in zip(trainee.module.parameters(), state["optimizer"], strict=True):
+            if moments:
+                self._optimizer.state[parameter] = {
+                    key: x.to(parameter.device) if isinstance(x, Tensor) and x.dim() else x
+                    for key, x in moments.items()
+                }
 
     def _learn(self, trainee: Trainee, inputs: Tensor, output: Tensor, scale: Tensor) -> Tensor:
         """Adds the gradients of one candidate; returns its error."""
@@ -119,18 +162,23 @@ class Distiller:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self._autocast)
 
-    def stop_hopeless(self) -> None:
-        """Stops candidates that another of their layer has left behind.
+    def stop_hopeless(self, step: int) -> None:
+        """Stops candidates that another of their layer has left behind at a step.
 
         That is one that costs no more and whose error is below ``_HOPELESS`` times theirs: successive
         halving (Jamieson and Talwalkar, arXiv 1502.07943) with dominance in (cost, error) in place of rank,
         since a candidate is only ever chosen for what it costs.
         """
-        active = [trainee for trainee in self.trainees if trainee.stopped is None]
-        for trainee in active:
-            rivals = (t for t in active if t.layer == trainee.layer and t.cost <= trainee.cost)
-            if any(rival.error < _HOPELESS * trainee.error for rival in rivals):
+        reached = [t for t in self.trainees if t.stopped != DIVERGED and len(t.curve) >= step]
+        for trainee in reached:
+            rivals = (t for t in reached if t.layer == trainee.layer and t.cost <= trainee.cost)
+            error = _HOPELESS * trainee.error_at(step)
+            if len(trainee.curve) == step and any(rival.error_at(step) < error for rival in rivals):
                 trainee.stopped = HOPELESS
+
+
+def _draw_seed(seed: int, step: int, trainee: Trainee) -> int:
+    return hash((seed, step, zlib.crc32(f"{trainee.layer.name} {trainee.op}".encode()))) & 0x7FFFFFFFFFFFFFFF
 
 
 def _is_lost(curve: Sequence[float]) -> bool:

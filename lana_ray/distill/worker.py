@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -17,10 +18,15 @@ from lana_ray.distill.step import DIVERGED, Distiller, Trainee
 from lana_ray.layers import observe
 from lana_ray.ops.warmstart import warm_start
 from lana_ray.preparation import memory_format
+from lana_ray.resumable import Checkpoint, checkpoint_in
 from lana_ray.storage import FINGERPRINT_KEY
 from lana_ray.workspace import Workspace, candidate_file
 
 GIB = 2**30
+STATES = "distilling"
+"""Folder of candidates in training."""
+SAVE_EVERY_S = 60.0
+_SAVING_SHARE = 0.05  # of the time may be spent on saving states
 _HALVINGS = (1 / 4, 1 / 2)
 """Shares of the steps at which hopeless candidates are stopped, where that is asked for."""
 
@@ -91,14 +97,17 @@ def distill_round(
 ) -> None:
     """Trains candidates together and writes their weights and curves.
 
+    Each candidate's state is saved about once a minute, so whoever trains it next, in whatever round, repeats
+    no more than that.
+
     Args:
         costs: what each costs deployed, in any unit.
         on_steps: told how many steps of candidates were done.
     """
     settings, teacher = workspace.config.distill, workspace.teacher.to(device)
     limit = settings.memory_gb * GIB
-    trainees = [
-        Trainee(
+    trainees = {
+        (i, j): Trainee(
             layer=workspace.layers[i],
             op=workspace.space.ops[i][j].name,
             module=workspace.space.candidate(i, j).to(device).to(memory_format=memory_format(teacher)),
@@ -106,26 +115,61 @@ def distill_round(
             cost=costs[i, j],
         )
         for i, j in candidates
-    ]
-    distiller: Distiller | None = None
+    }
+    distiller = Distiller(
+        teacher,
+        list(trainees.values()),
+        lr=settings.lr,
+        steps=settings.steps,
+        autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+        seed=workspace.config.run.seed,
+    )
+    on_steps(_resume(workspace, distiller, trainees))
+    begin = distiller.steps_done
+    batches = workspace.data.endless("train", batch_size=settings.batch_size, start_step=begin)
     milestones = {round(share * settings.steps) for share in _HALVINGS if settings.stop_hopeless}
-    batches = workspace.data.training_images(batch_size=settings.batch_size, steps=settings.steps)
-    for step, images in enumerate((images.to(device) for images in batches), 1):
-        if distiller is None:
-            _warm_start(teacher, trainees, images)
-            distiller = Distiller(
-                teacher,
-                trainees,
-                lr=settings.lr,
-                steps=settings.steps,
-                autocast=torch.bfloat16 if settings.precision == "bf16" else None,
-            )
+    due = time.monotonic() + SAVE_EVERY_S
+    for step, (images, _) in zip(range(begin, settings.steps), batches, strict=False):
+        images = images.to(device)
+        if step == 0:
+            _warm_start(teacher, [t for t in trainees.values() if not t.curve], images)
+        behind = sum(len(trainee.curve) <= step for trainee in trainees.values())
         distiller.step(images)
-        if step in milestones:
-            distiller.stop_hopeless()
-        on_steps(len(candidates))
-    for candidate, trainee in zip(candidates, trainees, strict=True):
+        if step + 1 in milestones:
+            distiller.stop_hopeless(step + 1)
+        on_steps(behind)
+        if time.monotonic() > due:
+            due = _save(workspace, distiller, trainees)
+    for candidate, trainee in trainees.items():
         _write(workspace, candidate, trainee)
+        workspace.storage.remove(_state_file(workspace, candidate))
+
+
+def _resume(workspace: Workspace, distiller: Distiller, trainees: Mapping[Candidate, Trainee]) -> int:
+    """Takes up saved states; returns how many steps of candidates they saved."""
+    for candidate, trainee in trainees.items():
+        saved = _checkpoint(workspace, candidate).load()
+        if saved is not None and saved["key"] == workspace.candidate_key(*candidate):
+            distiller.restore(trainee, saved)
+    return sum(len(trainee.curve) for trainee in trainees.values())
+
+
+def _save(workspace: Workspace, distiller: Distiller, trainees: Mapping[Candidate, Trainee]) -> float:
+    """Saves the state of every candidate; returns when the next time is due, by the monotonic clock."""
+    begin = time.monotonic()
+    for candidate, trainee in trainees.items():
+        state = {"key": workspace.candidate_key(*candidate), **distiller.state_of(trainee)}
+        _checkpoint(workspace, candidate).save(state)
+    end = time.monotonic()
+    return end + max(SAVE_EVERY_S, (end - begin) / _SAVING_SHARE)
+
+
+def _checkpoint(workspace: Workspace, candidate: Candidate) -> Checkpoint:
+    return checkpoint_in(workspace.storage, _state_file(workspace, candidate))
+
+
+def _state_file(workspace: Workspace, candidate: Candidate) -> str:
+    return f"{STATES}/{_file(workspace, candidate).rpartition('/')[2]}"
 
 
 def _write(workspace: Workspace, candidate: Candidate, trainee: Trainee) -> None:

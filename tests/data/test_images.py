@@ -134,19 +134,6 @@ def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> No
     assert sorted(capped[0]) == sorted(capped[1])
 
 
-def test_training_images_go_on_from_epoch_to_epoch(parquet: str) -> None:
-    data = load(parquet=parquet, score_images=10, validation_images=15)  # 55 images: two steps an epoch
-    given = list(data.training_images(batch_size=20, steps=5))
-    epochs = [
-        images
-        for epoch in range(3)
-        for images, _ in data.batches("train", batch_size=20, epoch=epoch, shuffle=True, augment=True)
-    ]
-    expected = [images for images in epochs if len(images) == 20][:5]
-    assert len(given) == 5
-    assert all(torch.equal(*pair) for pair in zip(given, expected, strict=True))
-
-
 @pytest.mark.parametrize(("split", "batch_size"), [("train", 20), ("score", 4), ("score", 64)])
 def test_endless_batches_begin_at_any_step(parquet: str, split: str, batch_size: int) -> None:
     data = load(parquet=parquet, score_images=10, validation_images=15)  # two steps an epoch, or one

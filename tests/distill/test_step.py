@@ -203,7 +203,7 @@ def test_what_a_cheaper_one_leaves_behind_is_hopeless(space: LayerwiseSpace) -> 
     stopped.stopped = DIVERGED  # is nobody's rival
     everyone = [behind, close, cheap, best, equal, elsewhere, stopped]
     distiller = Distiller(space.network, everyone, lr=1e-3, steps=STEPS)
-    distiller.stop_hopeless()
+    distiller.stop_hopeless(1 + RECENT)
     assert [t for t in everyone if t.stopped == HOPELESS] == [behind, equal]
     assert stopped.stopped == DIVERGED
     curve = list(equal.curve)

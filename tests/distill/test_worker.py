@@ -65,7 +65,7 @@ def test_a_round_leaves_weights_curves_and_no_doubt(tmp_path: Path) -> None:
     assert not any(ending(workspace, candidate) for candidate in EVERY)
     train(workspace, EVERY[:3], on_steps=told.append)
     assert [ending(workspace, c) is not None for c in EVERY] == [True] * 3 + [False] * 3
-    assert told == [3] * 8
+    assert told == [0] + [3] * 8  # nothing was resumed
     metadata = workspace.storage.tensor_metadata(file_of(workspace, EVERY[0]))
     assert metadata is not None
     curve = json.loads(metadata["curve"])
@@ -102,6 +102,65 @@ def test_a_candidate_too_large_for_the_memory_sees_its_batch_in_parts(tmp_path: 
         metadata = whole.storage.tensor_metadata(file_of(whole, candidate))
         assert metadata is not None
         assert (json.loads(metadata["curve"]) == curve) == same
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(calls: int) -> Callable[[int], None]:
+    left = [calls]
+
+    def on_steps(_: int) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Interrupted
+
+    return on_steps
+
+
+def weights_of(workspace: Workspace, candidates: list[Candidate]) -> dict[str, torch.Tensor]:
+    return {
+        f"{candidate} {name}": value
+        for candidate in candidates
+        for name, value in workspace.storage.read_tensors(file_of(workspace, candidate)).items()
+    }
+
+
+def test_a_killed_round_goes_on_to_the_same_candidates_in_other_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are killed after five of eight steps; one of them goes on with a third that has not begun."""
+    monkeypatch.setattr(worker_module, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(worker_module, "_SAVING_SHARE", float("inf"))
+    whole, killed = (prepared(configuration(tmp_path / name)) for name in ("whole", "killed"))
+    train(whole, EVERY[:3])
+    with pytest.raises(Interrupted):
+        train(killed, EVERY[:2], on_steps=interrupt_after(6))  # the first tells what was resumed
+    told = list[int]()
+    train(killed, EVERY[1:3], on_steps=told.append)
+    assert (told[0], sum(told)) == (4, 16)
+    train(killed, EVERY[:1])
+    expected, found = weights_of(whole, EVERY[:3]), weights_of(killed, EVERY[:3])
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert [ending(killed, c) for c in EVERY[:3]] == [ending(whole, c) for c in EVERY[:3]]
+    assert not killed.storage.list(worker_module.STATES)
+
+
+def test_the_state_of_other_settings_or_damaged_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker_module, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(worker_module, "_SAVING_SHARE", float("inf"))
+    workspace = prepared(configuration(tmp_path, lr=0.01))
+    with pytest.raises(Interrupted):
+        train(workspace, EVERY[:2], on_steps=interrupt_after(6))
+    (_, damaged) = workspace.storage.list(worker_module.STATES)
+    workspace.storage.write_bytes(damaged, workspace.storage.read_bytes(damaged)[:100])
+    other, told = prepared(configuration(tmp_path)), list[int]()
+    train(other, EVERY[:2], on_steps=told.append)
+    assert told == [0] + [2] * 8
+    assert damaged in capsys.readouterr().out
 
 
 def _dies_once(setting: dict[str, Any]) -> None:
