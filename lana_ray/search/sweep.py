@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from lana_ray.storage import Storage, fingerprint
 MAX_FAILURES = 3
 """How often a trial whose process died is begun again."""
 _POLL_S = 0.5
+_SETTINGS = "settings"
+_STUDY = "sweep"
+_BEGUN = ".begun"
 _RAY_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables, which verbose=0 does not silence
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard files; results are kept here
@@ -37,7 +41,8 @@ class Sweep:
     """What is tried, how often, and what for."""
 
     name: str
-    """Carries a hash of all that the trials depend on: a sweep of the same name goes on where it ended."""
+    """Carries a hash of all that a trial depends on: sweeps of the same name share the trials of equal
+    settings."""
     space: Mapping[str, Any]
     """Setting -> where it is drawn from, one of ``tune``'s distributions; or every setting's values, each a
     ``tune.grid_search``."""
@@ -62,9 +67,20 @@ class Sweep:
     @property
     def size(self) -> int:
         """How many trials there are in all."""
-        if not self.is_grid:
-            return self.trials
-        return math.prod(len(values["grid_search"]) for values in self.space.values())
+        return len(self.combinations()) if self.is_grid else self.trials
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every setting of a grid."""
+        values = itertools.product(*(of_setting["grid_search"] for of_setting in self.space.values()))
+        return [dict(zip(self.space, chosen, strict=True)) for chosen in values]
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Whether settings are of this sweep's grid, or could have been drawn by it."""
+        if self.is_grid:
+            return settings in self.combinations()
+        return settings.keys() == self.space.keys() and all(
+            self.space[name].is_valid(value) for name, value in settings.items()
+        )
 
 
 def run_sweep(
@@ -72,10 +88,10 @@ def run_sweep(
 ) -> list[dict[str, Any]]:
     """Runs what is left of a sweep; every trial's ``settings`` and results, in the order they were begun.
 
-    Each trial's result is a file, ``search/<name>/*.json``. Killed at any moment and called again, the sweep
-    keeps what was finished, begins anew what was not, with the same settings, and ends with as many trials as
-    were asked for. Where settings are drawn, Optuna's sampler proposes them towards the Pareto front of the
-    objectives.
+    Each trial's result is a file, ``search/<name>/*.json``, and nothing else is read when the sweep goes on.
+    Killed at any moment and called again, it keeps what was finished, takes up what was begun, and ends with
+    as many trials as were asked for. Where settings are drawn, Optuna's sampler proposes them towards the
+    Pareto front of the objectives.
 
     Args:
         shared: further arguments of ``trial``, sent to the cluster once.
@@ -88,8 +104,22 @@ def run_sweep(
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tuner = _tuner(sweep, _trainable(sweep, trial, shared, storage), storage)
-    folder = _folder(sweep)
+    finished = _finished(sweep, storage)
+    left = sweep.size - len(finished)
+    if left > 0:
+        trainable = _trainable(sweep, trial, shared, storage)
+        # Tune keeps its own books as pickles, so they live and die with this process.
+        with tempfile.TemporaryDirectory(prefix="lana_ray-") as books:
+            _run(
+                _tuner(sweep, trainable, finished, left, storage, books),
+                lambda: on_trial(len(_finished(sweep, storage))),
+            )
+        finished = _finished(sweep, storage)
+    on_trial(len(finished))
+    return finished
+
+
+def _run(tuner: tune.Tuner, on_tick: Callable[[], None]) -> None:
     ended: list[Any] = []
 
     def fit() -> None:
@@ -98,70 +128,115 @@ def run_sweep(
         except BaseException as error:
             ended.append(error)
 
-    thread = threading.Thread(target=fit, name=sweep.name, daemon=True)
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
-        on_trial(len(storage.list(folder, ".json")))
+        on_tick()
     (results,) = ended
     if isinstance(results, BaseException):
         raise results
     for result in results:
         if result.error is not None:
             raise _user_error(result.error) or result.error
-    files = {file: storage.read_json(file) for file in storage.list(folder, ".json")}
-    return sorted(files.values(), key=lambda row: row["begun"])
+
+
+def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
+    """The results of this sweep's trials; its folder may hold those of other settings as well."""
+    rows = (storage.read_json(file) for file in storage.list(_folder(sweep), ".json"))
+    mine = [row for row in rows if sweep.holds(row["settings"])]
+    return sorted(mine, key=lambda row: float(row["begun"]))
 
 
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
-    """The trial as Tune calls it; what has been found for the same settings is not looked for again."""
-    known, names = [ray.put(argument) for argument in shared], list(sweep.space)
+    """The trial as Tune calls it."""
+    known = [ray.put(argument) for argument in shared]
 
     def run(config: dict[str, Any]) -> None:
-        settings = {name: config[name] for name in names}
+        settings = config[_SETTINGS] if sweep.is_grid else {name: config[name] for name in sweep.space}
         name, begun = f"{_folder(sweep)}/{fingerprint(settings)}", time.time()
         file, state = f"{name}.json", f"{name}.search"
-        if not storage.exists(file):
-            found = trial(settings, *ray.get(known), state)
-            storage.write_json(file, {"begun": begun, "settings": settings, **found})
-            storage.remove(state)
-        result = storage.read_json(file)
-        tune.report({name: result[name] for name in sweep.objectives})
+        storage.write_json(f"{name}{_BEGUN}", settings)
+        found = trial(settings, *ray.get(known), state)
+        storage.write_json(file, {"begun": begun, "settings": settings, **found})
+        storage.remove(state)
+        storage.remove(f"{name}{_BEGUN}")
+        tune.report({name: found[name] for name in sweep.objectives})
 
     labels = {"bundle_label_selector": [dict(sweep.labels)]} if sweep.labels else {}
     bundle = tune.PlacementGroupFactory([dict(sweep.resources)], **labels)
     return tune.with_resources(run, bundle)
 
 
-def _tuner(sweep: Sweep, trainable: Any, storage: Storage) -> tune.Tuner:
-    folder = f"{storage.root}/ray"
-    path = f"{folder}/{sweep.name}"
-    if tune.Tuner.can_restore(path):
-        return tune.Tuner.restore(
-            path, trainable, resume_unfinished=True, restart_errored=True, param_space=dict(sweep.space)
-        )
+def _tuner(
+    sweep: Sweep,
+    trainable: Any,
+    finished: Sequence[Mapping[str, Any]],
+    left: int,
+    storage: Storage,
+    books: str,
+) -> tune.Tuner:
+    space: dict[str, Any] = {}
+    proposals = None
+    if sweep.is_grid:
+        done = [row["settings"] for row in finished]
+        space = {_SETTINGS: tune.grid_search([s for s in sweep.combinations() if s not in done])}
+    else:
+        proposals = _proposals(sweep, finished, _begun(sweep, storage))
     return tune.Tuner(
         trainable,
-        param_space=dict(sweep.space),
+        param_space=space,
         tune_config=tune.TuneConfig(
-            search_alg=None if sweep.is_grid else _proposals(sweep),
-            num_samples=1 if sweep.is_grid else sweep.trials,  # of a grid: how often it is gone through
+            search_alg=proposals,
+            num_samples=1 if sweep.is_grid else left,  # of a grid: how often it is gone through
             max_concurrent_trials=sweep.concurrency,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=sweep.name,
-            storage_path=folder,
+            storage_path=books,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
 
 
-def _proposals(sweep: Sweep) -> OptunaSearch:
+def _begun(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
+    """Settings of trials that were begun and not finished."""
+    folder = _folder(sweep)
+    done = {file.removesuffix(".json") for file in storage.list(folder, ".json")}
+    begun = [file for file in storage.list(folder, _BEGUN) if file.removesuffix(_BEGUN) not in done]
+    return [settings for file in begun if sweep.holds(settings := storage.read_json(file))]
+
+
+def _proposals(
+    sweep: Sweep, finished: Sequence[Mapping[str, Any]], begun: Sequence[Mapping[str, Any]]
+) -> OptunaSearch:
+    """Optuna's sampler, which knows what was found and begins with what was begun or asked for first."""
     metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
-    first = [dict(settings) for settings in sweep.first]
-    return OptunaSearch(metric=metrics, mode=modes, points_to_evaluate=first or None, seed=sweep.seed)
+    distributions = OptunaSearch.convert_search_space(dict(sweep.space))
+    books = optuna.storages.InMemoryStorage()
+    minimize, maximize = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    directions = [minimize if mode == "min" else maximize for mode in modes]
+    study = optuna.create_study(storage=books, study_name=_STUDY, directions=directions)
+    for row in finished:
+        values = [float(row[name]) for name in metrics]
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=dict(row["settings"]), distributions=distributions, values=values
+            )
+        )
+    done = [row["settings"] for row in finished]
+    first = [dict(s) for s in (*begun, *sweep.first) if s not in done]
+    return OptunaSearch(
+        space=distributions,
+        metric=metrics,
+        mode=modes,
+        points_to_evaluate=[s for k, s in enumerate(first) if s not in first[:k]] or None,
+        sampler=optuna.samplers.TPESampler(seed=sweep.seed + len(finished)),  # not to draw the same again
+        study_name=_STUDY,
+        storage=books,
+    )
 
 
 def _folder(sweep: Sweep) -> str:

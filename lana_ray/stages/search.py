@@ -31,6 +31,8 @@ from lana_ray.workspace import Workspace
 FILE = "search.parquet"
 EPOCHS = 20
 """That a search is divided into: points of its trajectory."""
+_OF_THE_SWEEP = ("concurrency", "methods", "trials", "lambdas", "grid", "seeds", "aim")
+"""Settings that say which trials there are: a trial itself depends on what it is given alone."""
 _OF_FULL_TRAINING = {"drop_path", "auxiliary_weight"}
 """Settings of ``search.cells`` that no trial depends on."""
 _COSTS = ("teacher_cost", "predicted_cost", "measured_cost")
@@ -59,11 +61,7 @@ def sweep(
         identity: everything that trials depend on beside teacher, target and the search's settings.
     """
     config, target = workspace.config, sampled.target.name
-    no_matter: dict[str, Any] = {"concurrency": True, "methods": True, "cells": _OF_FULL_TRAINING}
-    if method == "program":
-        no_matter |= {"grid": True, "seeds": True}
-    if first := _budgets_asked(config, sampled, space):  # a sweep of λ is the same whatever the budgets
-        identity = (identity, first)
+    no_matter: dict[str, Any] = dict.fromkeys(_OF_THE_SWEEP, True) | {"cells": _OF_FULL_TRAINING}
     key = fingerprint(
         workspace.teacher_key,
         workspace.data.fingerprint,
@@ -78,7 +76,7 @@ def sweep(
         space=space,
         objectives={"accuracy": "max", "measured_cost": "min"},
         trials=config.search.trials,
-        first=first,
+        first=_budgets_asked(config, sampled, space),
         concurrency=config.search.concurrency,
         resources=_resources(claim, sampled),
         labels=selector(cluster.nodes(gone=True), claim, node_labels(config)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,41 @@ def test_a_sweep_that_broke_off_goes_on_where_it_ended(
     assert len(set(ran)) == TRIALS  # those that failed were begun again with their own settings
     assert all(ran.count(json.dumps(storage.read_json(file)["settings"])) == 1 for file in before)
     assert run_sweep(sweep(space), trial, [log, 1], storage, told.append) == found
+
+
+def test_more_trials_or_another_range_keep_what_was_found(tmp_path: Path, ray_cluster: None) -> None:
+    storage, log = Storage(str(tmp_path)), str(tmp_path / "log")
+    first = run_sweep(sweep(DRAWN, trials=2), trial, [log, 1000], storage, lambda done: None)
+    more = run_sweep(sweep(DRAWN, trials=5), trial, [log, 1000], storage, lambda done: None)
+    assert more[:2] == first
+    assert len({row["settings"]["x"] for row in more}) == 5
+    assert len(Path(log).read_text().splitlines()) == 5
+    narrow = {"x": tune.uniform(*sorted(row["settings"]["x"] for row in first))}
+    kept = run_sweep(sweep(narrow, trials=2), trial, [log, 1], storage, lambda done: None)
+    assert all(row in kept for row in first)
+
+
+class Planted:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_nothing_is_unpickled_from_the_run_directory(tmp_path: Path, ray_cluster: None) -> None:
+    storage, log, mark = Storage(str(tmp_path)), str(tmp_path / "log"), tmp_path / "ran"
+    with pytest.raises(UserError, match="out of luck"):
+        run_sweep(sweep(DRAWN), trial, [log, 3], storage, lambda done: None)
+    assert not list(tmp_path.rglob("*.pkl"))
+    for folder in ("ray/toy-0123", "search/toy-0123"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("tuner.pkl", "trainable.pkl", "searcher-state-x.pkl"):
+            (tmp_path / folder / name).write_bytes(pickle.dumps(Planted(mark)))
+    assert len(run_sweep(sweep(DRAWN), trial, [log, 1000], storage, lambda done: None)) == TRIALS
+    assert not mark.exists()
 
 
 def test_what_is_asked_for_is_tried_before_anything_is_drawn(tmp_path: Path, ray_cluster: None) -> None:
