@@ -5,14 +5,16 @@ its signature, an input example and small files beside it; plain torch and MLflo
 is kept in the same form, but not registered, so that whoever has the version can compare the two. MLflow
 takes seconds to import, so it is imported where it is first used.
 
-Read ``_folder.py`` for the files of a model, ``_publish.py`` for what MLflow is told about it,
-``_tracking.py`` about a pipeline run and ``_trials.py`` about a sweep,
-``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's moods.
+Read ``_folder.py`` for the files of a model and ``_program.py`` for how its program is read back,
+``_publish.py`` for what MLflow is told about it, ``_tracking.py`` about a pipeline run and ``_trials.py`` about a
+sweep, ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's
+moods.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from torch import nn
 
 from lana_ray.config import RegistryConfig
 from lana_ray.errors import UserError
-from lana_ray.registry._folder import EXTRA_FILES, ONNX_FILE, VERIFICATION_FILE, Model
+from lana_ray.registry._folder import EXTRA_FILES, ONNX_FILE, PROGRAM_FILE, VERIFICATION_FILE, Model
+from lana_ray.registry._program import load_program
 from lana_ray.registry._publish import (
     Student,
     create_experiment,
@@ -211,19 +214,21 @@ def find(model_uri: str, tracking_uri: str) -> Version:
 
 
 def load(model_uri: str, tracking_uri: str) -> nn.Module:
-    """The network of a version: maps [N, C, H, W] to [N, classes]. MLflow refuses files with pickles.
+    """The network of a version: maps [N, C, H, W] to [N, classes].
+
+    Only its program is fetched, and nothing that a file of the registry brings along is run.
 
     Args:
         model_uri: as for ``find``, or a ``Version.teacher_uri``.
 
     Raises:
-        UserError: as ``find``, and where the files are missing or damaged.
+        UserError: as ``find``, and where the program is missing, damaged, or more than ATen operators.
     """
-    with session(tracking_uri) as client:
-        import mlflow.pytorch
+    with session(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+        import mlflow.artifacts
 
-        network: nn.Module = mlflow.pytorch.load_model(files_uri(client, model_uri))
-        return network
+        source = f"{files_uri(client, model_uri)}/{PROGRAM_FILE}"
+        return load_program(Path(mlflow.artifacts.download_artifacts(source, dst_path=folder)))
 
 
 def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path:

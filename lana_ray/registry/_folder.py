@@ -18,6 +18,7 @@ from lana_ray.export import INPUT_NAME, OUTPUT_NAME, anonymise_program, to_progr
 EXTRA_FILES = "extra_files"  # the folder where MLflow keeps what it is given beside a model
 VERIFICATION_FILE = "verification.safetensors"
 ONNX_FILE = "model.onnx"
+PROGRAM_FILE = "data/model.pt2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +69,7 @@ def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = Non
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # else they are inferred
         serialization_format="pt2",
     )
-    program = anonymise_program(folder / "data" / "model.pt2").module()
+    program = anonymise_program(folder / PROGRAM_FILE).module()
     with torch.inference_mode():
         for batch in (torch.from_numpy(images[:count]) for count in (1, 3)):
             found, expected = program(batch), network(batch)

@@ -277,20 +277,31 @@ def test_missing_and_damaged_files_are_named(uri: str, tmp_path: Path) -> None:
         registry.download(version.model_uri, "model.onnx", tmp_path, uri)
     program = _program(uri, version)
     program.write_bytes(program.read_bytes()[:5000])
-    with pytest.raises(UserError, match="damaged or holds pickled code"):
+    with pytest.raises(UserError, match=r"model\.pt2: damaged"):
         registry.load(version.model_uri, uri)
 
 
-def test_pickled_code_is_never_run(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_model_s_folder_is_never_run(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pickle beside the program, a module to read it with, and the folder where that module is."""
     (version,) = register(uri, student("a"))
-    program = _program(uri, version)
-    program.unlink()
-    torch.save(_Trap(str(tmp_path / "sprung")), program.with_name("model.pth"))
-    program.with_name("pickle_module_info.txt").write_text("pickle")
+    program, mark = _program(uri, version), tmp_path / "sprung"
+    expected = registry.load(version.model_uri, uri)
+    folder = program.parents[1]
+    (folder / "code").mkdir()
+    (folder / "code" / "planted.py").write_text(f"__import__('os').mkdir({str(mark)!r})")
+    described = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(described.replace("pytorch:", "pytorch:\n    code: code", 1))
+    torch.save(_Trap(str(mark)), program.with_name("model.pth"))
+    program.with_name("pickle_module_info.txt").write_text("planted")
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
-    with pytest.raises(UserError, match="damaged or holds pickled code"):
+    images = torch.randn(2, *SHAPE)
+    assert torch.equal(registry.load(version.model_uri, uri)(images), expected(images))
+    program.unlink()
+    with pytest.raises(UserError, match=r"model\.pt2"):
         registry.load(version.model_uri, uri)
-    assert not (tmp_path / "sprung").exists()
+    assert not mark.exists()
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "true"
 
 
