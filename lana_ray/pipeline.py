@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lana_ray import lease
 from lana_ray.cluster import connect, node_count
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
@@ -44,6 +46,8 @@ from lana_ray.workspace import TEACHER_FILE, Workspace, structural_space
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
 RUN_FILE = "run.yaml"
 REPORT_FILE = "report.html"
+Stage = Callable[[str], AbstractContextManager[None]]
+"""Times the stage of a name."""
 _REGISTERING = ("register", "report")
 
 
@@ -78,15 +82,14 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 
 def run(config: Config, until: str) -> dict[str, Any] | None:
     """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
-    workspace = _open(config)
-    if until in _REGISTERING:  # what it would miss there is told before days of work
-        default_tracking_uri(config.registry, workspace.storage)
-    with tracking(workspace) as tracked:
-        return _run(workspace, until, tracked)
+    with _opened(config) as (workspace, check):
+        if until in _REGISTERING:  # what it would miss there is told before days of work
+            default_tracking_uri(config.registry, workspace.storage)
+        with tracking(workspace) as tracked:
+            return _run(workspace, until, tracked, _guarded(tracked.stage, check))
 
 
-def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] | None:
-    stage = tracked.stage
+def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> dict[str, Any] | None:
     with connect(workspace.config.ray):
         with stage("teacher"):
             loaded = teacher.run(workspace)
@@ -137,9 +140,8 @@ def _run(workspace: Workspace, until: str, tracked: Tracking) -> dict[str, Any] 
 
 def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to what was measured there."""
-    workspace = _open(config)
-    stage = Hours(workspace.storage, node_count).stage
-    with connect(config.ray):
+    with _opened(config) as (workspace, check), connect(config.ray):
+        stage = _guarded(Hours(workspace.storage, node_count).stage, check)
         with stage("teacher"):
             teacher.run(workspace)
         with stage("sample"):
@@ -151,15 +153,13 @@ def fit_predictors(config: Config) -> list[Fit]:
 
 def search_architectures(config: Config) -> list[dict[str, Any]]:
     """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
-    workspace = _open(config)
-    with tracking(workspace) as tracked:
-        rows = _search(workspace, tracked)
+    with _opened(config) as (workspace, check), tracking(workspace) as tracked:
+        rows = _search(workspace, tracked, _guarded(tracked.stage, check))
         tracked.finish({}, {}, [])
     return rows
 
 
-def _search(workspace: Workspace, tracked: Tracking) -> list[dict[str, Any]]:
-    stage = tracked.stage
+def _search(workspace: Workspace, tracked: Tracking, stage: Stage) -> list[dict[str, Any]]:
     with connect(workspace.config.ray):
         meter.check(workspace)
         with stage("teacher"):
@@ -179,18 +179,36 @@ def _search(workspace: Workspace, tracked: Tracking) -> list[dict[str, Any]]:
             return search_layers.run(workspace, loaded, costs, scores)
 
 
-def _open(config: Config) -> Workspace:
-    """The run's workspace; mistakes are told before a cluster is started."""
+@contextmanager
+def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
+    """The run's workspace, which nobody else works in meanwhile, and a check that this is still so.
+
+    Mistakes are told before a cluster is started.
+    """
     for target in config.targets:
         runtimes.check(target)
     structure.check_pool(config)
     workspace = Workspace(config)
-    _claim(workspace.storage, config)
-    _say_splits(workspace)
-    structure.check_batches(config, workspace.data.sizes)
-    teacher.load_checked(workspace)
-    structure.check_space(config, structural_space(config, workspace.data.num_classes))
-    return workspace
+    workspace.storage.check_writable()
+    with lease.held(workspace.storage) as check:
+        _claim(workspace.storage, config)
+        _say_splits(workspace)
+        structure.check_batches(config, workspace.data.sizes)
+        teacher.load_checked(workspace)
+        structure.check_space(config, structural_space(config, workspace.data.num_classes))
+        yield workspace, check
+
+
+def _guarded(stage: Stage, check: Callable[[], None]) -> Stage:
+    """Stages that begin only while the run directory is this driver's."""
+
+    @contextmanager
+    def guarded(name: str) -> Iterator[None]:
+        check()
+        with stage(name):
+            yield
+
+    return guarded
 
 
 def _say_splits(workspace: Workspace) -> None:
@@ -208,7 +226,6 @@ _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no 
 
 def _claim(storage: Storage, config: Config) -> None:
     """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data."""
-    storage.check_writable()
     written = without_passwords(config.to_yaml(), instead="")  # whoever has the directory may read it
     if storage.exists(RUN_FILE):
         earlier, now = yaml.safe_load(storage.read_text(RUN_FILE)), yaml.safe_load(written)

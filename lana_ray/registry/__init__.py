@@ -6,9 +6,9 @@ is kept in the same form, but not registered, so that whoever has the version ca
 takes seconds to import, so it is imported where it is first used.
 
 Read ``_folder.py`` for the files of a model and ``_program.py`` for how its program is read back,
-``_publish.py`` for what MLflow is told about it, ``_tracking.py`` about a pipeline run and ``_trials.py`` about a
-sweep, ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for MLflow's
-moods.
+``_publish.py`` for what MLflow is told about it, ``_tracking.py`` about a pipeline run and ``_trials.py``
+about a sweep, ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for
+MLflow's moods.
 """
 
 from __future__ import annotations
