@@ -42,7 +42,7 @@ def main(
     data = Workspace(config).data
     network = load_teacher(config.teacher, data.num_classes).network
     size, lr = config.distill.batch_size, config.distill.lr
-    first = next(data.training_images(batch_size=size, steps=1))
+    first, _ = next(data.endless("train", batch_size=size))
     layers = [layer for layer in find_layers(network, first) if layer.stride > 1]
     table = Table(title=f"error at the start → after {steps} steps", title_justify="left")
     for column in ("candidate", "padding", *(layer.name for layer in layers)):
@@ -64,9 +64,11 @@ def main(
     before = [_error(t.module, *test[t.layer.name]) for t in every]
     distiller = Distiller(network, every, lr=lr, steps=steps)
     with progress("steps", steps) as show:
-        for number, batch in enumerate(data.training_images(batch_size=size, steps=steps), 1):
+        for number, (batch, _) in enumerate(data.endless("train", batch_size=size), 1):
             distiller.step(batch)
             show(number)
+            if number == steps:
+                break
     after = [_error(t.module, *test[t.layer.name]) for t in every]
     errors = dict(zip(map(id, every), zip(before, after, strict=True), strict=True))
     for (op, padding), of_op in trainees.items():
