@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from lana_ray.authentication import authenticated
+from lana_ray.authentication import _reread, authenticated
 from lana_ray.errors import UserError
 
 
 def found() -> bool:
     """Whether Ray finds a token."""
     return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+
+
+@pytest.fixture(autouse=True)
+def the_process_s_own_token() -> Iterator[None]:
+    """Has Ray look again once all variables are as before: other tests of this process use a cluster."""
+    yield
+    _reread()
 
 
 @pytest.fixture

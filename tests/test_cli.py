@@ -28,15 +28,6 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def planned(*arguments: str) -> str:
-    """What ``lana-ray plan`` prints in a process of its own, which no earlier test has changed."""
-    command = [sys.executable, "-m", "lana_ray.cli", "plan", *arguments]
-    environment = {**os.environ, "COLUMNS": "140", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_help_lists_every_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,9 +155,12 @@ def test_a_recipe_is_valid(recipe: Path) -> None:
 @pytest.mark.parametrize(
     "recipe", [path for path in RECIPES if path.stem not in LARGE], ids=lambda path: path.stem
 )
-def test_a_recipe_can_be_planned(recipe: Path, tmp_path: Path) -> None:
+def test_a_recipe_can_be_planned(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = load_config(recipe)
-    shown = planned(str(recipe), "--set", f"run.dir={tmp_path}/run")
+    assert call(monkeypatch, "plan", str(recipe), "--set", f"run.dir={tmp_path}/run") == 0
+    shown = capsys.readouterr().out
     for target in config.targets:
         assert target.name in shown
     assert ("│ search " in shown) == ("search" in config.model_fields_set)
