@@ -24,6 +24,7 @@ from ray.exceptions import AuthenticationError
 from lana_ray.authentication import authenticated
 from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
+from lana_ray.progress import muted
 from lana_ray.scratch import ray_folder
 from lana_ray.signals import terminated_as_before
 
@@ -142,6 +143,10 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             raise UserError("Ray did not start in time, as this machine is very busy; run it again") from None
         try:
             yield
+        except (KeyboardInterrupt, SystemExit):
+            with muted(2):  # Ray logs whom it could not tell any more
+                ray.shutdown()
+            raise
         finally:
             ray.shutdown()
 

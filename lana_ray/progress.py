@@ -103,6 +103,24 @@ _ENOUGH_SHARE = 0.05
 """The same as a share of all items."""
 
 
+@contextmanager
+def muted(descriptor: int) -> Iterator[None]:
+    """Discards what C++ writes to a file descriptor, past ``sys.stdout`` (1) and ``sys.stderr`` (2)."""
+    stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
+    if stream is None or stream.closed:  # the descriptor may be that of any file by now
+        yield
+        return
+    stream.flush()
+    kept = os.dup(descriptor)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
 def say(message: str) -> None:
     """One line for people."""
     console.print(message, markup=False, soft_wrap=True)

@@ -202,3 +202,22 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         show("sample b", 5)
     for shown in ("distill", "4/4", "sample a", "0/7", "sample b", "5/9"):
         assert shown in screen.getvalue()
+
+
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-"])
+def test_what_is_written_past_python_is_muted_for_a_while(closed: str) -> None:
+    code = """if True:
+        import os, sys
+        from lana_ray.progress import muted
+        for descriptor in (1, 2):
+            with muted(descriptor):
+                if (sys.__stdout__, sys.__stderr__)[descriptor - 1]:
+                    os.write(descriptor, b"hidden")
+            if (sys.__stdout__, sys.__stderr__)[descriptor - 1]:
+                os.write(descriptor, b"shown")
+    """
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == ("" if closed == ">&-" else "shown")
+    assert done.stderr == ("" if closed == "2>&-" else "shown")

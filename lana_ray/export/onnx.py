@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from lana_ray.errors import UserError
 from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 from lana_ray.padding import with_fixed_padding
+from lana_ray.progress import muted
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
@@ -42,7 +41,7 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
     network = with_fixed_padding(deployed(network), example)
     with evaluating(network), torch.no_grad(), _quiet():
         try:
-            with _muted():
+            with muted(1):  # where tracing fails, C++ writes the whole graph to standard output
                 return _trace(network, example, dynamic_batch)
         except torch.onnx.errors.OnnxExporterError as traced:
             try:
@@ -115,17 +114,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Where tracing fails, C++ writes the whole graph to standard output, past ``sys.stdout``."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
