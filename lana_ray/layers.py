@@ -147,7 +147,7 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
     chosen = [name for name in chosen if name in by_module.values()]  # a module may have several names
     for inner, outer in itertools.permutations(chosen, 2):
         if inner.startswith(f"{outer}."):
-            raise _misfit(inner, f"it is a part of layer {outer}")
+            raise misfit(inner, f"it is a part of layer {outer}")
     return _verify(network, example, chosen)
 
 
@@ -162,7 +162,7 @@ def _known(network: nn.Module) -> str:
     return "its modules: " + ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
 
 
-def _misfit(name: str, why: str) -> UserError:
+def misfit(name: str, why: str) -> UserError:
     return UserError(f"layer {name} does not fit: {why}; give teacher.layers without it")
 
 
@@ -180,16 +180,16 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
     def record(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if name in calls:
-                raise _misfit(name, "it runs more than once in a forward pass")
+                raise misfit(name, "it runs more than once in a forward pass")
             if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 given = [type(a).__name__ for a in args] + sorted(kwargs)
-                raise _misfit(name, f"it takes {given}, not one tensor")
+                raise misfit(name, f"it takes {given}, not one tensor")
             if not isinstance(output, Tensor):
-                raise _misfit(name, f"it returns {type(output).__name__}, not a tensor")
+                raise misfit(name, f"it returns {type(output).__name__}, not a tensor")
             if len(args[0]) != len(example) or len(output) != len(example):
-                raise _misfit(name, "its first dimension is not the batch")
+                raise misfit(name, "its first dimension is not the batch")
             if args[0]._version != versions[name]:
-                raise _misfit(name, "it changes its input in place")
+                raise misfit(name, "it changes its input in place")
             calls[name] = (args[0].detach().clone(), output)
             versions[name] = output._version
 
@@ -204,9 +204,9 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
             network(example)
         for name in names:
             if name not in calls:
-                raise _misfit(name, "it does not run in a forward pass")
+                raise misfit(name, "it does not run in a forward pass")
             if calls[name][1]._version != versions[name]:
-                raise _misfit(name, "what follows it changes its output in place")
+                raise misfit(name, "what follows it changes its output in place")
         layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
         layers = [
             Layer(
@@ -323,87 +323,3 @@ def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
 
 class _AllSeen(Exception):
     """Ends a pass whose rest nobody asked for."""
-
-
-class _Given(nn.Module):
-    """Answers with a tensor prepared before, whatever it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.output: Tensor | None = None
-
-    def forward(self, _: Tensor) -> Tensor:
-        assert self.output is not None
-        return self.output
-
-
-class Suffixes:
-    """Runs a network from any of its layers on, so that only what follows a layer is recomputed.
-
-    The layers up to and including the starting one are stood in for by prepared answers: the starting
-    layer's is the activation of the whole batch, those before it answer for two images only, so that
-    whatever stands between layers costs next to nothing. A network that reads the batch size off its images
-    is given as many.
-
-    Args:
-        network: left unchanged; shares its parameters.
-        layers: the layers in the order they run.
-        images: three or more images, shape [N, C, H, W]; also used to check the result once.
-        only: the one layer to start from; by default any.
-
-    Raises:
-        UserError: when the rest of the network needs more than the starting layer's output (for example
-            a shortcut around several layers), naming the layer.
-    """
-
-    def __init__(
-        self, network: nn.Module, layers: Sequence[Layer], images: Tensor, *, only: int | None = None
-    ) -> None:
-        self._names = [layer.name for layer in layers]
-        self._few = images[:2]
-        self._counts_images = False
-        self._given = {name: _Given() for name in self._names}
-        shared: dict[int, Any] = {
-            id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()
-        }
-        self._networks = {
-            position: copy.deepcopy(
-                network,
-                shared | {id(network.get_submodule(n)): self._given[n] for n in self._names[: position + 1]},
-            )
-            for position in (range(len(layers)) if only is None else [only])
-        }
-        seen = observe(network, self._names, self._few)
-        self._answers = {name: output for name, (_, output) in seen.items()}
-        whole = observe(network, self._names, images)
-        with torch.no_grad():
-            expected = network(images)
-            for position in self._networks:
-                name = self._names[position]
-                if not self._continues(position, whole[name][1], expected):
-                    self._counts_images = True
-                if not self._continues(position, whole[name][1], expected):
-                    raise _misfit(name, "what follows it needs more than its output")
-
-    def _continues(self, position: int, activation: Tensor, expected: Tensor) -> bool:
-        try:
-            return torch.allclose(self(position, activation), expected, rtol=1e-3, atol=1e-4)
-        except Exception:  # of the network's own code, whose answers for two images met those for all
-            return False
-
-    def __call__(self, position: int, activation: Tensor) -> Tensor:
-        """The network's output when layer ``position`` answers ``activation``, shape [N, ...]."""
-        for name in self._names[:position]:
-            self._given[name].output = self._sized(self._answers[name], activation)
-        self._given[self._names[position]].output = activation
-        result = self._networks[position](self._sized(self._few, activation))
-        assert isinstance(result, Tensor)
-        return result
-
-    def _sized(self, few: Tensor, activation: Tensor) -> Tensor:
-        """As many as the activation has images if the network counts its input's, else two."""
-        return few[:1].expand(len(activation), *few.shape[1:]) if self._counts_images else few
-
-    def network(self, position: int) -> nn.Module:
-        """The network that runs behind layer ``position``, to switch its modes."""
-        return self._networks[position]

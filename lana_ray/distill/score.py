@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer, Suffixes, batch_statistics, observe
+from lana_ray.distill.suffixes import Suffixes
+from lana_ray.layers import Layer, batch_statistics, observe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [N, 3, H, W], labels [N])."""
