@@ -97,10 +97,7 @@ class _Few:
 
 def _best(problem: Problem, budgets: Mapping[str, float], few: _Few) -> list[int]:
     """The candidate of each layer in the best selection; raises as ``of_few_operations``."""
-    for name, budget in budgets.items():
-        cheapest = math.fsum(problem.least(problem.costs[name]))
-        if cheapest > budget:
-            raise InfeasibleBudget(name, budget, cheapest)
+    problem.check_each(budgets)
     program = build_program(problem, budgets)
     if program.has_empty_layer:
         raise _clash(problem, budgets, few)

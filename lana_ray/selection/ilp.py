@@ -83,10 +83,7 @@ def _select(
 ) -> list[Selection]:
     """``select`` of checked input with upper bounds only."""
     deadline = time.monotonic() + time_limit_s
-    for name, budget in budgets.items():
-        cheapest = math.fsum(problem.least(problem.costs[name]))
-        if cheapest > budget:
-            raise InfeasibleBudget(name, budget, cheapest)
+    problem.check_each(budgets)
     program = build_program(problem, budgets)
     if program.has_empty_layer:
         raise _clash(problem, budgets, time_limit_s)

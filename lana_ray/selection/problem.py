@@ -135,6 +135,13 @@ class Problem:
             gap=(score - bound) / max(abs(score), abs(bound)) if score > bound else 0.0,
         )
 
+    def check_each(self, budgets: Mapping[str, float]) -> None:
+        """Raises InfeasibleBudget where the cheapest selection is over a budget by itself."""
+        for name, budget in budgets.items():
+            cheapest = math.fsum(self.least(self.costs[name]))
+            if cheapest > budget:
+                raise InfeasibleBudget(name, budget, cheapest)
+
     def least(self, table: list[Floats]) -> Floats:
         """The smallest value of each layer among its available candidates, shape [N]."""
         return np.array([values[keep].min() for values, keep in zip(table, self.available, strict=True)])
