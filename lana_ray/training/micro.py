@@ -37,8 +37,7 @@ class StepTotal:
     def __init__(self, network: nn.Module) -> None:
         self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-        self._begin = [buffer.clone() for buffer in network.buffers()]
-        self._all_buffers = list(network.buffers())
+        self._begin = [(buffer, buffer.clone()) for buffer in network.buffers()]
         self._sizes = [_real(x).numel() for x in (*self._parameters, *self._buffers)]
         device = next(network.parameters()).device
         extra = len(self._parameters) + 1
@@ -57,7 +56,7 @@ class StepTotal:
 
     def restart(self) -> None:
         """Puts the buffers back to the step's beginning, before another micro-batch."""
-        for buffer, value in zip(self._all_buffers, self._begin, strict=True):
+        for buffer, value in self._begin:
             buffer.copy_(value)
 
     def finish(self, count: int, rank: Rank) -> float:
