@@ -128,11 +128,12 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
         distiller.step(images)
     images, _ = next(workspace.data.batches("score", batch_size=_TEST_IMAGES))
     seen = observe(workspace.teacher, names, images)
-    return {f"{t.layer.name} {t.op}": _error(t.module, *seen[t.layer.name]) for t in trainees}
+    return {f"{t.layer.name} {t.op}": normalised_error(t.module, *seen[t.layer.name]) for t in trainees}
 
 
 @torch.no_grad()
-def _error(module: nn.Module, inputs: Tensor, output: Tensor) -> float:
+def normalised_error(module: nn.Module, inputs: Tensor, output: Tensor) -> float:
+    """Mean squared error relative to the mean square of the output, with the batch's own statistics."""
     with batch_statistics(module.eval()):
         return float((module(inputs) - output).square().mean() / output.square().mean())
 

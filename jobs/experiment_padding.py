@@ -15,12 +15,13 @@ from typing import Annotated
 
 import torch
 import typer
+from experiment_distill import normalised_error
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from lana_ray.config import load_config
 from lana_ray.distill.step import Distiller, Trainee
-from lana_ray.layers import Layer, batch_statistics, find_layers, observe
+from lana_ray.layers import Layer, find_layers, observe
 from lana_ray.ops import build_op, parse_op, warm_start
 from lana_ray.progress import console, progress
 from lana_ray.spaces.layerwise import activation
@@ -61,7 +62,7 @@ def main(
         warm_start(trainee.module, trainee.layer, own, *seen[trainee.layer.name])
     images, _ = next(data.batches("score", batch_size=_TEST_IMAGES))
     test = observe(network, names, images)
-    before = [_error(t.module, *test[t.layer.name]) for t in every]
+    before = [normalised_error(t.module, *test[t.layer.name]) for t in every]
     distiller = Distiller(network, every, lr=lr, steps=steps)
     with progress("steps", steps) as show:
         for number, (batch, _) in enumerate(data.endless("train", batch_size=size), 1):
@@ -69,7 +70,7 @@ def main(
             show(number)
             if number == steps:
                 break
-    after = [_error(t.module, *test[t.layer.name]) for t in every]
+    after = [normalised_error(t.module, *test[t.layer.name]) for t in every]
     errors = dict(zip(map(id, every), zip(before, after, strict=True), strict=True))
     for (op, padding), of_op in trainees.items():
         table.add_row(op, padding, *("{:.3f} → {:.3f}".format(*errors[id(t)]) for t in of_op))
@@ -81,12 +82,6 @@ def _candidate(network: nn.Module, layer: Layer, op: str, padding: str) -> Train
     own = network.get_submodule(layer.name)
     module = build_op(parse_op(op), at, seed=0, act=activation(network), teacher=own)
     return Trainee(layer=at, op=op, module=module.to(memory_format=torch.channels_last))
-
-
-@torch.no_grad()
-def _error(module: nn.Module, inputs: Tensor, output: Tensor) -> float:
-    with batch_statistics(module.eval()):
-        return float((module(inputs) - output).square().mean() / output.square().mean())
 
 
 if __name__ == "__main__":
