@@ -182,7 +182,7 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
         )
     unused = [name for name, _ in network.named_parameters() if name not in trainable]
     if unused:
-        yield f"its answers do not depend on {listed(unused)}, which training leaves alone"
+        yield f"its answers do not depend on {list_parameters(unused)}, which training leaves alone"
     silent = trainable
     for seed in range(_TRIES):
         missed = _without_gradient(network, images, num_classes, trainable, seed)
@@ -192,10 +192,10 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
     names = [name for name, _ in network.named_parameters() if name in silent]
     if names:
         raise UserError(
-            f"teacher: no gradient reaches {listed(names)} in training mode; let its forward use them there "
-            "too, or make them with requires_grad=False"
+            f"teacher: no gradient reaches {list_parameters(names)} in training mode; let its "
+            "forward use them there too, or make them with requires_grad=False"
         )
-    yield "in training mode its forward leaves parts out at random, which only one worker can train"
+    yield "in training mode its forward leaves parts out at random"
 
 
 def _without_gradient(
@@ -224,14 +224,14 @@ def _without_gradient(
     return {name for name, p in parameters.items() if p.grad is None}
 
 
-def listed(names: Sequence[str]) -> str:
+def list_parameters(names: Sequence[str]) -> str:
     """Names of parameters in a message, two at most."""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"the parameters {', '.join(names[:2])}{more}" if len(names) > 1 else f"the parameter {names[0]}"
 
 
 def _check_export(config: Config, network: nn.Module, images: Tensor, answers: Tensor) -> None:
-    """What registering needs, and what runtimes of the targets load, as far as it can be told here."""
+    """Exports the network as registering does, and as ONNX where a runtime of the targets loads that."""
     plain = network.to(memory_format=torch.contiguous_format)
     program = to_program(plain, images, dynamic_batch=True)
     if not _agree(run(program, images[:1]), answers[:1]):

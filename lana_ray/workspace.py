@@ -64,16 +64,17 @@ class Workspace:
         network.load_state_dict(self.storage.read_tensors(TEACHER_FILE))
         return network.to(memory_format=memory_format(network)).requires_grad_(False)
 
-    def load_teacher(self) -> Teacher:
+    @cached_property
+    def loaded(self) -> Teacher:
         """The teacher as configured, before any training on the data."""
         size, seed = self.config.data.image_size, self.config.run.seed
         return load_teacher(self.config.teacher, self.opened.num_classes, image_size=size, seed=seed)
 
     def teacher_to_train(self) -> nn.Module:
         """The same with gradients for all that its training is to change."""
-        loaded = self.load_teacher()
-        network = loaded.network.to(memory_format=memory_format(loaded.network))
-        _require_gradients(network, self._reached(network) - loaded.frozen)
+        network = copy.deepcopy(self.loaded.network)
+        network = network.to(memory_format=memory_format(network))
+        _require_gradients(network, self._reached(network) - self.loaded.frozen)
         return network
 
     @cached_property
@@ -207,7 +208,7 @@ def find_space(config: Config, network: nn.Module) -> LayerwiseSpace:
 def reached_parameters(network: nn.Module, images: Tensor) -> frozenset[str]:
     """Parameters, under all their names, that a gradient of the answers reaches in evaluation mode.
 
-    Others would stay as they are, and data-parallel training would wait for them.
+    Training leaves the others as they are.
     """
     trial = copy.deepcopy(network).cpu().eval()
     parameters = dict(trial.named_parameters(remove_duplicate=False))

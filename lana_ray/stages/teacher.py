@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lana_ray.checks import check_teacher, first_images, listed
+from lana_ray.checks import check_teacher, first_images, list_parameters
 from lana_ray.progress import say
+from lana_ray.stages.structure import check_space
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
 from lana_ray.teachers import Teacher, random_weights
 from lana_ray.training.driver import run_training, worker_group
@@ -16,16 +17,19 @@ from lana_ray.workspace import TEACHER_FILE, Workspace
 
 def load_checked(workspace: Workspace) -> Teacher:
     """The teacher as configured, tried on the data's first images for all that the stages do with it."""
-    teacher = workspace.load_teacher()
+    teacher = workspace.loaded
     data = workspace.data
-    checked = check_teacher(workspace.config, teacher.network, data.num_classes, first_images(data))
-    notes = [*teacher.notes, *checked.notes]
     config = workspace.config
+    checked = check_teacher(config, teacher.network, data.num_classes, first_images(data))
+    check_space(config, checked.space)
+    notes = [*teacher.notes, *checked.notes]
     settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.run.seed}
     if warning := random_weights(config.teacher, teacher, data.num_classes, **settings):
         notes.append(warning)
     if teacher.frozen:
-        notes.append(f"training leaves alone {listed(sorted(teacher.frozen))}, made without gradient")
+        notes.append(
+            f"training leaves alone {list_parameters(sorted(teacher.frozen))}, made without gradient"
+        )
     for note in notes:
         say(f"teacher: {note}")
     return teacher
@@ -36,7 +40,7 @@ def run(workspace: Workspace) -> Teacher:
 
     It was checked before (``load_checked``).
     """
-    config, teacher = workspace.config, workspace.load_teacher()
+    config, teacher = workspace.config, workspace.loaded
     adapt = config.teacher.adapt if teacher.untrained else None
     key = fingerprint(teacher.fingerprint, workspace.data.fingerprint, adapt, config.run.seed)
     job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)

@@ -29,7 +29,7 @@ def test_all_parts_are_written_and_some_as_they_were(
     name: str, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = workspace_of(tmp_path, name, monkeypatch)
-    before = workspace.load_teacher().network.state_dict()
+    before = workspace.loaded.network.state_dict()
     workspace.storage.write_tensors(TEACHER_FILE, before, {FINGERPRINT_KEY: "k"})
     _train(workspace, TrainJob(file="trained.safetensors", key="k", architecture=(0, 0)), Rank(), BOARD)
     after = workspace.storage.read_tensors("trained.safetensors")
