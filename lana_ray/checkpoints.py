@@ -31,7 +31,7 @@ _LIGHTNING = (
 """Where Lightning's dictionary of hyper-parameters is defined."""
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?)(?![a-z])")
 _COUNTER = "num_batches_tracked"
-"""Counted by batch-norms and by frozen ones not, nor by those of early versions of torch."""
+"""Batch-norms count it; frozen ones and those of early versions of torch do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def read_weights(path: str) -> list[WeightSet]:
 
 
 def _is_safetensors(path: str) -> bool:
-    """By the name or, whatever the name, by the JSON that begins after eight bytes."""
+    """Whether the file is named so, or has JSON after its first eight bytes, whatever its name."""
     with open(path, "rb") as file:
         return path.endswith(".safetensors") or file.read(10)[8:] == b'{"'
 
@@ -130,8 +130,8 @@ def _refusal(path: str, error: Exception) -> str:
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not names:
         text = str(error).strip() or repr(error)
-        told = re.search(r"WeightsUnpickler error:\s*(.+)", text)
-        return f"{plain} ({one_line(told[1] if told else text.splitlines()[0])})"
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+        return f"{plain} ({one_line(reason[1] if reason else text.splitlines()[0])})"
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
         f"{plain}: it holds an object of {names[0]}{more}, whose code would run on loading; "

@@ -19,7 +19,7 @@ class RunConfig(Section):
     dir: str = location(default="runs/default")
     """Where everything of this run is kept: a local path or an fsspec URL."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random choice; the same seed gives the same choices."""
+    """Seed of every random choice: the same seed gives the same choices."""
 
 
 class RayConfig(Section):

@@ -42,7 +42,7 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> t
     if first["type"] in _UNKNOWN:
         owner = place(at[:-1], data)
         return at, f"unknown key {owner}{'.' if owner else ''}{at[-1]}; {_hint_for_key(root, at)}"
-    if first["type"] == "missing" and isinstance(at[-1], int):  # of a list of so many
+    if first["type"] == "missing" and isinstance(at[-1], int):  # a list that is too short
         at, key = at[:-1], place(at[:-1], data)
         return at, f"{key}: {shown(first['input'])} is not valid; {_instead(_kind_at(root, at), None)}"
     if first["type"] == "missing":

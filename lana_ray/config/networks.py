@@ -17,9 +17,10 @@ class TrainConfig(Section):
     batch_size: int = Field(default=64, ge=2)
     """Images per step over all workers together."""
     micro_batch_size: int = Field(default=32, ge=2)
-    """Images that a network sees at once in training, at least: a step's batch is cut into equal parts that
-    large, whose gradients are added up, and at most so many workers share it as there are parts. Batch-norms
-    use the statistics of a part, so the result does not depend on the number of workers."""
+    """Least number of images in a micro-batch. Each step cuts its batch into as many equal micro-batches as
+    this allows, and adds up their gradients. Workers share the micro-batches; more workers than micro-batches
+    are not started. A batch-norm uses the statistics of one micro-batch, so the result does not depend on the
+    number of workers."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW's one-cycle schedule."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -73,10 +74,10 @@ class DataConfig(Section):
     """Let torchvision download what is missing."""
     image_size: int = Field(default=224, ge=8)
     mean: tuple[float, float, float] | None = None
-    """Of the pixels (red, green, blue, from 0 to 1) that the teacher was trained with; together with ``std``.
-    By default what timm's configuration of the network says, and ImageNet's for networks without one."""
+    """Mean of the pixels (red, green, blue, from 0 to 1) that the teacher was trained with; needs ``std``
+    beside it. By default as timm's configuration of the network says, else ImageNet's."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Likewise, the standard deviation."""
+    """Standard deviation of the same pixels; needs ``mean`` beside it."""
     score_images: int | None = Field(default=None, ge=2)
     """Training images set aside to score candidates and to choose among students; by default an eighth of
     them, at most 1024."""
