@@ -150,7 +150,7 @@ def run_training(
                 (done, lost), (states, mistake) = ray.get([board.news.remote(), board.groups.remote()])
                 show(min(total, done))
                 for name in lost:
-                    say(f"{title}: {name} died; what it had in hand and had not written is done again")
+                    say(f"{title}: {name} died; what it did since its last save is done again")
                 if mistake is not None:
                     raise mistake
                 if not watch.look(states):
