@@ -100,11 +100,7 @@ def train_network(
                 total.add(
                     _loss(network, images.to(device), labels.to(device), config, teacher, auxiliary_weight)
                 )
-            state.loss_sum += total.finish(count, rank)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.schedule.step()
-            state.step += 1
+            state.update(total.finish(count, rank))
             on_step()
             if rank.index == 0 and state.step < end and time.monotonic() - last_save > _SAVE_EVERY_S:
                 checkpoint.save(state.dump())
@@ -113,7 +109,6 @@ def train_network(
         with evaluating(network):
             found = _validated(network, data, rank, device)
         state.end_epoch(end / per_epoch, end - epoch * per_epoch, found)
-        state.loss_sum = 0.0
     return Trained(state=state.best, validation_accuracy=state.best_accuracy, curve=state.curve)
 
 

@@ -1,4 +1,4 @@
-"""Everything that a training changes as it goes on, so that a killed one continues as if it had not been."""
+"""Mutable training state: everything needed to resume exactly."""
 
 from __future__ import annotations
 
@@ -58,9 +58,18 @@ class TrainingState:
         for name in _VALUES:
             setattr(self, name, state[name])
 
+    def update(self, loss: float) -> None:
+        """Takes one optimiser step along the gradients of the network, whose mean loss is ``loss``."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.loss_sum += loss
+        self.step += 1
+
     def end_epoch(self, epoch: float, steps: int, accuracy: float) -> None:
         """Adds a point to the curve, and keeps the weights if they are the best so far."""
         self.curve.append({"epoch": epoch, "loss": self.loss_sum / steps, "accuracy": accuracy})
+        self.loss_sum = 0.0
         if accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
             self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
