@@ -21,7 +21,6 @@ from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings
 from lana_ray.search.state import SearchState
 from lana_ray.search.supernet import Supernet
-from lana_ray.search.unrolled import gradients_of, unrolled_gradients
 from lana_ray.spaces.layerwise import Architecture
 
 Batch = tuple[Tensor, Tensor]
@@ -143,7 +142,7 @@ def search(
             progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
             batch = _to(next(own), device) if own else None
             if held:
-                turn.alpha(_to(next(held), device), batch, progress, total - warmup)
+                turn.alpha(_to(next(held), device), progress, total - warmup)
             if batch:
                 turn.weights(batch, progress)
             state.step += 1
@@ -183,23 +182,14 @@ class _Turn:
     reference: float
     loss: Loss
 
-    def alpha(self, held: Batch, own: Batch | None, progress: float, steps: int) -> None:
+    def alpha(self, held: Batch, progress: float, steps: int) -> None:
         """Moves α, and λ where there is a target; ``steps`` are those of α in the whole search."""
         state, settings, supernet = self.state, self.settings, self.state.supernet
         alphas, seed = supernet.architecture_parameters(), _seed(settings, state.step)
-
-        def task(batch: Batch) -> Tensor:
-            torch.default_generator.manual_seed(seed)  # the same choices whenever it is called
-            return self._task(batch, mix(supernet.logits(), settings.mixture, self._temperature(progress)))
-
-        if settings.second_order and own is not None and state.weight_schedule is not None:
-            rate = float(state.weight_schedule.get_last_lr()[0])
-            value, gradients = unrolled_gradients(
-                alphas, supernet.weight_parameters(), lambda: task(own), lambda: task(held), rate
-            )
-        else:
-            value = task(held)
-            gradients = gradients_of(value, alphas)
+        torch.default_generator.manual_seed(seed)
+        mixed = mix(supernet.logits(), settings.mixture, self._temperature(progress))
+        value = self._task(held, mixed)
+        gradients = _gradients(value, alphas)
         logits = supernet.logits()
         expected = expected_cost(
             logits,
@@ -211,7 +201,7 @@ class _Turn:
         excess = _excess(float(expected.detach()), settings, self.reference)
         price = _price(state.multiplier, excess, settings)
         extra = price * expected / self.reference + settings.entropy_weight * progress**2 * entropy(logits)
-        for alpha, first, second in zip(alphas, gradients, gradients_of(extra, alphas), strict=True):
+        for alpha, first, second in zip(alphas, gradients, _gradients(extra, alphas), strict=True):
             alpha.grad = first + second
         state.alpha_optimizer.step()
         if settings.target is not None:
@@ -243,6 +233,11 @@ class _Turn:
 
     def _count(self, name: str, loss: Tensor) -> None:
         self.state.sums[name] = self.state.sums.get(name, 0.0) + float(loss.detach())
+
+
+def _gradients(loss: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradient of each parameter, zeros where the loss does not depend on it."""
+    return list(torch.autograd.grad(loss, list(of), allow_unused=True, materialize_grads=True))
 
 
 def parameter_free_share(

@@ -32,8 +32,6 @@ class SearchSettings:
     """Of Adam."""
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_decay: float = 1e-3
-    second_order: bool = False
-    """Look one step of the weights ahead (DARTS, eq. 7); twice to three times the work."""
     mixture: Mixture = "paired"
     temperature: tuple[float, float] = (1.0, 0.1)
     """Of the mixture ``sampled``, when α first moves and at the end, linear between. GDAS begins at 10, where

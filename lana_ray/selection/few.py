@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from lana_ray.selection import ranges
 from lana_ray.selection.problem import (
     Floats,
     InfeasibleBudget,
@@ -30,7 +29,7 @@ _EXPLAINING_S = 1.0
 def of_few_operations(
     scores: Sequence[Any],
     costs: Mapping[str, Sequence[Any]],
-    budgets: Mapping[str, ranges.Budget],
+    budgets: Mapping[str, float],
     ops: Sequence[Sequence[str]],
     most: int,
     *,
@@ -54,13 +53,9 @@ def of_few_operations(
     """
     if most < 0:
         raise ValueError(f"most must be zero or more, not {most}")
-    all_costs, upper = ranges.stated(costs, budgets)
-    problem = Problem.check(scores, all_costs)
+    problem = Problem.check(scores, costs)
     few = _Few(ops=ops, most=most, free=frozenset(free), deadline=time.monotonic() + time_limit_s)
-    try:
-        chosen = _best(problem, upper, few)
-    except InfeasibleBudget as error:
-        raise ranges.explained(error, costs, budgets) from None
+    chosen = _best(problem, budgets, few)
     used = {of_layer[j] for of_layer, j in zip(ops, chosen, strict=True)} | few.free
     return [
         np.where(np.isin(of_layer, sorted(used)), values, np.inf)

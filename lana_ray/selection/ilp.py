@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lana_ray.selection import ranges
 from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Problem, Selection
 from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_program, over
-from lana_ray.selection.ranges import Budget
 from lana_ray.selection.search import search
 from lana_ray.selection.solver import Relaxation, Solution, solve_binary
 
@@ -30,7 +28,7 @@ _UNPROVEN_SHARE = 1 / 4  # of what is left of it, for one of them
 def select(
     scores: Sequence[Any],
     costs: Mapping[str, Sequence[Any]],
-    budgets: Mapping[str, Budget],
+    budgets: Mapping[str, float],
     *,
     count: int = 1,
     max_overlap: float = 0.7,
@@ -41,7 +39,7 @@ def select(
     Args:
         scores: per layer, shape [M_i]; lower is better, ``inf`` where a candidate is not available.
         costs: name -> per layer, shape [M_i]; ``inf`` where a candidate is not available.
-        budgets: cost name -> upper bound of the sum, in the cost's own unit; or the least and the most of it.
+        budgets: cost name -> upper bound of the sum, in the cost's own unit.
         count: how many selections are wanted.
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
@@ -56,11 +54,10 @@ def select(
     than ``count`` when no further selection is unlike enough, or none was found in time. The order of a
     layer's candidates plays no part, and where time ends nothing early the same input gives the same.
 
-    No selection is over a budget by its exactly rounded sum, or below a range's least by more than 1e-12
-    of the largest sum. Where the solver proposes one that is over, by less than it can tell (1e-7 of what
-    the budget leaves above the cheapest selection), that one is excluded; after a few of them the budget is
-    lowered by twice that share instead. A better selection in this sliver may then be missed, which shows
-    as a gap; a feasible one only there is taken for none.
+    No selection is over a budget by its exactly rounded sum. Where the solver proposes one that is over, by
+    less than it can tell (1e-7 of what the budget leaves above the cheapest selection), that one is excluded;
+    after a few of them the budget is lowered by twice that share instead. A better selection in this sliver
+    may then be missed, which shows as a gap; a feasible one only there is taken for none.
 
     Raises:
         InfeasibleBudget: no selection is within the budgets.
@@ -69,19 +66,13 @@ def select(
             a cost, ``count``, ``max_overlap`` or ``time_limit_s`` out of range.
     """
     _check_options(costs, budgets, count, max_overlap, time_limit_s)
-    all_costs, upper = ranges.stated(costs, budgets)
-    problem = Problem.check(scores, all_costs)
-    try:
-        found = _select(problem, upper, count, max_overlap, time_limit_s)
-    except InfeasibleBudget as error:
-        raise ranges.explained(error, costs, budgets) from None
-    return [replace(one, costs={name: one.costs[name] for name in costs}) for one in found]
+    return _select(Problem.check(scores, costs), budgets, count, max_overlap, time_limit_s)
 
 
 def _select(
     problem: Problem, budgets: Mapping[str, float], count: int, max_overlap: float, time_limit_s: float
 ) -> list[Selection]:
-    """``select`` of checked input with upper bounds only."""
+    """``select`` of checked input."""
     deadline = time.monotonic() + time_limit_s
     problem.check_each(budgets)
     program = build_program(problem, budgets)
@@ -124,7 +115,7 @@ def _select(
 
 def _check_options(
     costs: Mapping[str, Any],
-    budgets: Mapping[str, Budget],
+    budgets: Mapping[str, float],
     count: int,
     max_overlap: float,
     time_limit_s: float,

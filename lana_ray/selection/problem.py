@@ -36,9 +36,8 @@ class InfeasibleBudget(UserError, ValueError):
     """No selection fits: ``cheapest`` is the least of cost ``name`` that can be had.
 
     Where ``others`` names further budgets, each of them and this one can be met alone, but not together;
-    ``cheapest`` is then the least among the selections that keep the others. Where ``at_least`` is set, it is
-    the lower end of a range that cannot be reached, and ``cheapest`` the most of the cost that can be had.
-    Where ``most_operations`` is set, selections of so many operations were asked for.
+    ``cheapest`` is then the least among the selections that keep the others. Where ``most_operations`` is
+    set, selections of at most that many operations were asked for.
     """
 
     def __init__(
@@ -47,23 +46,19 @@ class InfeasibleBudget(UserError, ValueError):
         budget: float,
         cheapest: float,
         others: tuple[str, ...] = (),
-        at_least: bool = False,
         most_operations: int | None = None,
     ) -> None:
         self.name, self.budget, self.cheapest = name, budget, cheapest
-        self.others, self.at_least, self.most_operations = others, at_least, most_operations
+        self.others, self.most_operations = others, most_operations
         within = f" within the budgets of {', '.join(others)}" if others else ""
         within += f" of at most {most_operations} operations" if most_operations is not None else ""
         super().__init__(
-            f"budget {name} >= {budget:.9g} cannot be met: the dearest selection{within} "
-            f"costs {cheapest:.9g}; lower the range's lower end"
-            if at_least
-            else f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
+            f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
             f"costs {cheapest:.9g}; raise the budget or add cheaper candidates"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (self.name, self.budget, self.cheapest, self.others, self.at_least, self.most_operations)
+        known = (self.name, self.budget, self.cheapest, self.others, self.most_operations)
         return type(self), known
 
 

@@ -103,10 +103,9 @@ def test_the_trajectory_tells_what_happened() -> None:
     assert all(math.isnan(point.weight_loss) for point in still.trajectory)
 
 
-@pytest.mark.parametrize("second_order", [False, True])
-def test_weights_learn_their_part(second_order: bool) -> None:
+def test_weights_learn_their_part() -> None:
     net = ToySupernet(LOSSES, learns=True)
-    result = found(dataclasses.replace(FAST, warmup_epochs=1, epochs=10, second_order=second_order), net)
+    result = found(dataclasses.replace(FAST, warmup_epochs=1, epochs=10), net)
     assert float(net.weight.detach()) == pytest.approx(1, abs=0.1)
     assert result.architecture == best(0.0)
 
@@ -116,14 +115,9 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("at", [5, 33, 40, 71])
-@pytest.mark.parametrize("second_order", [False, True])
-def test_a_killed_search_goes_on_to_the_bit(
-    at: int, second_order: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_search_goes_on_to_the_bit(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lana_ray.search.bilevel._SAVE_EVERY_S", -1.0)
-    settings = dataclasses.replace(
-        FAST, mixture="sampled", warmup_epochs=2, target=3.5, second_order=second_order
-    )
+    settings = dataclasses.replace(FAST, mixture="sampled", warmup_epochs=2, target=3.5)
     whole, parts = ToySupernet(LOSSES, learns=True), ToySupernet(LOSSES, learns=True)
     uninterrupted = found(settings, whole)
     kept: list[bytes] = []
