@@ -193,6 +193,14 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
     console.print(f"report: {storage.url('report.html')}", markup=False, soft_wrap=True)
 
 
+@app.command("config")
+def show_config() -> None:
+    """Print every setting with its meaning and default, as a YAML file to start from."""
+    from lana_ray.config.document import documented
+
+    print(documented(), end="")
+
+
 @app.command()
 def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address.")] = None) -> None:
     """Print the nodes of this machine or a cluster, the targets they can serve, and what is missing."""

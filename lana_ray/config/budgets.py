@@ -73,14 +73,18 @@ def _as_count(value: Any) -> Any:
 
 
 class BudgetsConfig(Section):
+    """Upper bounds that students keep."""
+
     latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(
         min_length=1, examples=["[70%, 50%]"]
     )
-    """Each is kept by a student of its own, on every target."""
+    """Latencies per call, each as a share of the teacher's on the same target (``50%``) or absolute
+    (``12.5ms``). Every target gets one student per budget."""
     params: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
-    """The most parameters of every student: ``2.5M``, or a share of the teacher's."""
+    """Maximum number of parameters of every student: ``2.5M``, or a share of the teacher's."""
     macs: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
-    """The most multiply-accumulates of every student on one input: the same."""
+    """Maximum number of multiply-accumulates of every student for one input: ``60M``, or a share of the
+    teacher's."""
 
     @field_validator("latency_ms", mode="before")
     @classmethod

@@ -16,30 +16,39 @@ from lana_ray.config.targets import Target
 
 
 class RunConfig(Section):
+    """Where the run is kept, and its seed."""
+
     dir: str = location(default="runs/default")
-    """Where everything of this run is kept: a local path or an fsspec URL."""
+    """Run directory, a local path or an fsspec URL. Everything measured and trained is kept there."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of every random choice: the same seed gives the same choices."""
 
 
 class RayConfig(Section):
+    """The cluster, and how many workers train on it."""
+
     address: str = "auto"
-    """``auto`` (a running cluster, else a local one), ``local``, or a cluster's address."""
+    """``auto`` uses a running cluster or starts a local one, ``local`` always starts a local one; or the
+    address of a cluster."""
     workers: int | None = Field(default=None, ge=1)
-    """Most Ray Train workers; by default as many as the nodes that train hold. A network trained by several
-    workers has at most one for every 16 images of its batch, distillation at most one for every candidate."""
+    """Maximum number of training workers; by default as many as the training nodes hold. One network is
+    trained by at most one worker per micro-batch, and distillation uses at most one worker per
+    candidate."""
     min_workers: int = Field(default=1, ge=1)
-    """The fewest to begin or to go on with: their number follows the cluster as nodes come and go."""
+    """Minimum number of training workers. Between the minimum and the maximum, the number follows the
+    cluster as nodes come and go."""
     cpu_workers: int = Field(default=0, ge=0)
-    """Workers without a GPU that distil together with those that have one."""
+    """Additional workers without a GPU for distillation; used only if ``gpus_per_worker`` is set."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
-    """CPUs, and so threads, of a worker or task; by default the workers of a node share all its CPUs."""
+    """CPUs of a worker or task, which is also its number of threads; by default the workers of a node share
+    all its CPUs."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of a worker; 0 trains on CPUs."""
     label_wait_s: Seconds = Field(default=0, ge=0)
-    """How long to wait for an autoscaler to bring a node: of a target, or one that can train."""
+    """Time limit in seconds for an autoscaler to add a missing node, of a target or for training."""
     node_price_per_hour: float | None = Field(default=None, ge=0)
-    """What a node costs in any currency, the mean where nodes differ: the report multiplies it with the hours
-    that nodes were there."""
+    """Mean price of a node per hour, in any currency. The report multiplies it by the node hours of the
+    run."""
 
 
 def _budget_name(value: Any) -> str | None:
@@ -47,12 +56,15 @@ def _budget_name(value: Any) -> str | None:
 
 
 class RegistryConfig(Section):
+    """Where students are registered in MLflow, and under which names."""
+
     tracking_uri: str | None = None
-    """MLflow's tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
+    """MLflow tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
     name: str | None = None
-    """Prefix of the registered models' names; the teacher's name by default."""
+    """Prefix of the names of registered models; defaults to the teacher's name."""
     default_budget: Annotated[str | None, BeforeValidator(_budget_name)] = None
-    """The budget within which the most accurate student becomes ``champion``; by default the first listed."""
+    """Budget whose most accurate student becomes ``champion``; defaults to the first of
+    ``budgets.latency_ms``."""
 
 
 class Config(Section):

@@ -59,6 +59,19 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> t
     return at, f"{key}: {shown(value)} is not valid; {instead}"
 
 
+def allowed(field: FieldInfo) -> str:
+    """What a setting takes, in words: ``a whole number, at least 1``."""
+    return _allowed(_of_field(field))
+
+
+def sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from sections(argument)
+
+
 def place(at: Location, data: Any) -> str:
     """A setting's path, items of lists with their names: ``targets[0] (edge).threads``."""
     text = ""
@@ -111,7 +124,7 @@ def _owner(at: Location) -> str:
 
 def _hint_for_key(root: type[Section], at: Location) -> str:
     owner = _kind_at(root, at[:-1]).annotation
-    section = next(_sections(owner), root)
+    section = next(sections(owner), root)
     name, known = str(at[-1]), sorted(section.model_fields)
     elsewhere = [path for path in _paths(root) if path.split(".")[-1] == name]
     if near := nearest(name, known, cutoff=0.75 if elsewhere else 0.6):
@@ -131,7 +144,7 @@ def _paths(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _example(root: type[Section], at: Location) -> str:
-    section = next(_sections(_kind_at(root, at[:-1]).annotation), root)
+    section = next(sections(_kind_at(root, at[:-1]).annotation), root)
     field = section.model_fields.get(str(at[-1]))
     return f"{at[-1]}: {field.examples[0]}" if field and field.examples else ""
 
@@ -141,7 +154,7 @@ def _kind_at(root: type[Section], at: Location) -> _Kind:
     for part in at:
         inner = _without_null(kind.annotation)
         if isinstance(part, str):
-            section = next(_sections(inner), None)
+            section = next(sections(inner), None)
             if section is None or part not in section.model_fields:
                 return kind
             kind = _of_field(section.model_fields[part])
@@ -162,14 +175,6 @@ def _annotated(annotation: Any) -> _Kind:
     inner, *metadata = get_args(annotation)
     flat = [x for data in metadata for x in (data.metadata if isinstance(data, FieldInfo) else [data])]
     return _Kind(inner, tuple(flat))
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
 
 
 def _without_null(annotation: Any) -> Any:

@@ -24,24 +24,29 @@ class TrainConfig(Section):
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW's one-cycle schedule."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of AdamW; biases and scales are not decayed."""
     label_smoothing: Fraction = 0.0
+    """Share of each label that is spread over all classes."""
 
 
 class TeacherConfig(Section):
+    """The trained network to accelerate: give either ``timm`` or ``factory``."""
+
     timm: str | None = None
-    """The name of a timm network."""
+    """Name of a timm network."""
     factory: str | None = location(default=None)
-    """``package.module:function`` or ``file.py:function``, called with ``num_classes``, or without arguments
-    if it takes none."""
+    """Python function that builds the network: ``package.module:function`` or ``file.py:function``. It is
+    called with ``num_classes``, or without arguments if it takes none. Its code runs on every node."""
     pretrained: bool = False
-    """Take timm's pretrained weights (from an installed weights package if there is one, else the hub)."""
+    """Use timm's pretrained weights, from an installed weights package if there is one, else from the hub."""
     weights: str | None = location(default=None)
-    """Safetensors or what a training script saved: the set of tensors in it that fits the network is taken, a
-    moving average (EMA) before the last step's. No code in the file runs."""
+    """Weights file: safetensors, or the checkpoint of a training script. The tensors that fit the network
+    are used, a moving average (EMA) before the weights of the last step. No code in the file runs."""
     layers: tuple[str, ...] | None = None
-    """Glob patterns of module names, in place of the block structure found by itself."""
+    """Glob patterns of the modules to replace; by default the blocks of the network are found."""
     adapt: TrainConfig = TrainConfig()
-    """How the teacher is trained on the data, where its head does not fit or its weights are random."""
+    """Training of the teacher on the data; used only if its head does not fit the classes or its weights are
+    random."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:
@@ -53,47 +58,52 @@ class TeacherConfig(Section):
 
 
 class DataConfig(Section):
+    """Labelled images: give one of ``source``, ``parquet``, ``folder`` and ``torchvision``."""
+
     source: Literal["digits"] | None = None
-    """A data set that an installed package carries."""
+    """Data set that an installed package contains."""
     parquet: str | None = location(default=None)
-    """A Parquet file or a folder of them: encoded images in one column, their classes in another."""
+    """Parquet file, or folder of Parquet files, with encoded images in one column and their classes in
+    another."""
     image_column: str | None = None
-    """Parquet column of the images; ``image`` or ``img`` by default."""
+    """Parquet column with the images; defaults to ``image`` or ``img``."""
     label_column: str | None = None
-    """Parquet column of the classes, as numbers from 0 or as names; ``label`` by default."""
+    """Parquet column with the classes, as numbers from 0 or as names; defaults to ``label``."""
     folder: str | None = location(default=None)
-    """A folder with one folder of images per class, or with such a folder for each split."""
+    """Folder with one subfolder of images per class, or with such a folder per split."""
     torchvision: str | None = None
-    """The name of a torchvision data set with a train/test split, for example ``CIFAR10``."""
+    """Name of a torchvision data set that has a train and a test split, e.g. ``CIFAR10``."""
     test: str | None = location(default=None)
-    """The test images in the same form. By default those that files or folders named ``test`` (else
-    ``validation``) hold; without them a share of the training images is set aside."""
+    """Test images in the same form. By default the files or folders named ``test`` (else ``validation``);
+    without them, a share of the training images is set aside."""
     root: str = location(default="data")
-    """Where torchvision keeps its files."""
+    """Folder for the files of a torchvision data set."""
     download: bool = False
-    """Let torchvision download what is missing."""
+    """Let torchvision download missing files."""
     image_size: int = Field(default=224, ge=8)
+    """Height and width in pixels to which images are resized and cropped."""
     mean: tuple[float, float, float] | None = None
     """Mean of the pixels (red, green, blue, from 0 to 1) that the teacher was trained with; needs ``std``
     beside it. By default as timm's configuration of the network says, else ImageNet's."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Standard deviation of the same pixels; needs ``mean`` beside it."""
     score_images: int | None = Field(default=None, ge=2)
-    """Training images set aside to score candidates and to choose among students; by default an eighth of
+    """Number of training images set aside to score candidates and choose students; defaults to an eighth of
     them, at most 1024."""
     validation_images: int | None = Field(default=None, ge=2)
-    """Training images set aside to follow a training and to pick its best epoch; the same by default."""
+    """Number of training images set aside to pick the best epoch of a training; defaults to an eighth of
+    them, at most 1024."""
     test_fraction: Annotated[Share, Field(gt=0, lt=1)] = 0.2
-    """Share set aside for the report where the data has no test images of its own."""
+    """Share of the images set aside for the final accuracy if the data has no test images."""
     limit: int | None = Field(default=None, ge=2)
-    """Use at most so many training images."""
+    """Maximum number of training images."""
     max_undecodable: Fraction = 0.01
-    """Refuse the data when more than this share of the images does not decode."""
+    """Largest share of images that may fail to decode."""
     value_range: tuple[float, float] | None = None
-    """Values that are black and white in grey images of more than 8 bits, e.g. [0, 4095] for 12 bits; by
-    default 0 and 65535 for 16 bits. Floating-point and 32-bit images need it."""
+    """Values of black and white in grey images of more than 8 bits, e.g. [0, 4095] for 12 bits. Defaults to
+    [0, 65535] for 16 bits; floating-point and 32-bit images need it."""
     augment: Literal["none", "crop", "flip"] = "flip"
-    """Training-time augmentation: random crops after padding, the same and a horizontal flip, or none."""
+    """Augmentation in training: ``crop`` pads and crops at random, ``flip`` also flips horizontally."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -109,11 +119,14 @@ class DataConfig(Section):
 
 
 class PoolConfig(Section):
+    """The operations that may replace a layer."""
+
     preset: Literal["tiny", "small", "lana"] = "tiny"
+    """Named list of operations: about 8, about 24, or all of the LANA paper."""
     ops: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of operations, in place of a preset's; teacher is always a candidate."""
+    """Names of operations to use instead of a preset. The layer itself is always a candidate."""
     modules: tuple[str, ...] = location(default=())
-    """Python files that register operations of your own; they are run on every node (``ops.registry``)."""
+    """Python files that register your own operations. Their code runs on every node."""
     max_cost: Share | None = Field(default=1.0, gt=0)
-    """Leave candidates out that alone take more than this share of their layer's time on every target: they
-    would be trained and never chosen. ``null`` keeps all."""
+    """Candidates that take more than this share of their layer's time on every target are dropped before
+    distillation; ``null`` keeps all."""

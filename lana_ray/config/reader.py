@@ -83,6 +83,11 @@ def write(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
+def write_flow(data: dict[str, Any]) -> str:
+    """One line of YAML that reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, default_flow_style=True, width=10**6).strip()[1:-1]
+
+
 def _unreadable(error: yaml.reader.ReaderError, text: str | bytes) -> str:
     line_end = "\n" if isinstance(text, str) else b"\n"
     line = text[: error.position].count(line_end) + 1  # type: ignore[arg-type]

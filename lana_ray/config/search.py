@@ -10,32 +10,35 @@ from lana_ray.config.section import Section, Share, refusal
 
 
 class CellsConfig(Section):
-    """A cell space, in place of the teacher's layers."""
+    """A space of networks of cells, searched instead of the teacher's layers."""
 
     space: Literal["nasbench201", "darts"] = Field(examples=["darts"])
+    """Published cell space."""
     width: int = Field(default=16, ge=4)
     """Channels of the first cells."""
     cells: int = Field(default=5, ge=1)
-    """For NAS-Bench-201 in each of three stages, for DARTS in all, at least 3."""
+    """Number of cells: in each of three stages for NAS-Bench-201, in the whole network (at least 3) for
+    DARTS."""
     search_width: int | None = Field(default=None, ge=4)
-    """Of the supernet; the same by default."""
+    """Channels of the first cells of the supernet; defaults to ``width``."""
     search_cells: int | None = Field(default=None, ge=1)
-    """The same."""
+    """Number of cells of the supernet; defaults to ``cells``."""
     partial: int = Field(default=4, ge=1)
-    """In the supernet one in so many channels goes through the mixture (PC-DARTS); 1 for all."""
+    """In the supernet, one channel in ``partial`` passes through the operations (PC-DARTS); 1 for all
+    channels."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """One convolution that keeps the image's size, or three that halve it each."""
+    """``cifar`` is one convolution that keeps the image size, ``imagenet`` three that halve it."""
     samples: int = Field(default=200, ge=20)
-    """Random cells measured on every target, for the latency predictor."""
+    """Number of random cells measured on every target for the latency predictor."""
     active: int = Field(default=0, ge=0)
-    """Further ones, where predictors disagree most."""
+    """Number of further cells measured where the latency predictor is least certain."""
     trial_epochs: float = Field(default=2.0, gt=0)
-    """Of training, as ``finetune`` says, by which the cells found are compared. What is chosen for a budget
-    is trained again, in full."""
+    """Epochs of the short training that compares the cells found. The best for each budget is trained again
+    in full, as ``finetune`` says."""
     drop_path: Share = Field(default=0.2, ge=0, lt=1)
-    """Of that full training: the probability, in its last epoch, that an edge's answer is dropped."""
+    """Probability that an edge is dropped in the last epoch of the full training."""
     auxiliary_weight: float = Field(default=0.4, ge=0)
-    """Of the second classifier's loss in it; 0 for none."""
+    """Weight of the auxiliary classifier's loss in the full training; 0 for no auxiliary classifier."""
 
     @model_validator(mode="after")
     def _reductions(self) -> CellsConfig:
@@ -54,39 +57,42 @@ class SearchConfig(Section):
     """``lana-ray search``: sweeps of the differentiable search (LA-DNAS) and of the integer program."""
 
     cells: CellsConfig | None = None
-    """Search a cell space; by default the scored candidates of the teacher's layers."""
+    """Space of cells to search; by default the scored candidates of the teacher's layers are searched."""
     cost: Literal["latency_ms", "peak_memory_mb", "energy_mj", "params", "macs"] = "latency_ms"
-    """What is searched for beside accuracy, on every target: its latency, or another meter of its node."""
+    """Cost to minimise together with the loss, on every target."""
     methods: tuple[Literal["differentiable", "program"], ...] = Field(
         default=("differentiable", "program"), min_length=1
     )
+    """Search methods: the differentiable search of LA-DNAS, the integer program of LANA."""
     trials: int = Field(default=12, ge=1)
-    """Of each method on each target. Where latency budgets are drawn, the run's own come first."""
+    """Trials per method and target. Trials over latency budgets begin with those of
+    ``budgets.latency_ms``."""
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
-    """The range that λ is drawn from, on a log scale: by how much the loss may rise for saving what
-    the teacher costs, or the mean random cell."""
+    """Range of λ, drawn on a log scale. λ is the price of latency: the increase of the loss that is worth
+    saving as much as the teacher (or the mean random cell) costs."""
     grid: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
-    """Exactly these λ, 0 among them if you like, in place of ``trials`` drawn ones."""
+    """Values of λ to try instead of ``trials`` drawn ones; 0 is allowed."""
     seeds: int = Field(default=1, ge=1)
-    """How often each λ of the grid is tried, with other weights, images and order each time."""
+    """Number of seeds per value of ``grid``."""
     aim: Literal["lambda", "budget"] = "lambda"
-    """What a trial of the differentiable search is given: λ, or a budget of the cost as the program is, for
-    which it finds λ on the way."""
+    """What a trial of the differentiable search is given: ``lambda`` a value of λ, ``budget`` a budget, for
+    which it finds λ itself."""
     steps: int = Field(default=200, ge=10)
-    """Of the differentiable search."""
+    """Steps of the differentiable search."""
     batch_size: int = Field(default=64, ge=2)
+    """Images per step."""
     lr: float = Field(default=0.1, gt=0)
-    """Of the architecture parameters (Adam)."""
+    """Learning rate of the architecture parameters (Adam)."""
     mixture: Literal["paired", "sampled", "relaxed"] = "paired"
-    """What a step computes of each choice: two of its operations, weighed against one another; one of them,
-    which has to do without a comparison; or all."""
+    """Operations computed per choice and step: ``paired`` two, weighed against each other, ``sampled`` one,
+    ``relaxed`` all."""
     weight_lr: float = Field(default=0.1, gt=0)
-    """Of a cell supernet's weights (SGD, falling by half a cosine)."""
+    """Peak learning rate of the weights of a cell supernet (SGD, cosine schedule)."""
     warmup: Share = Field(default=0.5, ge=0, lt=1)
-    """Share of the steps in which the weights of a cell supernet learn alone: operations that learn are
-    judged too early otherwise, beside those that have nothing to learn."""
+    """Share of the steps in which only the weights of a cell supernet learn. Without a warm-up,
+    convolutions compete with skips and pools before they have learned anything."""
     concurrency: int = Field(default=1, ge=1)
-    """Trials at a time. On one machine, more of them disturb its measurements."""
+    """Number of trials at a time. On one machine, several disturb its measurements."""
 
     @model_validator(mode="after")
     def _a_range(self) -> SearchConfig:

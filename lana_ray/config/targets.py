@@ -22,31 +22,37 @@ class MeasureConfig(Section):
     """How a target is sampled."""
 
     architectures: int = Field(default=48, ge=8)
-    """Whole networks measured to turn candidate costs into what they cost in place."""
+    """Number of whole networks measured to learn what candidates cost in place."""
     active: int = Field(default=0, ge=0)
-    """Further networks measured for a predictor of them, chosen where it is least certain."""
+    """Number of further networks measured where the latency predictor is least certain."""
     rel_error: Share = Field(default=0.02, gt=0, lt=1)
-    """Stop repeating once the median's 95 % confidence interval is this narrow."""
+    """Stop repeating a measurement once the 95 % confidence interval of its median is this narrow, relative
+    to the median."""
     time_limit_s: Seconds = Field(default=0.5, gt=0)
-    """Stop repeating one network after so long, and mark it if it has not settled."""
+    """Time limit in seconds for one measurement. One that is not yet as narrow as ``rel_error`` is marked."""
 
 
 class Target(Section):
     """A named piece of hardware and how networks run on it."""
 
     name: Label = Field(examples=["edge"])
+    """Name of the target in tables and in the registry."""
     runtime: Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt"] = "torch"
+    """Runtime that executes the deployed network."""
     device: Annotated[
         str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Says("cpu, cuda, or cuda:0 for a certain GPU")
     ] = "cpu"
+    """Device that executes the deployed network."""
     threads: int = Field(default=1, ge=1)
+    """CPU threads of the runtime."""
     batch_size: int = Field(default=1, ge=1)
+    """Inputs per call; latencies are per call."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """What the network computes in there; which a runtime knows on which device is checked before a run."""
+    """Number format in which the deployed network computes."""
     input_shape: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
-    """One input without the batch dimension; the data's (3, image_size, image_size) by default."""
+    """Shape of one input without the batch dimension; defaults to (3, image_size, image_size) of the data."""
     label: Label | None = None
-    """Value of the node label ``lana.target``; the target's name by default."""
+    """Value of the node label ``lana.target``; defaults to the target's name."""
     measure: MeasureConfig = MeasureConfig()
 
     @property
