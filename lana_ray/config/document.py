@@ -60,6 +60,7 @@ def _block(name: str, field: FieldInfo, inner: type[Section]) -> Iterator[str]:
 def _setting(name: str, field: FieldInfo, given: dict[str, Any]) -> Iterator[str]:
     value = given.get(name, field.default)
     if value is PydanticUndefined:
+        assert field.examples, f"a required setting without an example: {name}"
         value = reader.read(field.examples[0])
     yield from _comment(field.description or "", allowed(field))
     yield reader.write_flow({name: value})
