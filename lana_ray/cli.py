@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Latency-aware network acceleration: a trained network in, a faster one for every target out.",
     invoke_without_command=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -59,7 +60,14 @@ def start(
 
 @app.command()
 def run(config: ConfigFile, set: Overrides = None) -> None:
-    """Run every stage and print a table of the models registered. Finished work is kept and used again."""
+    """Run every stage and print a table of the registered models.
+
+    Needs a configuration, its teacher and its data. Everything is kept in run.dir, so the same command
+    resumes a killed run. Leaves summary.json and report.html there, and one registered model per target
+    in MLflow.
+
+    Example: lana-ray run jobs/quickstart.yaml --set run.dir=runs/quickstart
+    """
     _until(config, set, "report")
 
 
@@ -79,7 +87,12 @@ def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
 
 @app.command()
 def plan(config: ConfigFile, set: Overrides = None) -> None:
-    """Print what would run, how much of it and where. Nothing is run or written."""
+    """Print what would run, how much of it and where.
+
+    Needs a configuration; loads its teacher and, if it is there, its data. Runs and writes nothing.
+
+    Example: lana-ray plan jobs/quickstart.yaml
+    """
     from lana_ray.plan import plan as make
 
     console.print(make(_load(config, set)), markup=False)
@@ -87,13 +100,23 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def sample(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including sample: the cost table of every target."""
+    """Run the stages up to and including sample: the cost table of every target.
+
+    Needs what run needs. Leaves samples/ and costs/ in run.dir.
+
+    Example: lana-ray sample jobs/quickstart.yaml
+    """
     _until(config, set, "sample")
 
 
 @app.command()
 def fit(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including sample, then fit latency predictors and print their errors."""
+    """Run the stages up to and including sample, then fit latency predictors and print their errors.
+
+    Needs what run needs. Leaves the predictors and their plots in run.dir.
+
+    Example: lana-ray fit jobs/quickstart.yaml --set targets.0.measure.architectures=200
+    """
     from lana_ray import pipeline
     from lana_ray.storage import Storage
 
@@ -113,25 +136,46 @@ def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
 
 @app.command()
 def distill(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including distill: the trained candidates of every layer."""
+    """Run the stages up to and including distill: the trained candidates of every layer.
+
+    Needs what run needs. Leaves candidates/ in run.dir.
+
+    Example: lana-ray distill jobs/quickstart.yaml
+    """
     _until(config, set, "distill")
 
 
 @app.command()
 def score(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including score: how far each candidate alone moves the network's answers."""
+    """Run the stages up to and including score: how far each candidate alone moves the network's answers.
+
+    Needs what run needs. Leaves scores.parquet in run.dir.
+
+    Example: lana-ray score jobs/quickstart.yaml
+    """
     _until(config, set, "score")
 
 
 @app.command()
 def select(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including select: one measured architecture for every target and budget."""
+    """Run the stages up to and including select: one measured architecture for every target and budget.
+
+    Needs what run needs. Leaves selections.parquet in run.dir.
+
+    Example: lana-ray select jobs/quickstart.yaml --set 'budgets.latency_ms=[60%]'
+    """
     _until(config, set, "select")
 
 
 @app.command()
 def search(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including score, then sweep both searches on every target, to search.html."""
+    """Run the stages up to and including score, then sweep both searches on every target.
+
+    Needs what run needs. Leaves search.parquet, plots and search.html in run.dir, and every trial in
+    MLflow. With search.cells, the best cells for each budget are trained in full and registered.
+
+    Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
+    """
     from lana_ray import pipeline
     from lana_ray.latency.fits import folder_of, read_fit
     from lana_ray.report import (
@@ -165,19 +209,34 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def finetune(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including finetune: students trained whole, tested and measured."""
+    """Run the stages up to and including finetune: students trained whole, tested and measured.
+
+    Needs what run needs. Leaves students/ in run.dir.
+
+    Example: lana-ray finetune jobs/quickstart.yaml --set finetune.epochs=10
+    """
     _until(config, set, "finetune")
 
 
 @app.command()
 def register(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including register: models in the registry, and summary.json."""
+    """Run the stages up to and including register: models in the registry, and summary.json.
+
+    Needs what run needs. Leaves one registered model per target in MLflow, and summary.json in run.dir.
+
+    Example: lana-ray register jobs/quickstart.yaml
+    """
     _until(config, set, "register")
 
 
 @app.command()
 def report(config: ConfigFile, set: Overrides = None) -> None:
-    """Make report.html of a finished run again, and search.html of finished searches. Runs no other stage."""
+    """Make report.html of a finished run again, and search.html of finished searches.
+
+    Needs the run directory. Runs no other stage.
+
+    Example: lana-ray report jobs/quickstart.yaml
+    """
     from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
     from lana_ray.storage import Storage
 
@@ -195,7 +254,12 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command("config")
 def show_config() -> None:
-    """Print every setting with its meaning and default, as a YAML file to start from."""
+    """Print every setting with its meaning and default, as a YAML file to start from.
+
+    Needs and writes nothing.
+
+    Example: lana-ray config > mine.yaml
+    """
     from lana_ray.config.document import documented
 
     print(documented(), end="")
@@ -203,7 +267,12 @@ def show_config() -> None:
 
 @app.command()
 def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address.")] = None) -> None:
-    """Print the nodes of this machine or a cluster, the targets they can serve, and what is missing."""
+    """Print the nodes of this machine or a cluster, the targets they can serve, and what is missing.
+
+    Needs nothing, or the address of a running cluster. Writes nothing.
+
+    Example: lana-ray doctor --address 10.0.0.1:6379
+    """
     from lana_ray.doctor import diagnose, render
 
     console.print(render(diagnose(address)))
@@ -214,7 +283,12 @@ def models(
     target: Annotated[str | None, typer.Option(help="Only this target's.")] = None,
     registry: Registry = None,
 ) -> None:
-    """Print the registered models as a table."""
+    """Print the registered models as a table.
+
+    Needs a registry. Writes nothing.
+
+    Example: lana-ray models --registry runs/quickstart --target ort-1t
+    """
     from lana_ray.registry import list_models
     from lana_ray.report import models_table
 
@@ -227,7 +301,13 @@ def verify(
     target: Annotated[str | None, typer.Option(help="The target it must be registered for.")] = None,
     registry: Registry = None,
 ) -> None:
-    """Check a registered model's outputs and accuracy, and measure it again. Exit status 1 if it fails."""
+    """Check a registered model's outputs and accuracy, and measure its latency again.
+
+    Needs the registry and a machine like the target. Writes nothing. Exits with status 1 if a check
+    fails.
+
+    Example: lana-ray verify models:/NAME@champion --registry runs/quickstart
+    """
     from lana_ray.verify import render
     from lana_ray.verify import verify as check
 

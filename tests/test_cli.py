@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.models import CommandInfo
 
 from lana_ray import cli, pipeline
 from lana_ray.config import load_config
@@ -39,6 +40,14 @@ def test_help_lists_every_command(
     assert stages == [stage for stage in pipeline.STAGES if stage != "teacher"]
     for stage in stages[:-1]:
         assert f"Run the stages up to and including {stage}" in shown
+
+
+@pytest.mark.parametrize("command", cli.app.registered_commands, ids=lambda c: c.name or c.callback.__name__)
+def test_every_command_says_what_it_needs_and_gives_an_example(command: CommandInfo) -> None:
+    assert command.callback is not None
+    help_text = command.callback.__doc__ or ""
+    assert "Needs" in help_text
+    assert f"Example: lana-ray {command.name or command.callback.__name__}" in help_text
 
 
 def test_without_a_command_the_help_is_shown(
