@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lana_ray.data.content import content_of_files, digest
 from lana_ray.data.names import class_name, counted, listed, printable, split_named
 from lana_ray.data.pixels import FORMATS
-from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source, digest
+from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source
 from lana_ray.errors import UserError
 
 _READ = frozenset(
@@ -279,9 +280,10 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
         for path in shown:
             yield printable(path), read(path)
 
-    relative = "\n".join(
-        f"{os.path.relpath(path, root.path)}\t{size}" for part in images for path, size in part
-    )
+    names = [os.path.relpath(path, root.path) for path in paths]
+    listing = "\n".join(names).encode(errors="surrogateescape")
+    sizes = [size for part in images for _, size in part]
+    relative = "\n".join(f"{name}\t{size}" for name, size in zip(names, sizes, strict=True))
     return Source(
         name=f"{setting} {printable(root.path)}",
         labels=np.repeat(np.asarray(numbers, dtype=np.int64), [len(part) for part in images]),
@@ -289,6 +291,7 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
         by_name=classes is not None,
         # Files without compression are all of one size: the content of some of them tells data sets apart.
         identity=digest(relative.encode(errors="surrogateescape"), *map(read, shown)),
+        content=functools.cache(lambda: digest(listing, content_of_files(paths).encode())),
         pixels=lambda index: decode(read(paths[index])),
         where=lambda index: printable(paths[index]),
         preview=preview,

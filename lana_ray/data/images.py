@@ -21,17 +21,17 @@ from torch import Tensor
 
 from lana_ray.config import DataConfig
 from lana_ray.data import pixels
+from lana_ray.data.content import digest
 from lana_ray.data.open import class_names, open_sources, relabelled
 from lana_ray.data.preview import check_preview
 from lana_ray.data.sources import Labels, Source
 from lana_ray.data.splits import SPLITS, divide, missing_classes
 from lana_ray.errors import UserError
+from lana_ray.method import method_version
 from lana_ray.storage import fingerprint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_METHOD = 2
-"""Counts up when the same images and settings would make other splits or other pixels."""
 _AHEAD = 2  # batches prepared while the consumer works on the one before
 
 Batch = tuple[Tensor, Tensor]
@@ -101,7 +101,6 @@ class ImageData:
     Attributes:
         classes: class names, in the order of the labels.
         preprocessing: how images become tensors.
-        fingerprint: identity of content, splits and preprocessing, wherever the files lie.
         sizes: images per split.
         notes: what was inferred about the data and what is missing in it, one line each.
     """
@@ -129,11 +128,16 @@ class ImageData:
         self.sizes = {split: len(self._indices[split]) for split in SPLITS}
         self.notes = [note for source in self._sources for note in source.notes]
         self.notes += missing_classes(self._labels, self._indices, classes)
-        contents = [source.identity for source in self._sources]
-        self.fingerprint = fingerprint(
-            *(contents, classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment),
-            _METHOD,
-        )
+        self._of_settings = (classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of every image and label, of splits and of preprocessing, wherever the files lie.
+
+        Local images are read whole for it the first time, and after that only if they changed.
+        """
+        contents = [(source.content(), digest(source.labels.tobytes())) for source in self._sources]
+        return fingerprint(contents, *self._of_settings, method_version("data.images"))
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
         """The same data with another mean and standard deviation per channel."""

@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lana_ray.data.columns import Columns
+from lana_ray.data.content import cache, content_of, digest, state_of
 from lana_ray.data.names import class_name, listed, printable, split_named
 from lana_ray.data.pixels import Pixels
-from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source, digest
+from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source
 from lana_ray.errors import UserError
 
 IN_MEMORY = 2**30
@@ -162,6 +163,7 @@ def parquet_source(
         classes=names or (named[0][1] if named else None),
         by_name=names is not None,
         identity=digest(*(shard.identity for shard in shards), *asked),
+        content=functools.cache(lambda: digest(*(content_of(file).encode() for file in files), *asked)),
         pixels=pixels,
         where=where,
         preview=preview,
@@ -198,6 +200,7 @@ class _Shard:
     """
 
     def __init__(self, file: str, columns: Columns, *, needs_labels: bool) -> None:
+        self._file = file
         self.url = printable(file.removeprefix("file://"))
         fs, path = fsspec.core.url_to_fs(file)
         self._open = functools.partial(fs.open, path, "rb")
@@ -219,8 +222,11 @@ class _Shard:
         """The encoded bytes: a chunked binary array [rows]."""
         if not self.mapped:
             return self._read(self._image_bytes)
-        copy = _cache() / f"{self.identity.decode()}.arrow"
+        name = digest(self._file.encode(), self._column.encode())
+        copy = cache() / f"{name}-{state_of(self._file)}.arrow"
         if not copy.exists():
+            for outdated in cache().glob(f"{name}-*.arrow"):  # whoever reads one goes on to
+                outdated.unlink(missing_ok=True)
             self._copy(copy)
         return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column(0)
 
@@ -317,8 +323,3 @@ def _told(cache: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{cache}: the data cannot be copied there ({reason}); set XDG_CACHE_HOME") from None
-
-
-def _cache() -> Path:
-    """Where local copies are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lana_ray"

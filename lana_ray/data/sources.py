@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torchvision
 
+from lana_ray.data.content import content_of_object, digest
 from lana_ray.data.pixels import Pixels, UndecodableError, rgb
 from lana_ray.errors import UserError
 
@@ -39,7 +40,9 @@ class Source:
     by_name: bool = False
     """The files label images with names, which ``classes`` numbers; otherwise with numbers."""
     identity: str
-    """Hash of the content as far as it is cheap to know; the same wherever the files lie."""
+    """Hash of what is cheap to read: tells data sets apart, not what was changed in one."""
+    content: Callable[[], str]
+    """Hash of all images, the same wherever their files lie; may have to read them."""
     pixels: Callable[[int], Pixels]
     """The image at an index as uint8 [height, width, 3]; raises UndecodableError."""
     where: Callable[[int], str]
@@ -55,15 +58,6 @@ class Source:
     @property
     def is_labelled(self) -> bool:
         return len(self) == 0 or bool((self.labels != UNLABELLED).any())
-
-
-def digest(*parts: bytes) -> str:
-    """Hash of byte strings."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "little"))
-        whole.update(part)
-    return whole.hexdigest()[:16]
 
 
 def digits_source() -> Source:
@@ -86,6 +80,7 @@ def digits_source() -> Source:
         labels=labels,
         classes=tuple(str(name) for name in digits.target_names),
         identity=digest(grey.tobytes(), labels.tobytes()),
+        content=lambda: digest(grey.tobytes()),
         pixels=lambda index: np.repeat(grey[index, :, :, None], 3, axis=2),
         where=lambda index: f"digit {index}",
     )
@@ -137,6 +132,7 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
         labels=labels,
         classes=tuple(str(x) for x in classes) if classes else None,
         identity=digest(class_name.encode(), labels.tobytes()),
+        content=functools.cache(lambda: content_of_object(dataset)),
         pixels=pixels,
         where=lambda index: f"{class_name} {'train' if train else 'test'} image {index}",
     )
