@@ -9,7 +9,8 @@ import inspect
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError, one_line
+from lana_ray.method import closure
 from lana_ray.storage import fingerprint
 
 _FAILURES = (Exception, SystemExit)
@@ -58,11 +60,13 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
 def _import_file(file: Path) -> ModuleType:
     """Executes a file as a module of a package that stands for its folder."""
     file = file.resolve()
-    content = file.read_bytes()
-    package = f"_folder_{fingerprint(str(file.parent))}"
-    name = f"{package}.{file.stem}_{fingerprint(content.hex())}"
+    files = closure([file], file.parent)
+    content = fingerprint(str(file.parent), *(each.read_bytes().hex() for each in files))
+    package = f"_folder_{content}"
+    name = f"{package}.{file.stem}_{content}"
     if name in sys.modules:
         return sys.modules[name]
+    _forget(files, file.parent)
     if package not in sys.modules:
         parent = ModuleType(package)
         parent.__path__ = [str(file.parent)]
@@ -79,6 +83,34 @@ def _import_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _forget(files: Sequence[Path], folder: Path) -> None:
+    """Has neighbours that were imported as they were before imported again."""
+    for file in files:
+        name = ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+        if getattr(sys.modules.get(name), "__file__", None) == str(file):
+            del sys.modules[name]
+
+
+def factory_files(factory: str) -> tuple[list[Path], Path]:
+    """The Python files that ``teacher.factory`` is made of, with those of its own that it imports.
+
+    Of an installed package, they are that package's; of a user's own, all that lie in the same folder.
+
+    Returns:
+        The files, none if it is no Python code, and the folder around them.
+    """
+    name = factory.rpartition(":")[0]
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        return closure([file], file.parent), file.parent
+    file = Path(getattr(importlib.import_module(name), "__file__", None) or "")
+    if file.suffix != ".py":
+        return [], file
+    root = file.parents[name.count(".") + (file.name == "__init__.py")]
+    is_installed = str(root) in sysconfig.get_paths().values()
+    return closure([file], root, top=name.partition(".")[0] if is_installed else None), root
 
 
 def call_factory(factory: str, num_classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lana_ray.errors import UserError
-from lana_ray.factories import call_factory, import_object, seeded
+from lana_ray.factories import call_factory, factory_files, import_object, seeded
 
 from .networks import Net
 
@@ -46,6 +46,34 @@ def test_a_file_is_executed_once_and_again_when_it_changes(tmp_path: Path) -> No
     assert import_object(path, "k") is first
     written(tmp_path / "net.py", NETWORK.replace("2)", "4)"))
     assert call_factory(path, 3).out_features == 4
+
+
+@pytest.mark.parametrize("line", ["from .{0} import size", "from {0} import size"])
+def test_a_neighbour_that_changes_is_executed_again(tmp_path: Path, line: str) -> None:
+    neighbour = f"neighbour_{tmp_path.name}".lower()
+    source = f"{line.format(neighbour)}\nfrom torch import nn\ndef build(): return nn.Linear(size, 2)\n"
+    path, sizes = written(tmp_path / "net.py", source), []
+    for size in (7, 70):
+        written(tmp_path / f"{neighbour}.py", f"size = {size}\n")
+        sizes.append(call_factory(path, 3).in_features)
+    assert sizes == [7, 70]
+
+
+@pytest.mark.parametrize(
+    ("factory", "holds", "lacks"),
+    [
+        ("tests.networks:net", {"networks.py"}, set()),
+        ("torchvision.models:resnet18", {"resnet.py", "_api.py"}, {"torch.py"}),
+        ("json:loads", {"decoder.py"}, {"re.py", "functools.py"}),
+        ("math:sqrt", set(), set()),
+    ],
+)
+def test_the_files_of_a_factory(factory: str, holds: set[str], lacks: set[str]) -> None:
+    files, folder = factory_files(factory)
+    names = {file.name for file in files}
+    assert names >= holds
+    assert not names & lacks
+    assert all(file.is_relative_to(folder) for file in files)
 
 
 @pytest.mark.parametrize(
