@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from lana_ray.checkpoints import WeightSet, fit_state, fitting, read_weights
 from lana_ray.config import TeacherConfig
 from lana_ray.errors import UserError, one_line
-from lana_ray.factories import call_factory, seeded
+from lana_ray.factories import call_factory, factory_files, seeded
+from lana_ray.method import code_version, public_version
 from lana_ray.preparation import prepare
+from lana_ray.storage import fingerprint
 
 # Networks whose ImageNet weights an installed package carries: name -> (package, file inside it). The
 # parameters stand in timm's order under names of their own.
@@ -37,7 +39,7 @@ class Teacher:
     name: str
     network: nn.Module
     fingerprint: str
-    """Identity of structure and weights."""
+    """Identity of weights and of the code that makes the network."""
     untrained: str | None
     """Why it must be trained on the data before it can teach; None when it need not."""
     frozen: frozenset[str] = frozenset()
@@ -79,7 +81,7 @@ def load_teacher(
     return Teacher(
         name=_name(config),
         network=network.requires_grad_(False),
-        fingerprint=weights_fingerprint(network),
+        fingerprint=fingerprint(weights_fingerprint(network), network_code(config)),
         untrained=untrained,
         frozen=frozen,
         notes=tuple(notes),
@@ -99,7 +101,7 @@ def random_weights(
     if config.factory is None or config.weights:
         return None
     other, _ = _build(config, num_classes, image_size, seed ^ 1)
-    if weights_fingerprint(other) == teacher.fingerprint:
+    if weights_fingerprint(other) == weights_fingerprint(teacher.network):
         return None
     unused = (
         "; teacher.adapt trains networks of teacher.timm alone" if "adapt" in config.model_fields_set else ""
@@ -115,6 +117,11 @@ def structure(
 ) -> tuple[nn.Module, frozenset[str]]:
     """The prepared teacher with arbitrary weights, where none are needed, and ``Teacher.frozen``."""
     return _build(config, num_classes, image_size, seed)
+
+
+def network_code(config: TeacherConfig) -> str:
+    """Identity of the code that makes the network and runs it: the factory's own, or timm's version."""
+    return code_version(*factory_files(config.factory)) if config.factory else public_version("timm")
 
 
 def _name(config: TeacherConfig) -> str:

@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
 from lana_ray.layers import Layer, find_layers
+from lana_ray.method import method_version
 from lana_ray.ops import register_files
 from lana_ray.preparation import example_images, memory_format
 from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.storage import FINGERPRINT_KEY, Storage, fingerprint
-from lana_ray.teachers import Teacher, load_teacher, normalisation, normalisation_of, structure
+from lana_ray.teachers import (
+    Teacher,
+    load_teacher,
+    network_code,
+    normalisation,
+    normalisation_of,
+    structure,
+)
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -121,10 +129,16 @@ class Workspace:
         )
 
     def candidate_key(self, layer: int, choice: int) -> str:
-        """Identity of a distilled candidate: what it learns from, with what, and how."""
-        distill = self.config.distill.model_dump(exclude={"group_size", "memory_gb"})
+        """Identity of a distilled candidate: what it learns from, with what, and how.
+
+        ``memory_gb`` is part of it: a batch in parts has other statistics for batch-norms.
+        """
+        distill = self.config.distill.model_dump(exclude={"group_size"})
         at, op = self.layers[layer], self.space.ops[layer][choice]
-        return fingerprint(self.teacher_key, at.name, *at.place, op.key, distill, self.config.run.seed)
+        method = method_version("distill.worker", "spaces.layerwise")
+        return fingerprint(
+            self.teacher_key, at.name, *at.place, op.key, distill, self.config.run.seed, method
+        )
 
     def has_weights(self, layer: int, choice: int) -> bool:
         """Whether a candidate is one that distillation trains."""
@@ -202,7 +216,8 @@ def find_space(config: Config, network: nn.Module) -> LayerwiseSpace:
     device = next((p.device for p in network.parameters()), None)  # a worker may have moved it to its GPU
     images = example_images(config.data.image_size).to(device)
     layers = find_layers(network, images, config.teacher.layers)
-    return LayerwiseSpace(network, layers, config.pool.ops or config.pool.preset, seed=config.run.seed)
+    pool, code = config.pool.ops or config.pool.preset, network_code(config.teacher)
+    return LayerwiseSpace(network, layers, pool, seed=config.run.seed, code=code)
 
 
 def reached_parameters(network: nn.Module, images: Tensor) -> frozenset[str]:

@@ -106,6 +106,23 @@ def test_a_head_of_other_size_is_replaced_and_must_be_trained(tmp_path: Path) ->
     assert torch.equal(state["conv_stem.weight"], trained.state_dict()["conv_stem.weight"])
 
 
+def test_another_forward_is_another_teacher(tmp_path: Path) -> None:
+    """The weights are the same, and so is what the modules say of themselves."""
+    source = Path(__file__).with_name("networks.py").read_text()
+    forward = "            x = block(x)\n"
+    assert forward in source
+    found = []
+    for number, line in enumerate(
+        (forward, f"{forward}            # why\n", forward.replace("(x)", "(x.relu())"))
+    ):
+        file = tmp_path / str(number) / "net.py"
+        file.parent.mkdir()
+        file.write_text(source.replace(forward, line))
+        found.append(load_teacher(TeacherConfig(factory=f"{file}:net"), 5))
+    assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
+    assert len({weights_fingerprint(teacher.network) for teacher in found}) == 1
+
+
 def test_loading_leaves_the_random_generator_of_others_alone(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", other_weights())
     torch.manual_seed(5)

@@ -30,10 +30,17 @@ class LayerwiseSpace:
         layers: its replaceable layers, in the order they run.
         pool: a preset's name or names of operations.
         seed: of the candidates' initial weights.
+        code: identity of the code that runs the network, which its modules do not tell.
     """
 
     def __init__(
-        self, network: nn.Module, layers: Sequence[Layer], pool: str | Sequence[str], *, seed: int = 0
+        self,
+        network: nn.Module,
+        layers: Sequence[Layer],
+        pool: str | Sequence[str],
+        *,
+        seed: int = 0,
+        code: str = "",
     ) -> None:
         self.network = network
         self.layers = tuple(layers)
@@ -41,6 +48,7 @@ class LayerwiseSpace:
             candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
         )
         self.seed = seed
+        self._code = code
         self._trained: dict[tuple[int, int], bool] = {}
         self._offsets = np.cumsum([0, *(len(ops) for ops in self.ops)])
 
@@ -70,7 +78,7 @@ class LayerwiseSpace:
         shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
         layers = [[layer.name, *layer.place] for layer in self.layers]
         described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
-        return fingerprint(described, shapes, layers)
+        return fingerprint(described, shapes, layers, self._code)
 
     @cached_property
     def _activation(self) -> type[nn.Module]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from lana_ray.checks import check_teacher, first_images, list_parameters
+from lana_ray.factories import factory_files
+from lana_ray.method import code_version, method_version, public_version
+from lana_ray.preparation import example_images
 from lana_ray.progress import say
 from lana_ray.stages.structure import check_space
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
@@ -13,6 +19,11 @@ from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import TEACHER_FILE, Workspace
+
+IDENTITY_FILE = "identity.json"
+ANSWERS_FILE = "answers.safetensors"
+_ROUNDING = 1e-3
+"""Of the largest answer: a difference that machines may make."""
 
 
 def load_checked(workspace: Workspace) -> Teacher:
@@ -42,7 +53,8 @@ def run(workspace: Workspace) -> Teacher:
     """
     config, teacher = workspace.config, workspace.loaded
     adapt = config.teacher.adapt if teacher.untrained else None
-    key = fingerprint(teacher.fingerprint, workspace.data.fingerprint, adapt, config.run.seed)
+    training = method_version("training.loop") if adapt else None
+    key = fingerprint(_identity(workspace, teacher), adapt, config.run.seed, training)
     job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)
     if is_trained(workspace.storage, job):
         say(f"teacher: {teacher.name} reused")
@@ -62,3 +74,46 @@ def run(workspace: Workspace) -> Teacher:
             process_group=True,
         )
     return teacher
+
+
+def _identity(workspace: Workspace, teacher: Teacher) -> dict[str, str]:
+    """What all the run's work depends on, under names that people know it by; says what has changed of it.
+
+    The factory's files are kept in the run directory.
+    """
+    config, storage = workspace.config, workspace.storage
+    files, folder = factory_files(config.teacher.factory) if config.teacher.factory else ([], Path())
+    code = {file.relative_to(folder).as_posix(): file for file in files}
+    identity = {
+        "torch": public_version("torch"),
+        "timm": public_version("timm"),
+        **{name: code_version([file], folder) for name, file in code.items()},
+        "the teacher": teacher.fingerprint,
+        "the teacher's answers": _answers(workspace, teacher),
+        "the data": workspace.data.fingerprint,
+    }
+    before = storage.read_json(IDENTITY_FILE) if storage.exists(IDENTITY_FILE) else {}
+    changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+    if before and changed:
+        say(f"changed since the last run: {', '.join(changed)}; what depends on it is made again")
+    for name in code.keys() & set(changed):
+        storage.write_bytes(f"factory/{name}", code[name].read_bytes())
+    storage.write_json(IDENTITY_FILE, identity)
+    return identity
+
+
+@torch.no_grad()
+def _answers(workspace: Workspace, teacher: Teacher) -> str:
+    """Identity of what the teacher answers to fixed images, whatever its code says.
+
+    Machines round differently, so answers that are close to the recorded ones are those.
+    """
+    storage = workspace.storage
+    answers = teacher.network(example_images(workspace.config.data.image_size))
+    if storage.tensor_metadata(ANSWERS_FILE) is not None:
+        recorded = storage.read_tensors(ANSWERS_FILE)["answers"]
+        far = _ROUNDING * float(recorded.abs().max())
+        if recorded.shape == answers.shape and torch.allclose(recorded, answers, rtol=0, atol=far):
+            return fingerprint(recorded.tolist())
+    storage.write_tensors(ANSWERS_FILE, {"answers": answers}, {})
+    return fingerprint(answers.tolist())
