@@ -64,7 +64,8 @@ def write_candidate(workspace: Workspace, layer: int, choice: int, value: float)
     state = workspace.space.candidate(layer, choice).state_dict()
     name = candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
     filled = {k: torch.full_like(v, value) if v.is_floating_point() else v for k, v in state.items()}
-    workspace.storage.write_tensors(name, filled, {})
+    key = workspace.candidate_key(layer, choice)
+    workspace.storage.write_tensors(name, filled, {FINGERPRINT_KEY: key})
 
 
 def test_the_teacher_comes_from_the_run_directory(workspace: Workspace) -> None:
@@ -108,7 +109,14 @@ def keys(config: Config) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "change", [{"distill": {"steps": 3}}, {"distill": {"lr": 0.1}}, {"run": {"seed": 1}}, {"teacher key": 0}]
+    "change",
+    [
+        {"distill": {"steps": 3}},
+        {"distill": {"lr": 0.1}},
+        {"distill": {"memory_gb": 1.0}},
+        {"run": {"seed": 1}},
+        {"teacher key": 0},
+    ],
 )
 def test_what_changes_a_candidate_changes_its_identity(tmp_path: Path, change: dict[str, Any]) -> None:
     config = configuration(tmp_path)

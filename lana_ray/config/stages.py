@@ -23,7 +23,8 @@ class DistillConfig(Section):
     """Number format of the candidates' arithmetic (autocast). Weights and errors stay fp32."""
     memory_gb: float = Field(default=4.0, gt=0)
     """Memory in GiB for the candidates that a worker trains at once, without the teacher. A candidate that
-    needs more is trained on parts of each batch."""
+    needs more is trained on parts of each batch. Another value trains all candidates again, as batch-norms
+    see one part at a time."""
     group_size: int = Field(default=128, ge=1)
     """Maximum number of candidates that a worker trains at once."""
     stop_hopeless: bool = False

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lana_ray.latency.runtimes import Session, load, prepare, program, version
 from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, Reference, time_calls
 from lana_ray.layers import replace
+from lana_ray.method import method_version
 from lana_ray.progress import say
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
@@ -138,9 +140,11 @@ class Sampler:
             say(f"target {self._target.name}: drift is told from the teacher alone, since {error}")
 
     def target_key(self) -> str:
-        """Identity of the settings, the hardware and the references of this process's samples."""
-        settings = self._target.model_dump(exclude={"name", "label", "measure"}, mode="json")
-        return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint)
+        """Identity of the settings, hardware, code and references of this process's samples."""
+        other: dict[str, Any] = {"name": True, "label": True, "measure": {"architectures", "active"}}
+        settings = self._target.model_dump(exclude=other, mode="json")
+        method = method_version("latency.sampler")
+        return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint, method)
 
     def sample(self, work: Iterable[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
         """Measures each structure against the drift of the references: the teacher, and the floor.

@@ -9,6 +9,7 @@ from torch import nn
 
 from lana_ray.distill.score import batch_statistics_loss
 from lana_ray.layers import batch_statistics
+from lana_ray.method import method_version
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import fingerprint
 from lana_ray.tasks import device, run_tasks, task_bytes
@@ -24,9 +25,9 @@ def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[
 
     The paper keeps the student with the lowest one (LANA, arXiv 2107.10624, section 3.3).
     """
-    batch_size = workspace.config.score.batch_size
+    how = (workspace.config.score.batch_size, method_version("distill.score"))
     keys = {
-        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, batch_size)
+        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, *how)
         for a in architectures
     }
     return _kept(workspace, _loss, keys, "evaluate")
@@ -36,9 +37,8 @@ def accuracies_before(
     workspace: Workspace, architectures: Sequence[Architecture]
 ) -> dict[Architecture, float]:
     """Test accuracy of distilled students before fine-tuning, with batch statistics."""
-    keys = {
-        a: fingerprint("before", workspace.student_key(a), workspace.data.fingerprint) for a in architectures
-    }
+    how = (workspace.data.fingerprint, method_version("training.loop"))
+    keys = {a: fingerprint("before", workspace.student_key(a), *how) for a in architectures}
     return _kept(workspace, _accuracy_before, keys, "test")
 
 
@@ -56,7 +56,8 @@ def validated(workspace: Workspace, architecture: Architecture) -> tuple[float, 
 
 def accuracies(workspace: Workspace, jobs: Sequence[TrainJob]) -> dict[TrainJob, float]:
     """Test accuracy of trained networks, the teacher among them, all in the same way."""
-    keys = {job: fingerprint("accuracy", job.key, workspace.data.fingerprint) for job in jobs}
+    how = (workspace.data.fingerprint, method_version("training.loop"))
+    keys = {job: fingerprint("accuracy", job.key, *how) for job in jobs}
     return _kept(workspace, _accuracy, keys, "test")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
+from lana_ray.method import method_version
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
@@ -62,7 +63,7 @@ class Finished:
 def student_job(workspace: Workspace, architecture: Architecture) -> TrainJob:
     """The fine-tuning of an architecture; targets and budgets that chose the same share it."""
     settings = (workspace.config.finetune, workspace.data.fingerprint, workspace.config.run.seed)
-    key = fingerprint(workspace.student_key(architecture), *settings)
+    key = fingerprint(workspace.student_key(architecture), *settings, method_version("training.loop"))
     return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lana_ray.distill.score import HELD_BYTES, Batches, score_layer
 from lana_ray.distill.step import DIVERGED
 from lana_ray.distill.worker import Ending, ending
+from lana_ray.method import method_version
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Choices
 from lana_ray.storage import concat_tables, fingerprint
@@ -25,8 +26,6 @@ _SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in ("loss", "loss_se", "kl", "kl_se", "distill_error")]
     + [("left_out", pa.string())]
 )
-_METHOD = 2
-"""Counts up when the same candidates would get other scores."""
 
 
 def run(
@@ -73,7 +72,8 @@ def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
         for j, op in enumerate(workspace.space.ops[layer])
     ]
     settings = workspace.config.score.model_dump(include={"images", "batch_size"})
-    return fingerprint(_METHOD, candidates, settings, workspace.data.fingerprint)
+    method = method_version("distill.score")
+    return fingerprint(candidates, settings, workspace.data.fingerprint, method)
 
 
 def _file(workspace: Workspace, layer: int) -> str:

@@ -15,6 +15,7 @@ from lana_ray.config import Config, SearchConfig
 from lana_ray.latency.fits import Fit
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
+from lana_ray.method import method_version
 from lana_ray.progress import progress, say
 from lana_ray.search.bilevel import Batch, Batches
 from lana_ray.search.sweep import Sweep, Trial, run_sweep
@@ -69,6 +70,7 @@ def sweep(
         config.search.model_dump(exclude=no_matter, mode="json"),
         config.run.seed,
         identity,
+        method_version("search.layerwise", "search.bilevel", "spaces.cells.supernet"),
     )
     claim = trial_claim(config)
     planned = Sweep(

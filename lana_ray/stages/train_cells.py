@@ -8,6 +8,7 @@ from typing import Any
 
 from lana_ray.latency.sampler import student_work
 from lana_ray.latency.store import Sample
+from lana_ray.method import method_version
 from lana_ray.progress import say
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import register, summary
@@ -115,6 +116,7 @@ def _job(workspace: Workspace, architecture: Architecture) -> TrainJob:
         cells.drop_path,
         cells.auxiliary_weight,
         workspace.config.run.seed,
+        method_version("training.loop", "spaces.cells.students"),
     )
     return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture, cells=True)
 

@@ -202,10 +202,11 @@ def test_equal_structures_have_equal_keys_and_others_do_not() -> None:
 def test_samples_mix_only_between_equal_targets(tmp_path: Path) -> None:
     of, storage = space(), Storage(str(tmp_path))
     first = Sampler(of, target(), storage).target_key()
-    patient = MeasureConfig(time_limit_s=9.0)
-    same = [target(), target(name="there"), target(label="x"), target(measure=patient)]
+    more, patient = (QUICK.model_copy(update=new) for new in ({"architectures": 99}, {"time_limit_s": 9.0}))
+    same = [target(), target(name="there"), target(label="x"), target(measure=more)]
     assert {Sampler(of, t, storage).target_key() for t in same} == {first}
     others = [target(batch_size=2), target(threads=2), target("onnxruntime"), target(input_shape=(3, 24, 24))]
+    others += [target(measure=patient), target(measure=QUICK.model_copy(update={"rel_error": 0.001}))]
     keys = {Sampler(of, t, storage).target_key() for t in others}
     assert len(keys) == len(others)
     assert first not in keys
