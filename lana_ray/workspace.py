@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
+from lana_ray.errors import UserError
 from lana_ray.layers import Layer, find_layers
 from lana_ray.method import method_version
 from lana_ray.ops import register_files
@@ -145,10 +146,20 @@ class Workspace:
         return self.space.is_trained(layer, choice)
 
     def candidate(self, layer: int, choice: int) -> nn.Module:
-        """A distilled candidate, read from the run directory."""
+        """A distilled candidate, read from the run directory.
+
+        Raises:
+            UserError: what lies there is another one, made by another run in the same directory.
+        """
         module = self.space.candidate(layer, choice)
         if self.has_weights(layer, choice):
             name = candidate_file(self.layers[layer].name, self.space.ops[layer][choice].name)
+            metadata = self.storage.tensor_metadata(name) or {}
+            if metadata.get(FINGERPRINT_KEY) != self.candidate_key(layer, choice):
+                raise UserError(
+                    f"{self.storage.url(name)}: is not the candidate of these settings; run the same command "
+                    "again, which distils it anew"
+                )
             module.load_state_dict(self.storage.read_tensors(name))
         return module.to(memory_format=memory_format(self.teacher))
 

@@ -98,6 +98,13 @@ def test_students_are_made_of_the_distilled_candidates(workspace: Workspace) -> 
     assert student(IMAGES).shape == (4, 3)
 
 
+def test_a_candidate_of_other_settings_is_never_taken(workspace: Workspace) -> None:
+    write_candidate(workspace, 0, 2, 0.25)
+    other = Workspace(configuration(Path(workspace.storage.root).parent, distill={"steps": 3}))
+    with pytest.raises(UserError, match=r"blocks\.0--mbconv_e1_k3\.safetensors: is not the candidate"):
+        other.student((2, 0, 0))
+
+
 def test_only_candidates_with_weights_of_their_own_are_distilled(workspace: Workspace) -> None:
     assert [workspace.has_weights(0, choice) for choice in range(4)] == [False, False, True, True]
     assert isinstance(workspace.candidate(0, 1), torch.nn.Identity)
