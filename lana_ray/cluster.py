@@ -8,6 +8,7 @@ measures, and any other trains.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError
 
@@ -125,7 +127,7 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
         }
     with authenticated(create=address is None):
         try:
-            with terminated_as_before():
+            with terminated_as_before(), _on_loopback(address is None or _is_local(address)):
                 ray.init(
                     address=address or "local",
                     logging_level=logging.WARNING,
@@ -149,6 +151,30 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             raise
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback(wanted: bool) -> Iterator[None]:
+    """Makes Ray use loopback alone for this process and a cluster it starts, as by default on macOS."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and not wanted
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _is_local(address: str) -> bool:
+    """Whether a cluster listens on loopback alone: a local one that another process started."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    return not _answers(f"{ray.util.get_node_ip_address()}:{port}")
+
+
+def is_on_loopback() -> bool:
+    """Whether the connected cluster is a local one, which nothing beyond this machine can reach."""
+    return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
 def _pinned_cpus() -> int | None:

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import ray
 from ray.train import FailureConfig, RunConfig
 from ray.train.backend import BackendConfig
-from ray.train.torch import TorchConfig
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,6 +25,7 @@ from lana_ray.storage import Storage, fingerprint
 from lana_ray.training.groups import FINISHED, WAITING, GroupTrainer, Placing, WorkerGroup, free
 from lana_ray.training.launch import Board, run_worker
 from lana_ray.training.micro import micro_batches
+from lana_ray.training.rendezvous import torch_config
 from lana_ray.workers import Ask, await_room, held, no_room, node_labels, share, size, trainers, with_cpus
 
 MAX_FAILURES = 3
@@ -232,9 +232,7 @@ class _Watch:
 def _trainer(
     setting: dict[str, Any], config: Config, name: str, placing: Placing, process_group: bool
 ) -> GroupTrainer:
-    backend = (
-        TorchConfig(backend="nccl" if placing.group.gpus else "gloo") if process_group else BackendConfig()
-    )
+    backend = torch_config("nccl" if placing.group.gpus else "gloo") if process_group else BackendConfig()
     return GroupTrainer(
         placing,
         train_loop_per_worker=run_worker,
