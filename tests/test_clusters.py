@@ -25,7 +25,8 @@ from tests.test_commands import DOCUMENTED
 ROOT = Path(__file__).parents[1]
 UP = sorted((ROOT / "clusters").glob("*.yaml"))
 CLOUDS = [path for path in UP if path.stem != "onprem"]
-KUBERAY = sorted((ROOT / "clusters" / "kuberay").glob("*.yaml"))
+KUBERAY = sorted((ROOT / "clusters" / "kuberay").glob("ray*.yaml"))
+POLICY = ROOT / "clusters" / "kuberay" / "networkpolicy.yaml"
 DOCKERFILE = ROOT / "clusters" / "kuberay" / "Dockerfile"
 RECIPES = {path.name: load_config(path) for path in sorted((ROOT / "jobs").glob("imagenet_*.yaml"))}
 """Those for clusters; the others are for the machine they are started on."""
@@ -116,7 +117,7 @@ def test_every_file_has_the_same_ray_which_the_package_accepts() -> None:
     assert version in needed.specifier
 
 
-@pytest.mark.parametrize("path", [*UP, *KUBERAY, DOCKERFILE], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*UP, *KUBERAY, POLICY, DOCKERFILE], ids=lambda path: path.name)
 def test_no_secret_and_no_open_port_is_written_down(path: Path) -> None:
     text = path.read_text()
     assert "0.0.0.0" not in text
@@ -130,6 +131,39 @@ def test_no_secret_and_no_open_port_is_written_down(path: Path) -> None:
         assert not re.search(pattern, text), pattern
     assert not re.search(r"RAY_AUTH_TOKEN(?!=\"\$\()", text), "a token is read, never written down"
     assert not re.search(r"serviceType|enableIngress", text), "services stay inside the cluster"
+
+
+def test_machines_of_aws_admit_nobody_by_default_and_guard_their_credentials() -> None:
+    (path,) = (path for path in CLOUDS if path.stem == "aws")
+    for pool in _load(path)["available_node_types"].values():
+        node = pool["node_config"]
+        assert node["SecurityGroupIds"], "Ray would make one that admits port 22 from everywhere"
+        assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        assert all(disk["Ebs"]["Encrypted"] is True for disk in node["BlockDeviceMappings"])
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.stem)
+def test_pods_have_no_more_rights_than_they_need(path: Path) -> None:
+    spec = _cluster_spec(path)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == rights
+        # The autoscaler beside the head asks the API server for pods.
+        assert ("automountServiceAccountToken" in pod) == (group is not spec["headGroupSpec"])
+
+
+def test_only_a_cluster_s_own_pods_and_the_operator_reach_it() -> None:
+    spec = _load(POLICY)["spec"]
+    of_ray = {"podSelector": {"matchExpressions": [{"key": "ray.io/cluster", "operator": "Exists"}]}}
+    assert {"podSelector": spec["podSelector"]} == of_ray
+    assert spec["policyTypes"] == ["Ingress"]
+    (rule,) = spec["ingress"]
+    assert of_ray in rule["from"]
+    assert all("podSelector" in source and source["podSelector"] for source in rule["from"])
 
 
 @pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
