@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lana_ray
+from lana_ray.errors import UserError
 from lana_ray.storage import fingerprint
 
 _COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx", "onnxscript": "onnxscript"}
@@ -43,6 +45,25 @@ def method_files(*modules: str) -> list[Path]:
     return closure(filter(None, starts), root.parent, top=root.name, without=list(filter(None, carrying)))
 
 
+@functools.cache
+def installed_code() -> dict[str, str]:
+    """What every node that trains must have alike: this package, and what it computes with."""
+    root = Path(lana_ray.__file__).parent
+    files = {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*.py")}
+    packages = ("torch", "timm", "pillow")
+    return {"lana_ray": fingerprint(files), **{name: public_version(name) for name in packages}}
+
+
+def check_code(expected: Mapping[str, str]) -> None:
+    """Raises UserError if this node's ``installed_code`` is not the driver's: its results would be others."""
+    other = [name for name, version in installed_code().items() if version != expected[name]]
+    if other:
+        raise UserError(
+            f"node {platform.node()}: {', '.join(other)} differs from the driver's; install the same "
+            "versions on every node, and change none while a run goes on"
+        )
+
+
 def code_version(files: Sequence[Path], root: Path) -> str:
     """Identity of what Python files compute, as ``method_version`` says.
 
@@ -53,6 +74,11 @@ def code_version(files: Sequence[Path], root: Path) -> str:
     imported = {name.partition(".")[0] for tree in trees.values() for name, _ in _imports(tree)}
     packages = {name: public_version(_COMPUTING[name]) for name in sorted(imported & _COMPUTING.keys())}
     return fingerprint({name: ast.unparse(tree) for name, tree in trees.items()}, packages)
+
+
+def source_version(file: Path) -> str:
+    """Identity of one file's code alone."""
+    return fingerprint(ast.unparse(_tree(file)))
 
 
 def public_version(package: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from lana_ray.cluster import MAX_RETRIES, TRAINING_ENV, nodes
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
+from lana_ray.method import check_code, installed_code
 from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import progress, say
 from lana_ray.workers import PROCESS_BYTES, Ask, Claim, await_room, placed, share, threads
@@ -43,8 +44,8 @@ def run_tasks(
         memory: bytes that a call takes, its process included.
 
     Raises:
-        UserError: a mistake of the user that only a task could see; no node holds a task; a task needs more
-            memory than its node has.
+        UserError: a mistake of the user that only a task could see, such as other code on its node; no node
+            holds a task; a task needs more memory than its node has.
     """
     if not arguments:
         return []
@@ -54,8 +55,10 @@ def run_tasks(
     )
     _, claim = share(ask, nodes(gone=True))
     await_room(claim, config)
+    code = installed_code()
 
     def task(*values: Any) -> Any:
+        check_code(code)
         torch.set_num_threads(threads(claim.cpus))
         return function(workspace_in_worker(config), *values)
 

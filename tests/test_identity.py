@@ -88,10 +88,10 @@ def test_what_is_the_same_is_reused(config: Config, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("net.py: self.act(block(x)) → F.gelu(block(x))", "net.py, the teacher, the teacher's answers"),
-        ("blocks.py: relu → sigmoid", "blocks.py, the teacher, the teacher's answers"),
+        ("net.py: self.act(block(x)) → F.gelu(block(x))", "net.py, the teacher's answers"),
+        ("blocks.py: relu → sigmoid", "blocks.py, the teacher's answers"),
         ("act.txt: relu → gelu", "the teacher's answers"),  # of which no code tells
-        ("images/cat/3.png", "the data"),
+        ("images/cat/3.png", "the images or labels"),
     ],
 )
 def test_what_changed_is_said_and_has_another_key(
@@ -142,4 +142,4 @@ def test_the_run_directory_knows_the_factory(config: Config, tmp_path: Path) -> 
     assert (tmp_path / "run" / "factory" / "net.py").read_text() == NET
     assert (tmp_path / "run" / "factory" / "blocks.py").read_text() == BLOCKS
     identity = json.loads((tmp_path / "run" / teacher.IDENTITY_FILE).read_text())
-    assert {"torch", "timm", "net.py", "blocks.py", "the data"} <= identity.keys()
+    assert {"torch", "timm", "net.py", "blocks.py", "lana_ray"} <= identity.keys()

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 import lana_ray
-from lana_ray.method import closure, code_version, method_files, method_version, public_version
+from lana_ray.errors import UserError
+from lana_ray.method import (
+    check_code,
+    closure,
+    code_version,
+    installed_code,
+    method_files,
+    method_version,
+    public_version,
+)
 
 ROOT = Path(lana_ray.__file__).parent
 FILES = {
@@ -115,3 +124,9 @@ def test_a_method_is_the_code_that_computes_and_not_what_carries(
     assert names >= computes
     carries = {"storage.py", "progress.py", "workspace.py", "config/__init__.py", "config/stages.py"}
     assert not names & carries
+
+
+def test_a_node_with_other_code_is_named_with_what_differs() -> None:
+    check_code(installed_code())
+    with pytest.raises(UserError, match=r"^node .+: torch, timm differs from the driver"):
+        check_code(installed_code() | {"torch": "1", "timm": "1"})

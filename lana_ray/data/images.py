@@ -131,13 +131,17 @@ class ImageData:
         self._of_settings = (classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Identity of every image and label, of splits and of preprocessing, wherever the files lie.
+    def content(self) -> str:
+        """Identity of every image and label, wherever the files lie.
 
         Local images are read whole for it the first time, and after that only if they changed.
         """
-        contents = [(source.content(), digest(source.labels.tobytes())) for source in self._sources]
-        return fingerprint(contents, *self._of_settings, method_version("data.images"))
+        return fingerprint([(source.content(), digest(source.labels.tobytes())) for source in self._sources])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of content, splits and preprocessing."""
+        return fingerprint(self.content, *self._of_settings, method_version("data.images"))
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
         """The same data with another mean and standard deviation per channel."""

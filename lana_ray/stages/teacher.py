@@ -9,12 +9,12 @@ import torch
 
 from lana_ray.checks import check_teacher, first_images, list_parameters
 from lana_ray.factories import factory_files
-from lana_ray.method import code_version, method_version, public_version
+from lana_ray.method import installed_code, method_version, public_version, source_version
 from lana_ray.preparation import example_images
 from lana_ray.progress import say
 from lana_ray.stages.structure import check_space
 from lana_ray.storage import FINGERPRINT_KEY, fingerprint
-from lana_ray.teachers import Teacher, random_weights
+from lana_ray.teachers import Teacher, random_weights, weights_fingerprint
 from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
@@ -53,8 +53,12 @@ def run(workspace: Workspace) -> Teacher:
     """
     config, teacher = workspace.config, workspace.loaded
     adapt = config.teacher.adapt if teacher.untrained else None
-    training = method_version("training.loop") if adapt else None
-    key = fingerprint(_identity(workspace, teacher), adapt, config.run.seed, training)
+    answers = _answers(workspace, teacher)
+    _say_changes(workspace, teacher, answers)
+    data, training = workspace.data.fingerprint, method_version("training.loop") if adapt else None
+    key = fingerprint(
+        teacher.fingerprint, answers, public_version("torch"), data, adapt, config.run.seed, training
+    )
     job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)
     if is_trained(workspace.storage, job):
         say(f"teacher: {teacher.name} reused")
@@ -76,30 +80,25 @@ def run(workspace: Workspace) -> Teacher:
     return teacher
 
 
-def _identity(workspace: Workspace, teacher: Teacher) -> dict[str, str]:
-    """What all the run's work depends on, under names that people know it by; says what has changed of it.
-
-    The factory's files are kept in the run directory.
-    """
+def _say_changes(workspace: Workspace, teacher: Teacher, answers: str) -> None:
+    """Says what has changed of all that the run depends on; notes it, and keeps the factory's files."""
     config, storage = workspace.config, workspace.storage
     files, folder = factory_files(config.teacher.factory) if config.teacher.factory else ([], Path())
     code = {file.relative_to(folder).as_posix(): file for file in files}
-    identity = {
-        "torch": public_version("torch"),
-        "timm": public_version("timm"),
-        **{name: code_version([file], folder) for name, file in code.items()},
-        "the teacher": teacher.fingerprint,
-        "the teacher's answers": _answers(workspace, teacher),
-        "the data": workspace.data.fingerprint,
+    now = {
+        **installed_code(),
+        **{name: source_version(file) for name, file in code.items()},
+        "the teacher's weights": weights_fingerprint(teacher.network),
+        "the teacher's answers": answers,
+        "the images or labels": workspace.data.content,
     }
     before = storage.read_json(IDENTITY_FILE) if storage.exists(IDENTITY_FILE) else {}
-    changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if before and changed:
         say(f"changed since the last run: {', '.join(changed)}; what depends on it is made again")
     for name in code.keys() & set(changed):
         storage.write_bytes(f"factory/{name}", code[name].read_bytes())
-    storage.write_json(IDENTITY_FILE, identity)
-    return identity
+    storage.write_json(IDENTITY_FILE, now)
 
 
 @torch.no_grad()

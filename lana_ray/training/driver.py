@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lana_ray.cluster import TRAINING_ENV, Node, nodes
 from lana_ray.config import Config, RayConfig, TrainConfig
 from lana_ray.errors import UserError
+from lana_ray.method import installed_code
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.training.groups import FINISHED, WAITING, GroupTrainer, Placing, WorkerGroup, free
@@ -128,7 +129,7 @@ def run_training(
         # The same name would silently resume the earlier run of that name, so it carries what is trained.
         name = f"{title}-{group.name}-{trained}"
         own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
-        call = {"call": pickle.dumps((worker, own)), "board": board}
+        call = {"call": pickle.dumps((worker, own)), "board": board, "code": installed_code()}
         ahead = tuple(itertools.takewhile(lambda other: other is not group, groups))
         placing = Placing(group=group, ahead=ahead, targets=node_labels(config), board=board)
         try:

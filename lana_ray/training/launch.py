@@ -91,6 +91,7 @@ def run_worker(setting: dict[str, Any]) -> None:
     import torch
 
     from lana_ray.errors import UserError
+    from lana_ray.method import check_code
     from lana_ray.workers import threads, with_cpus
 
     config = own["config"]
@@ -98,6 +99,7 @@ def run_worker(setting: dict[str, Any]) -> None:
     torch.set_num_threads(cpus)
     board = setting["board"]
     try:
+        check_code(setting["code"])
         worker({**own, "config": with_cpus(config, cpus), "board": board})
     except UserError as mistake:
         ray.get(board.refuse.remote(mistake))
