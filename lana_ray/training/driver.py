@@ -23,13 +23,12 @@ from lana_ray.errors import UserError
 from lana_ray.method import installed_code
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
-from lana_ray.training.groups import FINISHED, WAITING, GroupTrainer, Placing, WorkerGroup, free
+from lana_ray.training.groups import FINISHED, MAX_FAILURES, WAITING, GroupTrainer, Placing, WorkerGroup, free
 from lana_ray.training.launch import Board, run_worker
 from lana_ray.training.micro import micro_batches
 from lana_ray.training.rendezvous import torch_config
 from lana_ray.workers import Ask, await_room, held, no_room, node_labels, share, size, trainers, with_cpus
 
-MAX_FAILURES = 3
 _POLL_S = 0.5
 _SAY_S = 60.0
 """How long no worker may run before it is said why, and between two such lines."""
@@ -101,8 +100,8 @@ def run_training(
     """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
 
     Workers keep what they finish in the run directory themselves, so a failed or killed run loses only what
-    was in flight; a worker that dies is replaced up to ``MAX_FAILURES`` times. The first group that fails
-    ends the others.
+    was in flight. A group whose worker dies starts again, as long as it gets further than before
+    (``MAX_FAILURES``). The first group that fails ends the others.
 
     Args:
         setting: the worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added.

@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
-from ray.train import ScalingConfig
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -33,6 +34,8 @@ FINISHED = "FINISHED"
 """That in which its work is done."""
 WAITING = ("INITIALIZING", "RESCHEDULING", "RESTARTING")
 """Those in which it waits for room."""
+MAX_FAILURES = 3
+"""How often in a row a group may fail without getting further than it has ever been."""
 _SETTLE_S = 20.0
 """How long to wait for what tasks and workers hold that are about to end, before fewer workers start."""
 
@@ -168,8 +171,27 @@ class _Policy(ElasticScalingPolicy):
         return selector(cluster.nodes(gone=True), self._placing.group.claim, self._placing.targets)
 
 
+class _Patience(DefaultFailurePolicy):
+    """Forgets earlier failures of a group once it has got further than before them.
+
+    Long work on many machines fails more often than any fixed number; what fails for good gets no further.
+    """
+
+    def __init__(self, config: FailureConfig, placing: Placing) -> None:
+        super().__init__(config)
+        self._placing = placing
+        self._furthest = 0
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        furthest = ray.get(self._placing.board.furthest.remote(self._placing.group.name))
+        if furthest > self._furthest:
+            self._furthest = furthest
+            self._worker_group_failures = 0
+        return super().make_decision(training_failed_error)
+
+
 class GroupTrainer(DataParallelTrainer):
-    """Ray Train, sizing a group as this module does."""
+    """Ray Train, sizing a group and forgiving its failures as this module does."""
 
     def __init__(self, placing: Placing, **options: Any) -> None:
         group = placing.group
@@ -183,4 +205,6 @@ class GroupTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = _Policy(arguments["scaling_policy"].scaling_config, self._placing)
-        return super()._initialize_and_run_controller(**{**arguments, "scaling_policy": policy})
+        patience = _Patience(arguments["failure_policy"].failure_config, self._placing)
+        own = {"scaling_policy": policy, "failure_policy": patience}
+        return super()._initialize_and_run_controller(**{**arguments, **own})

@@ -8,19 +8,25 @@ import, and the controller needs neither.
 from __future__ import annotations
 
 import pickle
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
 
 class Board:
-    """Hands out rounds of work to workers that name themselves, and counts the steps that are done."""
+    """Hands out rounds of work, and counts the steps that are done.
+
+    A worker gives its name or, where a group trains one network, that of the network, behind its group's.
+    """
 
     def __init__(self, rounds: Iterable[Any] = ()) -> None:
         self._waiting = deque(rounds)
         self._held: dict[str, Any] = {}
-        self._steps: dict[str, int] = {}
-        self._done = 0
+        self._steps: Counter[str] = Counter()
+        """Of what every worker has in hand."""
+        self._done: Counter[str] = Counter()
+        """By group."""
+        self._most: Counter[str] = Counter()
         self._lost: list[str] = []
         self._states: dict[str, str] = {}
         self._controllers: dict[str, Any] = {}
@@ -31,29 +37,38 @@ class Board:
         """The round that the worker had in hand when it died, to be done again; None where it had none."""
         work = self._held.get(worker)
         if work is not None:
-            self._done -= self._steps[worker]
-            self._steps[worker] = 0
+            self.begin(worker)
             self._lost.append(worker)
         return work
+
+    def begin(self, worker: str) -> None:
+        """Takes back the steps of what begins again; those that were saved are counted anew."""
+        self._done[_group(worker)] -= self._steps.pop(worker, 0)
 
     def take(self, worker: str) -> Any:
         """Another round, the one in hand being finished; None when no more is left."""
         self._held.pop(worker, None)
         if not self._waiting:
             return None
-        self._steps[worker] = 0
+        self._steps.pop(worker, None)
         self._held[worker] = self._waiting.popleft()
         return self._held[worker]
 
-    def add(self, steps: int, worker: str = "") -> None:
-        """Counts steps, those of a round under its worker's name."""
-        self._done += steps
-        self._steps[worker] = self._steps.get(worker, 0) + steps
+    def add(self, steps: int, worker: str) -> None:
+        """Counts steps that a worker has done."""
+        group = _group(worker)
+        self._steps[worker] += steps
+        self._done[group] += steps
+        self._most[group] = max(self._most[group], self._done[group])
 
     def news(self) -> tuple[int, list[str]]:
         """Steps done, and the workers that died with a round in hand since this was last asked."""
         lost, self._lost = self._lost, []
-        return self._done, lost
+        return self._done.total(), lost
+
+    def furthest(self, group: str) -> int:
+        """The most steps that a group had ever done: unlike the steps done, it never falls."""
+        return self._most[group]
 
     def controlled(self, group: str, controller: Any) -> None:
         """Notes the actor of Ray Train that controls a group."""
@@ -78,6 +93,10 @@ class Board:
     def held(self) -> tuple[dict[str, Any], list[Any]]:
         """The actor that controls each group, and the placement groups of their workers."""
         return self._controllers, list(self._places.values())
+
+
+def _group(worker: str) -> str:
+    return worker.rpartition(" ")[0]
 
 
 def run_worker(setting: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def train_worker(setting: dict[str, Any]) -> None:
     jobs: list[TrainJob] = setting["jobs"]
     for job in jobs:
         if not is_trained(workspace.storage, job):
-            _train(workspace, job, rank, setting["board"])
+            _train(workspace, job, rank, setting["board"], setting["group"][0])
     train.report({"networks": len(jobs)})
 
 
@@ -54,7 +54,10 @@ def is_trained(storage: Storage, job: TrainJob) -> bool:
     return metadata is not None and metadata.get(FINGERPRINT_KEY) == job.key
 
 
-def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
+def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: str) -> None:
+    name = f"{group} {job.key}"
+    if rank.index == 0:
+        board.begin.remote(name)
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
@@ -78,7 +81,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any) -> None:
         rank=rank,
         seed=seed,
         checkpoint=checkpoint_in(storage, partial),
-        on_step=(lambda: board.add.remote(1)) if rank.index == 0 else (lambda: None),
+        on_step=(lambda: board.add.remote(1, name)) if rank.index == 0 else (lambda: None),
         device=device,
         **extras,
     )

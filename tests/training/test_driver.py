@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import ray
 from ray import train
+from ray.train import WorkerGroupError
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.training import driver
 from lana_ray.training.driver import run_training
-from lana_ray.training.groups import WorkerGroup
+from lana_ray.training.groups import MAX_FAILURES, WorkerGroup
 
 from ..runs import settings
 
@@ -69,6 +70,39 @@ def test_a_group_that_fails_ends_the_others(config: Config) -> None:
     with pytest.raises(UserError, match="this is the user's"):
         _run(config, _fails_or_sleeps, groups)
     assert _all_is_given_back()
+
+
+def _dies_until_done(setting: dict[str, Any]) -> None:
+    """Does a part of its work each time it is started, as far as ``parts`` says, and is then killed."""
+    import os
+    import signal
+
+    starts = Path(setting["folder"]) / "starts"
+    count = len(starts.read_text()) if starts.exists() else 0
+    starts.write_text("x" * (count + 1))
+    name, board = f"{setting['group'][0]} network", setting["board"]
+    ray.get(board.begin.remote(name))
+    ray.get(board.add.remote(min(count + 1, setting["parts"]), name))
+    if count < setting["deaths"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    train.report({})
+
+
+@pytest.mark.slow
+def test_a_group_starts_again_as_long_as_it_gets_further(config: Config, tmp_path: Path) -> None:
+    deaths = MAX_FAILURES + 2
+    groups = [WorkerGroup(name="one", workers=1, cpus=1)]
+    _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=deaths + 1, deaths=deaths)
+    assert len((tmp_path / "starts").read_text()) == deaths + 1
+
+
+@pytest.mark.slow
+def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path) -> None:
+    groups = [WorkerGroup(name="one", workers=1, cpus=1)]
+    with pytest.raises(WorkerGroupError):
+        _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=2, deaths=99)
+    # The second start got further than the first; the failures after it were too many.
+    assert len((tmp_path / "starts").read_text()) == 2 + MAX_FAILURES
 
 
 def test_a_group_that_no_node_holds_is_refused_before_anything_starts(config: Config) -> None:

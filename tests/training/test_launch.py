@@ -35,6 +35,19 @@ def test_a_worker_that_comes_back_does_its_round_again() -> None:
     assert board.news() == (9, [])
 
 
+def test_what_begins_again_is_counted_once_and_the_furthest_point_stays() -> None:
+    board = Board()
+    board.add(5, "one a")
+    board.add(1, "two a")
+    board.begin("one a")
+    board.add(3, "one a")
+    assert board.news() == (4, [])
+    assert (board.furthest("one"), board.furthest("two"), board.furthest("three")) == (5, 1, 0)
+    board.begin("one b")
+    board.add(4, "one b")
+    assert board.furthest("one") == 7
+
+
 @given(st.integers(0, 20), st.lists(st.tuples(st.sampled_from("uvw"), st.booleans()), max_size=80))
 def test_nothing_is_lost_or_done_twice_by_workers_that_come_back(
     count: int, events: list[tuple[str, bool]]

@@ -15,7 +15,8 @@ from lana_ray.workspace import TEACHER_FILE
 
 from ..test_checks import workspace_of
 
-BOARD = SimpleNamespace(add=SimpleNamespace(remote=lambda steps: None))
+_NOTED = SimpleNamespace(remote=lambda *_: None)
+BOARD = SimpleNamespace(add=_NOTED, begin=_NOTED)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,9 @@ def test_all_parts_are_written_and_some_as_they_were(
     workspace = workspace_of(tmp_path, name, monkeypatch)
     before = workspace.loaded.network.state_dict()
     workspace.storage.write_tensors(TEACHER_FILE, before, {FINGERPRINT_KEY: "k"})
-    _train(workspace, TrainJob(file="trained.safetensors", key="k", architecture=(0, 0)), Rank(), BOARD)
+    _train(
+        workspace, TrainJob(file="trained.safetensors", key="k", architecture=(0, 0)), Rank(), BOARD, "worker"
+    )
     after = workspace.storage.read_tensors("trained.safetensors")
     assert after.keys() == before.keys()
     parameters = {n for n, _ in workspace.teacher.named_parameters()}
