@@ -249,7 +249,6 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> 
         workspace,
         largest,
         demands=demands,
-        costs=dict.fromkeys(candidates, 1.0),
         device=torch.device("cpu"),
         on_steps=lambda _: None,
     )

@@ -27,9 +27,6 @@ class DistillConfig(Section):
     see one part at a time."""
     group_size: int = Field(default=128, ge=1)
     """Maximum number of candidates that a worker trains at once."""
-    stop_hopeless: bool = False
-    """Stop a candidate after a quarter or half of its steps if another one of its layer costs no more and
-    has a much smaller error."""
 
 
 class ScoreConfig(Section):

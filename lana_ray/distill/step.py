@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from lana_ray.layers import Layer, observe
 
-DIVERGED, HOPELESS = "diverged", "hopeless"
+DIVERGED = "diverged"
 """Why a candidate was stopped."""
 RECENT = 20
 """Steps whose mean error is taken for a candidate's error."""
 _WARMUP = 0.05  # share of the steps in which the learning rate rises
 _FAR = 2.0  # times as wrong as at its start, and as an answer of zero: a candidate that far has diverged
-_HOPELESS = 0.7  # of a candidate's error: with less, and at no more cost, another leaves it no hope
 
 
 @dataclass
@@ -33,21 +32,15 @@ class Trainee:
     module: nn.Module
     parts: int = 1
     """Into which each batch is split for it, where its activations would take too much memory at once."""
-    cost: float = 0.0
-    """What it costs deployed, in any unit, to be compared with others of its layer."""
     curve: list[float] = field(default_factory=list)
     """Normalised error ‖t − s‖² / ‖t‖² of every step so far; comparable across layers."""
     stopped: str | None = None
-    """``DIVERGED`` or ``HOPELESS``, where it was stopped before its time."""
+    """``DIVERGED`` if it was stopped before its time."""
 
     @property
     def error(self) -> float:
         """Mean of the latest errors."""
-        return self.error_at(len(self.curve))
-
-    def error_at(self, step: int) -> float:
-        """Mean of the latest errors before a step."""
-        return statistics.fmean(self.curve[max(0, step - RECENT) : step])
+        return statistics.fmean(self.curve[-RECENT:])
 
 
 class Distiller:
@@ -161,20 +154,6 @@ class Distiller:
         if self._autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self._autocast)
-
-    def stop_hopeless(self, step: int) -> None:
-        """Stops candidates that another of their layer has left behind at a step.
-
-        That is one that costs no more and whose error is below ``_HOPELESS`` times theirs: successive
-        halving (Jamieson and Talwalkar, arXiv 1502.07943) with dominance in (cost, error) in place of rank,
-        since a candidate is only ever chosen for what it costs.
-        """
-        reached = [t for t in self.trainees if t.stopped != DIVERGED and len(t.curve) >= step]
-        for trainee in reached:
-            rivals = (t for t in reached if t.layer == trainee.layer and t.cost <= trainee.cost)
-            error = _HOPELESS * trainee.error_at(step)
-            if len(trainee.curve) == step and any(rival.error_at(step) < error for rival in rivals):
-                trainee.stopped = HOPELESS
 
 
 def _draw_seed(seed: int, step: int, trainee: Trainee) -> int:

@@ -27,8 +27,6 @@ STATES = "distilling"
 """Folder of candidates in training."""
 SAVE_EVERY_S = 60.0
 _SAVING_SHARE = 0.05  # of the time may be spent on saving states
-_HALVINGS = (1 / 4, 1 / 2)
-"""Shares of the steps at which hopeless candidates are stopped, where that is asked for."""
 
 
 def distill_worker(setting: dict[str, Any]) -> None:
@@ -37,8 +35,8 @@ def distill_worker(setting: dict[str, Any]) -> None:
     A candidate whose file is there already, from before a crash, is passed over.
 
     Args:
-        setting: ``config``, ``board``, ``group`` (name, and whether its workers have GPUs), ``demands`` and
-            ``costs`` of the candidates.
+        setting: ``config``, ``board``, ``group`` (name, and whether its workers have GPUs), ``demands``
+            of the candidates.
     """
     workspace, board = Workspace(setting["config"]), setting["board"]
     name, gpus = setting["group"]
@@ -53,7 +51,6 @@ def distill_worker(setting: dict[str, Any]) -> None:
                 workspace,
                 left,
                 demands=setting["demands"],
-                costs=setting["costs"],
                 device=torch.device("cuda" if gpus else "cpu"),
                 on_steps=lambda count: board.add.remote(count, me),
             )
@@ -91,7 +88,6 @@ def distill_round(
     candidates: Sequence[Candidate],
     *,
     demands: dict[Candidate, Demand],
-    costs: dict[Candidate, float],
     device: torch.device,
     on_steps: Callable[[int], object],
 ) -> None:
@@ -101,7 +97,6 @@ def distill_round(
     no more than that.
 
     Args:
-        costs: what each costs deployed, in any unit.
         on_steps: told how many steps of candidates were done.
     """
     settings, teacher = workspace.config.distill, workspace.teacher.to(device)
@@ -112,7 +107,6 @@ def distill_round(
             op=workspace.space.ops[i][j].name,
             module=workspace.space.candidate(i, j).to(device).to(memory_format=memory_format(teacher)),
             parts=parts(demands[i, j], settings.batch_size, limit),
-            cost=costs[i, j],
         )
         for i, j in candidates
     }
@@ -127,7 +121,6 @@ def distill_round(
     on_steps(_resume(workspace, distiller, trainees))
     begin = distiller.steps_done
     batches = workspace.data.endless("train", batch_size=settings.batch_size, start_step=begin)
-    milestones = {round(share * settings.steps) for share in _HALVINGS if settings.stop_hopeless}
     due = time.monotonic() + SAVE_EVERY_S
     for step, (images, _) in zip(range(begin, settings.steps), batches, strict=False):
         images = images.to(device)
@@ -135,8 +128,6 @@ def distill_round(
             _warm_start(teacher, [t for t in trainees.values() if not t.curve], images)
         behind = sum(len(trainee.curve) <= step for trainee in trainees.values())
         distiller.step(images)
-        if step + 1 in milestones:
-            distiller.stop_hopeless(step + 1)
         on_steps(behind)
         if time.monotonic() > due:
             due = _save(workspace, distiller, trainees)

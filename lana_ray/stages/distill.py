@@ -107,7 +107,7 @@ def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: floa
     )
     run_training(
         distill_worker,
-        {"demands": demands, "costs": times},
+        {"demands": demands},
         config,
         title="distill",
         total=len(times) * settings.steps,

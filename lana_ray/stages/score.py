@@ -34,7 +34,7 @@ def run(
     """Writes ``scores/<layer>.parquet`` and all of them as ``scores.parquet``.
 
     Every candidate has a row; one without a score has the reason in ``left_out``: ``SLOW`` or ``FAILS`` for
-    one that was not trained, else ``DIVERGED`` or ``HOPELESS``.
+    one that was not trained, or ``DIVERGED``.
 
     Args:
         choices: the candidates to score.

@@ -29,7 +29,6 @@ from ..runs import settings, times
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 EVERY: list[Candidate] = [(0, 2), (0, 3), (1, 1), (1, 2), (2, 2), (2, 3)]
-COSTS = dict.fromkeys(EVERY, 1.0)
 DEMANDS = dict.fromkeys(EVERY, Demand(kept=1000, per_image=1000, observed=100))
 
 
@@ -50,9 +49,7 @@ def train(
     demands: dict[Candidate, Demand] = DEMANDS,
     on_steps: Callable[[int], object] = lambda _: None,
 ) -> None:
-    distill_round(
-        workspace, candidates, demands=demands, costs=COSTS, device=torch.device("cpu"), on_steps=on_steps
-    )
+    distill_round(workspace, candidates, demands=demands, device=torch.device("cpu"), on_steps=on_steps)
 
 
 def file_of(workspace: Workspace, candidate: Candidate) -> str:
@@ -193,7 +190,7 @@ def test_what_a_killed_worker_had_in_hand_is_done_again_and_nothing_else(
     kept = times(tmp_path / "run", "candidates/*")
     run_training(
         _dies_once,
-        {"demands": DEMANDS, "costs": COSTS, "marker": str(tmp_path / "died")},
+        {"demands": DEMANDS, "marker": str(tmp_path / "died")},
         config,
         title="distill",
         total=len(EVERY) * 8,
