@@ -27,9 +27,13 @@ from rich.table import Table
 from lana_ray.cluster import connect
 from lana_ray.config import Config, RayConfig, Target
 from lana_ray.latency.cores import physical_cores
-from lana_ray.latency.fleet import BLOCK_S, Job, SamplerActor, in_blocks, run_jobs
-from lana_ray.latency.sampler import Work, in_sessions, network_work, own_cpus
+from lana_ray.latency.actor import Progress, Ready, SamplerActor
+from lana_ray.latency.fleet import run_jobs
+from lana_ray.latency.hardware import own_cpus
+from lana_ray.latency.job import Job
+from lana_ray.latency.sampler import Work, in_sessions, network_work
 from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.method import installed_code
 from lana_ray.placement import Placement
 from lana_ray.progress import console, progress
 from lana_ray.storage import Storage
@@ -62,14 +66,17 @@ TEMPLATE = Sample(
 class InstantSampler:
     """Answers without measuring anything."""
 
-    def target_key(self) -> str:
-        return TEMPLATE.target_key
+    def start(self) -> Ready:
+        return Ready(target_key=TEMPLATE.target_key, node_id=ray.get_runtime_context().get_node_id())
 
-    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
         if not baselines_ms:
-            yield [dataclasses.replace(TEMPLATE, kind="reference", key="teacher")]
-        found = (dataclasses.replace(TEMPLATE, key=x.key, what=x.what, time=time.time()) for x in work)
-        yield from in_blocks(found, BLOCK_S)
+            yield Progress(samples=(dataclasses.replace(TEMPLATE, kind="reference", key="teacher"),))
+        done: tuple[Sample, ...] = ()
+        for item in work:
+            yield Progress(samples=done, begins=item.key)
+            done = (dataclasses.replace(TEMPLATE, key=item.key, what=item.what, time=time.time()),)
+        yield Progress(samples=done)
 
 
 def main(
@@ -157,7 +164,7 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
         job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
 
         def start(job: Job) -> Any:
-            return ray.remote(SamplerActor).options(num_cpus=0).remote(config, CLASSES, job.target)
+            return ray.remote(SamplerActor).options(num_cpus=0).remote(config, CLASSES, job.target, installed_code())
 
         seconds = _timed(job, start, folder)
     found = [job.samples[item.key] for item in job.work]

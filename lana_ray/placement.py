@@ -35,6 +35,11 @@ class Placement:
     stand_in: bool
     """No node is labelled: the only machine there is stands in for the target."""
 
+    @property
+    def claim(self) -> dict[str, float]:
+        """What a sampler takes of its node, by the name of the resource."""
+        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {}), **self.resources}
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments of an actor's ``options``."""
         selector = {"label_selector": self.label_selector} if self.label_selector else {}
@@ -79,9 +84,9 @@ def assign_targets(
                 return {t.name: _place(t, known if stand_in else _carriers(t, known)) for t in targets}
             passed = time.monotonic() - start
             if passed >= wait_s:
-                raise UserError(_nobody(absent[0], known))
+                raise UserError(nobody(absent[0], known))
             if not asked:
-                _ask_autoscaler(absent)
+                ask_autoscaler(absent)
                 asked = True
             waiting = ", ".join(f"{LABEL}={target.node_label}" for target in absent)
             on_wait(f"waiting for a node with label {waiting} ({passed:.0f} of {wait_s:g} s)")
@@ -89,7 +94,7 @@ def assign_targets(
             known = cluster.nodes()
     finally:
         if asked:
-            request_resources(bundles=[])
+            ask_autoscaler([])
 
 
 def _stands_in(known: Sequence[Node], wait_s: float) -> bool:
@@ -138,12 +143,14 @@ def _place(target: Target, serving: Sequence[Node]) -> Placement:
     )
 
 
-def _nobody(target: Target, known: Sequence[Node]) -> str:
+def nobody(target: Target, known: Sequence[Node]) -> str:
+    """That no node serves a target, as the line of an error."""
     offers = ", ".join(sorted({node.target for node in known if node.target})) or "none"
     return f"target {target.name!r}: no node carries label {LABEL}={target.node_label}; nodes offer: {offers}"
 
 
-def _ask_autoscaler(absent: Sequence[Target]) -> None:
+def ask_autoscaler(absent: Sequence[Target]) -> None:
+    """Has an autoscaler bring a node for each of these targets; without any, it need bring no more."""
     request_resources(
         bundles=[{"CPU": target.threads, DEVICE: 1, **_gpu_claim(target)} for target in absent],
         bundle_label_selectors=[{LABEL: target.node_label} for target in absent],

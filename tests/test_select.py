@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lana_ray.config import Budget, BudgetsConfig, SelectConfig, Target
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import Job
+from lana_ray.latency.job import Job
 from lana_ray.latency.store import Sample
 from lana_ray.layers import find_layers
 from lana_ray.selection import InfeasibleBudget

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lana_ray.errors import UserError
+from lana_ray.errors import Unsupported, UserError, is_fault
 from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 from lana_ray.padding import with_fixed_padding
@@ -36,23 +36,28 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
         example: an input, shape [N, ...], on the network's device.
 
     Raises:
-        UserError: where neither exporter can express the network, or the newer one is not installed.
+        Unsupported: where neither exporter can express the network.
+        UserError: where the newer one is needed and not installed.
     """
     network = with_fixed_padding(deployed(network), example)
     with evaluating(network), torch.no_grad(), _quiet():
         try:
             with muted(1):  # where tracing fails, C++ writes the whole graph to standard output
                 return _trace(network, example, dynamic_batch)
-        except torch.onnx.errors.OnnxExporterError as traced:
+        except Exception as traced:  # of the network's own code, too
+            if is_fault(traced):
+                raise
             try:
                 return _capture(network, example, dynamic_batch)
             except ModuleNotFoundError as missing:
                 raise UserError(
                     f"ONNX export needs the package {missing.name}; pip install 'lana-ray[onnx]'"
                 ) from traced
-            except torch.onnx.errors.OnnxExporterError:
+            except Exception as captured:
+                if is_fault(captured):
+                    raise
                 reason = str(traced).strip().split("\n")[0]
-                raise UserError(
+                raise Unsupported(
                     f"{type(network).__name__}: ONNX cannot express it ({reason}); use the runtime torch"
                 ) from traced
 

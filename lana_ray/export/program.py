@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lana_ray.errors import UserError, one_line
+from lana_ray.errors import Unsupported, is_fault, one_line
 from lana_ray.export.folding import deployed
 from lana_ray.layers import evaluating
 
@@ -42,7 +42,7 @@ def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> f
         example: an input, shape [N, ...], on the network's device; N may change with ``dynamic_batch``.
 
     Raises:
-        UserError: where torch.export cannot express the network.
+        Unsupported: where torch.export cannot express the network.
     """
     network = deployed(network)
     shapes = None
@@ -124,8 +124,10 @@ def _exporting(network: nn.Module) -> Iterator[None]:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except Exception as error:  # torch.export has no common base for what it cannot express
+        if is_fault(error):
+            raise
         reason = one_line(str(error).strip().split("\n")[0])
-        raise UserError(
+        raise Unsupported(
             f"{type(network).__name__}: torch.export cannot express it ({type(error).__name__}: {reason}); "
             f"change its forward{_place(error)}"
         ) from error

@@ -1,177 +1,82 @@
-"""Sampler actors on the nodes of the targets: the only Ray of this package."""
+"""The samplers of all targets: they are started, given work, watched, and replaced when they end."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import ray
 import ray.exceptions
 
 from lana_ray.cluster import nodes
-from lana_ray.config import Config, Target
-from lana_ray.errors import UserError
-from lana_ray.latency.leases import Busy, Lease, Waiting, lease
-from lana_ray.latency.sampler import Sampler, Work
+from lana_ray.errors import UserError, one_line
+from lana_ray.latency.actor import Progress, Ready
+from lana_ray.latency.job import Job
+from lana_ray.latency.leases import Busy, Waiting
+from lana_ray.latency.sampler import OtherStructure, Work
 from lana_ray.latency.store import Sample, SampleStore
-from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import say
-from lana_ray.storage import Storage
 
+MAX_FAILURES = 3
+"""How many samplers may end while they measure one structure, before it is left out of this run."""
 MAX_DEATHS = 3
-"""How many samplers of one target may die in a row, without a sample in between, before it is given up."""
-BLOCK_S = 0.3
-"""Of measuring, before a sampler tells what it has found."""
+"""How many samplers of a target may end in a row, with nothing measured in between, while they were measuring
+nothing or because their node ended, before the run does."""
+_MAX_LEFT_OUT = 10
+"""How many structures may be left out in a row, before the run ends."""
+_TICK_S = 1.0
+_ITEM_S = 1800.0
+"""Longest time for one structure: to build it, to compile it, to measure it."""
+_START_S = 3600.0
+"""Longest time without an answer of any sampler, while one is waited for that is to start."""
+_SAY_EVERY_S = 60.0
 _FLUSH_S = 10.0
-_WAIT_S = 5.0
-"""For cores, before a sampler tells who holds them."""
-
-
-class SamplerActor:
-    """A sampler in a process of its own, on a node of the target. Made a Ray actor below."""
-
-    def __init__(self, config: Config, num_classes: int, target: Target, cells: bool = False) -> None:
-        self._config, self._num_classes, self._target = config, num_classes, target
-        self._cells = cells
-        self._lease: Lease | None = None
-
-    @cached_property
-    def _sampler(self) -> Sampler:
-        """Made by a call: of an actor that cannot be made, Ray does not say why as the error it is."""
-        from lana_ray.workspace import structural_cells, structural_space
-
-        space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
-        return Sampler(space, self._target, Storage(self._config.run.dir))
-
-    def target_key(self) -> str | Busy:
-        """The target's key, once this process has leased cores to measure on; until then, who holds them.
-
-        The lease ends with the process.
-        """
-        if self._lease is None:
-            name, owner = f"target {self._target.name!r}", self._config.run.dir
-            leased = lease(self._target.threads, name, owner, wait_s=_WAIT_S)
-            if isinstance(leased, Busy):
-                return leased
-            leased.pin()
-            self._lease = leased
-        return self._sampler.target_key()
-
-    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
-        """What was measured since the last answer, as often as is worth a message."""
-        yield from in_blocks(self._sampler.sample(work, baselines_ms), BLOCK_S)
-
-
-def in_blocks(samples: Iterable[Sample], seconds: float) -> Iterator[list[Sample]]:
-    """Samples as they come, those of ``seconds`` and what came last together."""
-    block, begin = list[Sample](), time.monotonic()
-    for sample in samples:
-        block.append(sample)
-        if time.monotonic() - begin >= seconds:
-            yield block
-            block, begin = [], time.monotonic()
-    if block:
-        yield block
-
-
-@dataclass
-class Job:
-    """What is to be measured on one target, and what came of it."""
-
-    target: Target
-    placement: Placement
-    work: Sequence[Work]
-    follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
-    """Says, once all of ``work`` is done, what is to be measured in the light of it."""
-    cells: bool = False
-    """Whether the work is of the cell space of ``search.cells``; else of the teacher's layers."""
-    target_key: str = ""
-    """Known from an earlier job of this run, or set by the first actor."""
-    reused: int = 0
-    samples: dict[str, Sample] = field(default_factory=dict)
-    """By the key of the work."""
-    references: dict[str, Sample] = field(default_factory=dict)
-    """``teacher``, and ``floor`` where there is one."""
-
-    @property
-    def done(self) -> int:
-        """Pieces of work that have a sample."""
-        return len(self.samples)
-
-    def pending(self) -> list[Work]:
-        """What has no sample yet."""
-        return [work for work in self.work if work.key not in self.samples]
-
-    def recall(self, store: SampleStore) -> None:
-        """Takes what the store has for this very target."""
-        wanted = {work.key for work in self.work}
-        for sample in store.read(self.target_key):
-            if sample.kind == "reference":
-                if "teacher" not in self.references:  # the first stays the baseline of all drift
-                    self.references[sample.key] = sample
-            elif sample.key in wanted and sample.key not in self.samples:
-                self.samples[sample.key] = sample
-                self.reused += 1
-
-    def go_on(self, store: SampleStore) -> bool:
-        """Takes up what follows from the samples, once; whether there is anything left to measure."""
-        if self.follow is not None:
-            self.work, self.follow = [*self.work, *self.follow(self.samples)], None
-            self.recall(store)
-        return bool(self.pending())
 
 
 Start = Callable[[Job], Any]
-"""Makes an actor with the methods of ``SamplerActor`` for a job."""
-
-
-def sampler_start(config: Config, num_classes: int) -> Start:
-    """Samplers that claim the target's label, one ``lana_device`` and the CPUs they measure on.
-
-    The function they are started with raises UserError when no node serves the target, or none any more.
-    """
-
-    def start(job: Job) -> Any:
-        wait_s = config.ray.label_wait_s
-        placement = assign_targets([job.target], nodes(), wait_s=wait_s, on_wait=say)[job.target.name]
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(job.target.threads)}}
-        actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
-        return actor_class.remote(config, num_classes, job.target, job.cells)
-
-    return start
+"""Makes an actor with the methods of ``SamplerActor`` for a job; None while no node serves its target."""
 
 
 def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: Callable[[Job], None]) -> None:
     """Measures what the store does not hold yet, on all targets at once, each on all of its nodes.
 
-    Targets that share a device wait for one another. Samples stream back and are stored in blocks. When an
-    actor or its node dies, the others of its target take over what it had in hand, and another is started in
-    its place; a structure that two samplers died of is recorded as failed. No actor is started for a job
-    whose ``target_key`` is known and whose samples are all there.
+    Targets that share a device wait for one another. Samples stream back and are stored in blocks. When a
+    sampler ends, or fails with anything but a runtime's refusal, another is started in its place and the
+    others of its target take over its work; a structure that ``MAX_FAILURES`` of them ended at, on nodes
+    that live on, is left out of this run: it gets a sample with an error that is not stored. No sampler is
+    started for a job whose ``target_key`` is known and whose samples are all there.
 
     Args:
         on_sample: called with a job when more of it is done.
 
     Raises:
-        UserError: when a target's actors cannot start or keep dying, naming the target, or when its nodes are
-            not of one kind.
+        UserError: when a target's samplers cannot start, do not start in time or keep ending, naming the
+            target, or when its nodes are not of one kind.
     """
     for job in jobs:
         if job.target_key:
             job.recall(store)
     fleets = [_Fleet(job, store, start) for job in jobs if not job.target_key or job.pending()]
+    answered = ticked = time.monotonic()
     try:
-        while waiting := {w.awaited: (f, w) for f in fleets for w in f.workers if w.awaited is not None}:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            fleet, worker = waiting[ready[0]]
-            fleet.receive(worker)
-            on_sample(fleet.job)
+        while any(not fleet.closed for fleet in fleets):
+            awaited = {w.awaited: (f, w) for f in fleets for w in f.workers if w.awaited is not None}
+            ready = ray.wait(list(awaited), num_returns=1, timeout=_TICK_S)[0] if awaited else []
+            for answer in ready:
+                fleet, worker = awaited[answer]
+                fleet.receive(worker)
+                on_sample(fleet.job)
+                answered = time.monotonic()
+            if not awaited:
+                time.sleep(_TICK_S)
+            if time.monotonic() - ticked >= _TICK_S:
+                for fleet in fleets:
+                    fleet.tick(answered)
+                ticked = time.monotonic()
     finally:
         for fleet in fleets:
             fleet.close()
@@ -179,13 +84,18 @@ def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: C
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it has in hand."""
+    """A sampler and the work that it was given."""
 
     actor: Any
     awaited: Any
-    """Its answer that comes next: the key of its target, then samples; None while it has nothing to do."""
+    """Its next answer; None while it has nothing to do."""
     share: list[Work] | None = None
-    """None until it has told its target."""
+    """None until it is ready."""
+    begun: str | None = None
+    """The key of the work that it said it begins."""
+    node_id: str = ""
+    since: float = field(default_factory=time.monotonic)
+    """When it last answered, or was given something to do."""
 
     @property
     def busy(self) -> bool:
@@ -193,160 +103,204 @@ class _Worker:
 
 
 class _Fleet:
-    """The actors of one job."""
+    """The samplers of one job."""
 
     def __init__(self, job: Job, store: SampleStore, start: Start) -> None:
         self.job = job
+        self.closed = False
+        self.workers: list[_Worker] = []
         self._store = store
         self._start = start
-        self._queue: deque[Work] | None = None  # until the first actor tells which target it is
+        self._queue: deque[Work] | None = None  # until the first sampler says which target it is
         self._block: list[Sample] = []
         self._flushed = time.monotonic()
-        self._deaths = 0
-        self._suspects: set[str] = set()
-        self._waiting = Waiting(f"target {job.target.name!r}")
-        self.workers: list[_Worker] = []
-        count = min(job.placement.actors, len(job.pending()))
-        for _ in range(max(1, count)):
-            self._hire()
+        self._failures: dict[str, list[str]] = defaultdict(list)
+        """By the key of the work that samplers ended at: the nodes they ran on."""
+        self._row: list[tuple[str, str | None]] = []
+        """Node and work of each sampler that ended since the last sample."""
+        self._left_out = 0
+        self._cores = Waiting(f"target {job.target.name!r}")
+        self._said = time.monotonic()
+        self._vacant = max(1, min(job.placement.actors, len(job.pending())))
+        """How many more samplers are to be started."""
+        self._fill()
 
     def receive(self, worker: _Worker) -> None:
         """Takes the answer of a worker that is ready."""
+        worker.since = time.monotonic()
         try:
             if worker.share is None:
-                answer = ray.get(worker.awaited)
-                if isinstance(answer, Busy):
-                    self._wait(worker, answer)
-                else:
-                    self._greet(worker, answer)
+                self._on_start(worker, ray.get(worker.awaited))
             else:
-                for sample in ray.get(next(worker.awaited)):
-                    self._keep(sample)
+                self._on_progress(worker, ray.get(next(worker.awaited)))
         except StopIteration:
-            self._feed(worker)
-        except ray.exceptions.RayActorError as error:
-            self._bury(worker, error)
+            self._dispatch(worker)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
-        if not self._queue and self._queue is not None and not any(w.busy for w in self.workers):
-            self._flush()
-            if self.job.go_on(self._store):
-                self._queue = deque(self.job.pending())
-                for worker in self.workers:
-                    if worker.share is not None:  # one that is yet to start may never find a place
-                        self._feed(worker)
-            else:
-                self.close()
+            cause = error.cause
+            if isinstance(cause, OtherStructure) or (worker.share is None and isinstance(cause, UserError)):
+                raise cause from None
+            self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
+        except ray.exceptions.RayActorError as error:
+            self._on_end(worker, one_line(str(error).strip().split("\n")[0]))
+        self._advance()
+
+    def tick(self, answered: float) -> None:
+        """Ends what takes too long, starts what is missing, and says who is waited for.
+
+        Args:
+            answered: when a sampler of any job last did.
+        """
+        now = time.monotonic()
+        for worker in list(self.workers):
+            if worker.busy and now - worker.since > _ITEM_S:
+                self._on_end(worker, f"no answer for {_ITEM_S / 60:.0f} minutes")
+                self._advance()
+        self._fill()
+        if self.closed or any(worker.busy for worker in self.workers):
+            self._said = now
+            return
+        since = max([answered, *(w.since for w in self.workers)])
+        claim = ", ".join(f"{n:g} {what}" for what, n in self.job.placement.claim.items())
+        wait = (
+            f"target {self.job.target.name!r}: its sampler has not started for {now - since:.0f} s; it needs "
+            f"{claim} of a node with label {self.job.target.node_label}"
+        )
+        if now - since >= _START_S:
+            raise UserError(f"{wait}: free one, or see with ray status why none is; then run it again")
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            say(f"{wait}; waiting for at most {_START_S / 60:.0f} minutes")
 
     def close(self) -> None:
         """Stores what came and frees the devices."""
+        self.closed = True
         self._flush()
         for worker in self.workers:
             ray.kill(worker.actor)
         self.workers = []
 
-    def _hire(self) -> None:
-        actor = self._start(self.job)
-        self.workers.append(_Worker(actor, actor.target_key.remote()))
+    def _fill(self) -> None:
+        """Starts the samplers that are missing, as far as there are nodes."""
+        while self._vacant and not self.closed and (actor := self._start(self.job)) is not None:
+            self._vacant -= 1
+            self.workers.append(_Worker(actor, actor.start.remote()))
 
-    def _wait(self, worker: _Worker, busy: Busy) -> None:
-        """Has a worker look for cores again; while others of this job measure, it may wait without a word."""
-        if any(other.busy for other in self.workers):
-            self._waiting = Waiting(self._waiting.what)
-        else:
-            self._waiting.say(busy)
-        worker.awaited = worker.actor.target_key.remote()
+    def _advance(self) -> None:
+        """Takes up what follows once everything is measured; closes when that is nothing."""
+        if self._queue or self._queue is None or any(worker.busy for worker in self.workers):
+            return
+        self._flush()
+        if not self.job.go_on(self._store):
+            self.close()
+            return
+        self._queue = deque(self.job.pending())
+        for worker in self.workers:
+            if worker.share is not None:  # one that is yet to start may never find a place
+                self._dispatch(worker)
 
-    def _greet(self, worker: _Worker, target_key: str) -> None:
+    def _on_start(self, worker: _Worker, answer: Ready | Busy) -> None:
         job = self.job
+        if isinstance(answer, Busy):
+            if any(other.busy for other in self.workers):  # while others measure, it may wait without a word
+                self._cores = Waiting(self._cores.what)
+            else:
+                self._cores.say(answer)
+            worker.awaited = worker.actor.start.remote()
+            return
+        worker.node_id = answer.node_id
         if not job.target_key:
-            job.target_key = target_key
+            job.target_key = answer.target_key
             job.recall(self._store)
-        if target_key != job.target_key:
+        if answer.target_key != job.target_key:
             raise UserError(
                 f"target {job.target.name!r}: its nodes differ in processor or runtime version; give each "
                 "kind a label and a target of its own"
             )
         if self._queue is None:
             self._queue = deque(job.pending())
-        self._feed(worker)
+        self._dispatch(worker)
 
-    def _feed(self, worker: _Worker) -> None:
+    def _dispatch(self, worker: _Worker) -> None:
         """Gives a worker its next share, smaller and smaller ones, so that all end together.
 
         The first worker measures the references, whose latencies are the baseline of all drift; the others
-        wait for it. What a sampler had in hand when it died is given out one by one.
+        wait for it. A structure that a sampler ended at is given out alone.
         """
         assert self._queue is not None
-        worker.share, worker.awaited = [], None
+        worker.share, worker.awaited, worker.begun, worker.since = [], None, None, time.monotonic()
         known = self.job.references if "teacher" in self.job.references else {}
         if not known and any(other.busy for other in self.workers):
             return
         hands = len(self.workers)
         count = len(self._queue) if hands == 1 else math.ceil(len(self._queue) / (2 * hands))
-        if self._queue and self._queue[0].key in self._suspects:
+        if self._queue and self._queue[0].key in self._failures:
             count = 1
         if count or not known:
             worker.share = [self._queue.popleft() for _ in range(count)]
             baselines = [known[key].median_ms for key in ("teacher", "floor") if key in known]
             worker.awaited = worker.actor.sample.remote(worker.share, baselines)
 
-    def _keep(self, sample: Sample) -> None:
-        self._deaths = 0
-        self._block.append(sample)
+    def _on_progress(self, worker: _Worker, progress: Progress) -> None:
+        worker.begun = progress.begins
+        self._block += progress.samples
+        if progress.samples:
+            self._row, self._left_out = [], 0
+        for sample in progress.samples:
+            kept = self.job.references if sample.kind == "reference" else self.job.samples
+            kept[sample.key] = sample
         if time.monotonic() - self._flushed >= _FLUSH_S:
             self._flush()
-        if sample.kind != "reference":
-            self.job.samples[sample.key] = sample
-            return
-        self.job.references[sample.key] = sample
-        for worker in self.workers:
-            if worker.awaited is None:
-                self._feed(worker)
+        if any(sample.kind == "reference" for sample in progress.samples):
+            self._dispatch_idle()
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
-        """Hands on what a dead worker left, and finds another."""
-        job, name = self.job, self.job.target.name
+    def _on_end(self, worker: _Worker, reason: str) -> None:
+        """Hands on the work of a sampler that has ended or is to, and has another started."""
         self._flush()
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        self._deaths += 1
-        reason = str(error).strip().split("\n")[0]
-        if self._deaths > MAX_DEATHS:
-            raise UserError(f"target {name!r}: its samplers died {self._deaths} times in a row ({reason})")
-        left = [work for work in worker.share or () if work.key not in job.samples]
-        if len(left) == 1 and left[0].key in self._suspects and "teacher" in job.references:
-            self._keep(_lost(left.pop(), job.references["teacher"]))
-        self._suspects.update(work.key for work in left)
+        left = [work for work in worker.share or () if work.key not in self.job.samples]
+        self._row.append((worker.node_id, worker.begun))
+        say(
+            f"target {self.job.target.name}: a sampler died ({reason}); "
+            f"reassigning its {len(left)} unfinished measurements"
+        )
+        if left and left[0].key == worker.begun:
+            self._failures[worker.begun].append(worker.node_id)
+            self._leave_out(left, reason)
         if self._queue is not None:
             self._queue.extendleft(reversed(left))
-        say(f"target {name}: a sampler died; what it had in hand ({len(left)} structures) goes to another")
-        self._hire()
-        for other in self.workers:
-            if other.share is not None and other.awaited is None:
-                self._feed(other)
+        self._check_row(reason)
+        if self._queue is None or self._queue or any(other.busy for other in self.workers):
+            self._vacant += 1
+            self._fill()
+        self._dispatch_idle()
+
+    def _leave_out(self, left: list[Work], reason: str) -> None:
+        """Takes the first structure off ``left`` if it has ended too many samplers whose nodes live on."""
+        alive = {node.id for node in nodes()}
+        ends = sum(node_id in alive for node_id in self._failures[left[0].key])
+        if ends >= MAX_FAILURES:
+            item = left.pop(0)
+            why = f"{ends} samplers ended while measuring it, the last with {reason}"
+            self.job.samples[item.key] = self.job.unknown(item, why)
+            self._left_out += 1
+            say(f"target {self.job.target.name}: {item.what} is left out of this run: {why}")
+
+    def _check_row(self, reason: str) -> None:
+        """Raises UserError when samplers end one after the other and it is no structure's fault."""
+        alive = {node.id for node in nodes()}
+        blameless = sum(begun is None or node_id not in alive for node_id, begun in self._row)
+        if blameless > MAX_DEATHS or self._left_out > _MAX_LEFT_OUT:
+            raise UserError(
+                f"target {self.job.target.name!r}: its samplers died {len(self._row)} times in a row ({reason})"
+            )
+
+    def _dispatch_idle(self) -> None:
+        for worker in self.workers:
+            if worker.share is not None and worker.awaited is None:
+                self._dispatch(worker)
 
     def _flush(self) -> None:
         self._store.append(self._block)
         self._block = []
         self._flushed = time.monotonic()
-
-
-def _lost(work: Work, reference: Sample) -> Sample:
-    """The record of a structure that samplers died of."""
-    nan = float("nan")
-    return dataclasses.replace(
-        reference,
-        kind=work.kind,
-        key=work.key,
-        what=work.what,
-        median_ms=nan,
-        iqr_ms=nan,
-        raw_ms=nan,
-        drift=nan,
-        repeats=0,
-        seconds=0.0,
-        settled=False,
-        error="two samplers died while measuring it",
-        time=time.time(),
-    )

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 from torch import Tensor, fx, nn
 
 from lana_ray.config import Target
-from lana_ray.errors import UserError
+from lana_ray.errors import Unsupported, is_fault
 from lana_ray.export.frame import OnnxFrame, OnnxModel, fill_program, open_layers
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
@@ -44,7 +44,7 @@ class Programs:
         """As ``runtimes.program`` of one candidate; one program serves all layers it is the same at.
 
         Raises:
-            UserError: as ``runtimes.program``, and for a candidate with more weights than the whole teacher.
+            Unsupported: as ``runtimes.program``, and for a candidate with more weights than the whole teacher.
                 The paper's widest take gigabytes at a late layer, where none can be faster than the layer.
         """
         structure = self._space.structure(layer, choice)
@@ -60,13 +60,13 @@ class Programs:
         weights = count_weights(self._space.ops[layer][choice], self._space.layers[layer])
         teacher = sum(weight.numel() for weight in self._space.network.parameters())
         if weights > max(teacher, _FEW):
-            raise UserError(f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}")
+            raise Unsupported(f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}")
 
     def network(self, architecture: Architecture) -> nn.Module | bytes:
         """As ``runtimes.program`` of the network that the space builds.
 
         Raises:
-            UserError: as ``runtimes.program``.
+            Unsupported: as ``runtimes.program``.
         """
         if self._frame is None:
             return program(self._space.build(architecture), example_input(self._target), self._target)
@@ -88,7 +88,9 @@ class Programs:
         try:
             made: Any = program(opened, example_input(self._target), self._target)
             return OnnxFrame(made) if loads_onnx(self._target.runtime) else made
-        except Exception:  # of the network's own code, which may use more of its layers than their outputs
+        except Exception as error:  # of the network's own code, which may use more of its layers than outputs
+            if is_fault(error):
+                raise
             return None
 
 

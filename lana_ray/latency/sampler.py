@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.latency.cores import kind_of
+from lana_ray.errors import Unsupported, UserError, one_line
+from lana_ray.latency.hardware import own_cpus, processor
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.programs import Programs, layer_input
 from lana_ray.latency.runtimes import Session, load, prepare, program, version
 from lana_ray.latency.store import Sample
 from lana_ray.latency.timing import Measurement, Reference, time_calls
-from lana_ray.layers import replace
+from lana_ray.layers import Layer, replace
 from lana_ray.method import method_version
 from lana_ray.progress import say
 from lana_ray.spaces.cells import CellStudents
@@ -44,11 +44,15 @@ class Work:
 
     kind: str
     structure: str
-    """Its identity, whatever its weights."""
+    """Its identity, whatever its weights; a student's is that of its weights."""
     what: str
-    architecture: Architecture | None = None
-    layer: int | None = None
-    choice: int | None = None
+    """For people; of a network, what the space's ``parse`` reads."""
+    layer: str | None = None
+    """The name of a candidate's layer; None for a network."""
+    op: str | None = None
+    """The name of the candidate there; None for an empty program of the layer's shape."""
+    network: str | None = None
+    """Identity of the structure of a student."""
     weights: str | None = None
     """File of the run directory with the network's weights, where it is a finished student."""
     session: int | None = None
@@ -67,9 +71,14 @@ def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
 
 def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     """One candidate alone; equal structures at different layers have the same key."""
-    what = f"{space.layers[layer].name}={space.ops[layer][choice].name}"
-    structure = space.structure(layer, choice)
-    return Work(kind="candidate", structure=structure, what=what, layer=layer, choice=choice)
+    name, op = space.layers[layer].name, space.ops[layer][choice].name
+    return Work(
+        kind="candidate",
+        structure=space.structure(layer, choice),
+        what=f"{name}={op}",
+        layer=name,
+        op=op,
+    )
 
 
 def network_work(space: LayerwiseSpace | CellStudents, architecture: Architecture) -> Work:
@@ -78,7 +87,6 @@ def network_work(space: LayerwiseSpace | CellStudents, architecture: Architectur
         kind="network",
         structure=space.network_structure(architecture),
         what=space.label(architecture),
-        architecture=architecture,
     )
 
 
@@ -95,15 +103,23 @@ def student_work(
         kind="student",
         structure=fingerprint("student", space.fingerprint, identity),
         what=space.label(architecture),
-        architecture=architecture,
+        network=space.network_structure(architecture),
         weights=weights,
     )
 
 
 def empty_work(space: LayerwiseSpace, layer: int) -> Work:
     """A graph that hands a layer's input on: what a call costs by itself."""
-    shape = space.layers[layer].input_shape
-    return Work(kind="empty", structure=fingerprint("empty", shape), what=f"empty {shape}", layer=layer)
+    at = space.layers[layer]
+    return Work(kind="empty", structure=_empty(at), what=f"empty {at.input_shape}", layer=at.name)
+
+
+def _empty(layer: Layer) -> str:
+    return fingerprint("empty", layer.input_shape)
+
+
+class OtherStructure(UserError):
+    """A sampler would build something else than it was asked to measure."""
 
 
 class Sampler:
@@ -125,6 +141,7 @@ class Sampler:
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
         self._programs = Programs(space, target) if isinstance(space, LayerwiseSpace) else None
+        self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
         self._students: dict[str, nn.Module | bytes] = {}
         self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
         self._processor = processor(target)  # there is one: the reference has been loaded
@@ -136,13 +153,13 @@ class Sampler:
             return
         try:
             yield prepare(replace(self._space.network, spare), example_input(self._target), self._target)
-        except Exception as error:  # runtimes raise what they like
-            say(f"target {self._target.name}: drift is told from the teacher alone, since {error}")
+        except Unsupported as error:
+            say(f"target {self._target.name}: only the teacher serves as a reference of drift: {error}")
 
     def target_key(self) -> str:
         """Identity of the settings, hardware, code and references of this process's samples."""
         other: dict[str, Any] = {"name": True, "label": True, "measure": {"architectures", "active"}}
-        settings = self._target.model_dump(exclude=other, mode="json")
+        settings = self._target.model_dump(exclude=other, mode="json") | {"label": self._target.node_label}
         method = method_version("latency.sampler")
         return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint, method)
 
@@ -152,6 +169,11 @@ class Sampler:
         Args:
             baselines_ms: what the references took in an earlier session, the teacher first; without, they are
                 measured first, and their samples come before the others, the teacher's last.
+
+        Raises:
+            OtherStructure: when this node's space is not the one that the work is of.
+            Exception: whatever keeps this process from measuring. Only what the exporter or the runtime refuses
+                is a sample with an error, as it would be refused again.
         """
         references = [
             Reference(run=session.run, baseline_ms=baseline_ms)  # a floor without a baseline is not used
@@ -185,33 +207,68 @@ class Sampler:
     def _sample(self, item: Work, references: Sequence[Reference]) -> Sample:
         try:
             session = load(self._program(item), self._example(item), self._target)
-            patience = 1.0 if item.session is None else _SESSION_PATIENCE
-            measured = self._time(session, references, patience)
-        except Exception as error:  # runtimes raise what they like; the reason is kept with the sample
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            return self._record(item.kind, item.key, item.what, None, reason)
+        except Unsupported as error:
+            return self._record(item.kind, item.key, item.what, None, one_line(error))
+        patience = 1.0 if item.session is None else _SESSION_PATIENCE
+        measured = self._time(session, references, patience)
         return self._record(item.kind, item.key, item.what, measured, None)
 
     def _program(self, item: Work) -> nn.Module | bytes:
         """The structure as the target deploys it."""
-        if item.weights is not None:
-            return self._student(item)
-        if item.architecture is not None and self._programs is None:
-            return program(self._space.build(item.architecture), self._example(item), self._target)
+        if item.layer is None:
+            architecture = self._architecture(item)
+            if item.weights is not None:
+                return self._student(item, architecture)
+            if self._programs is None:
+                return program(self._space.build(architecture), self._example(item), self._target)
+            return self._programs.network(architecture)
         assert self._programs is not None
-        if item.architecture is not None:
-            return self._programs.network(item.architecture)
-        assert item.layer is not None
-        if item.choice is None:
+        layer = self._layer(item)
+        if item.op is None:
+            self._check(item, _empty(self._space.layers[layer]))
             return program(nn.Identity(), self._example(item), self._target)
-        return self._programs.candidate(item.layer, item.choice)
+        return self._programs.candidate(layer, self._choice(item, layer))
 
-    def _student(self, item: Work) -> nn.Module | bytes:
+    def _layer(self, item: Work) -> int:
+        """The position of a candidate's layer."""
+        assert item.layer is not None
+        if item.layer not in self._layers:
+            self._check(item, None)
+        return self._layers[item.layer]
+
+    def _choice(self, item: Work, layer: int) -> int:
+        """The candidate of that name at a layer."""
+        assert isinstance(self._space, LayerwiseSpace)
+        names = [op.name for op in self._space.ops[layer]]
+        choice = names.index(item.op) if item.op in names else None
+        self._check(item, None if choice is None else self._space.structure(layer, choice))
+        assert choice is not None
+        return choice
+
+    def _architecture(self, item: Work) -> Architecture:
+        """The network of that description."""
+        try:
+            architecture = self._space.parse(item.what)
+        except ValueError:
+            architecture = None
+        own = None if architecture is None else self._space.network_structure(architecture)
+        self._check(item, own)
+        assert architecture is not None
+        return architecture
+
+    def _check(self, item: Work, own: str | None) -> None:
+        """Raises OtherStructure unless ``own``, what this process would build, is what it was asked for."""
+        if own != (item.network or item.structure):
+            raise OtherStructure(
+                f"target {self._target.name!r}: {item.what} is another structure on node {self._node} than in "
+                "the driver; install the same lana_ray, torch, timm and pool.modules on both"
+            )
+
+    def _student(self, item: Work, architecture: Architecture) -> nn.Module | bytes:
         """Exported once for all its sessions."""
         if item.structure not in self._students:
-            assert item.architecture is not None
             assert item.weights is not None
-            network = self._space.build(item.architecture)
+            network = self._space.build(architecture)
             network.load_state_dict(self._storage.read_tensors(item.weights))
             self._students[item.structure] = program(network, self._example(item), self._target)
         return self._students[item.structure]
@@ -220,7 +277,7 @@ class Sampler:
         """An input of the structure."""
         if item.layer is None:
             return example_input(self._target)
-        return layer_input(self._space, item.layer, self._target)
+        return layer_input(self._space, self._layer(item), self._target)
 
     def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
         return time_calls(
@@ -253,28 +310,3 @@ class Sampler:
             cpus=",".join(map(str, self._cpus)),
             time=time.time(),
         )
-
-
-def own_cpus() -> tuple[int, ...]:
-    """The CPUs that this process is kept on; none where the system does not tell."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-
-
-def processor(target: Target) -> str:
-    """Model of the CPU or GPU that a target's networks run on, on this machine.
-
-    Of a CPU with cores of several kinds, it says which of them the process is kept on.
-    """
-    if target.device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(target.device))
-    return ", ".join(filter(None, (_cpu_model(), kind_of(own_cpus()))))
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = (line.partition(":") for line in file)
-            names = (value.strip() for key, _, value in lines if key.strip() == "model name")
-            return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()

@@ -17,7 +17,7 @@ from lana_ray.latency.timing import Measurement
 from lana_ray.storage import Storage, fingerprint
 
 FOLDER = "samples"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Changes whenever a column does, or what the numbers mean."""
 _VERSION_KEY = b"lana_ray.samples"
 
@@ -38,7 +38,7 @@ class Sample(Measurement):
     what: str
     """The same for people: the operation and its layer, or the operations of a network."""
     error: str | None
-    """Why it could not be measured; the numbers are NaN then."""
+    """Why the exporter or the runtime refuses it; the numbers are NaN then."""
     node: str
     processor: str
     runtime: str

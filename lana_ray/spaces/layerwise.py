@@ -187,6 +187,18 @@ class LayerwiseSpace:
         """The same as one line of text: ``layer=operation|…``."""
         return "|".join(f"{layer}={op}" for layer, op in self.describe(architecture).items())
 
+    def parse(self, label: str) -> Architecture:
+        """The architecture that ``label`` writes so.
+
+        Raises:
+            ValueError: for other layers, or operations that are not among their candidates.
+        """
+        pairs = [part.partition("=")[::2] for part in label.split("|")]
+        if [name for name, _ in pairs] != [layer.name for layer in self.layers]:
+            raise ValueError(f"{label!r} is not of the layers {', '.join(layer.name for layer in self.layers)}")
+        names = [[op.name for op in ops] for ops in self.ops]
+        return tuple(of_layer.index(op) for of_layer, (_, op) in zip(names, pairs, strict=True))
+
 
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU6,

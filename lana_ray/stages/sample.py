@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lana_ray.cluster import nodes
 from lana_ray.config import Target
 from lana_ray.errors import UserError
-from lana_ray.latency.fleet import Job, run_jobs, sampler_start
+from lana_ray.latency.actor import sampler_start
+from lana_ray.latency.fleet import run_jobs
+from lana_ray.latency.job import Job
 from lana_ray.latency.sampler import Work, candidate_work, empty_work, in_sessions, network_work
 from lana_ray.latency.store import Sample, SampleStore
 from lana_ray.latency.table import CostTable, calibrate

@@ -14,7 +14,7 @@ from ray import tune
 
 from lana_ray.config import Config, FinetuneConfig
 from lana_ray.latency.fits import folder_of
-from lana_ray.latency.fleet import Job
+from lana_ray.latency.job import Job
 from lana_ray.latency.predictor import LatencyPredictor
 from lana_ray.latency.sampler import network_work
 from lana_ray.resumable import checkpoint_in

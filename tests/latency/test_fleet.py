@@ -17,13 +17,17 @@ from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
 from lana_ray.latency import fleet as fleet_module
 from lana_ray.latency import leases
-from lana_ray.latency.fleet import MAX_DEATHS, Job, SamplerActor, Start, in_blocks, run_jobs
+from lana_ray.latency.actor import Progress, Ready, SamplerActor
+from lana_ray.latency.fleet import MAX_DEATHS, MAX_FAILURES, Start, run_jobs
+from lana_ray.latency.job import Job
 from lana_ray.latency.leases import Busy
 from lana_ray.latency.runtimes import version
-from lana_ray.latency.sampler import Work
+from lana_ray.latency.sampler import Sampler, Work, candidate_work
 from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.method import installed_code
 from lana_ray.placement import Placement
 from lana_ray.storage import Storage
+from lana_ray.workspace import structural_space
 
 from ..measured import sample
 from ..runs import settings
@@ -54,12 +58,14 @@ def samplers(
             if crew:
                 (crew / str(number)).touch()
 
-        def target_key(self) -> str | Busy:
+        def start(self) -> Ready | Busy:
             key = keys[(self._number + self._asked) % len(keys)]
             self._asked += isinstance(key, Busy)
-            return key
+            if isinstance(key, Busy):
+                return key
+            return Ready(target_key=key, node_id=ray.get_runtime_context().get_node_id())
 
-        def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[list[Sample]]:
+        def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
             while crew and len(list(crew.iterdir())) < 3:
                 time.sleep(0.05)
             common = {
@@ -70,15 +76,18 @@ def samplers(
             if not baselines_ms:
                 baselines_ms = [2.0, 0.5]
                 for key, baseline_ms in zip(("floor", "teacher"), reversed(baselines_ms), strict=True):
-                    yield [take(kind="reference", key=key, median_ms=baseline_ms, **common)]
+                    yield Progress(samples=(take(kind="reference", key=key, median_ms=baseline_ms, **common),))
+            done: tuple[Sample, ...] = ()
             for item in work:
+                yield Progress(samples=done, begins=item.key)
                 if item.what in deadly:
                     time.sleep(0.5)  # until what was yielded has arrived
                     os._exit(1)
                 if item.what == endless:
                     time.sleep(600)
                 found = {"key": item.key, "what": item.what, "median_ms": sum(baselines_ms)}
-                yield [take(kind=item.kind, **found, **common)]
+                done = (take(kind=item.kind, **found, **common),)
+            yield Progress(samples=done)
 
     started = []
 
@@ -153,7 +162,7 @@ def test_a_sampler_that_finds_no_place_holds_up_nobody(store: SampleStore) -> No
     """Its node went with the device it waits for: what follows from the samples is not given to it."""
 
     class Homeless:
-        def target_key(self) -> str:
+        def start(self) -> Ready:
             raise AssertionError("it never starts, and has no method to sample with")
 
     place, asked = samplers(), job(5, actors=2)
@@ -168,27 +177,6 @@ def test_a_sampler_that_finds_no_place_holds_up_nobody(store: SampleStore) -> No
     assert (asked.done, asked.pending()) == (10, [])
 
 
-def test_samples_travel_together_for_so_long_and_none_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        def __init__(self) -> None:
-            self.now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock, taken = Clock(), [sample(key=f"c{k}") for k in range(7)]
-    monkeypatch.setattr(fleet_module, "time", clock)
-
-    def slowly() -> Iterator[Sample]:
-        for found in taken:
-            clock.now += 1.0
-            yield found
-
-    assert list(in_blocks(slowly(), 3.0)) == [taken[:3], taken[3:6], taken[6:]]
-    assert list(in_blocks(slowly(), 1.0)) == [[found] for found in taken]
-    assert list(in_blocks([], 1.0)) == []
-
-
 def test_the_first_teacher_and_the_floor_beside_it_are_the_baseline(store: SampleStore) -> None:
     """A floor without a teacher was left by a sampler that died; later ones are another driver's."""
     taken = [("floor", 0.7), ("floor", 0.5), ("teacher", 2.0), ("floor", 0.9), ("teacher", 3.0)]
@@ -201,15 +189,117 @@ def test_the_first_teacher_and_the_floor_beside_it_are_the_baseline(store: Sampl
     assert (asked.done, len(asked.pending())) == (0, 1)
 
 
-def test_the_work_of_a_dead_sampler_goes_to_others(store: SampleStore, capsys: Any) -> None:
-    """A structure that kills whoever measures it is left out, with the reason, and everything else done."""
+def test_a_structure_that_samplers_end_at_is_left_out_of_this_run_alone(
+    store: SampleStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has a sample that says why, which is not kept, and everything else is measured."""
     asked = job(40, actors=2, extra=["deadly"])
     run_jobs([asked], store, samplers(deadly=["deadly"]), lambda _: None)
-    samples = {s.what: s for s in store.read("k") if s.kind != "reference"}
-    assert asked.done == len(samples) == 41
-    assert samples.pop("deadly").error == "two samplers died while measuring it"
-    assert all(s.error is None for s in samples.values())
-    assert capsys.readouterr().out.count("target edge: a sampler died") == 2
+    assert asked.done == 41
+    assert f"{MAX_FAILURES} samplers ended while measuring it" in str(asked.samples["deadly"].error)
+    kept = {s.what: s for s in store.read("k") if s.kind != "reference"}
+    assert kept.keys() == asked.samples.keys() - {"deadly"}
+    assert all(s.error is None for s in kept.values())
+    said = capsys.readouterr().out
+    assert said.count("target edge: a sampler died") == MAX_FAILURES
+    assert said.count("deadly is left out") == 1
+    again = job(40, extra=["deadly"])
+    again.target_key = "k"
+    run_jobs([again], store, samplers(), lambda _: None)
+    assert (again.reused, again.samples["deadly"].error) == (40, None)
+
+
+class Faulty(SamplerActor):
+    """A real sampler that fails at chosen structures, once each, in one of two ways.
+
+    Its process ends, or raises what a GPU does after a fault, and from then on at every structure.
+    """
+
+    def __init__(self, marks: str, deadly: Sequence[str], faulty: Sequence[str], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._marks, self._deadly, self._faulty = Path(marks), deadly, faulty
+        self._poisoned = False
+        self._sampler._program = self._program  # type: ignore[method-assign]
+
+    def _program(self, item: Work) -> Any:
+        mark = self._marks / item.key
+        if item.key in (*self._deadly, *self._faulty) and not mark.exists():
+            mark.touch()
+            if item.key in self._deadly:
+                time.sleep(0.5)  # until its last message has arrived
+                os._exit(1)
+            self._poisoned = True
+        if self._poisoned:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Sampler._program(self._sampler, item)
+
+
+def test_no_structure_is_blamed_for_what_befell_its_sampler(store: SampleStore, tmp_path: Path) -> None:
+    """Samplers die at three different structures and one has a fault: all is measured, nothing refused."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    config = Config.model_validate(settings(tmp_path))
+    target = next(t for t in config.targets if t.runtime == "torch")
+    target = target.model_copy(update={"input_shape": (3, 16, 16)})
+    space = structural_space(config, 10)
+    work = [candidate_work(space, 0, choice) for choice in range(len(space.ops[0]))]
+    work = list({item.key: item for item in work}.values())
+    keys = [item.key for item in work]
+    assert len(keys) >= 4
+    asked = dataclasses.replace(job(0), target=target, work=work)
+
+    def start(job: Job) -> Any:
+        arguments = (str(marks), [*keys[:2], keys[3]], keys[2:3], config, 10, job.target, installed_code())
+        return ray.remote(Faulty).options(num_cpus=0).remote(*arguments)
+
+    run_jobs([asked], store, start, lambda _: None)
+    assert sorted(mark.name for mark in marks.iterdir()) == sorted(keys[:4])
+    kept = {s.key: s for s in store.read(asked.target_key) if s.kind == "candidate"}
+    assert kept.keys() == set(keys)
+    assert {s.error for s in (*kept.values(), *asked.samples.values())} == {None}
+
+
+def test_a_sampler_of_other_code_is_refused(store: SampleStore, tmp_path: Path) -> None:
+    config = Config.model_validate(settings(tmp_path))
+
+    def start(job: Job) -> Any:
+        code = {**installed_code(), "timm": "0.0.1"}
+        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, code)
+
+    with pytest.raises(UserError, match="timm differs from the driver's"):
+        run_jobs([job(3)], store, start, lambda _: None)
+
+
+def test_what_takes_too_long_goes_to_another_sampler(
+    store: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_ITEM_S", 2.0)
+    asked = job(2, extra=["hangs"])
+    run_jobs([asked], store, samplers(endless="hangs"), lambda _: None)
+    assert asked.done == 3
+    assert "no answer" in str(asked.samples["hangs"].error)
+    assert {s.key for s in store.read("k") if s.kind == "network"} == {"w0", "w1"}
+
+
+def test_a_wait_for_a_place_says_what_it_is_for_and_ends(
+    store: SampleStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(fleet_module, "_START_S", 2.5)
+
+    class Homeless:
+        def start(self) -> Ready:
+            raise AssertionError("it never starts")
+
+    def start(_: Job) -> Any:
+        return ray.remote(Homeless).options(resources={"nowhere": 1}).remote()
+
+    asked = job(2)
+    asked.placement = dataclasses.replace(asked.placement, num_cpus=4, resources={"lana_device": 1.0})
+    for starts in (start, lambda _: None):  # no room on its node, and no node
+        with pytest.raises(UserError, match="'edge': its sampler has not started .* 4 CPU, 1 lana_device of"):
+            run_jobs([asked], store, starts, lambda _: None)
+        assert "waiting for at most" in capsys.readouterr().out
 
 
 def test_samplers_that_keep_dying_end_the_run(store: SampleStore) -> None:
@@ -229,7 +319,7 @@ def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
     asked = dataclasses.replace(job(3), target=config.targets[0])
 
     def start(job: Job) -> Any:
-        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target)
+        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, installed_code())
 
     with pytest.raises(UserError, match="'edge': runtime tensorrt is not installed; pip install"):
         run_jobs([asked], store, start, lambda _: None)
@@ -272,11 +362,11 @@ def test_a_real_sampler_leases_its_cores_until_it_ends(store: SampleStore, tmp_p
     config = Config.model_validate(settings(tmp_path))
     target = next(t for t in config.targets if t.runtime == "torch")
     target = target.model_copy(update={"input_shape": (3, 16, 16)})
-    actor = ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, target)
-    first = ray.get(actor.target_key.remote())
+    actor = ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, target, installed_code())
+    first = ray.get(actor.start.remote())
     while isinstance(first, Busy):  # other tests measure as well
-        first = ray.get(actor.target_key.remote())
-    assert ray.get(actor.target_key.remote()) == first
+        first = ray.get(actor.start.remote())
+    assert ray.get(actor.start.remote()) == first
     assert any(str(tmp_path) in holder for holder in leases.held())
     ray.kill(actor)
     while any(str(tmp_path) in holder for holder in leases.held()):

@@ -20,7 +20,9 @@ SCRIPT = """
 
     from lana_ray import cluster
     from lana_ray.config import RayConfig, Target
-    from lana_ray.latency.fleet import Job, run_jobs
+    from lana_ray.latency.actor import Progress, Ready
+    from lana_ray.latency.fleet import run_jobs
+    from lana_ray.latency.job import Job
     from lana_ray.latency.sampler import Work
     from lana_ray.latency.store import SampleStore
     from lana_ray.placement import assign_targets
@@ -31,20 +33,24 @@ SCRIPT = """
     here.mkdir()
 
     class Sampler:
-        def target_key(self):
-            return "k"
+        def start(self):
+            return Ready(target_key="k", node_id=ray.get_runtime_context().get_node_id())
 
         def sample(self, work, baselines_ms):
             node = ray.get_runtime_context().get_node_id()
             if not baselines_ms:
-                yield [take(kind="reference", key="teacher", target_key="k", median_ms=2.0, node=node)]
+                teacher = take(kind="reference", key="teacher", target_key="k", median_ms=2.0, node=node)
+                yield Progress(samples=(teacher,))
             if work and work[0].key.startswith("edge"):  # both begin before one of them has done it all
                 (here / node).touch()
                 while len(list(here.iterdir())) < 2:
                     time.sleep(0.02)
+            done = ()
             for item in work:
+                yield Progress(samples=done, begins=item.key)
                 time.sleep(0.1)
-                yield [take(kind="network", key=item.key, what=item.what, target_key="k", node=node)]
+                done = (take(kind="network", key=item.key, what=item.what, target_key="k", node=node),)
+            yield Progress(samples=done)
 
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     offer = {"num_cpus": 1, "resources": {"lana_device": 1}}

@@ -2,6 +2,7 @@
 
 A new one is a module with
 
+- ``NAME``: what it is called;
 - ``PACKAGES``: the distributions that carry it, any of which will do, and the ``EXTRA`` that installs one;
 - ``PRECISIONS``: what it computes in, by the kind of device it runs on;
 - ``LOADS_ONNX``: whether its programs are ONNX, else they are PyTorch's;
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, refusals
 from lana_ray.latency.runtimes import compiled, eager, onnx, openvino, tensorrt
 
 
@@ -99,7 +100,8 @@ def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | b
         example: float32, the shape of the batches that are deployed for.
 
     Raises:
-        UserError: as ``check``, and when the network cannot be expressed.
+        Unsupported: when the network cannot be expressed.
+        UserError: as ``check``.
     """
     check(target)
     deployed: nn.Module | bytes = _RUNTIMES[target.runtime].program(module, example, target)
@@ -116,15 +118,16 @@ def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
 
 
 def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session:
-    """Loads a program as it is deployed into the target's runtime, with ``example`` bound.
+    """Loads a program as it is deployed into the target's runtime, with ``example`` bound, and runs it once.
 
     Args:
         program: the ONNX program where ``loads_onnx``, else what an exported PyTorch program loads as.
         example: float32.
 
     Raises:
-        UserError: as ``check``, and when this machine lacks the runtime or the device, or the runtime refuses
-            the network.
+        Unsupported: when the runtime refuses the network. Faults of the machine, such as a lack of memory, are
+            raised as they are.
+        UserError: as ``check``, and when this machine lacks the runtime or the device.
     """
     check(target)
     if mend := missing(target.runtime):
@@ -134,5 +137,8 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
             f"target {target.name!r}: device {target.device} is not available on this machine; "
             "measure it on a node that has it"
         )
-    session: Session = _RUNTIMES[target.runtime].load(program, example, target)
+    runtime = _RUNTIMES[target.runtime]
+    with refusals(f"target {target.name!r}: {runtime.NAME}"):
+        session: Session = runtime.load(program, example, target)
+        session.run()  # some refuse what they have loaded
     return session

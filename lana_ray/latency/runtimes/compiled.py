@@ -17,6 +17,7 @@ from lana_ray.latency.runtimes import eager
 from lana_ray.latency.runtimes.eager import EagerSession
 from lana_ray.latency.runtimes.tensors import in_batches
 
+NAME = "torch.compile"
 PACKAGES = ("torch",)
 EXTRA = "torch"
 PRECISIONS = eager.PRECISIONS
@@ -26,7 +27,7 @@ program = eager.program
 
 
 class CompiledSession(EagerSession):
-    """A program compiled for the shape of its example, when the session is made."""
+    """A program compiled for the shape of its example, by the first run."""
 
     def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
         super().__init__(module, example, target)
@@ -36,13 +37,6 @@ class CompiledSession(EagerSession):
             "compile_threads": 1,  # no helpers that live on while networks are timed
         }
         self._module.compile(fullgraph=True, dynamic=False, options=options)
-        try:
-            self.run()
-        except Exception as error:  # the compiler's errors share no base class
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(
-                f"target {target.name!r}: torch.compile refuses the network ({reason}); use the runtime torch"
-            ) from error
 
     def predict(self, images: Tensor) -> Tensor:
         return in_batches(super().predict, images, len(self._example))

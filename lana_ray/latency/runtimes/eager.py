@@ -15,6 +15,7 @@ from lana_ray.config import Target
 from lana_ray.export import to_program
 from lana_ray.latency.runtimes.tensors import DTYPES
 
+NAME = "PyTorch"
 PACKAGES = ("torch",)
 EXTRA = "torch"
 PRECISIONS = {"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "fp16", "bf16")}

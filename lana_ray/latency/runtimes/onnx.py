@@ -12,6 +12,7 @@ from lana_ray.config import Target
 from lana_ray.errors import UserError
 from lana_ray.latency.runtimes.tensors import DTYPES, in_batches, typed_onnx
 
+NAME = "ONNX Runtime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 EXTRA = "onnx"
 PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
@@ -38,11 +39,7 @@ class OnnxSession:
             raise UserError(
                 f"target {target.name!r}: this onnxruntime has no {provider}; pip install onnxruntime-gpu"
             )
-        try:
-            self._session = onnxruntime.InferenceSession(program, options, providers=[(provider, settings)])
-        except Exception as error:  # onnxruntime's errors share no base class
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"target {target.name!r}: ONNX Runtime refuses the network ({reason})") from None
+        self._session = onnxruntime.InferenceSession(program, options, providers=[(provider, settings)])
         if provider not in self._session.get_providers():  # it falls back to the CPU without an error
             raise UserError(
                 f"target {target.name!r}: ONNX Runtime could not start its {provider}; install the CUDA and "

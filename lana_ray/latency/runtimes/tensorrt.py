@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lana_ray.config import Target
-from lana_ray.errors import UserError
+from lana_ray.errors import Unsupported, UserError
 from lana_ray.export import INPUT_NAME, OUTPUT_NAME
 from lana_ray.latency.runtimes.tensors import DTYPES, in_batches, typed_onnx
 
+NAME = "TensorRT"
 PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 EXTRA = "tensorrt"
 PRECISIONS = {"cuda": ("fp32", "fp16", "bf16")}
@@ -81,10 +82,10 @@ def _build(tensorrt: Any, logger: Any, program: bytes, example: Tensor, target: 
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(program):
         reason = " ".join(parser.get_error(0).desc().split())[:200]
-        raise UserError(f"target {target.name!r}: TensorRT refuses the network ({reason})")
+        raise Unsupported(f"target {target.name!r}: TensorRT refuses the network ({reason})")
     network.get_input(0).shape = tuple(example.shape)  # a free batch dimension would need a profile
     plan = builder.build_serialized_network(network, builder.create_builder_config())
-    if plan is None:
+    if plan is None:  # out of memory perhaps: it does not say
         raise UserError(
             f"target {target.name!r}: TensorRT builds no engine of the network; its log above says why"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lana_ray.errors import UserError
 from lana_ray.layers import Layer
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
@@ -43,6 +44,17 @@ class CellStudents:
     def label(self, architecture: Architecture) -> str:
         """The cells as published."""
         return self.cells.format(architecture)
+
+    def parse(self, label: str) -> Architecture:
+        """The architecture that ``label`` writes so.
+
+        Raises:
+            ValueError: for other text.
+        """
+        try:
+            return self.cells.parse(label)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     def network_structure(self, architecture: Architecture) -> str:
         """Identity of a whole network, whatever its weights; dead edges make no difference."""
