@@ -26,8 +26,8 @@ from rich.table import Table
 
 from lana_ray.cluster import connect
 from lana_ray.config import Config, RayConfig, Target
-from lana_ray.latency.cores import physical_cores
 from lana_ray.latency.actor import Progress, Ready, SamplerActor
+from lana_ray.latency.cores import physical_cores
 from lana_ray.latency.fleet import run_jobs
 from lana_ray.latency.hardware import own_cpus
 from lana_ray.latency.job import Job
@@ -164,7 +164,11 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
         job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
 
         def start(job: Job) -> Any:
-            return ray.remote(SamplerActor).options(num_cpus=0).remote(config, CLASSES, job.target, installed_code())
+            return (
+                ray.remote(SamplerActor)
+                .options(num_cpus=0)
+                .remote(config, CLASSES, job.target, installed_code())
+            )
 
         seconds = _timed(job, start, folder)
     found = [job.samples[item.key] for item in job.work]

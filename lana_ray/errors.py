@@ -20,7 +20,7 @@ _FAULTS = (
     "status_internal_error",
     "no space left",
 )
-"""Words by which the errors of torch and of the runtimes, which share no class, say that it was the machine."""
+"""Words by which errors of torch and of the runtimes, which share no class, say that it was the machine."""
 
 
 class UserError(Exception):

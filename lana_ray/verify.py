@@ -30,10 +30,10 @@ from lana_ray import registry
 from lana_ray.config import Budget, Target
 from lana_ray.errors import UserError
 from lana_ray.latency import runtimes
+from lana_ray.latency.hardware import processor
 from lana_ray.latency.leases import leased
 from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import Session
-from lana_ray.latency.hardware import processor
 from lana_ray.latency.timing import Measurement, Reference, middle, time_calls
 from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
 

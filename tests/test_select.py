@@ -66,7 +66,7 @@ def measured_again(monkeypatch: pytest.MonkeyPatch, times: dict[Any, Sample]) ->
                 assert work.session not in (None, *sample_stage.SESSIONS)  # those chose it
                 if work.what not in asked:
                     asked.append(work.what)
-                job.samples[work.key] = times[work.architecture]
+                job.samples[work.key] = times[SPACE.parse(work.what)]
 
     monkeypatch.setattr(sample_stage, "measure", measure)
     monkeypatch.setattr(confirm, "losses", losses)

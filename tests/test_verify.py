@@ -16,8 +16,8 @@ from lana_ray import registry
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.errors import UserError
 from lana_ray.export import to_onnx
-from lana_ray.latency.runtimes import loads_onnx
 from lana_ray.latency.hardware import processor
+from lana_ray.latency.runtimes import loads_onnx
 from lana_ray.latency.timing import Measurement
 from lana_ray.registry import Model, Student
 from lana_ray.verify import Verification, _latency_check, problem, render, verify

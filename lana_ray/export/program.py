@@ -61,6 +61,7 @@ def finished(program: fx.GraphModule) -> fx.GraphModule:
     It runs in any memory layout: a view of what is not contiguous becomes a copy.
     """
     _fold_batch_norms(program)
+    _absorb_statistics(program)
     for node in program.graph.find_nodes(op="call_function", target=_aten.view.default):
         node.target = _aten.reshape.default
     return _flattened(program)
@@ -88,6 +89,31 @@ def _fold_batch_norms(program: fx.GraphModule) -> None:
         convolution.args = (images, *parts, *rest)
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)
+    graph.eliminate_dead_code()
+
+
+def _absorb_statistics(program: fx.GraphModule) -> None:
+    """Makes the batch-norms that are left ones of mean 0 and variance 1, with all else in scale and shift.
+
+    No half-precision number holds a variance above 65504.
+    """
+    graph = program.graph
+    for norm in graph.find_nodes(op="call_function", target=_aten.batch_norm.default):
+        scale, shift, mean, variance, training, _, epsilon = norm.args[1:8]
+        nodes = (scale, shift, mean, variance)
+        if training or not epsilon or any(node is not None and node.op != "get_attr" for node in nodes):
+            continue
+        s, t, m, v = (cast(Tensor, node and attrgetter(node.target)(program)) for node in nodes)
+        factor = (1 if s is None else s.detach()) / torch.sqrt(v + epsilon)
+        moved = (0 if t is None else t.detach()) - m * factor
+        absorbed = {"scale": factor, "shift": moved, "mean": torch.zeros_like(m), "var": torch.ones_like(v)}
+        with graph.inserting_before(norm):
+            parts = []
+            for kind, tensor in absorbed.items():
+                name = f"{norm.name}_absorbed_{kind}"
+                program.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+                parts.append(graph.get_attr(name))
+        norm.args = (norm.args[0], *parts, training, norm.args[6], 0.0, *norm.args[8:])
     graph.eliminate_dead_code()
 
 

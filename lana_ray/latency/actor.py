@@ -84,9 +84,7 @@ class SamplerActor:
                 return leased
             leased.pin()
             self._lease = leased
-        return Ready(
-            target_key=self._sampler.target_key(), node_id=ray.get_runtime_context().get_node_id()
-        )
+        return Ready(target_key=self._sampler.target_key(), node_id=ray.get_runtime_context().get_node_id())
 
     def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
         """Measures one item after the other, the references first if their baselines are not known."""

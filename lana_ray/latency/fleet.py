@@ -292,7 +292,8 @@ class _Fleet:
         blameless = sum(begun is None or node_id not in alive for node_id, begun in self._row)
         if blameless > MAX_DEATHS or self._left_out > _MAX_LEFT_OUT:
             raise UserError(
-                f"target {self.job.target.name!r}: its samplers died {len(self._row)} times in a row ({reason})"
+                f"target {self.job.target.name!r}: its samplers died {len(self._row)} times in a row "
+                f"({reason})"
             )
 
     def _dispatch_idle(self) -> None:

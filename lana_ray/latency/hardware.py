@@ -30,14 +30,16 @@ def processor(target: Target) -> str:
 
     Of a CPU with cores of several kinds, it says which of them the process is kept on.
     """
-    host = [cpu(own_cpus()), kind_of(own_cpus())] if target.device == "cpu" else [gpu(target), cpu(own_cpus())]
+    host = (
+        [cpu(own_cpus()), kind_of(own_cpus())] if target.device == "cpu" else [gpu(target), cpu(own_cpus())]
+    )
     return ", ".join(filter(None, host))
 
 
 def cpu(cpus: tuple[int, ...], root: Path = _ROOT) -> str:
     """The model of some CPUs and the highest frequency of the fastest.
 
-    Arm's have no model's name: implementer, part and variant of their cores and the board's model stand for it.
+    Arm's have no model's name: implementer, part and variant of the cores and the board stand for it.
     """
     entries = _cpuinfo(root)
     own = [entry for entry in entries if int(entry.get("processor", -1)) in cpus] or entries

@@ -44,7 +44,7 @@ class Programs:
         """As ``runtimes.program`` of one candidate; one program serves all layers it is the same at.
 
         Raises:
-            Unsupported: as ``runtimes.program``, and for a candidate with more weights than the whole teacher.
+            Unsupported: as ``runtimes.program``, and for a candidate with more weights than the teacher.
                 The paper's widest take gigabytes at a late layer, where none can be faster than the layer.
         """
         structure = self._space.structure(layer, choice)
@@ -60,7 +60,9 @@ class Programs:
         weights = count_weights(self._space.ops[layer][choice], self._space.layers[layer])
         teacher = sum(weight.numel() for weight in self._space.network.parameters())
         if weights > max(teacher, _FEW):
-            raise Unsupported(f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}")
+            raise Unsupported(
+                f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}"
+            )
 
     def network(self, architecture: Architecture) -> nn.Module | bytes:
         """As ``runtimes.program`` of the network that the space builds.
@@ -88,7 +90,7 @@ class Programs:
         try:
             made: Any = program(opened, example_input(self._target), self._target)
             return OnnxFrame(made) if loads_onnx(self._target.runtime) else made
-        except Exception as error:  # of the network's own code, which may use more of its layers than outputs
+        except Exception as error:  # its code may use more of a layer than outputs
             if is_fault(error):
                 raise
             return None

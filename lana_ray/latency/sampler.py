@@ -172,8 +172,8 @@ class Sampler:
 
         Raises:
             OtherStructure: when this node's space is not the one that the work is of.
-            Exception: whatever keeps this process from measuring. Only what the exporter or the runtime refuses
-                is a sample with an error, as it would be refused again.
+            Exception: whatever keeps this process from measuring. Only what the exporter or the runtime
+                refuses is a sample with an error, as it would be refused again.
         """
         references = [
             Reference(run=session.run, baseline_ms=baseline_ms)  # a floor without a baseline is not used
@@ -260,8 +260,8 @@ class Sampler:
         """Raises OtherStructure unless ``own``, what this process would build, is what it was asked for."""
         if own != (item.network or item.structure):
             raise OtherStructure(
-                f"target {self._target.name!r}: {item.what} is another structure on node {self._node} than in "
-                "the driver; install the same lana_ray, torch, timm and pool.modules on both"
+                f"target {self._target.name!r}: {item.what} is another structure on node {self._node} than "
+                "in the driver; install the same lana_ray, torch, timm and pool.modules on both"
             )
 
     def _student(self, item: Work, architecture: Architecture) -> nn.Module | bytes:

@@ -195,7 +195,9 @@ class LayerwiseSpace:
         """
         pairs = [part.partition("=")[::2] for part in label.split("|")]
         if [name for name, _ in pairs] != [layer.name for layer in self.layers]:
-            raise ValueError(f"{label!r} is not of the layers {', '.join(layer.name for layer in self.layers)}")
+            raise ValueError(
+                f"{label!r} is not of the layers {', '.join(layer.name for layer in self.layers)}"
+            )
         names = [[op.name for op in ops] for ops in self.ops]
         return tuple(of_layer.index(op) for of_layer, (_, op) in zip(names, pairs, strict=True))
 

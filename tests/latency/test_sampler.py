@@ -9,19 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lana_ray.config import MeasureConfig, Target
+from lana_ray.errors import Unsupported, UserError
+from lana_ray.latency import hardware
 from lana_ray.latency import sampler as sampler_module
+from lana_ray.latency.hardware import processor
 from lana_ray.latency.measure import example_input
+from lana_ray.latency.runtimes import eager
 from lana_ray.latency.sampler import (
+    OtherStructure,
     Sampler,
     Work,
     candidate_work,
     empty_work,
     in_sessions,
     network_work,
-    processor,
     student_work,
 )
 from lana_ray.latency.store import Sample
@@ -149,28 +153,70 @@ def test_every_session_is_a_load_of_its_own_of_one_program(
     assert [sample.raw_ms for sample in samples] == [2.0] * 6 + [1.0]  # sessions are given more time
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(tmp_path: Path, runtime: str) -> None:
-    of, storage = space(), Storage(str(tmp_path))
+class Bessel(nn.Module):
+    """No ONNX operator computes it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.special.i0(images)
+
+
+def test_only_what_the_exporter_or_the_runtime_refuses_is_a_sample_with_an_error(tmp_path: Path) -> None:
+    """Weights that cannot be read say nothing about the network."""
+    of, storage = space(Bessel), Storage(str(tmp_path))
+    with pytest.raises(Unsupported, match="ONNX cannot express it"):
+        Sampler(of, target("onnxruntime"), storage)  # as no layer leaves the stem out
+    of = space()
+    sampler = Sampler(of, target("onnxruntime"), storage)
+    item = candidate_work(of, 0, 2)
+    sampler._programs.candidate = lambda *_: b"no program"  # type: ignore
+    (refused,) = sampler.sample([item], [1.0])
+    assert "ONNX Runtime refuses the network" in str(refused.error)
+    assert np.isnan([refused.median_ms, refused.iqr_ms, refused.raw_ms, refused.drift]).all()
+    assert not refused.settled
     write_student(storage, of, (0, 0, 0), "other.safetensors")
     storage.write_bytes("damaged.safetensors", b"not weights")
-    asked = [
-        student_work(of, (1, 1, 1), "other.safetensors", "a"),
-        student_work(of, (1, 1, 1), "damaged.safetensors", "b"),
-        student_work(of, (1, 1, 1), "missing.safetensors", "c"),
-        network_work(of, (1, 1, 1)),
-    ]
-    samples = {s.key: s for s in Sampler(of, target(runtime), storage).sample(asked, [1.0])}
-    wrong, damaged, missing, fine = (samples.pop(item.key) for item in asked)
-    assert not samples
-    assert "Missing key" in str(wrong.error) or "Unexpected key" in str(wrong.error)
-    assert "damaged.safetensors: damaged safetensors file" in str(damaged.error)
-    assert "missing.safetensors" in str(missing.error)
-    assert fine.error is None
-    for sample in (wrong, damaged, missing):
-        assert np.isnan([sample.median_ms, sample.iqr_ms, sample.raw_ms, sample.drift]).all()
-        assert not sample.settled
-        assert "\n" not in str(sample.error)
+    for name, error in (("other", RuntimeError), ("damaged", UserError), ("missing", OSError)):
+        with pytest.raises(error, match=r"key\(s\) in state_dict|damaged|missing\.safetensors"):
+            next(sampler.sample([student_work(of, (1, 1, 1), f"{name}.safetensors", name)], [1.0]))
+
+
+@pytest.mark.parametrize("message", ["CUDA error: unspecified launch failure", "std::bad_alloc"])
+def test_a_fault_of_the_machine_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    of = space()
+    sampler = Sampler(of, target(), Storage(str(tmp_path)))
+
+    def break_down(*_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(eager.EagerSession, "run", break_down)
+    with pytest.raises(RuntimeError, match=message):
+        next(sampler.sample([network_work(of, (1, 1, 0))], [1.0]))
+    monkeypatch.setattr(eager, "program", break_down)
+    with pytest.raises(RuntimeError, match=message):
+        next(sampler.sample([empty_work(of, 2)], [1.0]))
+
+
+def test_what_a_node_would_build_otherwise_is_not_measured(tmp_path: Path) -> None:
+    """Its pool is in another order, lacks an operation, has another of the same name, or another teacher."""
+    of, storage = space(), Storage(str(tmp_path))
+    torch.manual_seed(0)
+    network = Twins().eval()
+    layers = find_layers(network, torch.randn(2, 3, 16, 16))
+    reordered = LayerwiseSpace(network, layers, list(reversed(POOL)))
+    assert of.structure(0, 2) == reordered.structure(0, 1)  # the same under another index
+    wide = LayerwiseSpace(network, layers, ["mbconv_e6_k3"])
+    students, thin = (CellStudents(NasBench201Space(classes=10, width=w, cells=1), of) for w in (4, 8))
+    asked = [candidate_work(of, 0, 2), network_work(of, (2, 0, 1))]
+    assert [s.error for s in Sampler(reordered, target(), storage).sample(asked, [1.0])] == [None, None]
+    weights = student_work(of, (2, 0, 1), "a.safetensors", "a")
+    cells = network_work(students, (1, 2, 3, 4, 0, 1))
+    other = [(wide, asked[0]), (wide, asked[1]), (wide, weights), (space(nn.SiLU), asked[0])]
+    other += [(space(nn.SiLU), asked[1]), (space(nn.SiLU), weights)]
+    for its_space, item in [*other, (thin, cells)]:
+        with pytest.raises(OtherStructure, match=r"'here': .* is another structure on node"):
+            next(Sampler(its_space, target(), storage).sample([item], [1.0]))
 
 
 def test_equal_structures_have_equal_keys_and_others_do_not() -> None:
@@ -203,9 +249,16 @@ def test_samples_mix_only_between_equal_targets(tmp_path: Path) -> None:
     of, storage = space(), Storage(str(tmp_path))
     first = Sampler(of, target(), storage).target_key()
     more, patient = (QUICK.model_copy(update=new) for new in ({"architectures": 99}, {"time_limit_s": 9.0}))
-    same = [target(), target(name="there"), target(label="x"), target(measure=more)]
+    same = [target(), target(name="there", label="here"), target(measure=more)]
     assert {Sampler(of, t, storage).target_key() for t in same} == {first}
-    others = [target(batch_size=2), target(threads=2), target("onnxruntime"), target(input_shape=(3, 24, 24))]
+    others = [
+        target(label="x"),
+        target(name="there"),
+        target(batch_size=2),
+        target(threads=2),
+        target("onnxruntime"),
+        target(input_shape=(3, 24, 24)),
+    ]
     others += [target(measure=patient), target(measure=QUICK.model_copy(update={"rel_error": 0.001}))]
     keys = {Sampler(of, t, storage).target_key() for t in others}
     assert len(keys) == len(others)
@@ -216,7 +269,7 @@ def test_samples_mix_only_between_equal_targets(tmp_path: Path) -> None:
 def test_samples_say_where_the_process_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of, cpu = space(), min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, [cpu])
-    monkeypatch.setattr(sampler_module, "kind_of", lambda cpus: f"cores like {cpus}")
+    monkeypatch.setattr(hardware, "kind_of", lambda cpus: f"cores like {cpus}")
     sampler = Sampler(of, target(threads=1), Storage(str(tmp_path)))
     assert torch.get_num_threads() == 1
     (sample,) = sampler.sample([empty_work(of, 0)], [1.0])

@@ -125,8 +125,8 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
         example: float32.
 
     Raises:
-        Unsupported: when the runtime refuses the network. Faults of the machine, such as a lack of memory, are
-            raised as they are.
+        Unsupported: when the runtime refuses the network. Faults of the machine, such as a lack of memory,
+            are raised as they are.
         UserError: as ``check``, and when this machine lacks the runtime or the device.
     """
     check(target)

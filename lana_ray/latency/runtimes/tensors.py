@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.export import to_onnx
+from lana_ray.export.half import cast_onnx
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Torch's types by a target's precision."""
@@ -17,10 +17,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def typed_onnx(module: nn.Module, example: Tensor, target: Target) -> bytes:
     """``module`` as an ONNX program of the target's precision throughout, its input and output included."""
+    traced = to_onnx(module, example, dynamic_batch=False)
     dtype = DTYPES[target.precision]
-    if dtype != torch.float32:
-        module, example = copy.deepcopy(module).to(dtype), example.to(dtype)
-    return to_onnx(module, example, dynamic_batch=False)
+    return traced if dtype == torch.float32 else cast_onnx(traced, dtype)
 
 
 def in_batches(call: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
