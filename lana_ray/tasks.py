@@ -128,7 +128,8 @@ def run_on_targets(
 def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -> Any:
     placement = _placed([target], config)[target.name]
     environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
-    return ray.remote(function).options(
+    # A process that has used a GPU keeps memory of it, and its faults: it calls the function once.
+    return ray.remote(max_calls=1 if placement.num_gpus else 0)(function).options(
         max_retries=MAX_RETRIES, runtime_env=environment, **placement.options()
     )
 

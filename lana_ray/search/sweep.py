@@ -31,9 +31,17 @@ _RAY_TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard files; results are kept here
 }
 
-Trial = Callable[..., dict[str, Any]]
-"""Of (settings, *shared, file): what a trial found, as plain numbers, texts and lists. Until then it may
-keep what it needs to go on in the file of the run directory."""
+
+@dataclass(frozen=True)
+class Trial:
+    """What is done with settings, in two parts, as nobody may wait for a device while holding another."""
+
+    find: Callable[..., dict[str, Any]]
+    """Of (settings, *shared, file): what was found, as plain numbers, texts and lists. It holds the sweep's
+    resources and waits for nobody. Until it ends, it may keep what it needs to go on in the file of the run
+    directory."""
+    judge: Callable[..., dict[str, Any]]
+    """Of (what was found, settings, *shared): more results. It holds nothing, and may wait for samplers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +62,7 @@ class Sweep:
     """Settings among them that are tried before any is drawn; they lie where the space does."""
     concurrency: int
     resources: Mapping[str, float]
-    """What a trial claims: ``CPU``, ``GPU``."""
+    """What a trial claims while it finds: ``CPU``, ``GPU``."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray's label selector of the nodes it may run on; empty for all."""
     seed: int
@@ -151,20 +159,31 @@ def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
     """The trial as Tune calls it."""
     known = [ray.put(argument) for argument in shared]
+    find = ray.remote(max_calls=1, max_retries=0)(trial.find).options(
+        num_cpus=sweep.resources.get("CPU", 0),
+        num_gpus=sweep.resources.get("GPU", 0),
+        label_selector=dict(sweep.labels),
+        scheduling_strategy="DEFAULT",  # and not inside what Tune holds
+    )
 
     def run(config: dict[str, Any]) -> None:
         settings = config[_SETTINGS] if sweep.is_grid else {name: config[name] for name in sweep.space}
         name, begun = f"{_folder(sweep)}/{fingerprint(settings)}", time.time()
         file, state = f"{name}.json", f"{name}.search"
         storage.write_json(f"{name}{_BEGUN}", settings)
-        found = trial(settings, *ray.get(known), state)
+        try:
+            found = ray.get(find.remote(settings, *known, state))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        found |= trial.judge(found, settings, *ray.get(known))
         storage.write_json(file, {"begun": begun, "settings": settings, **found})
         storage.remove(state)
         storage.remove(f"{name}{_BEGUN}")
         tune.report({name: found[name] for name in sweep.objectives})
 
     labels = {"bundle_label_selector": [dict(sweep.labels)]} if sweep.labels else {}
-    bundle = tune.PlacementGroupFactory([dict(sweep.resources)], **labels)
+    # A trial itself holds a byte of memory, as Tune wants something held, and no device that others wait for.
+    bundle = tune.PlacementGroupFactory([{"memory": 1.0}], **labels)
     return tune.with_resources(run, bundle)
 
 

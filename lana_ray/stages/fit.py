@@ -40,6 +40,8 @@ class Known:
     active: int
     """Further ones to measure, where predictors disagree most."""
     draw: Callable[[np.random.Generator], Architecture]
+    structure: Callable[[Architecture], str]
+    """Identity of an architecture's network: several may be the same one."""
     sample_s: float | None = None
     """What each took a sampler, in seconds, where that is known."""
 
@@ -73,6 +75,7 @@ def of_layers(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> dict[st
             encode=space.encode,
             networks={a: sample.median_ms for a, sample in known.networks.items()},
             active=known.target.measure.active,
+            structure=space.network_structure,
             draw=lambda rng: space.random(rng, known.considered),
             sample_s=paced(workspace, space, known, known.networks),
         )
@@ -142,9 +145,9 @@ def _measure_chosen(
         count = (known.active * (number + 1)) // _ROUNDS - (known.active * number) // _ROUNDS
         if count:
             rng = np.random.default_rng([seed, number])
-            drawn = dict.fromkeys(known.draw(rng) for _ in range(_POOL * count))
-            taken = split.known | split.test
-            pool = [architecture for architecture in drawn if architecture not in taken]
+            drawn = {known.structure(a): a for a in (known.draw(rng) for _ in range(_POOL * count))}
+            taken = {known.structure(a) for a in (*split.known, *split.test)}
+            pool = [architecture for structure, architecture in drawn.items() if structure not in taken]
             if not pool:
                 continue  # all there are have been measured
             predictor = _predictor(known, split.known, seed)

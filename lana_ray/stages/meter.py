@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lana_ray.config import Config, Target
-from lana_ray.errors import UserError
+from lana_ray.errors import Unsupported, UserError, one_line
+from lana_ray.latency.fleet import MAX_FAILURES
 from lana_ray.latency.leases import Busy, Waiting, lease
 from lana_ray.latency.meters import metered, unavailable
 from lana_ray.progress import progress_of, say
@@ -24,6 +26,13 @@ from lana_ray.workspace import Workspace, structural_cells, structural_space
 FOLDER = "metered"
 _WAIT_S = 5.0
 """For cores, before a reading gives way to others and is asked for again."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why the exporter or the runtime refuses a network."""
+
+    reason: str
 
 
 def check(workspace: Workspace) -> None:
@@ -61,7 +70,8 @@ def readings(
     """Reads the meter of ``search.cost`` for networks on their targets; the cost of those that could be read.
 
     Each reading is a file of the run directory as soon as it is there, by target, meter and structure, and
-    never taken again; so is the reason where there is none.
+    never taken again; so is the reason if the exporter or the runtime refuses a network. What failed
+    otherwise, ``MAX_FAILURES`` times, is not kept.
 
     Args:
         asked: by target.
@@ -85,15 +95,23 @@ def readings(
         for name, a in missing.values()
     ]
     todo, done = Counter(name for name, _ in missing.values()), Counter[str]()
-    order = list(missing.items())
+    order, lost = list(missing.items()), dict[str, dict[str, Any]]()
     with progress_of({f"{title} {cost} {name}": count for name, count in todo.items()}) as show:
         for position, value, error in _read_all(calls, config):
             file, (name, architecture) = order[position]
-            what = space.label(architecture)
-            storage.write_json(file, {"target": name, "what": what, "value": value, "error": error})
+            reading = {"target": name, "what": space.label(architecture), "value": value, "error": error}
+            if isinstance(value, _Refusal):
+                reading |= {"value": None, "error": value.reason}
+            if error is None:
+                storage.write_json(file, reading)
+            else:
+                lost[file] = reading
             done[name] += 1
             show(f"{title} {cost} {name}", done[name])
-    kept = {name: {a: storage.read_json(file) for a, file in mine.items()} for name, mine in files.items()}
+    kept = {
+        name: {a: lost.get(file) or storage.read_json(file) for a, file in mine.items()}
+        for name, mine in files.items()
+    }
     for name, mine in kept.items():
         _tell(f"{title}: {name}: {cost}", list(mine.values()), done[name])
     return {
@@ -134,12 +152,13 @@ def _unavailable(target: Target, cost: str) -> str | None:
 def _read_all(
     calls: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
 ) -> Iterator[tuple[int, Any, str | None]]:
-    """As ``run_on_targets``; readings for which no cores were free are asked for again.
+    """As ``run_on_targets``; readings that failed, or for which no cores were free, are asked for again.
 
     Raises:
         UserError: as ``Waiting.say``.
     """
     waits: dict[str, Waiting] = {}
+    failures = Counter[int]()
     left = list(range(len(calls)))
     while left:
         again = []
@@ -147,6 +166,10 @@ def _read_all(
             name = calls[left[place]][0].name
             if isinstance(value, Busy):
                 waits.setdefault(name, Waiting(f"target {name!r}")).say(value)
+                again.append(left[place])
+                continue
+            failures[left[place]] += error is not None
+            if error is not None and failures[left[place]] < MAX_FAILURES:
                 again.append(left[place])
             else:
                 waits.pop(name, None)
@@ -156,7 +179,7 @@ def _read_all(
 
 def _read(
     config: Config, num_classes: int, cells: bool, target: Target, architecture: Architecture
-) -> float | Busy:
+) -> float | Busy | _Refusal:
     """One reading, on a node of the target and on cores that it leases; who holds them if none are free."""
     own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
     if isinstance(own, Busy):
@@ -164,7 +187,10 @@ def _read(
     with own.used():
         torch.set_num_threads(target.threads)
         network, cost = _space(config, num_classes, cells).build(architecture), config.search.cost
-        value = metered(network, target, [cost])[cost]
+        try:
+            value = metered(network, target, [cost])[cost]
+        except Unsupported as error:
+            return _Refusal(one_line(error))
     if value <= 0:
         raise UserError(f"the meter reads {value:g}; relative errors need a positive cost")
     return value

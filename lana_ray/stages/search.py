@@ -57,7 +57,7 @@ def sweep(
     """Runs or resumes the trials of a method on a target; rows of ``search.parquet``.
 
     Args:
-        trial: of (settings, setup, the file that a search in it may keep its state in).
+        trial: of the setup.
         space: of the settings, see ``Sweep``.
         identity: everything that trials depend on beside teacher, target and the search's settings.
     """
@@ -80,7 +80,7 @@ def sweep(
         trials=config.search.trials,
         first=_budgets_asked(config, sampled, space),
         concurrency=config.search.concurrency,
-        resources=_resources(claim, sampled),
+        resources={"CPU": float(claim.cpus), **({"GPU": claim.gpus} if claim.gpus else {})},
         labels=selector(cluster.nodes(gone=True), claim, node_labels(config)),
         seed=config.run.seed,
     )
@@ -200,10 +200,3 @@ def trial_claim(config: Config) -> Claim:
 def use_threads(config: Config) -> None:
     """Lets PyTorch use the CPUs of a trial, in its process."""
     torch.set_num_threads(threads(trial_claim(config).cpus))
-
-
-def _resources(claim: Claim, sampled: Sampled) -> dict[str, float]:
-    """What a trial claims of Ray. Where one machine does everything, it leaves the sampler all CPUs: a trial
-    waits for it, and would wait for ever. Tune wants something claimed, so it is a byte of memory then."""
-    cpus = {"memory": 1.0} if sampled.placement.stand_in else {"CPU": float(claim.cpus)}
-    return cpus | ({"GPU": claim.gpus} if claim.gpus else {})

@@ -20,6 +20,7 @@ from lana_ray.latency.sampler import network_work
 from lana_ray.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
+from lana_ray.search.sweep import Trial
 from lana_ray.spaces.cells import CellStudents, CellSupernet
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import fit, train_cells
@@ -75,7 +76,7 @@ def run(workspace: Workspace, teacher: Teacher) -> list[dict[str, Any]]:
         )
         space = _space(setup, costs[name])
         identity = (_of_trials(workspace.config).model_dump(), list(costs[name].values()))
-        rows += sweep(workspace, sampled[name], "differentiable", _trial, setup, space, identity)
+        rows += sweep(workspace, sampled[name], "differentiable", TRIAL, setup, space, identity)
     trials = finish(workspace, teacher, rows)
     train_cells.run(workspace, teacher, trials, sampled)
     return trials
@@ -133,6 +134,7 @@ def _known(
         encode=students.cells.encode,
         networks=costs,
         active=cells.active,
+        structure=students.network_structure,
         draw=students.cells.random,
         sample_s=None if settings.metered else fit.paced(workspace, students, sampled, costs),
     )
@@ -144,8 +146,8 @@ def _space(setup: Setup, costs: Mapping[Architecture, float]) -> dict[str, Any]:
     return {"budget": tune.uniform(min(costs.values()), max(costs.values()))}
 
 
-def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
-    """Finds a cell, trains its network and measures it; runs in a process of Ray Tune."""
+def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
+    """Finds a cell and trains its network."""
     workspace = workspace_in_worker(setup.config)
     use_threads(setup.config)
     seed = seed_of(setup.config, settings)
@@ -157,7 +159,7 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
     encoding = students.cells.encode(found.architecture)
     predicted = float(setup.predictor.predict(encoding[None])[0])
     return {
-        **judged(workspace, setup.sampled, students, found.architecture),
+        "choices": list(found.architecture),
         "predicted_ms": None if setup.config.search.metered else predicted,
         "predicted_cost": predicted,
         "accuracy": accuracy,
@@ -166,6 +168,13 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
         "collapsed": found.collapsed,
         "trajectory": [[point.expected_cost, point.cost] for point in found.trajectory],
     }
+
+
+def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup) -> dict[str, Any]:
+    """Measures the network of a cell."""
+    workspace, seed = workspace_in_worker(setup.config), seed_of(setup.config, settings)
+    students = CellStudents(workspace.cells.cells, workspace.space, seed=seed)
+    return judged(workspace, setup.sampled, students, tuple(found["choices"]))
 
 
 def _search(
@@ -231,3 +240,6 @@ def _of_trials(config: Config) -> FinetuneConfig:
     """How the networks of trials are trained."""
     assert config.search.cells is not None
     return config.finetune.model_copy(update={"epochs": config.search.cells.trial_epochs})
+
+
+TRIAL = Trial(find=_find, judge=_judge)

@@ -22,6 +22,7 @@ from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.settings import SearchSettings
+from lana_ray.search.sweep import Trial
 from lana_ray.selection import select
 from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.stages import fit
@@ -96,7 +97,7 @@ def run(
                 scores=usable,
             )
             identity = (tables, list(metered.values()))
-            rows += sweep(workspace, known, method, _trial, setup, _space(setup, metered), identity)
+            rows += sweep(workspace, known, method, TRIAL, setup, _space(setup, metered), identity)
     return finish(workspace, teacher, rows)
 
 
@@ -116,6 +117,7 @@ def _metered(
             encode=space.encode,
             networks=networks[name],
             active=sampled.target.measure.active,
+            structure=space.network_structure,
             draw=functools.partial(space.random, among=choices),
         )
         for name, sampled in costs.items()
@@ -152,8 +154,8 @@ def _space(setup: Setup, metered: Mapping[Architecture, float]) -> dict[str, Any
     return {"budget": tune.uniform(1.001 * cheapest, setup.costs.teacher_ms)}
 
 
-def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
-    """Finds a student and judges it; runs in a process of Ray Tune."""
+def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
+    """Finds a student and how exact it is."""
     workspace = workspace_in_worker(setup.config)
     use_threads(setup.config)
     begin, collapsed = time.monotonic(), False
@@ -168,7 +170,7 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
     if setup.predictor:
         predicted_cost = float(setup.predictor.predict(workspace.space.encode(architecture)[None])[0])
     return {
-        **judged(workspace, setup.costs, workspace.space, architecture),
+        "choices": list(architecture),
         "predicted_ms": predicted_ms,
         "predicted_cost": predicted_cost,
         "accuracy": accuracy,
@@ -176,6 +178,12 @@ def _trial(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any
         "search_s": search_s,
         "collapsed": collapsed,
     }
+
+
+def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup) -> dict[str, Any]:
+    """Measures a student."""
+    workspace = workspace_in_worker(setup.config)
+    return judged(workspace, setup.costs, workspace.space, tuple(found["choices"]))
 
 
 def _by_program(budget_ms: float, setup: Setup) -> Architecture:
@@ -214,3 +222,6 @@ def _by_gradient(
         loss=divergence(workspace.teacher.to(where)),
         checkpoint=checkpoint_in(workspace.storage, file),
     )
+
+
+TRIAL = Trial(find=_find, judge=_judge)

@@ -14,6 +14,7 @@ from lana_ray.latency.runtimes.tensors import typed_onnx
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+GPU = Target(name="gpu", runtime="tensorrt", device="cuda", precision="fp16")
 ERROR = {"fp16": 0.01, "bf16": 0.05}
 IMAGES = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -29,8 +30,8 @@ class _Loud(nn.Module):
         with torch.no_grad():
             self.conv.weight.mul_(300.0)
             for norm in (self.first, self.norm, self.plain):
-                norm.running_var = torch.full_like(norm.running_var, 90_000.0)
-                norm.running_mean = torch.full_like(norm.running_mean, 5.0)
+                norm.running_var = torch.full((norm.num_features,), 90_000.0)
+                norm.running_mean = torch.full((norm.num_features,), 5.0)
             self.first.weight.fill_(300.0)
             self.norm.weight.fill_(4.0)
             self.eval()
@@ -53,14 +54,16 @@ class _Masked(_Loud):
 def test_a_loud_batch_norm_survives_in_torch(precision: str) -> None:
     network = _Loud()
     expected = network(IMAGES)
-    found = prepare(network, IMAGES, Target(name="here", precision=precision)).predict(IMAGES)
+    found = prepare(network, IMAGES, Target.model_validate({"name": "here", "precision": precision})).predict(
+        IMAGES
+    )
     assert float((found - expected).abs().max() / expected.abs().max()) < ERROR[precision]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_loud_batch_norm_survives_in_onnx(precision: str) -> None:
     network = _Masked()
-    target = Target(name="gpu", runtime="tensorrt", device="cuda", precision=precision)
+    target = GPU.model_copy(update={"precision": precision})
     program = typed_onnx(network, IMAGES, target)
     onnx.checker.check_model(onnx.load_from_string(program), full_check=precision == "fp16")
     if precision == "bf16":
@@ -72,8 +75,7 @@ def test_a_loud_batch_norm_survives_in_onnx(precision: str) -> None:
 
 
 def test_everything_is_of_the_asked_type_but_the_factors_of_resizing() -> None:
-    target = Target(name="gpu", runtime="tensorrt", device="cuda", precision="fp16")
-    model = onnx.load_from_string(typed_onnx(_Masked(), IMAGES, target))
+    model = onnx.load_from_string(typed_onnx(_Masked(), IMAGES, GPU))
     tensors = [*model.graph.initializer]
     tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
     floats = [t for t in tensors if t.data_type == onnx.TensorProto.FLOAT]

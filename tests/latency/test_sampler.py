@@ -212,7 +212,12 @@ def test_what_a_node_would_build_otherwise_is_not_measured(tmp_path: Path) -> No
     assert [s.error for s in Sampler(reordered, target(), storage).sample(asked, [1.0])] == [None, None]
     weights = student_work(of, (2, 0, 1), "a.safetensors", "a")
     cells = network_work(students, (1, 2, 3, 4, 0, 1))
-    other = [(wide, asked[0]), (wide, asked[1]), (wide, weights), (space(nn.SiLU), asked[0])]
+    other: list[tuple[LayerwiseSpace | CellStudents, Work]] = [
+        (wide, asked[0]),
+        (wide, asked[1]),
+        (wide, weights),
+        (space(nn.SiLU), asked[0]),
+    ]
     other += [(space(nn.SiLU), asked[1]), (space(nn.SiLU), weights)]
     for its_space, item in [*other, (thin, cells)]:
         with pytest.raises(OtherStructure, match=r"'here': .* is another structure on node"):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import tune
 
 from lana_ray.errors import UserError
-from lana_ray.search.sweep import Sweep, run_sweep
+from lana_ray.search.sweep import Sweep, Trial, run_sweep
 from lana_ray.storage import Storage
 
 TRIALS = 4
@@ -33,14 +34,38 @@ def sweep(space: dict[str, Any], name: str = "toy-0123", trials: int = TRIALS) -
     )
 
 
-def trial(settings: dict[str, Any], log: str, fails_from: int, state: str) -> dict[str, Any]:
+def find(settings: dict[str, Any], log: str, fails_from: int, state: str) -> dict[str, Any]:
     """Notes that it ran; breaks from the n-th time on."""
     path = Path(log)
     with path.open("a") as file:
         file.write(json.dumps(settings) + "\n")
     if len(path.read_text().splitlines()) >= fails_from:
         raise UserError("layer blocks.0: out of luck")
-    return {"accuracy": 1 / (1 + settings["x"]), "measured_ms": settings["x"], "choices": [1, 2]}
+    return {"accuracy": 1 / (1 + settings["x"]), "choices": [1, 2]}
+
+
+def judge(found: dict[str, Any], settings: dict[str, Any], *_: Any) -> dict[str, Any]:
+    return {"measured_ms": settings["x"]}
+
+
+trial = Trial(find=find, judge=judge)
+
+
+def judge_elsewhere(found: dict[str, Any], settings: dict[str, Any], *_: Any) -> dict[str, Any]:
+    """On all CPUs that there are, as a sampler may need them."""
+    measured = ray.remote(judge).options(num_cpus=2, scheduling_strategy="DEFAULT")
+    return dict(ray.get(measured.remote(found, settings)))
+
+
+def test_a_trial_that_waits_for_a_sampler_holds_nothing_that_it_needs(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    planned = replace(sweep(GRID), resources={"CPU": 2.0}, concurrency=2)
+    arguments = [str(tmp_path / "log"), 1000]
+    patient = Trial(find=find, judge=judge_elsewhere)
+    found = run_sweep(planned, patient, arguments, Storage(str(tmp_path)), lambda done: None)
+    assert [row["measured_ms"] for row in found] == [row["settings"]["x"] for row in found]
+    assert len(found) == TRIALS
 
 
 @pytest.mark.parametrize("space", [DRAWN, GRID], ids=["drawn", "grid"])
