@@ -194,6 +194,8 @@ class _Fleet:
             self.close()
             return
         self._queue = deque(self.job.pending())
+        self._vacant += not (self.workers or self._vacant)
+        self._fill()
         for worker in self.workers:
             if worker.share is not None:  # one that is yet to start may never find a place
                 self._dispatch(worker)

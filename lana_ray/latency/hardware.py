@@ -15,7 +15,7 @@ from lana_ray.latency.cores import kind_of
 _ROOT = Path("/")
 _ARM = {"CPU implementer": "implementer", "CPU part": "part", "CPU variant": "variant"}
 _BOARDS = ("proc/device-tree/model", "sys/class/dmi/id/product_name")
-_FREQUENCY = "sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
+_FREQUENCIES = "sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"
 _GPU_QUERY = ("driver_version", "power.limit")
 _GPU_S = 10.0
 
@@ -37,7 +37,7 @@ def processor(target: Target) -> str:
 
 
 def cpu(cpus: tuple[int, ...], root: Path = _ROOT) -> str:
-    """The model of some CPUs and the highest frequency of the fastest.
+    """The model of some CPUs and the highest frequency of any CPU here: cores of one kind differ a little.
 
     Arm's have no model's name: implementer, part and variant of the cores and the board stand for it.
     """
@@ -45,7 +45,7 @@ def cpu(cpus: tuple[int, ...], root: Path = _ROOT) -> str:
     own = [entry for entry in entries if int(entry.get("processor", -1)) in cpus] or entries
     names = dict.fromkeys(entry["model name"] for entry in own if "model name" in entry)
     parts = list(names) or _arm(own, root) or [platform.processor() or platform.machine()]
-    fastest = max((_number(root / _FREQUENCY.format(number)) for number in cpus), default=0)
+    fastest = max((_number(file) for file in root.glob(_FREQUENCIES)), default=0)
     return ", ".join([*parts, *([f"{fastest / 1e6:g} GHz"] if fastest else [])])
 
 

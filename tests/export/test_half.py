@@ -54,9 +54,8 @@ class _Masked(_Loud):
 def test_a_loud_batch_norm_survives_in_torch(precision: str) -> None:
     network = _Loud()
     expected = network(IMAGES)
-    found = prepare(network, IMAGES, Target.model_validate({"name": "here", "precision": precision})).predict(
-        IMAGES
-    )
+    target = Target.model_validate({"name": "here", "precision": precision})
+    found = prepare(network, IMAGES, target).predict(IMAGES)
     assert float((found - expected).abs().max() / expected.abs().max()) < ERROR[precision]
 
 

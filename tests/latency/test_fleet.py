@@ -212,6 +212,17 @@ def test_a_structure_that_samplers_end_at_is_left_out_of_this_run_alone(
     assert (again.reused, again.samples["deadly"].error) == (40, None)
 
 
+def test_what_follows_is_measured_though_the_last_sampler_died(store: SampleStore) -> None:
+    asked = job(0, extra=["deadly"])
+    asked.follow = lambda samples: [Work(kind="network", structure=f"{key}+", what=key) for key in "ab"]
+    run_jobs([asked], store, samplers(deadly=["deadly"]), lambda _: None)
+    assert {key: s.error is None for key, s in asked.samples.items()} == {
+        "deadly": False,
+        "a+": True,
+        "b+": True,
+    }
+
+
 class Faulty(SamplerActor):
     """A real sampler that fails at chosen structures, once each, in one of two ways.
 

@@ -66,6 +66,11 @@ def test_a_processor_with_a_name_is_called_by_it(tmp_path: Path) -> None:
     text = "processor : 0\nmodel name : AMD EPYC 7B13\n\nprocessor : 1\nmodel name : AMD EPYC 7B13\n"
     assert cpu((0,), machine(tmp_path / "a", text, khz=3_500_000)) == "AMD EPYC 7B13, 3.5 GHz"
     assert cpu((0, 1), machine(tmp_path / "b", text)) == "AMD EPYC 7B13"
+    two = machine(tmp_path / "c", text, khz=5_000_000)
+    folder = two / "sys/devices/system/cpu/cpu1/cpufreq"
+    folder.mkdir(parents=True)
+    (folder / "cpuinfo_max_freq").write_text("4900000")
+    assert cpu((0,), two) == cpu((1,), two) == "AMD EPYC 7B13, 5 GHz"  # favoured cores are of the same kind
     assert cpu((), tmp_path / "none")  # a system without these files
 
 

@@ -199,7 +199,7 @@ def test_a_fault_of_the_machine_is_no_refusal(
 
 
 def test_what_a_node_would_build_otherwise_is_not_measured(tmp_path: Path) -> None:
-    """Its pool is in another order, lacks an operation, has another of the same name, or another teacher."""
+    """Its pool lacks an operation, its teacher is another, or its cells are wider."""
     of, storage = space(), Storage(str(tmp_path))
     torch.manual_seed(0)
     network = Twins().eval()
