@@ -26,7 +26,7 @@ from lana_ray.storage import fingerprint
 _FAILURES = (Exception, SystemExit)
 """What a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""
 _FOLDERS = re.compile(r"_folder_[0-9a-f]{16}\.")
-"""The names that ``_import_file`` gives to folders."""
+"""The names that ``import_file`` gives to folders."""
 
 
 def import_object(path: str, key: str) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
         raise UserError(f"{key}: {path!r} is not of the form package.module:function")
     try:
         is_file = module_name.endswith(".py")
-        module = _import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
+        module = import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
     except (ImportError, FileNotFoundError, SyntaxError) as error:
         raise UserError(f"{key}: {path}: {_FOLDERS.sub('', one_line(error))}") from None
     except _FAILURES as error:
@@ -57,9 +57,16 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
     return value
 
 
-def _import_file(file: Path) -> ModuleType:
-    """Executes a file as a module of a package that stands for its folder."""
+def import_file(file: Path) -> ModuleType:
+    """Executes a file as a module of a package that stands for its folder, once as long as it stays the same.
+
+    Raises:
+        ImportError: not a Python file.
+        Exception: whatever the file raises.
+    """
     file = file.resolve()
+    if file.suffix != ".py":
+        raise ImportError("not a Python file")
     files = closure([file], file.parent)
     content = fingerprint(str(file.parent), *(each.read_bytes().hex() for each in files))
     package = f"_folder_{content}"
@@ -67,10 +74,9 @@ def _import_file(file: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     _forget(files, file.parent)
-    if package not in sys.modules:
-        parent = ModuleType(package)
-        parent.__path__ = [str(file.parent)]
-        sys.modules[package] = parent
+    parent = ModuleType(package)
+    parent.__path__ = [str(file.parent)]
+    sys.modules[package] = parent
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # last: installed packages come first
     spec = importlib.util.spec_from_file_location(name, file)
@@ -80,7 +86,7 @@ def _import_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[name], sys.modules[package]
         raise
     return module
 

@@ -34,11 +34,9 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib.util
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,8 +46,10 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError
+from lana_ray.factories import import_file
 from lana_ray.layers import Layer
 from lana_ray.layouts import Layout, Rearranged
+from lana_ray.method import closure, code_version
 from lana_ray.storage import fingerprint
 
 Activation = Callable[[], nn.Module]
@@ -205,28 +205,18 @@ def register_files(files: Sequence[str]) -> None:
             continue
         before = dict(_FAMILIES)
         try:
-            _run(file)
-        except Exception as error:  # whatever the user's code raises
+            module = import_file(file)
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             _FAMILIES.clear()
             _FAMILIES.update(before)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"pool.modules: {file}: {reason}") from error
-        source = fingerprint(file.read_bytes().hex())
-        _FAMILIES.update({n: replace(f, source=source) for n, f in _FAMILIES.items() if n not in before})
+        source = code_version(closure([file], file.parent), file.parent)
+        for name, family in _FAMILIES.items():
+            # The file may have been run before, as that of teacher.factory.
+            if name not in before or family.build.__module__ == module.__name__:
+                _FAMILIES[name] = replace(family, source=source)
         _FILES.add(file)
-
-
-def _run(file: Path) -> None:
-    """As ``import`` does, under a name that no other file has."""
-    spec = importlib.util.spec_from_file_location(f"{file.stem}_{fingerprint(str(file))}", file)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
 
 
 def families() -> tuple[str, ...]:

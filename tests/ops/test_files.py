@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError
+from lana_ray.factories import import_object
 from lana_ray.ops import (
     build_op,
     candidates,
@@ -75,6 +76,26 @@ def test_what_the_file_says_is_part_of_the_identity(tmp_path: Path, monkeypatch:
     register_files([_file(tmp_path, CONV.replace("k // 2)", "k // 2, bias=False)"))])
     assert parse_op("conv_k3").key != before
     assert parse_op("conv_k3").name == "conv_k3"
+
+
+def test_a_file_that_makes_the_teacher_too_is_known_by_what_it_says(tmp_path: Path) -> None:
+    file = _file(tmp_path, CONV)
+    import_object(f"{file}:conv", "teacher.factory")
+    register_files([file])
+    assert parse_op("conv_k3").key != "conv_k3"
+
+
+def test_a_neighbour_is_part_of_the_identity_and_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, keys = dict(registry._FAMILIES), []
+    for size in (1, 2):
+        monkeypatch.setattr(registry, "_FAMILIES", dict(ours))
+        monkeypatch.setattr(registry, "_FILES", set())
+        _file(tmp_path, f"size = {size}\n", "timm.py")
+        register_files([_file(tmp_path, f"from .timm import size\nimport timm\ntimm.create_model\n{CONV}")])
+        keys.append(parse_op("conv_k3").key)
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize(
