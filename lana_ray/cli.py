@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ import typer
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.progress import console, simplify
+from lana_ray.redact import without_passwords
 from lana_ray.signals import SHELL, end_as_exceptions_do, ended_by
 from lana_ray.usage import UsageError, explain
 
@@ -359,6 +361,9 @@ def main() -> None:
         status = SHELL + signal.SIGINT
     except SystemExit as end:
         status = end.code
+    except Exception:  # a bug of ours
+        line, status = None, 1
+        print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
     if (number := ended_by(status)) is not None:
         line, status = f"ended by {number.name}; finished work is kept, rerun to go on", SHELL + number
     if line is not None:

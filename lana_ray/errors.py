@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lana_ray.redact import without_passwords
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LONGEST = 200
 _FAULTS = (
@@ -27,8 +29,11 @@ class UserError(Exception):
     """A mistake in what the user gave: one line that names the thing and the fix.
 
     The command line prints it on stderr and exits with status 2; anything else is a bug of ours and
-    keeps its traceback.
+    keeps its traceback. Secrets in URLs are left out.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_passwords(text))
 
 
 class Unsupported(UserError):
@@ -66,6 +71,6 @@ def refusals(who: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException | str) -> str:
-    """An error's text on one line of at most 200 characters, without a terminal's escape codes."""
-    text = " ".join(_ESCAPES.sub("", str(error)).split())
+    """An error's text on one line of at most 200 characters, without terminal escape codes and secrets."""
+    text = without_passwords(" ".join(_ESCAPES.sub("", str(error)).split()))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -19,7 +19,6 @@ from lana_ray.hours import Hours
 from lana_ray.latency import runtimes
 from lana_ray.latency.fits import Fit
 from lana_ray.progress import say
-from lana_ray.redact import without_passwords
 from lana_ray.registry import default_tracking_uri
 from lana_ray.spaces.offers import offers
 from lana_ray.stages import (
@@ -225,7 +224,7 @@ _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no 
 
 def _claim(storage: Storage, config: Config) -> None:
     """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data."""
-    written = without_passwords(config.to_yaml(), instead="")  # whoever has the directory may read it
+    written = config.to_public_yaml()  # whoever has the directory may read it
     if storage.exists(RUN_FILE):
         earlier, now = yaml.safe_load(storage.read_text(RUN_FILE)), yaml.safe_load(written)
         if not isinstance(earlier, dict):

@@ -22,8 +22,10 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from lana_ray.errors import UserError
+from lana_ray.redact import without_passwords
 
 _PLAIN, _RAISING = "lana_ray.plain", ("strict", "surrogateescape")
 _SIMPLER = {
@@ -77,6 +79,10 @@ class _Output(Console):
         except OSError as error:
             self._be_quiet()
             raise UserError(f"standard output: cannot be written ({error.strerror or error})") from None
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Leaves secrets in URLs out of every line, title and cell."""
+        return super().render_str(without_passwords(text), **options)
 
     def on_broken_pipe(self) -> NoReturn:
         """Ends as programs do whose reader has seen enough, such as ``head``."""

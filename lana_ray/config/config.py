@@ -13,6 +13,7 @@ from lana_ray.config.search import SearchConfig
 from lana_ray.config.section import Seconds, Section, location, refusal
 from lana_ray.config.stages import DistillConfig, FinetuneConfig, ScoreConfig, SelectConfig
 from lana_ray.config.targets import Target
+from lana_ray.redact import public
 
 
 class RunConfig(Section):
@@ -132,8 +133,15 @@ class Config(Section):
         Args:
             only_given: without what is by default.
         """
+        return write(self._data(only_given))
+
+    def to_public_yaml(self) -> str:
+        """The same for others to read: without the passwords and parameters of URLs."""
+        return write(public(self._data(only_given=False)))
+
+    def _data(self, only_given: bool) -> dict[str, Any]:
         data = self.model_dump(mode="json", exclude_unset=only_given)
         data["budgets"] |= {"latency_ms": [str(budget) for budget in self.budgets.latency_ms]}
         counts = {"params": self.budgets.params, "macs": self.budgets.macs}
         data["budgets"] |= {name: str(budget) for name, budget in counts.items() if budget}
-        return write(data)
+        return data

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lana_ray.errors import UserError
-from lana_ray.redact import without_passwords
 from lana_ray.registry._folder import Model, save
 from lana_ray.registry._moved import location
 from lana_ray.registry._session import database
@@ -72,7 +71,7 @@ def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
     if existing := client.get_experiment_by_name(name):
         if existing.lifecycle_stage == "deleted":
             raise UserError(
-                f"registry {without_passwords(tracking_uri)}: experiment {name!r} was deleted, and MLflow "
+                f"registry {tracking_uri}: experiment {name!r} was deleted, and MLflow "
                 f"keeps its name; restore it with mlflow experiments restore -x {existing.experiment_id}, "
                 "or set another registry.name"
             )

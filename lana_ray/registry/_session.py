@@ -57,11 +57,9 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
                 settle(file)
             yield mlflow.MlflowClient()
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise UserError(_explain(tracking_uri, error)) from error
+        raise UserError(_explain(tracking_uri, error)) from None  # MLflow names its URI with the password
     except ModuleNotFoundError as error:  # a database driver or a cloud's artifact client
-        raise UserError(
-            f"registry {without_passwords(tracking_uri)}: needs the package {error.name}; install it"
-        ) from error
+        raise UserError(f"registry {tracking_uri}: needs the package {error.name}; install it") from None
     finally:
         if allowed is None:
             del os.environ[_PICKLE]

@@ -10,7 +10,6 @@ import yaml
 
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
-from lana_ray.redact import without_passwords
 from lana_ray.storage import Storage
 
 FILE = "run.yaml"
@@ -50,7 +49,7 @@ def read_asked(storage: Storage) -> Asked | None:
     """
     if not storage.exists(FILE):
         return None
-    whole = without_passwords(storage.read_text(FILE), instead="")
+    whole = storage.read_text(FILE)
     try:
         settings: dict[str, Any] = yaml.safe_load(whole)
     except yaml.YAMLError as error:

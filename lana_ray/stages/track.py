@@ -127,9 +127,9 @@ def run_of(
     """
     config, data = workspace.config, workspace.data
     settings = parameters(config)
-    identity = (config.run.dir, workspace.teacher_key, data.fingerprint, settings)
+    identity = (without_passwords(config.run.dir), workspace.teacher_key, data.fingerprint, settings)
     pipeline = registry.Pipeline(
-        name=PurePath(config.run.dir).name,
+        name=PurePath(without_passwords(config.run.dir)).name,
         key=fingerprint(*identity),
         tags={"teacher": teacher.name, "commit": commit()},
         parameters=settings,
@@ -147,12 +147,8 @@ def run_of(
 
 def parameters(config: Config) -> dict[str, str]:
     """The settings that a result depends on, flat, without passwords: ``distill.steps`` -> ``200``."""
-    found = _flat("", yaml.safe_load(config.to_yaml()))
-    return {
-        key: without_passwords(value, instead="")
-        for key, value in found
-        if not key.startswith(_NO_PARAMETERS)
-    }
+    found = _flat("", yaml.safe_load(config.to_public_yaml()))
+    return {key: value for key, value in found if not key.startswith(_NO_PARAMETERS)}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -173,7 +169,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 def _data_name(config: Config) -> str:
     data = config.data
     named = data.source or data.torchvision
-    return named or PurePath(data.parquet or data.folder or "").name
+    return named or PurePath(without_passwords(data.parquet or data.folder or "")).name
 
 
 def curve_of(storage: Storage, file: str) -> list[dict[str, float]]:
