@@ -36,7 +36,8 @@ class TeacherConfig(Section):
     """Name of a timm network."""
     factory: str | None = location(default=None)
     """Python function that builds the network: ``package.module:function`` or ``file.py:function``. It is
-    called with ``num_classes``, or without arguments if it takes none. Its code runs on every node."""
+    called with ``num_classes``, or without arguments if it takes none. Its code runs on every node, and
+    already when ``lana-ray plan`` reads it."""
     pretrained: bool = False
     """Use timm's pretrained weights, from an installed weights package if there is one, else from the hub."""
     weights: str | None = location(default=None)
@@ -126,7 +127,8 @@ class PoolConfig(Section):
     ops: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of operations to use instead of a preset. The layer itself is always a candidate."""
     modules: tuple[str, ...] = location(default=())
-    """Python files that register your own operations. Their code runs on every node."""
+    """Python files that register your own operations. Their code runs on every node, and already when
+    ``lana-ray plan`` reads them."""
     max_cost: Share | None = Field(default=1.0, gt=0)
     """Candidates that take more than this share of their layer's time on every target are dropped before
     distillation; ``null`` keeps all."""
