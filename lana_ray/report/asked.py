@@ -10,6 +10,7 @@ import yaml
 
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
+from lana_ray.redact import without_passwords
 from lana_ray.storage import Storage
 
 FILE = "run.yaml"
@@ -49,7 +50,7 @@ def read_asked(storage: Storage) -> Asked | None:
     """
     if not storage.exists(FILE):
         return None
-    whole = storage.read_text(FILE)
+    whole = without_passwords(storage.read_text(FILE), instead="")
     try:
         settings: dict[str, Any] = yaml.safe_load(whole)
     except yaml.YAMLError as error:
