@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from lana_ray.progress import say
+from lana_ray.sealed import seal, unseal
 from lana_ray.storage import Storage
 
 _TREE = "tree"
@@ -40,7 +39,7 @@ def pack(state: Any) -> bytes:
             return value
         raise TypeError(f"{type(value).__name__} is no training state")
 
-    return safetensors.torch.save(tensors, {_TREE: json.dumps(tree(state))})
+    return seal(tensors, {_TREE: json.dumps(tree(state))})
 
 
 def unpack(data: bytes) -> Any:
@@ -49,12 +48,10 @@ def unpack(data: bytes) -> Any:
     Raises:
         ValueError: the bytes are damaged.
     """
-    try:
-        size = int.from_bytes(data[:8], "little")
-        tensors = safetensors.torch.load(data)
-        written = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_TREE])
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"not a training state ({error})") from None
+    tensors, metadata = unseal(data)
+    if _TREE not in metadata:
+        raise ValueError("not a training state")
+    written = json.loads(metadata[_TREE])
 
     def value(tree: Any) -> Any:
         if not isinstance(tree, dict):

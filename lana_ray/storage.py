@@ -11,18 +11,22 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 from torch import Tensor
 
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, one_line
+from lana_ray.progress import say
+from lana_ray.sealed import seal, unseal
+
+T = TypeVar("T")
 
 FINGERPRINT_KEY = "lana_ray.fingerprint"
+_SHAPE_KEY = b"lana_ray.shape"
 _PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -129,53 +133,84 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))
 
-    def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
-        metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer)
-        self.write_bytes(name, buffer.getvalue())
+    def kept(self, name: str, read: Callable[[Any], T]) -> T | None:
+        """What ``read`` makes of a JSON file; None if there is no such file or it is damaged.
 
-    def read_table(self, name: str) -> pa.Table:
-        """Raises UserError, naming the file, when it is truncated or not Parquet."""
-        try:
-            return pq.read_table(io.BytesIO(self.read_bytes(name)))
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{self.url(name)}: damaged Parquet file ({reason}); remove it") from None
-
-    def table_fingerprint(self, name: str) -> str | None:
-        """The fingerprint a table was written with; None where there is none or it cannot be read."""
+        A damaged file is named: whoever asks makes it again.
+        """
         if not self.exists(name):
             return None
         try:
-            metadata = pq.read_schema(io.BytesIO(self.read_bytes(name))).metadata or {}
-        except (pa.ArrowInvalid, OSError):
+            return read(self.read_json(name))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}")
+            return None
+
+    def _say_damaged(self, name: str, reason: str) -> None:
+        say(f"{self.url(name)}: damaged ({reason}); it is made again")
+
+    def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
+        metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
+        metadata[_SHAPE_KEY] = _shape(table, metadata)
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Raises UserError, naming the file, when it is damaged or not Parquet."""
+        try:
+            return self._table(name)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{self.url(name)}: damaged Parquet file ({one_line(error)}); remove it"
+            ) from None
+
+    def _table(self, name: str) -> pa.Table:
+        """Parquet has checksums of its pages; of names, types and metadata the table carries a digest."""
+        table = pq.read_table(io.BytesIO(self.read_bytes(name)), page_checksum_verification=True)
+        metadata = table.schema.metadata or {}
+        if metadata.get(_SHAPE_KEY) != _shape(table, metadata):
+            raise ValueError("its columns or metadata are not those written")
+        return table
+
+    def table_fingerprint(self, name: str) -> str | None:
+        """The fingerprint of a table; None if there is no table or, which is said, it is damaged."""
+        if not self.exists(name):
+            return None
+        try:
+            metadata = self._table(name).schema.metadata or {}
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self._say_damaged(name, one_line(error))
             return None
         value = metadata.get(FINGERPRINT_KEY.encode())
         return value.decode() if value else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Tensors that share memory, as tied weights do, are written under each of their names."""
-        whole: dict[str, Tensor] = {}
-        written: set[int] = set()
-        for key, value in tensors.items():
-            plain = value.detach().cpu().contiguous()
-            memory = plain.untyped_storage().data_ptr()
-            whole[key] = plain.clone() if memory in written else plain
-            written.add(memory)
-        self.write_bytes(name, safetensors.torch.save(whole, metadata=dict(metadata)))
+        """Writes a weights file with its digest (``sealed``)."""
+        self.write_bytes(name, seal(tensors, metadata))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """Raises UserError, naming the file, when it is not a whole safetensors file."""
+        """Raises UserError, naming the file, when its content is not what was written."""
         try:
-            return safetensors.torch.load(self.read_bytes(name))
-        except Exception as error:
-            if "safetensor" not in type(error).__name__.lower():
-                raise
-            raise UserError(f"{self.url(name)}: damaged safetensors file ({error}); remove it") from None
+            return unseal(self.read_bytes(name))[0]
+        except ValueError as error:
+            raise UserError(
+                f"{self.url(name)}: damaged ({error}); run the same command again, which makes it anew"
+            ) from None
+
+    def intact_metadata(self, name: str) -> dict[str, str] | None:
+        """Metadata of a weights file that is read whole; None if there is none or, which is said, it is
+        damaged."""
+        if not self.exists(name):
+            return None
+        try:
+            return unseal(self.read_bytes(name))[1]
+        except ValueError as error:
+            self._say_damaged(name, str(error))
+            return None
 
     def tensor_metadata(self, name: str) -> dict[str, str] | None:
-        """Metadata of a safetensors file; None where there is none or it cannot be read."""
+        """Metadata of a weights file, whose content is not looked at; None if it cannot be read."""
         if not self.exists(name):
             return None
         size = int.from_bytes(self._head(name, 8), "little")
@@ -190,6 +225,13 @@ class Storage:
     def _head(self, name: str, length: int) -> bytes:
         with self._fs.open(self.path(name), "rb") as file:
             return bytes(file.read(length))
+
+
+def _shape(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
+    """A digest of a table's columns, size and metadata, but for this digest itself."""
+    columns = [(field.name, str(field.type)) for field in table.schema]
+    rest = sorted((key.hex(), value.hex()) for key, value in metadata.items() if key != _SHAPE_KEY)
+    return fingerprint(columns, table.num_rows, rest).encode()
 
 
 def _sync_folder(folder: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -55,7 +57,10 @@ def test_tables_carry_their_fingerprint(storage: Storage) -> None:
 def test_tensors_carry_their_metadata(storage: Storage) -> None:
     assert storage.tensor_metadata("t.safetensors") is None
     storage.write_tensors("t.safetensors", TENSORS, {"key": "abc"})
-    assert storage.tensor_metadata("t.safetensors") == {"key": "abc"}
+    metadata = storage.tensor_metadata("t.safetensors")
+    assert metadata is not None
+    assert metadata["key"] == "abc"
+    assert storage.intact_metadata("t.safetensors") == metadata
     again = storage.read_tensors("t.safetensors")
     assert again.keys() == TENSORS.keys()
     assert all(torch.equal(again[name], TENSORS[name]) for name in TENSORS)
@@ -144,22 +149,60 @@ def test_a_table_with_a_damaged_footer_has_no_fingerprint(disk: Storage) -> None
     assert disk.table_fingerprint("t.parquet") is None
 
 
-@pytest.mark.parametrize("keep", [0, 5, 30, -1])
-def test_truncated_tensors_are_named(storage: Storage, keep: int) -> None:
+def flipped(data: bytes, places: Iterable[int]) -> Iterator[bytes]:
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        yield bytes(changed)
+
+
+def test_damaged_weights_are_named_and_never_used(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut anywhere, or with a flipped bit anywhere."""
     storage.write_tensors("t.safetensors", TENSORS, {"key": "abc"})
-    storage.write_bytes("t.safetensors", storage.read_bytes("t.safetensors")[:keep])
-    with pytest.raises(UserError, match=r"t\.safetensors: damaged safetensors file .*; remove it"):
-        storage.read_tensors("t.safetensors")
+    whole = storage.read_bytes("t.safetensors")
+    cut = [whole[:keep] for keep in (0, 5, 30, len(whole) // 2, len(whole) - 1)]
+    for data in (*cut, *flipped(whole, range(len(whole)))):
+        storage.write_bytes("t.safetensors", data)
+        with pytest.raises(UserError, match=r"t\.safetensors: damaged .*run the same command again"):
+            storage.read_tensors("t.safetensors")
+        assert storage.intact_metadata("t.safetensors") is None
+        assert "t.safetensors: damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"short", b"\xff" * 64, b"a text of more than eight characters"],
-    ids=["empty", "short", "ones", "text"],
-)
-def test_what_is_no_safetensors_file_has_no_metadata(storage: Storage, content: bytes) -> None:
-    storage.write_bytes("t.safetensors", content)
-    assert storage.tensor_metadata("t.safetensors") is None
+def test_tensors_of_every_type_have_a_digest(storage: Storage) -> None:
+    types = (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool, torch.complex64)
+    tensors = {str(kind): torch.ones(2, 1, 3).to(kind) for kind in types} | {"none": torch.zeros(0, 4)}
+    storage.write_tensors("t.safetensors", tensors, {})
+    again = storage.read_tensors("t.safetensors")
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_a_table_with_a_flipped_bit_is_never_used_changed(storage: Storage) -> None:
+    table = pa.table({"layer": list(range(200)), "cost": [float(k % 7) for k in range(200)]})
+    storage.write_table("t.parquet", table, "abc")
+    whole = storage.read_bytes("t.parquet")
+    for data in flipped(whole, range(len(whole))):
+        storage.write_bytes("t.parquet", data)
+        if storage.table_fingerprint("t.parquet") == "abc":
+            assert storage.read_table("t.parquet").equals(table)
+
+
+@pytest.mark.parametrize("content", ["", '{"value"', "[1]", "null", "{}", '{"value": "much"}', "\0\0"])
+def test_damaged_json_is_named_and_counts_as_none(
+    storage: Storage, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(kept: Any) -> float:
+        return float(kept["value"])
+
+    assert storage.kept("a.json", read) is None
+    assert capsys.readouterr().out == ""
+    storage.write_text("a.json", content)
+    assert storage.kept("a.json", read) is None
+    assert "a.json: damaged" in capsys.readouterr().out
+    storage.write_json("a.json", {"value": 2})
+    assert storage.kept("a.json", read) == 2.0
 
 
 def test_fingerprints_tell_values_apart() -> None:

@@ -72,7 +72,7 @@ class Ending(NamedTuple):
 
 def ending(workspace: Workspace, candidate: Candidate) -> Ending | None:
     """Of this very candidate, from the run directory; None where it is not there."""
-    metadata = workspace.storage.tensor_metadata(_file(workspace, candidate))
+    metadata = workspace.storage.intact_metadata(_file(workspace, candidate))
     if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(*candidate):
         return None
     return Ending(float(metadata["error"]), metadata["stopped"], json.loads(metadata["curve"]))

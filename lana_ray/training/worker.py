@@ -49,8 +49,8 @@ def train_worker(setting: dict[str, Any]) -> None:
 
 
 def is_trained(storage: Storage, job: TrainJob) -> bool:
-    """Whether the run directory holds this very network."""
-    metadata = storage.tensor_metadata(job.file)
+    """Whether the run directory holds this very network, undamaged."""
+    metadata = storage.intact_metadata(job.file)
     return metadata is not None and metadata.get(FINGERPRINT_KEY) == job.key
 
 

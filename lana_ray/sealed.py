@@ -1,0 +1,57 @@
+"""Weights files: safetensors that carry a digest of all they hold, which is checked whenever they are read.
+
+safetensors itself has no checksum: a flipped bit is another weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+DIGEST_KEY = "lana_ray.digest"
+
+
+def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its digest in the metadata.
+
+    Tensors that share memory, as tied weights do, are written under each of their names.
+    """
+    whole: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for key, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        whole[key] = plain.clone() if memory in written else plain
+        written.add(memory)
+    return safetensors.torch.save(whole, {**metadata, DIGEST_KEY: _digest(whole, metadata)})
+
+
+def unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file that ``seal`` made.
+
+    Raises:
+        ValueError: the file is damaged or has no digest.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata: dict[str, str] = header["__metadata__"]
+        recorded = metadata[DIGEST_KEY]
+    except Exception as error:  # damaged bytes raise whatever the parser meets first
+        raise ValueError(f"not a whole weights file: {type(error).__name__}: {error}") from None
+    if recorded != _digest(tensors, {k: v for k, v in metadata.items() if k != DIGEST_KEY}):
+        raise ValueError("its content does not match its digest")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
