@@ -135,14 +135,21 @@ def _of_run(folder: Path, share: float) -> list[Instance]:
     problems = []
     for file in sorted((folder / "costs").glob("*.parquet")):
         costs = _table(file, "latency_ms")
-        teacher = [row["latency_ms"] for row in pq.read_table(file).to_pylist() if row["op"] == "teacher"]
+        teacher = [row["latency_ms"] for row in _last(file) if row["op"] == "teacher"]
         problems.append(Instance(file.stem, scores, costs, share * math.fsum(teacher)))
     return problems
 
 
+def _last(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file; of cost tables, the last one's."""
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    last = max(row.get("calibration", 0) for row in rows)
+    return [row for row in rows if row.get("calibration", 0) == last]
+
+
 def _table(file: Path, column: str) -> list[Floats]:
     """Per layer, the candidates' values; inf where there is none."""
-    rows = pq.read_table(file, columns=["layer", "choice", column]).to_pylist()
+    rows = _last(file)
     sizes = [0] * (1 + max(row["layer"] for row in rows))
     for row in rows:
         sizes[row["layer"]] = max(sizes[row["layer"]], row["choice"] + 1)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from lana_ray.errors import UserError
 from lana_ray.progress import say
@@ -103,18 +104,12 @@ class Hours:
 
 
 def read_hours(storage: Storage) -> list[Invocation]:
-    """Of every invocation on this run directory, in the order they began.
-
-    Raises:
-        UserError: for a damaged file, naming it.
-    """
-    return [_read(storage, name) for name in storage.list(_FOLDER, ".json")]
+    """Every invocation on this run directory, as they began; damaged files are named and left out."""
+    files = storage.list(_FOLDER, ".json")
+    found = [storage.kept(name, _invocation, "its hours are not counted") for name in files]
+    return [invocation for invocation in found if invocation is not None]
 
 
-def _read(storage: Storage, name: str) -> Invocation:
-    try:
-        found = storage.read_json(name)
-        stages = {stage: Spent(**spent) for stage, spent in found["stages"].items()}
-        return Invocation(stages=stages, running=found["running"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{storage.url(name)}: damaged ({error}); remove it") from None
+def _invocation(kept: Any) -> Invocation:
+    stages = {stage: Spent(**spent) for stage, spent in kept["stages"].items()}
+    return Invocation(stages=stages, running=kept["running"])

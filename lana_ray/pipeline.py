@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 from lana_ray import lease
 from lana_ray.cluster import connect, node_count
 from lana_ray.config import Config, load_config
+from lana_ray.distill import worker as distilling
 from lana_ray.errors import UserError
 from lana_ray.hours import Hours
 from lana_ray.latency import runtimes
@@ -25,6 +26,7 @@ from lana_ray.stages import (
     distill,
     finetune,
     fit,
+    leftovers,
     meter,
     proxy,
     register,
@@ -37,9 +39,9 @@ from lana_ray.stages import (
     summary,
     teacher,
 )
-from lana_ray.stages.choice import Choice
 from lana_ray.stages.track import Tracking, tracking
 from lana_ray.storage import Storage
+from lana_ray.training import worker as training
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
@@ -113,27 +115,27 @@ def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> d
         if until == "score":
             return None
         with stage("select"):
-            choices = select.run(workspace, costs, scores)
-
-            def look_again(missed: Sequence[Choice], time: int) -> None:
-                select.again(workspace, missed, costs, scores, time)
-
+            selected = select.run(workspace, costs, scores)
         if until == "select":
             return None
         with stage("finetune"):
-            finished = finetune.run(workspace, choices, costs, look_again)
+            look_again = functools.partial(select.again, workspace, scores)
+            finished, selected = finetune.run(workspace, selected, look_again)
+            select.write(workspace, selected)
     if until == "finetune":
         return None
     with stage("register"):
-        uris = register.run(workspace, loaded, finished, costs, {"costs.parquet": "costs/{target}.parquet"})
-    found = summary.write(workspace, loaded, costs, choices, finished, uris, tracked.seconds)
+        evidence = {"costs.parquet": sample.costs_file("{target}")}
+        uris = register.run(workspace, loaded, finished, selected.costs, evidence)
+    found = summary.write(workspace, loaded, selected, finished, uris, tracked.seconds)
     if until == "report":
         from lana_ray.report import write_page  # matplotlib, only where a page is made
 
         plots = write_page(workspace.storage, workspace.config.ray.node_price_per_hour)
-        tracked.finish(costs, plots, [summary.FILE, REPORT_FILE])
+        tracked.finish(selected.costs, plots, [summary.FILE, REPORT_FILE])
     else:
         tracked.finish({}, {}, [summary.FILE])
+    leftovers.collect(workspace, loaded, [training.STATES, distilling.STATES])
     return found
 
 
@@ -155,6 +157,8 @@ def search_architectures(config: Config) -> list[dict[str, Any]]:
     with _opened(config) as (workspace, check), tracking(workspace) as tracked:
         rows = _search(workspace, tracked, _guarded(tracked.stage, check))
         tracked.finish({}, {}, [])
+        done = training.CELL_STATES if config.search.cells is not None else distilling.STATES
+        leftovers.collect(workspace, workspace.loaded, [done])
     return rows
 
 
@@ -225,10 +229,8 @@ _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no 
 def _claim(storage: Storage, config: Config) -> None:
     """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data."""
     written = config.to_public_yaml()  # whoever has the directory may read it
-    if storage.exists(RUN_FILE):
-        earlier, now = yaml.safe_load(storage.read_text(RUN_FILE)), yaml.safe_load(written)
-        if not isinstance(earlier, dict):
-            raise UserError(f"{storage.url(RUN_FILE)}: damaged; choose another run.dir")
+    earlier, now = _earlier(storage), yaml.safe_load(written)
+    if earlier is not None:
         if storage.exists(TEACHER_FILE):  # which all the rest is made of; before, a mistake can be mended
             _refuse_others(storage, earlier, now)
         changed = [
@@ -239,10 +241,24 @@ def _claim(storage: Storage, config: Config) -> None:
     storage.write_text(RUN_FILE, written)
 
 
+def _earlier(storage: Storage) -> dict[str, Any] | None:
+    """The settings of the last run; None if there was none or, which is said, its file is damaged."""
+    if not storage.exists(RUN_FILE):
+        return None
+    try:
+        found = yaml.safe_load(storage.read_text(RUN_FILE))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("teacher", "data")):
+        return found
+    say(f"{storage.url(RUN_FILE)}: damaged; it is made again")
+    return None
+
+
 def _refuse_others(storage: Storage, earlier: dict[str, Any], now: dict[str, Any]) -> None:
     for section in ("teacher", "data"):
         for key, value in now[section].items():
-            before = earlier.get(section, {}).get(key)
+            before = earlier[section].get(key)
             if key not in _NO_IDENTITY and before != value:
                 raise UserError(
                     f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "

@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import fsspec
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 FINGERPRINT_KEY = "lana_ray.fingerprint"
 _SHAPE_KEY = b"lana_ray.shape"
+_TEMPORARY = re.compile(r"\.(.+\.|probe-)[0-9a-f]{32}(\.[0-9a-f]{32})?")
+"""Names of what ``Storage`` writes before it gives a file its name."""
 _PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -117,6 +120,12 @@ class Storage:
                 os.remove(temporary)
             raise
 
+    def temporaries(self) -> Sequence[str]:
+        """Files that a process which was killed while writing left, at any depth."""
+        found = self._fs.find(self._base) if self.is_local else []
+        names = (path.removeprefix(f"{self._base}/") for path in found)
+        return sorted(name for name in names if _TEMPORARY.fullmatch(name.rpartition("/")[2]))
+
     def remove(self, name: str) -> None:
         if self._fs.exists(self.path(name)):
             self._fs.rm(self.path(name))
@@ -133,21 +142,22 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))
 
-    def kept(self, name: str, read: Callable[[Any], T]) -> T | None:
-        """What ``read`` makes of a JSON file; None if there is no such file or it is damaged.
+    def kept(self, name: str, read: Callable[[Any], T], then: str = "it is made again") -> T | None:
+        """What ``read`` makes of a JSON file; None if there is none or, which is said, it is damaged.
 
-        A damaged file is named: whoever asks makes it again.
+        Args:
+            then: what becomes of a damaged file.
         """
         if not self.exists(name):
             return None
         try:
             return read(self.read_json(name))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}")
+            self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}", then)
             return None
 
-    def _say_damaged(self, name: str, reason: str) -> None:
-        say(f"{self.url(name)}: damaged ({reason}); it is made again")
+    def _say_damaged(self, name: str, reason: str, then: str = "it is made again") -> None:
+        say(f"{self.url(name)}: damaged ({reason}); {then}")
 
     def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
         metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
@@ -160,7 +170,7 @@ class Storage:
         """Raises UserError, naming the file, when it is damaged or not Parquet."""
         try:
             return self._table(name)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
                 f"{self.url(name)}: damaged Parquet file ({one_line(error)}); remove it"
             ) from None
@@ -229,7 +239,7 @@ class Storage:
 
 def _shape(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
     """A digest of a table's columns, size and metadata, but for this digest itself."""
-    columns = [(field.name, str(field.type)) for field in table.schema]
+    columns = [(field.name, field.type.id) for field in table.schema]
     rest = sorted((key.hex(), value.hex()) for key, value in metadata.items() if key != _SHAPE_KEY)
     return fingerprint(columns, table.num_rows, rest).encode()
 

@@ -202,7 +202,7 @@ def problem(version: Version, tracking_uri: str) -> str | None:
     """
     try:
         target = _registered_target(version)
-        checks = _student_checks(_Stored(version.model_uri, tracking_uri, target), here=_runs_here(target))
+        checks = _student_checks(_Stored(version.model_uri, tracking_uri, target), here=runs_here(target))
         failed = [f"{check.name}: {check.detail}" for check in checks if check.ok is False]
     except (UserError, RuntimeError) as error:  # the latter is torch's, of what cannot be run
         registry.find(version.model_uri, tracking_uri)  # else nobody knows what is wrong with it
@@ -210,7 +210,8 @@ def problem(version: Version, tracking_uri: str) -> str | None:
     return "; ".join(failed) or None
 
 
-def _runs_here(target: Target) -> bool:
+def runs_here(target: Target) -> bool:
+    """Whether this machine has the target's runtime and device."""
     lacks_device = target.device != "cpu" and not torch.cuda.is_available()
     return runtimes.missing(target.runtime) is None and not lacks_device
 

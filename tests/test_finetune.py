@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from lana_ray.latency.store import Sample
 from lana_ray.stages import confirm, finetune
 from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.sample import SESSIONS, Judged
+from lana_ray.stages.select import Selected
 from lana_ray.training.worker import TrainJob
 
 from .measured import sample
@@ -42,13 +44,13 @@ def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
     found = finetune._measure(workspace, choices, cast(Any, JOBS), cast(Any, {}))
     assert asked == [({ONE, OTHER}, 3), ({ONE}, 6)]
     assert {a: s.median_ms for (_, a), s in found.items()} == {ONE: 0.97, OTHER: 0.9}
-    assert finetune._over(choices, found) == []
+    assert not any(finetune._is_over(choice, found) for choice in choices)
 
 
 def test_a_student_that_fails_on_its_target_is_over() -> None:
     samples: dict[tuple[str, tuple[int, ...]], Sample] = {}
     samples["edge", ONE] = sample(median_ms=0.5, error="out of memory")
-    assert finetune._over([choice(ONE)], samples) != []
+    assert finetune._is_over(choice(ONE), samples)
 
 
 THIRD = (1, 1)
@@ -71,29 +73,40 @@ def test_who_takes_over_is_measured_again_first(
     monkeypatch.setattr(confirm, "losses", lambda *_: {ONE: 0.1, OTHER: 0.2, THIRD: 0.3})
     over = choice(ONE)
     over.loss = {ONE: 0.1, OTHER: 0.2, THIRD: 0.3}
-    assert finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [over], cast(Any, {}), nothing, 1) == [
-        over
-    ]
-    assert (over.architecture, ONE in over.given_up) == (taken, True)
+    found, replaced = replace([over], nothing)
+    assert found.choices == replaced
+    assert [(c.architecture, ONE in c.given_up) for c in replaced] == [(taken, True)]
+    assert (over.architecture, over.given_up) == (ONE, set())
     confirmed = confirm.sessions(0)
     assert all(set(sessions).isdisjoint([*SESSIONS, *confirmed]) for sessions in sessions_asked)
 
 
-def nothing(choices: Any, time: int) -> None:
+def nothing(missed: Selected, time: int) -> Selected:
     """Finds no further students."""
+    return missed
+
+
+def replace(choices: list[Choice], look_again: finetune.Again) -> tuple[Selected, list[Choice]]:
+    """All students of the choices were measured over their budget."""
+    selected = Selected(choices=choices, costs={})
+    over = {("edge", c.architecture): sample(median_ms=1.1) for c in choices if c.architecture}
+    return finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), selected, over, look_again, 1)
 
 
 def test_where_no_student_is_left_others_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look_again(choices: Any, time: int) -> None:
-        for found in choices:
-            found.architecture = OTHER
+    costs = cast(Any, {"edge": "with what was measured"})
+
+    def look_again(missed: Selected, time: int) -> Selected:
+        return Selected(
+            choices=[dataclasses.replace(c, architecture=OTHER) for c in missed.choices], costs=costs
+        )
 
     alone = choice(ONE)
     alone.loss = {ONE: 0.1}
     monkeypatch.setattr(confirm, "losses", lambda *_: {})
-    workspace = cast(Any, SimpleNamespace(space=SPACE))
-    assert finetune._replace(workspace, [alone], cast(Any, {}), look_again, 1) == [alone]
-    assert alone.architecture == OTHER
+    found, replaced = replace([alone], look_again)
+    assert [c.architecture for c in found.choices] == [c.architecture for c in replaced] == [OTHER]
+    assert found.costs == costs
 
 
 def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +117,6 @@ def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch
     monkeypatch.setattr(confirm, "losses", lambda *_: {})
     alone, over = choice(ONE), choice(ONE)
     alone.loss, over.loss = {ONE: 0.1}, {ONE: 0.1, OTHER: 0.2}
-    assert (
-        finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), [alone, over], cast(Any, {}), nothing, 1)
-        == []
-    )
-    assert alone.architecture == over.architecture == ONE
+    found, replaced = replace([alone, over], nothing)
+    assert replaced == []
+    assert [c.architecture for c in found.choices] == [ONE, ONE]

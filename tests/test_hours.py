@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lana_ray.errors import UserError
 from lana_ray.hours import Hours, read_hours
 from lana_ray.storage import Storage
 
@@ -78,8 +77,14 @@ def test_a_directory_that_cannot_be_written_ends_no_run(
     assert "cannot be written (No space left on device)" in capsys.readouterr().out
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", '{"stages": {"teacher": {"sec": 1}}}', '{"stages": {}}'])
+def test_a_damaged_file_is_named_and_left_out(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     storage = Storage(str(tmp_path))
-    storage.write_text("hours/1.json", '{"stages": {"teacher": {"sec": 1}}}')
-    with pytest.raises(UserError, match=r"hours/1\.json: damaged .*; remove it"):
-        read_hours(storage)
+    with Hours(storage, lambda: 1).stage("teacher"):
+        pass
+    storage.write_text("hours/1.json", content)
+    (found,) = read_hours(storage)
+    assert list(found.stages) == ["teacher"]
+    assert "hours/1.json: damaged" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_a_student_that_was_lucky_gives_way_to_the_next_best(
     monkeypatch.setattr(confirm, "_AT_ONCE", at_once)
     asked = measured_again(monkeypatch, {SLOW: sample(median_ms=1.2), MIDDLE: sample(median_ms=0.9)})
     chosen = choice()
-    confirm.run(WORKSPACE, [chosen], COSTS)
+    (chosen,) = confirm.run(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == MIDDLE
     assert asked == [SPACE.label(SLOW), SPACE.label(MIDDLE)]
     assert (chosen.given_up, chosen.confirmed) == ({SLOW}, {MIDDLE})
@@ -97,7 +97,7 @@ def test_a_student_that_fails_the_second_time_gives_way(monkeypatch: pytest.Monk
         },
     )
     chosen = choice()
-    confirm.run(WORKSPACE, [chosen], COSTS)
+    (chosen,) = confirm.run(WORKSPACE, [chosen], COSTS)
     assert chosen.architecture == FAST
 
 
@@ -114,7 +114,7 @@ def test_a_choice_without_a_student_that_keeps_it_twice_is_left_unfinished(
 ) -> None:
     measured_again(monkeypatch, dict.fromkeys((SLOW, MIDDLE, FAST), sample(median_ms=1.5)))
     chosen = choice()
-    confirm.run(WORKSPACE, [chosen], COSTS)
+    (chosen,) = confirm.run(WORKSPACE, [chosen], COSTS)
     assert (chosen.architecture, chosen.finished, chosen.within()) == (None, False, [])
     assert chosen.given_up == {SLOW, MIDDLE, FAST}
 
@@ -151,8 +151,7 @@ def test_a_joint_choice_is_confirmed_on_every_target(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(confirm, "losses", losses)
     monkeypatch.setattr(confirm, "judge", judge)
-    found = joint_choice()
-    confirm.run(WORKSPACE, [found], COSTS)
+    (found,) = confirm.run(WORKSPACE, [joint_choice()], COSTS)
     assert asked == {"edge": [MIDDLE, FAST], "server": [MIDDLE, FAST]}
     assert (found.architecture, found.given_up) == (FAST, {MIDDLE})
 
@@ -169,10 +168,10 @@ class Loop:
         self.networks: dict[Any, Sample] = {}
         monkeypatch.setattr(select, "open_choices", lambda *_: choices)
         monkeypatch.setattr(select, "_propose", self._propose)
-        monkeypatch.setattr(select, "_measure", self._measure)
+        monkeypatch.setattr(select, "_measured", self._measured)
         monkeypatch.setattr(confirm, "losses", lambda _, found: {a: -self.times[a] for a in found})
         monkeypatch.setattr(confirm, "judge", self._judge)
-        for name in ("_say", "_write"):
+        for name in ("_say", "write"):
             monkeypatch.setattr(select, name, lambda *_: None)
 
     def world(self, rounds: int) -> Any:
@@ -184,18 +183,20 @@ class Loop:
 
     def run(self, rounds: int) -> None:
         workspace, costs = self.world(rounds)
-        select.run(workspace, costs, [np.zeros(len(ops)) for ops in SPACE.ops])
+        scores = [np.zeros(len(ops)) for ops in SPACE.ops]
+        self.choices = select.run(workspace, cast(Any, costs), scores).choices
 
     def _propose(self, _: Any, unfinished: list[Choice], *rest: Any) -> dict[str, Any]:
         number = rest[-1]
         new = list(self.times)[number]
         self.proposed.append((number, [round(c.aim, 2) for c in unfinished]))
         for c in unfinished:
-            c.students[new] = cast(Any, (number, None))
+            c.students[new] = cast(Any, None)
         return {"edge": [new]}
 
-    def _measure(self, _: Any, new: dict[str, Any], costs: Any) -> None:
+    def _measured(self, _: Any, new: dict[str, Any], costs: Any) -> Any:
         self.networks.update({a: sample(median_ms=self.times[a]) for a in new["edge"]})
+        return costs
 
     def _judge(self, _: Any, asked: dict[str, Any], *rest: Any) -> dict[Any, Judged]:
         again = {a: sample(median_ms=self.times[a] + 9 * (a in self.unlucky)) for a in asked["edge"]}
@@ -251,9 +252,11 @@ def test_a_missed_budget_gets_a_round_more_that_aims_lower(monkeypatch: pytest.M
     found.given_up.add((0, 0, 0))
     workspace, costs = loop.world(rounds=1)
     scores = [np.zeros(len(ops)) for ops in SPACE.ops]
-    select.again(workspace, [found], costs, scores, 1)
+    missed = select.Selected(choices=[found], costs=cast(Any, costs))
+    (again,) = select.again(workspace, scores, missed, 1).choices
     assert loop.proposed[-1] == (3, [0.96])
-    assert found.architecture == (0, 1, 0)
+    assert again.architecture == (0, 1, 0)
+    assert (found.architecture, found.aim) == ((0, 0, 0), 1.0)
 
 
 def test_a_budget_that_is_never_kept_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +272,7 @@ def test_a_better_student_of_a_tighter_budget_is_taken_for_the_wider() -> None:
     def chosen(architecture: Architecture, loss: float, **budgets_ms: float) -> Choice:
         limits = {name: Limit(budget_ms=ms, limit_ms=0.98 * ms) for name, ms in budgets_ms.items()}
         found = Choice(budget=Budget.parse("50%"), limits=limits, architecture=architecture, finished=True)
-        found.students[architecture] = cast(Any, (0, f"proposal of {architecture}"))
+        found.students[architecture] = cast(Any, f"proposal of {architecture}")
         found.measured[architecture] = {name: sample(median_ms=ms / 2) for name, ms in budgets_ms.items()}
         found.loss[architecture] = loss
         return found
@@ -471,12 +474,12 @@ def test_two_counted_budgets_that_clash_are_named(tmp_path: Path) -> None:
 def test_a_program_without_a_solution_leaves_its_budget_open(options: dict[str, Any], tmp_path: Path) -> None:
     """In the first round, and in a later one, when the students there are stay."""
     here = Checked(tmp_path, {"latency_ms": "80%"}, **options)
-    here.costs["edge"].networks = {}
+    here.costs["edge"].networks, here.costs["edge"].tables = {}, (None,)
     (choice,) = budgets.open_choices(here.workspace, here.costs)
     scores = [np.zeros(n) for n in SIZES]
     assert select._propose(here.workspace, [choice], here.costs, [], scores, 0) == {}
     assert choice.unmet.startswith("target 'edge': budget 80%")
-    choice.students[FAST] = cast(Any, (0, None))
+    choice.students[FAST] = cast(Any, None)
     assert select._propose(here.workspace, [choice], here.costs, [], scores, 1) == {}
     assert choice.unmet == ""
 
@@ -524,7 +527,7 @@ def test_a_budget_is_unmet_where_brute_force_finds_no_student(data: st.DataObjec
 def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_ms: float) -> None:
     """A regression's intercept on a busy machine; the predictions are of whole networks all the same."""
     table = SimpleNamespace(rest_ms=rest_ms, costs_ms=[np.full(len(ops), 0.1) for ops in SPACE.ops])
-    costs = cast(Any, {"edge": SimpleNamespace(table=table, networks={})})
+    costs = cast(Any, {"edge": SimpleNamespace(table=table, tables=(None, table), networks={})})
     workspace = cast(
         Any,
         SimpleNamespace(
@@ -535,8 +538,9 @@ def test_what_every_student_pays_may_be_less_than_nothing(tmp_path: Path, rest_m
     scores = [np.linspace(0, 1, len(ops)) for ops in SPACE.ops]
     new = select._propose(workspace, [asked], costs, [], scores, 0)
     assert new["edge"][0] == SPACE.teacher
-    for _, selection in asked.students.values():
-        assert selection.costs["edge"] == pytest.approx(rest_ms + 0.3)
+    for proposal in asked.students.values():
+        assert proposal.selection.costs["edge"] == pytest.approx(rest_ms + 0.3)
+        assert proposal.calibrations == {"edge": 1}
     tight = Choice(budget=Budget.parse("1ms"), limits={"edge": Limit(budget_ms=1.0, limit_ms=rest_ms + 0.2)})
     assert select._propose(workspace, [tight], costs, [], scores, 0) == {}
     assert f"takes about {rest_ms + 0.3:.3f} ms" in tight.unmet

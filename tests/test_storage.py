@@ -89,6 +89,28 @@ def test_list_sees_what_another_process_wrote(storage: Storage) -> None:
     assert storage.list("samples") == ["samples/a", "samples/b"]
 
 
+def test_what_a_killed_process_was_writing_is_found(disk: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        """Nothing is tidied up after it."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    disk.write_text("a/file", "whole")
+    disk.write_text("a/.hidden", "whole")
+    monkeypatch.setattr(os, "replace", kill)
+    monkeypatch.setattr(os, "remove", kill)
+    for name in ("a/file", "a/b.c/other.parquet", "top"):
+        with pytest.raises(Killed):
+            disk.write_text(name, "half")
+    monkeypatch.undo()
+    found = disk.temporaries()
+    assert [name.rsplit(".", 1)[0] for name in found] == [".top", "a/.file", "a/b.c/.other.parquet"]
+    for name in found:
+        disk.remove(name)
+    assert sorted(os.listdir(f"{disk.root}/a")) == [".hidden", "b.c", "file"]
+
+
 def test_a_failing_write_leaves_the_old_file(disk: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.write_text("a/file", "old")
 

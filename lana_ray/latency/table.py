@@ -28,6 +28,8 @@ class CostTable:
     """Median relative error over the measured networks when isolated costs are simply added up."""
     error: float
     """The same for this table, every network predicted from the others only."""
+    networks: int
+    """How many were measured for it."""
 
     def predict(self, architecture: Sequence[int]) -> float:
         """Latency in milliseconds of a whole network."""
@@ -88,6 +90,7 @@ def calibrate(
         costs_ms=tuple(np.split(costs, offsets[1:-1])),
         error_isolated=error_isolated,
         error=float(np.median(np.abs(left_out))),
+        networks=len(y),
     )
 
 

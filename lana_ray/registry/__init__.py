@@ -29,6 +29,7 @@ from lana_ray.registry._publish import (
     Student,
     create_experiment,
     create_registered_model,
+    end_abandoned_uploads,
     log_teacher,
     publish,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "budget_alias",
     "default_tracking_uri",
     "download",
+    "end_abandoned",
     "find",
     "list_models",
     "load",
@@ -137,9 +139,9 @@ def promote(
 ) -> list[Version]:
     """Writes down what verification found of versions, and points the aliases at the best that passed.
 
-    Of the versions made from the newest ``teacher_fingerprint``, ``budget-…`` marks the most accurate of
+    Of the versions with the newest one's teacher, data and hardware, ``budget-…`` marks the most accurate of
     each budget, and ``champion`` the most accurate of all that were measured within ``default_budget``
-    (of all where none was). Of equally accurate ones it is the newest.
+    (of all where none was), by the validation images. Of equally accurate ones it is the newest.
 
     Args:
         judged: versions, each with what is wrong with it, None where nothing is.
@@ -182,6 +184,21 @@ def track(
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
         return update(client, experiment, pipeline, parts, files, status)
+
+
+def end_abandoned(run_directory: str, *, tracking_uri: str, prefix: str) -> int:
+    """Ends what killed processes of a run directory left open in MLflow; how many there were.
+
+    Args:
+        run_directory: as students' tag of that name; no process works in it.
+        prefix: the experiment's name, as for ``register``.
+
+    Raises:
+        UserError: tracking server unreachable or refusing.
+    """
+    with session(tracking_uri, create=True) as client:
+        experiment = create_experiment(client, prefix, tracking_uri)
+        return end_abandoned_uploads(client, experiment, run_directory)
 
 
 def log_trials(trials: Sequence[Mapping[str, Any]], *, parent: str, tracking_uri: str, prefix: str) -> int:

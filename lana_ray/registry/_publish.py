@@ -13,9 +13,10 @@ from typing import Any
 from lana_ray.errors import UserError
 from lana_ray.registry._folder import Model, save
 from lana_ray.registry._moved import location
-from lana_ray.registry._session import database
-from lana_ray.registry._tracking import PARENT, log_curve
+from lana_ray.registry._session import database, pages
+from lana_ray.registry._tracking import PARENT, log_curve, search_runs
 
+_OWNER = "run_directory"
 _METRICS = ("latency_ms", "teacher_latency_ms", "predicted_ms", "speedup", "accuracy", "teacher_accuracy")
 _REQUIRED = (
     "latency_ms",
@@ -23,6 +24,7 @@ _REQUIRED = (
     "budget_ms",
     "speedup",
     "accuracy",
+    "validation_accuracy",
     "teacher_accuracy",
     "architecture",
     "student_fingerprint",
@@ -30,6 +32,8 @@ _REQUIRED = (
     "target_fingerprint",
     "target_settings",
     "processor",
+    "runtime",
+    _OWNER,
 )
 _TEACHER = "teacher"
 
@@ -45,9 +49,11 @@ class Student:
     teacher: str
     tags: Mapping[str, str]
     """``latency_ms``, ``teacher_latency_ms``, ``budget_ms``, ``speedup``, ``accuracy``, ``teacher_accuracy``,
-    ``architecture``, ``student_fingerprint`` (registered once), ``teacher_fingerprint`` (teacher, data and
-    test split: within one, accuracies compare), ``target_fingerprint`` (settings and hardware),
-    ``target_settings`` (JSON of ``config.Target``), ``processor``, and more; no secrets and no paths."""
+    ``validation_accuracy`` (for the aliases), ``architecture``, ``student_fingerprint`` (registered once),
+    ``teacher_fingerprint`` (teacher, data and splits: within one, accuracies compare),
+    ``target_fingerprint`` (settings and hardware), ``target_settings`` (JSON of ``config.Target``),
+    ``processor``, ``runtime`` (with its version), ``run_directory`` (a hash, for ``end_abandoned_uploads``),
+    and more; no secrets and no paths."""
     artifacts: Mapping[str, str | Path] = field(default_factory=dict)
     """Files logged to the MLflow run: name there -> local file."""
     curve: Sequence[Mapping[str, float]] = ()
@@ -112,7 +118,7 @@ def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) 
         if logged.status == LoggedModelStatus.READY:
             return str(logged.model_id)
     costs = {key: student.tags[f"teacher_{key}"] for key in ("latency_ms", "accuracy")}
-    tags = {**same, **costs, "kind": _TEACHER, "teacher": student.teacher}
+    tags = {**same, **costs, "kind": _TEACHER, "teacher": student.teacher, _OWNER: student.tags[_OWNER]}
     model = str(client.create_logged_model(experiment, name=_TEACHER, tags=tags).model_id)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -140,7 +146,6 @@ def publish(
     from mlflow.entities import LoggedModelOutput
 
     tags = {**student.all_tags, "teacher_model": teacher_model, "run": parent}
-    _end_abandoned_runs(client, experiment, tags["student_fingerprint"])
     run_name = f"{student.target} {student.budget}"
     run = client.create_run(experiment, run_name=run_name, tags={**tags, PARENT: parent}).info.run_id
     try:
@@ -185,8 +190,22 @@ def _collect(artifacts: Mapping[str, str | Path], folder: Path) -> Path:
     return folder
 
 
-def _end_abandoned_runs(client: Any, experiment: str, fingerprint: str) -> None:
-    """Marks as killed what a killed process left open of the same student."""
-    query = f"tags.student_fingerprint = '{fingerprint}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment], query):
+def end_abandoned_uploads(client: Any, experiment: str, run_directory: str) -> int:
+    """Ends what killed processes of a run directory left open; how many there were.
+
+    Runs are marked as killed, models whose upload never ended are deleted.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    mine = f"tags.{_OWNER} = '{run_directory}'"
+    runs = search_runs(client, experiment, f"{mine} and attributes.status = 'RUNNING'")
+    for run in runs:
         client.set_terminated(run.info.run_id, "KILLED")
+
+    def page(filter_string: str, page_token: str | None) -> Any:
+        return client.search_logged_models([experiment], filter_string, page_token=page_token)
+
+    pending = [model for model in pages(page, mine) if model.status == LoggedModelStatus.PENDING]
+    for model in pending:
+        client.delete_logged_model(model.model_id)
+    return len(runs) + len(pending)

@@ -14,6 +14,7 @@ from lana_ray.registry._session import database, pages
 
 CHAMPION = "champion"
 _PASSED = "passed"
+_COMPARABLE = ("teacher_fingerprint", "target_settings", "processor", "runtime")
 _LONGEST_VERDICT = 500  # characters
 _TEACHER_URI = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")  # an id that MLflow gives
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
@@ -129,11 +130,12 @@ def set_aliases(client: Any, name: str, default_budget: str) -> None:
     """
     versions = finished_versions(client, name)
     wanted: dict[str, Version] = {}
-    if passed := [v for v in versions if v.is_verified]:
-        latest = _of_newest_teacher(passed)
+    # A version without that tag was registered by an earlier lana_ray, which compared test accuracies.
+    if passed := [v for v in versions if v.is_verified and "validation_accuracy" in v.tags]:
+        latest = _comparable(passed)
         wanted[CHAMPION] = _best([v for v in latest if _keeps(v, default_budget)] or latest)
     for budget in dict.fromkeys(v.tags["budget"] for v in passed):
-        wanted[budget_alias(budget)] = _best(v for v in passed if v.tags["budget"] == budget)
+        wanted[budget_alias(budget)] = _best(_comparable(v for v in passed if v.tags["budget"] == budget))
     for alias, version in wanted.items():
         if alias not in version.aliases:
             client.set_registered_model_alias(name, alias, str(version.version))
@@ -149,11 +151,17 @@ def _keeps(version: Version, budget: str) -> bool:
     return float(version.tags["latency_ms"]) <= limit_ms
 
 
-def _of_newest_teacher(versions: Iterable[Version]) -> list[Version]:
-    """Those with the newest version's teacher and data: accuracies of others do not compare."""
+def _comparable(versions: Iterable[Version]) -> list[Version]:
+    """Those with the newest version's teacher, data and hardware: neither accuracies nor latencies of others
+    compare."""
     listed = sorted(versions, key=lambda v: v.version)
-    return [v for v in listed if v.tags["teacher_fingerprint"] == listed[-1].tags["teacher_fingerprint"]]
+
+    def identity(version: Version) -> list[str | None]:
+        return [version.tags.get(tag) for tag in _COMPARABLE]
+
+    return [version for version in listed if identity(version) == identity(listed[-1])]
 
 
 def _best(versions: Iterable[Version]) -> Version:
-    return max(_of_newest_teacher(versions), key=lambda v: (float(v.tags["accuracy"]), v.version))
+    """The most accurate on the validation images: who chose by the test images would flatter the choice."""
+    return max(versions, key=lambda v: (float(v.tags["validation_accuracy"]), v.version))

@@ -23,7 +23,7 @@ _FRONT_POINTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class CostRows:
-    """``costs/<target>.parquet``: one additive table, by layer and choice."""
+    """The last table of ``costs/<target>.parquet``, by layer and choice."""
 
     layers: tuple[str, ...]
     ops: tuple[tuple[str, ...], ...]
@@ -159,15 +159,17 @@ def _rows(storage: Storage, name: str) -> list[Row] | None:
 
 
 def _costs(storage: Storage, name: str) -> CostRows:
-    table = storage.read_table(name)
+    rows = storage.read_table(name).to_pylist()
+    last = max(row["calibration"] for row in rows)
+    mine = [row for row in rows if row["calibration"] == last]
     layers: dict[str, list[Row]] = {}
-    for row in sorted(table.to_pylist(), key=lambda row: (row["layer"], row["choice"])):
+    for row in sorted(mine, key=lambda row: (row["layer"], row["choice"])):
         layers.setdefault(row["name"], []).append(row)
     return CostRows(
         layers=tuple(layers),
         ops=tuple(tuple(row["op"] for row in rows) for rows in layers.values()),
         latency_ms=tuple(tuple(row["latency_ms"] for row in rows) for rows in layers.values()),
-        rest_ms=float(table.schema.metadata[b"rest_ms"]),
+        rest_ms=mine[0]["rest_ms"],
         errors=tuple(
             f"{layer} {row['op']}: {row['error']}"
             for layer, rows in layers.items()

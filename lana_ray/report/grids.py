@@ -40,9 +40,9 @@ def costs_picture(costs: CostRows) -> Picture:
     return Picture(
         title="Cost table",
         svg=cost_map(costs.layers, shown, np.stack([values[op] for op in shown])),
-        caption="What each candidate takes in place, as first sampled; whatever no candidate replaces takes "
-        f"{number(costs.rest_ms)} ms more. Above, the teacher's own layers; below, the operations that save "
-        f"most come first. Empty: no candidate of that kind at that layer.{some}",
+        caption="What each candidate takes in place, by all networks measured; whatever no candidate "
+        f"replaces takes {number(costs.rest_ms)} ms more. Above, the teacher's own layers; below, the "
+        f"operations that save most come first. Empty: no candidate of that kind at that layer.{some}",
     )
 
 

@@ -112,6 +112,9 @@ def run_sweep(
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for file in storage.list(_folder(sweep), ".json"):
+        if storage.kept(file, _row, "its trial is run again") is None:
+            storage.remove(file)
     finished = _finished(sweep, storage)
     left = sweep.size - len(finished)
     if left > 0:
@@ -154,6 +157,10 @@ def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
     rows = (storage.read_json(file) for file in storage.list(_folder(sweep), ".json"))
     mine = [row for row in rows if sweep.holds(row["settings"])]
     return sorted(mine, key=lambda row: float(row["begun"]))
+
+
+def _row(kept: Any) -> dict[str, Any]:
+    return {**kept, "settings": dict(kept["settings"]), "begun": float(kept["begun"])}
 
 
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
@@ -225,7 +232,8 @@ def _begun(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
     folder = _folder(sweep)
     done = {file.removesuffix(".json") for file in storage.list(folder, ".json")}
     begun = [file for file in storage.list(folder, _BEGUN) if file.removesuffix(_BEGUN) not in done]
-    return [settings for file in begun if sweep.holds(settings := storage.read_json(file))]
+    settings = [storage.kept(file, dict) for file in begun]
+    return [known for known in settings if known is not None and sweep.holds(known)]
 
 
 def _proposals(

@@ -28,6 +28,18 @@ class Limit:
         return (self.limit_ms + self.budget_ms) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """How a student came to be considered."""
+
+    round: int
+    """The one that proposed it first."""
+    selection: Selection
+    """Its costs are named by target."""
+    calibrations: Mapping[str, int]
+    """By target: the position of the table that predicted its cost."""
+
+
 def keeps(sample: Sample, limit_ms: float) -> bool:
     """Whether a network ran, and in that time."""
     return sample.error is None and sample.median_ms <= limit_ms
@@ -42,8 +54,7 @@ class Choice:
     """By target. Where there are several, one architecture shall keep the budget on all of them."""
     aim: float = 1.0
     """Share of the limits that the program is asked for: less where they have been missed."""
-    students: dict[Architecture, tuple[int, Selection]] = field(default_factory=dict)
-    """Every selection proposed, with the round that proposed it first; its costs are named by target."""
+    students: dict[Architecture, Proposal] = field(default_factory=dict)
     measured: dict[Architecture, dict[str, Sample]] = field(default_factory=dict)
     """By target; the students that ran on all of them."""
     loss: dict[Architecture, float] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 
 from lana_ray.latency.sampler import network_work
 from lana_ray.spaces.layerwise import Architecture
@@ -17,8 +18,12 @@ _AT_ONCE = 2  # students measured again together: starting a sampler takes longe
 
 
 def run(
-    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts], time: int = 0
-) -> None:
+    workspace: Workspace,
+    choices: Sequence[Choice],
+    costs: Mapping[str, TargetCosts],
+    which: Callable[[Choice], object] = lambda choice: True,
+    time: int = 0,
+) -> list[Choice]:
     """Chooses the student with the lowest loss that keeps its budget in further sessions as well.
 
     The best of many students within a limit is likely to be one whose measurement erred to its favour (the
@@ -26,13 +31,19 @@ def run(
     left unfinished.
 
     Args:
+        which: of the choices this is done for; each has a student within its limits.
         time: how often this was done before; each time has sessions of its own.
+
+    Returns:
+        All choices, in their order; those given are left as they are.
     """
-    for choice in choices:
+    copies = copy.deepcopy(list(choices))
+    asked_for = [choice for choice in copies if which(choice)]
+    for choice in asked_for:
         choice.loss |= losses(workspace, choice.within())
         choice.architecture = choice.candidates()[0]
     again: dict[tuple[str, Architecture], Judged] = {}
-    while unsure := [c for c in choices if c.architecture and c.architecture not in c.confirmed]:
+    while unsure := [c for c in asked_for if c.architecture and c.architecture not in c.confirmed]:
         asked = {}
         for name in dict.fromkeys(name for choice in unsure for name in choice.limits):
             best = dict.fromkeys(a for c in unsure if name in c.limits for a in c.candidates()[:_AT_ONCE])
@@ -40,6 +51,7 @@ def run(
         again |= judge(workspace, asked, costs, sessions(time), "confirm")
         for choice in unsure:
             _accept(choice, again)
+    return copies
 
 
 def sessions(time: int) -> range:

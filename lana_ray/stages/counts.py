@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +75,16 @@ def _count(workspace: Workspace, name: str, network: nn.Module) -> float:
     return METERS[name].read(network, example_input(target), target)
 
 
+def _counts(kept: Any) -> dict[str, float]:
+    return {str(structure): float(value) for structure, value in kept.items()}
+
+
 def _costs(
     workspace: Workspace, name: str, scores: Sequence[NDArray[np.float64]]
 ) -> list[NDArray[np.float64]]:
     """Per layer, shape [candidates]. What was counted is kept, by the candidate's structure."""
     space, target, file = workspace.space, workspace.targets[0], _FILE.format(name)
-    known: dict[str, float] = workspace.storage.read_json(file) if workspace.storage.exists(file) else {}
+    known = workspace.storage.kept(file, _counts) or {}
     usable = [(i, int(j)) for i, of_layer in enumerate(scores) for j in np.flatnonzero(np.isfinite(of_layer))]
     usable += [(i, 0) for i in range(len(scores))]  # for what is outside of the layers
     missing = {space.structure(i, j): (i, j) for i, j in usable if space.structure(i, j) not in known}

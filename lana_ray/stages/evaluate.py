@@ -10,6 +10,7 @@ from torch import nn
 from lana_ray.distill.score import batch_statistics_loss
 from lana_ray.layers import batch_statistics
 from lana_ray.method import method_version
+from lana_ray.sealed import DIGEST_KEY
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.storage import fingerprint
 from lana_ray.tasks import device, run_tasks, task_bytes
@@ -54,21 +55,47 @@ def validated(workspace: Workspace, architecture: Architecture) -> tuple[float, 
     return loss, found
 
 
-def accuracies(workspace: Workspace, jobs: Sequence[TrainJob]) -> dict[TrainJob, float]:
-    """Test accuracy of trained networks, the teacher among them, all in the same way."""
+def accuracies(workspace: Workspace, jobs: Sequence[TrainJob], split: str = "test") -> dict[TrainJob, float]:
+    """Accuracy of trained networks on a split, the teacher among them, all in the same way.
+
+    They are kept by the content of the weights: a file that was changed since is evaluated anew.
+    """
     how = (workspace.data.fingerprint, method_version("training.loop"))
-    keys = {job: fingerprint("accuracy", job.key, *how) for job in jobs}
-    return _kept(workspace, _accuracy, keys, "test")
+    keys = {
+        job: fingerprint("accuracy", split, weights_digest(workspace, job), job.key, *how) for job in jobs
+    }
+    return _kept(workspace, _accuracy, keys, split, split)
 
 
-def _kept(workspace: Workspace, function: Any, keys: dict[Any, str], title: str) -> dict[Any, float]:
-    """Results by subject, each computed unless the run directory has it."""
+def weights_digest(workspace: Workspace, job: TrainJob) -> str:
+    """The digest in the file of a trained network; whoever reads the weights checks it."""
+    metadata = workspace.storage.tensor_metadata(job.file)
+    assert metadata is not None, "training comes first"
+    return metadata[DIGEST_KEY]
+
+
+def _kept(
+    workspace: Workspace, function: Any, keys: dict[Any, str], title: str, *more: Any
+) -> dict[Any, float]:
+    """Results by subject, each computed unless the run directory has it.
+
+    Args:
+        function: task of (workspace, subject, file, *more) that writes the file.
+    """
     files = {subject: f"evaluations/{key}.json" for subject, key in keys.items()}
-    pending = [subject for subject, file in files.items() if not workspace.storage.exists(file)]
-    asked = [(subject, files[subject]) for subject in pending]
+    known = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
+    pending = [subject for subject, value in known.items() if value is None]
+    asked = [(subject, files[subject], *more) for subject in pending]
     memory = task_bytes(workspace, _BATCH_SIZE) if pending else 0
     run_tasks(function, asked, workspace.config, title=title, memory=memory)
-    return {subject: workspace.storage.read_json(file)["value"] for subject, file in files.items()}
+    return {
+        subject: _value(workspace.storage.read_json(files[subject])) if value is None else value
+        for subject, value in known.items()
+    }
+
+
+def _value(kept: Any) -> float:
+    return float(kept["value"])
 
 
 def _loss(workspace: Workspace, architecture: Architecture, file: str) -> None:
@@ -82,13 +109,13 @@ def _loss(workspace: Workspace, architecture: Architecture, file: str) -> None:
 def _accuracy_before(workspace: Workspace, architecture: Architecture, file: str) -> None:
     network = workspace.student(architecture).eval()
     with batch_statistics(network):
-        value = _test_accuracy(workspace, network)
+        value = _split_accuracy(workspace, network, "test")
     _keep(workspace, file, value, architecture)
 
 
-def _accuracy(workspace: Workspace, job: TrainJob, file: str) -> None:
-    network = trained_network(workspace, job)
-    _keep(workspace, file, _test_accuracy(workspace, network), job.architecture, cells=job.cells)
+def _accuracy(workspace: Workspace, job: TrainJob, file: str, split: str) -> None:
+    value = _split_accuracy(workspace, trained_network(workspace, job), split)
+    _keep(workspace, file, value, job.architecture, cells=job.cells)
 
 
 def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
@@ -100,9 +127,9 @@ def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _test_accuracy(workspace: Workspace, network: nn.Module) -> float:
+def _split_accuracy(workspace: Workspace, network: nn.Module, split: str) -> float:
     where = device(workspace)
-    return accuracy(network.to(where), workspace.data.batches("test", batch_size=_BATCH_SIZE), where)
+    return accuracy(network.to(where), workspace.data.batches(split, batch_size=_BATCH_SIZE), where)
 
 
 def _keep(

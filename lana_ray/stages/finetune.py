@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lana_ray.latency.sampler import student_work
@@ -13,23 +14,25 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.counts import count_network
-from lana_ray.stages.evaluate import accuracies, accuracies_before
+from lana_ray.stages.deployed import Tested, tested
+from lana_ray.stages.evaluate import accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
+from lana_ray.stages.select import Selected
 from lana_ray.storage import fingerprint
 from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
 from lana_ray.training.worker import TrainJob, is_trained, train_worker
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import Workspace
 
-Again = Callable[[Sequence[Choice], int], None]
-"""Gives students to choices that have none, where it can, the how many-th time."""
+Again = Callable[[Selected, int], Selected]
+"""Callback (missed, attempt): looks for new students for the choices."""
 MAX_REPLACED = 2
 """How often a student over its budget may be replaced by the next best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A fine-tuned student and what it came to; accuracies are of the test split."""
+    """A fine-tuned student and what it came to."""
 
     target: str
     budget: str
@@ -40,15 +43,16 @@ class Finished:
     job: TrainJob
     predicted_ms: float | None
     """None where latencies were not predicted."""
+    calibration: int | None
+    """Which of the target's cost tables predicted it; None where none did."""
     sample: Sample
     """Of the student with its final weights, measured in turn with the teacher."""
     teacher_ms: float
     counts: Mapping[str, float]
     """What is counted of the student: ``params`` and ``macs``."""
     accuracy_before: float | None
-    """As distilled; None where it was not."""
-    accuracy: float
-    teacher_accuracy: float
+    """On the test split, as distilled; None where it was not."""
+    tested: Tested
 
     @property
     def problem(self) -> str | None:
@@ -67,98 +71,120 @@ def student_job(workspace: Workspace, architecture: Architecture) -> TrainJob:
     return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture)
 
 
-def run(
-    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts], look_again: Again
-) -> list[Finished]:
-    """Writes ``students/*.safetensors``, then tests and measures every student beside the teacher.
+def run(workspace: Workspace, selected: Selected, look_again: Again) -> tuple[list[Finished], Selected]:
+    """Writes ``students/*.safetensors``, then tests and measures every student together with the teacher.
 
     A student that its last, longest measurement finds over its budget is given up for the next best one, or
     for one that is looked for anew.
 
     Args:
-        look_again: as ``select.again``, of (choices, time).
+        look_again: as ``select.again``, of (missed, time).
+
+    Returns:
+        The finished students, and the selection as it is in the end.
     """
-    choices = [choice for choice in choices if choice.architecture]
-    samples = _train_and_measure(workspace, choices, costs)
+    samples = _train_and_measure(workspace, selected.choices, selected.costs)
     for time in range(1, MAX_REPLACED + 1):
-        replaced = _replace(workspace, _over(choices, samples), costs, look_again, time)
+        selected, replaced = _replace(workspace, selected, samples, look_again, time)
         if not replaced:
             break
-        samples |= _train_and_measure(workspace, replaced, costs)
-    jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
-    teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
-    tested = accuracies(workspace, [teacher, *jobs.values()])
+        samples |= _train_and_measure(workspace, replaced, selected.costs)
+    return _finished(workspace, selected, samples), selected
+
+
+def _finished(
+    workspace: Workspace, selected: Selected, samples: Mapping[tuple[str, Architecture], Sample]
+) -> list[Finished]:
+    costs = selected.costs
+    chosen = [
+        (choice, choice.architecture, target)
+        for choice in selected.choices
+        if choice.architecture
+        for target in choice.limits
+    ]
+    jobs = {a: student_job(workspace, a) for _, a, _ in chosen}
+    found = tested(workspace, costs, {(target, jobs[a]): samples[target, a] for _, a, target in chosen})
     before = accuracies_before(workspace, list(jobs))
     counts = {a: count_network(workspace, workspace.space.build(a)) for a in jobs}
     return [
         Finished(
             target=target,
             budget=choice.name,
-            budget_ms=limit.budget_ms,
-            architecture=workspace.space.label(choice.architecture),
-            job=jobs[choice.architecture],
-            predicted_ms=choice.students[choice.architecture][1].costs[target],
-            sample=samples[target, choice.architecture],
+            budget_ms=choice.limits[target].budget_ms,
+            architecture=workspace.space.label(a),
+            job=jobs[a],
+            predicted_ms=choice.students[a].selection.costs[target],
+            calibration=choice.students[a].calibrations[target],
+            sample=samples[target, a],
             teacher_ms=costs[target].teacher_ms,
-            counts=counts[choice.architecture],
-            accuracy_before=before[choice.architecture],
-            accuracy=tested[jobs[choice.architecture]],
-            teacher_accuracy=tested[teacher],
+            counts=counts[a],
+            accuracy_before=before[a],
+            tested=found[target, jobs[a]],
         )
-        for choice in choices
-        if choice.architecture
-        for target, limit in choice.limits.items()
+        for choice, a, target in chosen
     ]
 
 
 def _replace(
     workspace: Workspace,
-    over: Sequence[Choice],
-    costs: Mapping[str, TargetCosts],
+    selected: Selected,
+    samples: Mapping[tuple[str, Architecture], Sample],
     look_again: Again,
     time: int,
-) -> list[Choice]:
-    """Takes the next best students; returns the choices that have one.
+) -> tuple[Selected, list[Choice]]:
+    """Takes the next best students for those over their budget.
 
     They are measured once more before one is trained: what made one student slower since it was chosen may
     have done so to others.
+
+    Returns:
+        The selection with them, and its choices that have another student now.
     """
-    given_up = [(choice, choice.architecture) for choice in over if choice.architecture]
-    for choice, architecture in given_up:
-        choice.given_up.add(architecture)
-        choice.architecture = None
-    confirm.run(workspace, [choice for choice in over if choice.candidates()], costs, time)
-    if without := [choice for choice in over if choice.architecture is None]:
-        look_again(without, time)
-    replaced = []
-    for choice, architecture in given_up:
+    choices, costs = copy.deepcopy(selected.choices), selected.costs
+    over = {k: choice.architecture for k, choice in enumerate(choices) if _is_over(choice, samples)}
+    for k, architecture in over.items():
+        assert architecture is not None
+        choices[k].given_up.add(architecture)
+        choices[k].architecture = None
+    if over:
+        given_up = [choices[k] for k in over]
+        confirmed = confirm.run(workspace, given_up, costs, lambda choice: choice.candidates(), time)
+        choices = _placed(choices, over, confirmed)
+    if without := [k for k in over if choices[k].architecture is None]:
+        missed = Selected(choices=[choices[k] for k in without], costs=costs)
+        found = look_again(missed, time)
+        choices, costs = _placed(choices, without, found.choices), found.costs
+    for k, architecture in over.items():
+        choice = choices[k]
         who = f"finetune: {choice.place} {choice.name}: over budget with its final weights"
         if choice.architecture is None:
             say(f"{who}; no other student keeps it either")
             choice.architecture = architecture
         else:
             say(f"{who}; the next best that keeps it is taken")
-            replaced.append(choice)
-    return replaced
+    replaced = [choices[k] for k, architecture in over.items() if choices[k].architecture != architecture]
+    return Selected(choices=choices, costs=costs), replaced
 
 
-def _over(choices: Sequence[Choice], samples: Mapping[tuple[str, Architecture], Sample]) -> list[Choice]:
-    """The choices whose student does not keep its budget on some target."""
-    return [
-        choice
-        for choice in choices
-        if choice.architecture
-        and not all(
-            keeps(samples[target, choice.architecture], limit.budget_ms)
-            for target, limit in choice.limits.items()
-        )
-    ]
+def _placed(choices: Sequence[Choice], places: Iterable[int], new: Sequence[Choice]) -> list[Choice]:
+    """The choices with new ones in some places."""
+    by_place = dict(zip(places, new, strict=True))
+    return [by_place.get(k, choice) for k, choice in enumerate(choices)]
+
+
+def _is_over(choice: Choice, samples: Mapping[tuple[str, Architecture], Sample]) -> bool:
+    """Whether the student of a choice does not keep its budget on some target."""
+    return choice.architecture is not None and not all(
+        keeps(samples[target, choice.architecture], limit.budget_ms)
+        for target, limit in choice.limits.items()
+    )
 
 
 def _train_and_measure(
     workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]
 ) -> dict[tuple[str, Architecture], Sample]:
     """Fine-tunes the chosen students that are not yet, and measures each on its target."""
+    choices = [choice for choice in choices if choice.architecture]
     jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
     train(workspace, list(jobs.values()), "finetune")
     return _measure(workspace, choices, jobs, costs)
@@ -202,5 +228,5 @@ def _measure(
         return {key: judged.sample for key, judged in found.items()}
 
     samples = measured(choices, SESSIONS)
-    over = _over(choices, samples)
+    over = [choice for choice in choices if _is_over(choice, samples)]
     return samples | measured(over, range(2 * len(SESSIONS))) if over else samples

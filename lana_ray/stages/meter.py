@@ -87,7 +87,10 @@ def readings(
     }
     there = {file for folder in folders.values() for file in storage.list(folder)}
     missing = {
-        file: (name, a) for name, mine in files.items() for a, file in mine.items() if file not in there
+        file: (name, a)
+        for name, mine in files.items()
+        for a, file in mine.items()
+        if file not in there or storage.kept(file, _reading) is None
     }
     classes, cells = workspace.data.num_classes, isinstance(space, CellStudents)
     calls = [
@@ -109,7 +112,7 @@ def readings(
             done[name] += 1
             show(f"{title} {cost} {name}", done[name])
     kept = {
-        name: {a: lost.get(file) or storage.read_json(file) for a, file in mine.items()}
+        name: {a: lost.get(file) or _reading(storage.read_json(file)) for a, file in mine.items()}
         for name, mine in files.items()
     }
     for name, mine in kept.items():
@@ -118,6 +121,10 @@ def readings(
         name: {a: reading["value"] for a, reading in mine.items() if reading["error"] is None}
         for name, mine in kept.items()
     }
+
+
+def _reading(kept: Any) -> dict[str, Any]:
+    return {key: kept[key] for key in ("what", "value", "error")}
 
 
 def teacher_cost(workspace: Workspace, sampled: Sampled) -> float:

@@ -19,8 +19,9 @@ from lana_ray.latency.measure import example_input
 from lana_ray.latency.runtimes import loads_onnx, program
 from lana_ray.progress import say
 from lana_ray.provenance import commit, versions
-from lana_ray.stages.evaluate import trained_network
+from lana_ray.stages.evaluate import trained_network, weights_digest
 from lana_ray.stages.finetune import Finished
+from lana_ray.stages.leftovers import run_directory
 from lana_ray.stages.sample import Sampled
 from lana_ray.stages.track import curve_of, run_of
 from lana_ray.storage import fingerprint
@@ -64,7 +65,7 @@ def run(
         students, teachers = [], {}
         for f in sound:
             known, name = sampled[f.target], f.target
-            model = _model(workspace, trained_network(workspace, f.job), known.target, tests)
+            model = _model(workspace, _as_tested(workspace, f), known.target, tests)
             files = {
                 there: _copy(workspace, file.format(target=name), Path(folder))
                 for there, file in evidence.items()
@@ -84,12 +85,27 @@ def run(
 
 
 def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
-    """Loads back what was not verified yet; a version that does not answer as it should gets no alias."""
-    judged = [(v, None if v.is_verified else verify.problem(v, uri)) for v in registered]
+    """Loads every version back; one that does not answer as it should has no alias from then on."""
+    judged = [(version, verify.problem(version, uri)) for version in registered]
     for version, problem in judged:
         if problem is not None:
             say(f"register: {version.model_uri} failed verification and gets no alias: {problem}")
     registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
+
+
+def _as_tested(workspace: Workspace, f: Finished) -> nn.Module:
+    """The student's network, from the very weights that were tested.
+
+    Raises:
+        UserError: the file is damaged or was changed since.
+    """
+    network = trained_network(workspace, f.job)
+    if weights_digest(workspace, f.job) != f.tested.weights:
+        raise UserError(
+            f"{workspace.storage.url(f.job.file)}: changed since it was tested, so it is not registered; run "
+            "the same command again"
+        )
+    return network
 
 
 def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
@@ -108,22 +124,29 @@ def _student(
     model: registry.Model,
     files: Mapping[str, Path],
 ) -> registry.Student:
-    identity = (f.job.key, f.sample.key, known.target_key, f.budget, f.sample.median_ms)
+    predicted = {
+        **({} if f.predicted_ms is None else {"predicted_ms": f"{f.predicted_ms:.6g}"}),
+        **({} if f.calibration is None else {"calibration": str(f.calibration)}),
+    }
+    identity = (f.tested.weights, f.sample.key, known.target_key, f.budget, f.sample.median_ms, predicted)
     tags = {
         "latency_ms": f"{f.sample.median_ms:.6g}",
         "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
-        **({} if f.predicted_ms is None else {"predicted_ms": f"{f.predicted_ms:.6g}"}),
+        **predicted,
         "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{f.teacher_ms:.6g}",
         **{name: f"{value:.0f}" for name, value in f.counts.items()},
         "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
-        "accuracy": f"{f.accuracy:.6g}",
-        "teacher_accuracy": f"{f.teacher_accuracy:.6g}",
+        "accuracy": f"{f.tested.accuracy:.6g}",
+        "validation_accuracy": f"{f.tested.validation_accuracy:.6g}",
+        "teacher_accuracy": f"{f.tested.teacher_accuracy:.6g}",
         "architecture": f.architecture,
         "student_fingerprint": fingerprint(*identity),
+        "run_directory": run_directory(workspace),
         "teacher_fingerprint": fingerprint(workspace.teacher_key, workspace.data.fingerprint),
         "target_fingerprint": known.target_key,
         "processor": f.sample.processor,
+        "runtime": f.sample.runtime,
         "target_settings": known.target.model_dump_json(exclude={"measure", "label"}),
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

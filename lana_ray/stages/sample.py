@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -60,24 +60,34 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetCosts(Sampled):
-    """Everything measured on one target so far, and the table made of it."""
+    """Everything measured on one target so far, and the tables made of it."""
 
+    candidates: tuple[tuple[Sample, ...], ...]
+    """Per layer, each candidate alone."""
     isolated_ms: tuple[NDArray[np.float64], ...]
     considered: Choices
     """The candidates that are worth their time here, the teacher's layers first."""
     networks: dict[Architecture, Sample]
     sessions_ms: dict[Architecture, tuple[float, ...]] = field(default_factory=dict)
     """Of the networks among them that were measured in several sessions: each one's median."""
-    table: CostTable
+    tables: tuple[CostTable, ...]
+    """The first as sampled; another each time that further networks were measured."""
+
+    @property
+    def table(self) -> CostTable:
+        """The one that knows of all networks."""
+        return self.tables[-1]
 
     def with_networks(self, more: Mapping[Architecture, Judged]) -> TargetCosts:
-        """The same with further networks measured, and the table calibrated anew."""
+        """The same with further networks measured, and a table calibrated with all of them."""
+        if not more:
+            return self
         networks = {**self.networks, **{a: judged.sample for a, judged in more.items()}}
         return replace(
             self,
             networks=networks,
             sessions_ms={**self.sessions_ms, **{a: judged.sessions_ms for a, judged in more.items()}},
-            table=_calibrate(self.isolated_ms, networks),
+            tables=(*self.tables, _calibrate(self.isolated_ms, networks)),
         )
 
 
@@ -128,9 +138,13 @@ def run(workspace: Workspace) -> dict[str, TargetCosts]:
     ]
     measure(workspace, jobs, "sample", more={t.name: t.measure.architectures for t in workspace.targets})
     costs = {job.target.name: _costs(workspace, job) for job in jobs}
-    wanted = considered(costs)
-    for job in jobs:
-        _write(workspace, costs[job.target.name], job, wanted)
+    write(workspace, costs)
+    for name, known in costs.items():
+        table = known.table
+        say(
+            f"sample: {name}: teacher {known.teacher_ms:.3f} ms; on networks left out the table errs by "
+            f"{100 * table.error:.1f} % in the median (isolated costs: {100 * table.error_isolated:.1f} %)"
+        )
     _say_left_out(left_out(costs))
     return costs
 
@@ -303,10 +317,14 @@ def _costs(workspace: Workspace, job: Job) -> TargetCosts:
         placement=job.placement,
         target_key=job.target_key,
         teacher_ms=reference.median_ms,
+        candidates=tuple(
+            tuple(samples[candidate_work(space, layer, choice).key] for choice in range(len(ops)))
+            for layer, ops in enumerate(space.ops)
+        ),
         isolated_ms=tuple(isolated),
         considered=among,
         networks={space.teacher: reference, **whole},
-        table=_calibrate(isolated, {space.teacher: reference, **whole}),
+        tables=(_calibrate(isolated, {space.teacher: reference, **whole}),),
     )
 
 
@@ -314,40 +332,52 @@ def _calibrate(isolated: Sequence[NDArray[np.float64]], networks: Mapping[Archit
     return calibrate(isolated, list(networks), [sample.median_ms for sample in networks.values()])
 
 
-def _write(workspace: Workspace, costs: TargetCosts, job: Job, wanted: Choices) -> None:
-    space, table = workspace.space, costs.table
-    rows = []
+def costs_file(target: str) -> str:
+    """Where a target's cost tables are kept in the run directory."""
+    return f"costs/{target}.parquet"
+
+
+def write(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
+    """Writes ``costs/<target>.parquet``: every table of a target, told apart by ``calibration``.
+
+    What a table predicts of a network is the sum of its candidates' ``latency_ms`` and ``rest_ms``, which is
+    the same in all rows of the table.
+    """
+    wanted = considered(costs)
+    for name, known in costs.items():
+        rows = [
+            row
+            for number, table in enumerate(known.tables)
+            for row in _rows(workspace.space, known, wanted, number, table)
+        ]
+        networks = [sample.key for sample in known.networks.values()]
+        key = fingerprint(known.target_key, workspace.space.fingerprint, networks)
+        whole = pa.Table.from_pylist(rows).replace_schema_metadata({"teacher_ms": str(known.teacher_ms)})
+        workspace.storage.write_table(costs_file(name), whole, key)
+
+
+def _rows(
+    space: LayerwiseSpace, costs: TargetCosts, wanted: Choices, number: int, table: CostTable
+) -> Iterator[dict[str, Any]]:
     for layer, ops in enumerate(space.ops):
         for choice, op in enumerate(ops):
-            sample = job.samples[candidate_work(space, layer, choice).key]
-            rows.append(
-                {
-                    "target": costs.target.name,
-                    "layer": layer,
-                    "name": space.layers[layer].name,
-                    "choice": choice,
-                    "op": op.name,
-                    "latency_ms": float(table.costs_ms[layer][choice]),
-                    "isolated_ms": float(costs.isolated_ms[layer][choice]),
-                    "considered": choice in wanted[layer],
-                    "iqr_ms": sample.iqr_ms,
-                    "repeats": sample.repeats,
-                    "settled": sample.settled,
-                    "error": sample.error,
-                }
-            )
-    key = fingerprint(costs.target_key, space.fingerprint, [s.key for s in costs.networks.values()])
-    metadata = {
-        "teacher_ms": costs.teacher_ms,
-        "rest_ms": table.rest_ms,
-        "error_isolated": table.error_isolated,
-        "error": table.error,
-        "networks": len(costs.networks),
-    }
-    whole = pa.Table.from_pylist(rows).replace_schema_metadata({k: str(v) for k, v in metadata.items()})
-    workspace.storage.write_table(f"costs/{costs.target.name}.parquet", whole, key)
-    name, mine, alone = costs.target.name, 100 * table.error, 100 * table.error_isolated
-    say(
-        f"sample: {name}: teacher {costs.teacher_ms:.3f} ms; on networks left out the table errs by "
-        f"{mine:.1f} % in the median (isolated costs: {alone:.1f} %)"
-    )
+            sample = costs.candidates[layer][choice]
+            yield {
+                "target": costs.target.name,
+                "calibration": number,
+                "layer": layer,
+                "name": space.layers[layer].name,
+                "choice": choice,
+                "op": op.name,
+                "latency_ms": float(table.costs_ms[layer][choice]),
+                "rest_ms": table.rest_ms,
+                "table_error": table.error,
+                "table_error_isolated": table.error_isolated,
+                "networks": table.networks,
+                "isolated_ms": float(costs.isolated_ms[layer][choice]),
+                "considered": choice in wanted[layer],
+                "iqr_ms": sample.iqr_ms,
+                "repeats": sample.repeats,
+                "settled": sample.settled,
+                "error": sample.error,
+            }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,7 @@ from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, To
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import of_few_operations
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.stages import confirm
+from lana_ray.stages import confirm, sample
 from lana_ray.stages.budgets import (
     Stated,
     free_share,
@@ -28,9 +31,9 @@ from lana_ray.stages.budgets import (
     state,
     unmet,
 )
-from lana_ray.stages.choice import Choice
+from lana_ray.stages.choice import Choice, Proposal
 from lana_ray.stages.counts import CountedBudget, counted_budgets
-from lana_ray.stages.sample import SESSIONS, TargetCosts, considered, judge
+from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, considered, judge
 from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
@@ -39,10 +42,19 @@ _STEP = 0.04
 """By how much lower the next round aims for a budget that no student has kept yet."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What was chosen, and the costs by which."""
+
+    choices: list[Choice]
+    costs: dict[str, TargetCosts]
+    """By target, with every student measured so far."""
+
+
 def run(
-    workspace: Workspace, costs: dict[str, TargetCosts], scores: Sequence[NDArray[np.float64]]
-) -> list[Choice]:
-    """Closes the loop on latency (DESIGN §2.7) and writes ``selections.parquet``.
+    workspace: Workspace, costs: Mapping[str, TargetCosts], scores: Sequence[NDArray[np.float64]]
+) -> Selected:
+    """Closes the loop on latency (DESIGN §2.7) and writes what ``write`` does.
 
     Each round solves the program for every open budget, measures the students it proposes whole, and
     calibrates the table with them. A budget is done when the program's best student keeps it and uses 95 %
@@ -62,12 +74,12 @@ def run(
     choices = open_choices(workspace, costs)
     for number in range(2 * rounds):
         unfinished = [choice for choice in choices if not choice.finished]
-        new = _round(workspace, unfinished, costs, counted, scores, number)
+        costs, new = _round(workspace, unfinished, costs, counted, scores, number)
         for choice in unfinished:
             enough = choice.leader_fits() or number + 1 >= rounds or not new
             choice.finished = enough and bool(choice.within())
         if number + 1 >= rounds or all(choice.finished for choice in choices):
-            confirm.run(workspace, [choice for choice in choices if choice.finished], costs)
+            choices = confirm.run(workspace, choices, costs, lambda choice: choice.finished)
         missed = [choice for choice in choices if not choice.finished]
         if not missed:
             break
@@ -83,8 +95,9 @@ def run(
             say(f"select: {choice.unmet}")
         else:
             _say(choice)
-    _write(workspace, choices, costs)
-    return choices
+    selected = Selected(choices=choices, costs=dict(costs))
+    write(workspace, selected)
+    return selected
 
 
 def _prefer_tighter(choices: Sequence[Choice]) -> None:
@@ -97,27 +110,26 @@ def _prefer_tighter(choices: Sequence[Choice]) -> None:
 
 
 def again(
-    workspace: Workspace,
-    choices: Sequence[Choice],
-    costs: dict[str, TargetCosts],
-    scores: Sequence[NDArray[np.float64]],
-    time: int,
-) -> None:
+    workspace: Workspace, scores: Sequence[NDArray[np.float64]], missed: Selected, time: int
+) -> Selected:
     """Looks for students of budgets that turned out to be missed after all: one round more, aiming lower.
-
-    Choices that have a student now are given it; those that have none are left without.
 
     Args:
         time: how often this was done before, counted from 1; see ``confirm.run``.
+
+    Returns:
+        The same choices with the students they have now, if any, and the costs with what was measured.
     """
     scores = constrained_scores(workspace, scores)
+    choices = copy.deepcopy(missed.choices)
     for choice in choices:
         choice.aim *= 1 - _STEP
     number = 2 * workspace.config.select.rounds + time
-    _round(workspace, choices, costs, counted_budgets(workspace, scores), scores, number)
+    costs, _ = _round(workspace, choices, missed.costs, counted_budgets(workspace, scores), scores, number)
     for choice in choices:
         choice.architecture = None
-    confirm.run(workspace, [choice for choice in choices if choice.within()], costs, time)
+    choices = confirm.run(workspace, choices, costs, lambda choice: choice.within(), time)
+    return Selected(choices=choices, costs=costs)
 
 
 def check(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
@@ -165,14 +177,18 @@ def constrained_scores(
 def _round(
     workspace: Workspace,
     choices: Sequence[Choice],
-    costs: dict[str, TargetCosts],
+    costs: Mapping[str, TargetCosts],
     counted: Sequence[CountedBudget],
     scores: Sequence[NDArray[np.float64]],
     number: int,
-) -> bool:
-    """Has students proposed for every choice and measures them; whether there was any that was not yet."""
+) -> tuple[dict[str, TargetCosts], bool]:
+    """Has students proposed for every choice and measures them.
+
+    Returns:
+        The costs with these students, and whether any of them was not measured before.
+    """
     new = _propose(workspace, choices, costs, counted, scores, number)
-    _measure(workspace, new, costs)
+    costs = _measured(workspace, new, costs)
     for choice in choices:
         for name, limit in choice.limits.items():
             limit.limit_ms = limit.budget_ms * (1 - free_share(workspace.config.select, costs[name]))
@@ -181,7 +197,7 @@ def _round(
             for a in choice.students
             if all(a in costs[name].networks for name in choice.limits)
         }
-    return bool(new)
+    return costs, bool(new)
 
 
 def _propose(
@@ -212,8 +228,10 @@ def _propose(
             for one in found
         ]
         choice.leader = found[0].choices
+        calibrations = {name: len(costs[name].tables) - 1 for name in choice.limits}
         for selection in found:
-            choice.students.setdefault(selection.choices, (number, selection))
+            proposal = Proposal(round=number, selection=selection, calibrations=calibrations)
+            choice.students.setdefault(selection.choices, proposal)
             for name in choice.limits:
                 asked = new.setdefault(name, [])
                 if selection.choices not in costs[name].networks and selection.choices not in asked:
@@ -288,8 +306,9 @@ def _solve(
     problem = ([s.tolist() for s in scores], tables, aims_ms)
     key = fingerprint(problem, settings.count, settings.max_overlap, settings.time_limit_s, settings.max_ops)
     file = f"selections/{key}.json"
-    if not workspace.storage.exists(file):
-        found = select(
+    kept = workspace.storage.kept(file, _selections)
+    if kept is None:
+        kept = select(
             _of_few(workspace, scores, costs, aims_ms),
             costs,
             aims_ms,
@@ -297,22 +316,28 @@ def _solve(
             max_overlap=settings.max_overlap,
             time_limit_s=settings.time_limit_s,
         )
-        workspace.storage.write_json(file, [dataclasses.asdict(selection) for selection in found])
-    kept = workspace.storage.read_json(file)
-    return [Selection(**{**row, "choices": tuple(row["choices"])}) for row in kept]
+        workspace.storage.write_json(file, [dataclasses.asdict(selection) for selection in kept])
+    return kept
 
 
-def _measure(
-    workspace: Workspace, new: Mapping[str, Sequence[Architecture]], costs: dict[str, TargetCosts]
-) -> None:
+def _selections(rows: Any) -> list[Selection]:
+    return [Selection(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+
+
+def _measured(
+    workspace: Workspace, new: Mapping[str, Sequence[Architecture]], costs: Mapping[str, TargetCosts]
+) -> dict[str, TargetCosts]:
+    """The costs with further students measured."""
     asked = {
         name: {a: network_work(workspace.space, a) for a in architectures}
         for name, architectures in new.items()
     }
     found = judge(workspace, asked, costs, SESSIONS, "select")
-    for name in new:
-        usable = {a: one for (where, a), one in found.items() if where == name and one.sample.error is None}
-        costs[name] = costs[name].with_networks(usable)
+
+    def usable(name: str) -> dict[Architecture, Judged]:
+        return {a: one for (where, a), one in found.items() if where == name and one.sample.error is None}
+
+    return {name: known.with_networks(usable(name)) for name, known in costs.items()}
 
 
 def _unmet(choice: Choice) -> str:
@@ -343,19 +368,23 @@ def _say(choice: Choice) -> None:
         )
 
 
-def _write(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]) -> None:
+def write(workspace: Workspace, selected: Selected) -> None:
+    """Writes ``selections.parquet`` and the tables of its predictions, ``costs/<target>.parquet``."""
+    choices, costs = selected.choices, selected.costs
+    sample.write(workspace, costs)
     rows = [
         {
             "target": name,
             "budget": choice.name,
             "budget_ms": limit.budget_ms,
-            "round": number,
+            "round": proposal.round,
+            "calibration": proposal.calibrations[name],
             "rank": rank,
             "architecture": workspace.space.label(architecture),
             "choices": list(architecture),
-            "score": selection.score,
-            "gap": selection.gap,
-            "predicted_ms": selection.costs[name],
+            "score": proposal.selection.score,
+            "gap": proposal.selection.gap,
+            "predicted_ms": proposal.selection.costs[name],
             "measured_ms": choice.measured[architecture][name].median_ms
             if architecture in choice.measured
             else None,
@@ -366,7 +395,7 @@ def _write(workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, 
         }
         for choice in choices
         for name, limit in choice.limits.items()
-        for rank, (architecture, (number, selection)) in enumerate(choice.students.items())
+        for rank, (architecture, proposal) in enumerate(choice.students.items())
     ]
     key = fingerprint(
         [c.target_key for c in costs.values()], workspace.config.select, [r["architecture"] for r in rows]

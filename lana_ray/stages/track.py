@@ -21,7 +21,7 @@ from lana_ray.progress import say
 from lana_ray.provenance import commit
 from lana_ray.redact import without_passwords
 from lana_ray.registry import Part
-from lana_ray.stages.sample import Sampled, TargetCosts
+from lana_ray.stages.sample import Sampled, TargetCosts, costs_file
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.workspace import TEACHER_FILE, Workspace
@@ -183,10 +183,10 @@ def _target(storage: Storage, known: Sampled, plots: Mapping[str, str]) -> Part:
         metrics |= {
             "table_error": known.table.error,
             "table_error_isolated": known.table.error_isolated,
-            "networks": len(known.networks),
+            "networks": known.table.networks,
             "candidates": sum(map(len, known.table.costs_ms)),
         }
-        files["costs.parquet"] = storage.read_bytes(f"costs/{known.target.name}.parquet")
+        files["costs.parquet"] = storage.read_bytes(costs_file(known.target.name))
     return Part(
         name=f"target {known.target.name}",
         tags={"target": known.target.name, "target_fingerprint": known.target_key},

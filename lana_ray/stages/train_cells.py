@@ -14,13 +14,13 @@ from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import register, summary
 from lana_ray.stages.choice import keeps
 from lana_ray.stages.counts import count_network
-from lana_ray.stages.evaluate import accuracies
+from lana_ray.stages.deployed import tested
 from lana_ray.stages.finetune import MAX_REPLACED, Finished, train
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.storage import fingerprint
 from lana_ray.teachers import Teacher
 from lana_ray.training.worker import TrainJob
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import Workspace
 
 FILE = "cells.json"
 Row = dict[str, Any]
@@ -142,8 +142,8 @@ def _finished(
     samples: Mapping[tuple[str, Architecture], Sample],
 ) -> list[Finished]:
     jobs = {w.architecture: _job(workspace, w.architecture) for w in wanted}
-    teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
-    tested = accuracies(workspace, [teacher, *jobs.values()])
+    students = {(w.target, jobs[w.architecture]): samples[w.target, w.architecture] for w in wanted}
+    found = tested(workspace, sampled, students)
     counts = {a: count_network(workspace, workspace.cells.build(a)) for a in jobs}
     return [
         Finished(
@@ -153,12 +153,12 @@ def _finished(
             architecture=workspace.cells.label(w.architecture),
             job=jobs[w.architecture],
             predicted_ms=w.trials[0]["predicted_ms"],
+            calibration=None,
             sample=samples[w.target, w.architecture],
             teacher_ms=sampled[w.target].teacher_ms,
             counts=counts[w.architecture],
             accuracy_before=None,
-            accuracy=tested[jobs[w.architecture]],
-            teacher_accuracy=tested[teacher],
+            tested=found[w.target, jobs[w.architecture]],
         )
         for w in wanted
     ]

@@ -18,6 +18,9 @@ from lana_ray.storage import FINGERPRINT_KEY, Storage
 from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace
 
+STATES, CELL_STATES = "training", "training-cells"
+"""Folders of networks in training: those of ``lana-ray run``, and cells."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -61,7 +64,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
-    storage, partial = workspace.storage, f"training/{job.key}.safetensors"
+    storage, partial = workspace.storage, f"{CELL_STATES if job.cells else STATES}/{job.key}.safetensors"
     settings: TrainConfig | FinetuneConfig = workspace.config.finetune
     teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
     extras: dict[str, Any] = {}

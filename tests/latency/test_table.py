@@ -57,7 +57,7 @@ def test_networks_not_measured_are_predicted_better_than_by_isolated_costs(seed:
     error = float(np.median(errors(table, others, m.latencies(others))))
     added = [sum(c[j] for c, j in zip(m.isolated, a, strict=True)) for a in measured]
     rest = float(np.median(latencies - np.asarray(added)))
-    plain = CostTable(rest_ms=rest, costs_ms=tuple(m.isolated), error_isolated=0, error=0)
+    plain = CostTable(rest_ms=rest, costs_ms=tuple(m.isolated), error_isolated=0, error=0, networks=2)
     error_isolated = float(np.median(errors(plain, others, m.latencies(others))))
     assert error < 0.6 * error_isolated
     assert error < 0.03

@@ -38,6 +38,7 @@ def student(
         "teacher_latency_ms": "1.25",
         "speedup": "2.5",
         "accuracy": str(accuracy),
+        "validation_accuracy": str(accuracy),
         "teacher_accuracy": "0.95",
         "architecture": "0,3,1",
         "student_fingerprint": key,
@@ -45,6 +46,8 @@ def student(
         "target_fingerprint": "x0",
         "target_settings": "{}",
         "processor": "Z80",
+        "runtime": "onnxruntime 1.2",
+        "run_directory": "d0",
     }
     values: dict[str, object] = {
         "model": model(),

@@ -157,16 +157,29 @@ def test_teacher_is_kept_once_and_not_registered(uri: str, tmp_path: Path) -> No
         registry.find(first.teacher_uri, uri)
 
 
-def test_run_that_was_killed_is_closed_and_done_again(uri: str) -> None:
+def test_what_was_killed_while_uploading_is_ended(uri: str) -> None:
+    """That of another run directory may still be going on."""
     import mlflow
 
-    register(uri)
+    (version,) = register(uri, student("a"))
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tiny/net").experiment_id
-    killed = client.create_run(experiment, tags={"student_fingerprint": "a"}).info.run_id
-    (version,) = register(uri, student("a"))
-    assert version.version == 1
+
+    def left_by(directory: str) -> tuple[str, str]:
+        tags = {"student_fingerprint": "a", "run_directory": directory}
+        run = client.create_run(experiment, tags=tags).info.run_id
+        return run, client.create_logged_model(experiment, source_run_id=run, tags=tags).model_id
+
+    (killed, half), (running, open_) = left_by("d0"), left_by("d1")
+    assert registry.end_abandoned("d0", tracking_uri=uri, prefix="tiny/net") == 2
     assert client.get_run(killed).info.status == "KILLED"
+    assert client.get_run(running).info.status == "RUNNING"
+    models = {model.model_id: str(model.status) for model in client.search_logged_models([experiment])}
+    assert half not in models
+    assert models.pop(open_) == "PENDING"
+    assert set(models.values()) == {"READY"}
+    assert registry.end_abandoned("d0", tracking_uri=uri, prefix="tiny/net") == 0
+    assert registry.list_models(uri) == [version]
 
 
 def test_champion_is_the_most_accurate_within_the_default_budget(uri: str) -> None:
@@ -182,6 +195,22 @@ def test_champion_is_the_most_accurate_within_the_default_budget(uri: str) -> No
     assert _aliases(uri)["champion"] == 3
     promote(uri, version, default_budget="0.1ms")  # none is so quick
     assert _aliases(uri)["champion"] == 3
+
+
+def test_champion_is_chosen_by_the_validation_images(uri: str) -> None:
+    lucky = {**student("b", accuracy=0.99).tags, "validation_accuracy": "0.85"}
+    register(uri, student("a", accuracy=0.9), student("b", tags=lucky))
+    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1}
+
+
+@pytest.mark.parametrize("tag", ["processor", "runtime", "target_settings"])
+def test_versions_of_other_hardware_do_not_compete(uri: str, tag: str) -> None:
+    """The newest's counts; when its hardware is back, so are all of it."""
+    other = {**student("b", accuracy=0.5).tags, tag: "another"}
+    register(uri, student("a", accuracy=0.9), student("b", tags=other))
+    assert _aliases(uri) == {"champion": 2, "budget-50pct": 2}
+    register(uri, student("c", accuracy=0.4))
+    assert _aliases(uri) == {"champion": 1, "budget-50pct": 1}
 
 
 def test_what_was_not_verified_gets_no_alias_and_a_worse_model_none_either(uri: str) -> None:

@@ -121,6 +121,7 @@ def test_a_cost_table_is_a_cost() -> None:
         costs_ms=(np.array([1.0, np.inf, 3.0]), np.array([0.5, 0.25])),
         error_isolated=0.0,
         error=0.0,
+        networks=2,
     )
     space, cost = ToySpace(3, 2), AdditiveCost(table)
     for architecture in space.everything():

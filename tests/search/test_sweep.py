@@ -102,6 +102,19 @@ def test_more_trials_or_another_range_keep_what_was_found(tmp_path: Path, ray_cl
     assert all(row in kept for row in first)
 
 
+@pytest.mark.parametrize("space", [DRAWN, GRID], ids=["drawn", "grid"])
+def test_a_trial_whose_result_is_damaged_is_named_and_run_again(
+    space: dict[str, Any], tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, log = Storage(str(tmp_path)), str(tmp_path / "log")
+    run_sweep(sweep(space), trial, [log, 1000], storage, lambda done: None)
+    victim, *_ = storage.list("search/toy-0123", ".json")
+    storage.write_text(victim, "")
+    assert len(run_sweep(sweep(space), trial, [log, 1000], storage, lambda done: None)) == TRIALS
+    assert f"{victim}: damaged" in capsys.readouterr().out
+    assert len(Path(log).read_text().splitlines()) == TRIALS + 1
+
+
 class Planted:
     """Leaves a mark where it is unpickled."""
 

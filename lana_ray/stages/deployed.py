@@ -1,0 +1,183 @@
+"""Accuracy of what targets deploy: of the runtime's own program, where it may answer unlike the network."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+from torch import Tensor
+
+from lana_ray import verify
+from lana_ray.config import Config, Target
+from lana_ray.errors import UserError
+from lana_ray.latency.leases import leased
+from lana_ray.latency.measure import example_input
+from lana_ray.latency.runtimes import Session, load, program
+from lana_ray.latency.runtimes.tensors import in_batches
+from lana_ray.latency.store import Sample
+from lana_ray.progress import progress
+from lana_ray.spaces.cells import CellStudents
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages import evaluate
+from lana_ray.stages.evaluate import weights_digest
+from lana_ray.stages.sample import Sampled
+from lana_ray.storage import Storage, fingerprint
+from lana_ray.tasks import run_on_targets
+from lana_ray.training.worker import TrainJob
+from lana_ray.workspace import TEACHER_FILE, Workspace, structural_cells, structural_space
+
+Pair = tuple[str, TrainJob]
+"""A target's name and a trained network."""
+_CHUNK_BYTES = 64 << 20
+"""Of images sent to a target at a time: its nodes need not have the data."""
+_PROGRAMS = 32
+"""Kept loaded in a process of a target: each chunk of images goes through all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What a student is worth on a target, with the teacher beside it."""
+
+    accuracy: float
+    """On the test split, like the teacher's."""
+    validation_accuracy: float
+    teacher_accuracy: float
+    weights: str
+    """The digest of the weights that were tested."""
+
+
+def tested(
+    workspace: Workspace, sampled: Mapping[str, Sampled], samples: Mapping[Pair, Sample]
+) -> dict[Pair, Tested]:
+    """Accuracies of students as their targets run them, see ``accuracies``.
+
+    Args:
+        samples: of the students on their targets; of one that failed there, the network is evaluated.
+    """
+    teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
+    ran = [pair for pair, sample in samples.items() if sample.error is None]
+    teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in samples)]
+    networks = list(dict.fromkeys(job for _, job in samples))
+
+    def on(split: str, pairs: Sequence[Pair]) -> dict[Pair, float]:
+        plain = evaluate.accuracies(workspace, networks, split)
+        there = accuracies(workspace, sampled, pairs, split)
+        return {(name, job): plain[job] for name, job in samples} | there
+
+    test, validation = on("test", [*teachers, *ran]), on("validation", ran)
+    return {
+        (name, job): Tested(
+            accuracy=test[name, job],
+            validation_accuracy=validation[name, job],
+            teacher_accuracy=test[name, teacher],
+            weights=weights_digest(workspace, job),
+        )
+        for name, job in samples
+    }
+
+
+def accuracies(
+    workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
+) -> dict[Pair, float]:
+    """Accuracy of trained networks as their targets run them.
+
+    Where a target computes in less than float32, or this machine lacks its runtime or device, its program
+    answers all images on one of its nodes. Elsewhere program and network agree to float32's accuracy, which
+    registration checks, and the network is evaluated.
+
+    Raises:
+        UserError: a program that cannot be run, naming the target.
+    """
+    networks = evaluate.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
+    there = [(name, job) for name, job in pairs if _answers_alone(sampled[name].target)]
+    found = _of_programs(workspace, sampled, there, split)
+    return {pair: found.get(pair, networks[pair[1]]) for pair in pairs}
+
+
+def _answers_alone(target: Target) -> bool:
+    return target.precision != "fp32" or not verify.runs_here(target)
+
+
+def _of_programs(
+    workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
+) -> dict[Pair, float]:
+    """Accuracy of programs, each measured once and kept by the content of the weights."""
+    storage, data = workspace.storage, workspace.data
+    files = {
+        (name, job): "evaluations/{}.json".format(
+            fingerprint(
+                "deployed", split, weights_digest(workspace, job), sampled[name].target_key, data.fingerprint
+            )
+        )
+        for name, job in pairs
+    }
+    kept = {pair: storage.kept(file, lambda value: float(value["value"])) for pair, file in files.items()}
+    pending = [pair for pair, value in kept.items() if value is None]
+    right = dict.fromkeys(pending, 0)
+    count = 0
+    with progress(f"{split} on targets", data.sizes[split]) as show:
+        for images, labels in _chunks(workspace, split) if pending else ():
+            for pair, found in _right(workspace, sampled, pending, images, labels):
+                right[pair] += found
+            count += len(labels)
+            show(count)
+    for name, job in pending:
+        value = right[name, job] / count
+        storage.write_json(files[name, job], {"value": value, "what": f"{name}: {job.file} as deployed"})
+        kept[name, job] = value
+    return {pair: value for pair, value in kept.items() if value is not None}
+
+
+def _chunks(workspace: Workspace, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    bytes_each = 4 * 3 * workspace.config.data.image_size**2
+    size = math.ceil(_CHUNK_BYTES / bytes_each)
+    return iter(workspace.data.batches(split, batch_size=size, channels_last=False))
+
+
+def _right(
+    workspace: Workspace,
+    sampled: Mapping[str, Sampled],
+    pairs: Sequence[Pair],
+    images: Tensor,
+    labels: Tensor,
+) -> Iterator[tuple[Pair, int]]:
+    """How many images each program classifies as they are labelled."""
+    config, classes = workspace.config, workspace.data.num_classes
+    sent = ray.put(images), ray.put(labels)
+    calls = [
+        (sampled[name].target, (config, classes, sampled[name].target, job, *sent)) for name, job in pairs
+    ]
+    for position, found, error in run_on_targets(_answer, calls, config):
+        name, job = pairs[position]
+        if error is not None:
+            raise UserError(f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}")
+        yield (name, job), found
+
+
+def _answer(
+    config: Config, num_classes: int, target: Target, job: TrainJob, images: Tensor, labels: Tensor
+) -> int:
+    with leased(target.threads, f"target {target.name!r}", config.run.dir):
+        session = _session(config, num_classes, target, job)
+        answers = in_batches(session.predict, images, target.batch_size)
+    return int((answers.argmax(1) == labels).sum())
+
+
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _session(config: Config, num_classes: int, target: Target, job: TrainJob) -> Session:
+    torch.set_num_threads(target.threads)
+    space = _space(config, num_classes, job.cells)
+    network = copy.deepcopy(space.network) if job.architecture is None else space.build(job.architecture)
+    network.load_state_dict(Storage(config.run.dir).read_tensors(job.file))
+    example = example_input(target)
+    return load(program(network, example, target), example, target)
+
+
+@functools.lru_cache(maxsize=1)
+def _space(config: Config, num_classes: int, cells: bool) -> LayerwiseSpace | CellStudents:
+    return structural_cells(config, num_classes) if cells else structural_space(config, num_classes)
