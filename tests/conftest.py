@@ -24,10 +24,13 @@ LONG = (
     "test_meter.py",
     "test_fleet.py",
     "test_fit.py",
+    "test_traps.py",
+    "test_artifacts.py",
     "test_sweep.py",
     "test_nodes.py",
     "test_worker.py",
     "test_server.py",
+    "test_sockets.py",
 )
 """Modules of a minute and more, the longest first."""
 

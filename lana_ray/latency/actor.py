@@ -64,7 +64,7 @@ class SamplerActor:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        """Made by a call: of an actor that cannot be made, Ray does not say why as the error it is."""
+        """Built lazily: of an exception in an actor's constructor the driver gets an ActorDiedError alone."""
         from lana_ray.workspace import structural_cells, structural_space
 
         space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
