@@ -63,6 +63,8 @@ def test_the_run_directory_holds_what_the_design_promises(finished: Path) -> Non
     steps = load_config(settings(finished)).distill.steps
     assert [len(row["error"]) for row in curves] == [steps] * 3
     costs = pq.read_table(finished / "costs" / "ort.parquet").to_pylist()
+    assert {row["calibration"] for row in costs} >= {0, 1}
+    costs = [row for row in costs if row["calibration"] == 0]
     # identity stands only where the layer keeps the shape
     assert [row["op"] for row in costs if row["layer"] == 1] == ["teacher", "mbconv_e1_k3"]
     assert all(row["latency_ms"] >= 0 for row in costs)
