@@ -13,7 +13,7 @@ _USER = re.compile(
 )
 """A scheme, and the user or the user and password; pathlib leaves one slash of two."""
 _CONTAINERS = ("abfs", "abfss", "adl", "wasb", "wasbs")
-"""Azure's schemes, where the name of a container is in the user's place."""
+"""Azure's schemes, where the name of a container is in the user's place; MLflow's ``models`` has an alias."""
 _URL = re.compile(r"(?:[A-Za-z][\w+.-]*:/|[^\s'\"]*\?)[^\s'\"]*")
 """A URL, or the end of one with its parameters."""
 _PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=([^&#;\s]*)")
@@ -37,7 +37,7 @@ def without_passwords(text: str, instead: str = "***@") -> str:
     """
 
     def user(match: re.Match[str]) -> str:
-        if match[1].lower() in _CONTAINERS and match[0].count(":") == 1:
+        if match[1].lower() == "models" or (match[1].lower() in _CONTAINERS and match[0].count(":") == 1):
             return match[0]
         return f"{match[1]}://{instead}"
 

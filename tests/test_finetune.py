@@ -39,7 +39,7 @@ def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
         return {("edge", a): Judged(sample(median_ms=times[a]), ()) for a in work["edge"]}
 
     monkeypatch.setattr(finetune, "judge", judge)
-    space = SimpleNamespace(fingerprint="space", label=str)
+    space = SimpleNamespace(fingerprint="space", label=str, network_structure=str)
     workspace, choices = cast(Any, SimpleNamespace(space=space)), [choice(ONE), choice(OTHER)]
     found = finetune._measure(workspace, choices, cast(Any, JOBS), cast(Any, {}))
     assert asked == [({ONE, OTHER}, 3), ({ONE}, 6)]

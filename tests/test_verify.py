@@ -81,6 +81,9 @@ class Registered:
             "target_fingerprint": target.name,
             "target_settings": target.model_dump_json(),
             "processor": processor(target),
+            "validation_accuracy": "0.5",
+            "runtime": target.runtime,
+            "run_directory": "d",
             **tags,
         }
         student = Student(

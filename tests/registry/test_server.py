@@ -183,6 +183,7 @@ def test_a_server_keeps_everything_once_though_it_goes_away(
     server.start()
     assert [v.version for v in _pipeline_run(uri, "a", "b", "c")] == [1, 2, 3]
     assert [v.version for v in registry.list_models(uri) if "champion" in v.aliases] == [3]
+    assert registry.end_abandoned("d0", tracking_uri=uri, prefix="tiny/net") >= 1
     assert _runs(uri) == sorted([*finished, ("ort 1t 50%", "FINISHED"), ("ort 1t 50%", "KILLED")])
     _no_secret(server)
 
