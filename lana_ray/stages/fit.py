@@ -144,7 +144,8 @@ def _measure_chosen(
         known = sampled[name]
         count = (known.active * (number + 1)) // _ROUNDS - (known.active * number) // _ROUNDS
         if count:
-            rng = np.random.default_rng([seed, number])
+            # numpy takes [seed, 0] for seed, whose numbers drew the networks that are known.
+            rng = np.random.default_rng([seed, number + 1])
             drawn = {known.structure(a): a for a in (known.draw(rng) for _ in range(_POOL * count))}
             taken = {known.structure(a) for a in (*split.known, *split.test)}
             pool = [architecture for structure, architecture in drawn.items() if structure not in taken]
