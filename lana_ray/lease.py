@@ -75,6 +75,12 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
             storage.remove(FILE)
 
 
+def holder(storage: Storage) -> str | None:
+    """The id of the lease that a run directory holds, None if it holds none."""
+    found = _read(storage)
+    return None if found is None else str(found["id"])
+
+
 def _await_free(storage: Storage) -> None:
     """Returns once nobody holds the lease; raises UserError as soon as somebody is seen to."""
     first = _read(storage)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lana_ray import lease
+from lana_ray.agreement import NodeCheck
 from lana_ray.cluster import connect, node_count
 from lana_ray.config import Config, load_config
 from lana_ray.distill import worker as distilling
@@ -87,7 +88,7 @@ def run(config: Config, until: str) -> dict[str, Any] | None:
         if until in _REGISTERING:  # what it would miss there is told before days of work
             default_tracking_uri(config.registry, workspace.storage)
         with tracking(workspace) as tracked:
-            return _run(workspace, until, tracked, _guarded(tracked.stage, check))
+            return _run(workspace, until, tracked, _guarded(tracked.stage, workspace, check))
 
 
 def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> dict[str, Any] | None:
@@ -142,7 +143,7 @@ def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> d
 def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to what was measured there."""
     with _opened(config) as (workspace, check), connect(config.ray):
-        stage = _guarded(Hours(workspace.storage, node_count).stage, check)
+        stage = _guarded(Hours(workspace.storage, node_count).stage, workspace, check)
         with stage("teacher"):
             teacher.run(workspace)
         with stage("sample"):
@@ -155,7 +156,7 @@ def fit_predictors(config: Config) -> list[Fit]:
 def search_architectures(config: Config) -> list[dict[str, Any]]:
     """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
     with _opened(config) as (workspace, check), tracking(workspace) as tracked:
-        rows = _search(workspace, tracked, _guarded(tracked.stage, check))
+        rows = _search(workspace, tracked, _guarded(tracked.stage, workspace, check))
         tracked.finish({}, {}, [])
         done = training.CELL_STATES if config.search.cells is not None else distilling.STATES
         leftovers.collect(workspace, workspace.loaded, [done])
@@ -201,12 +202,14 @@ def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
         yield workspace, check
 
 
-def _guarded(stage: Stage, check: Callable[[], None]) -> Stage:
-    """Stages that begin only while the run directory is this driver's."""
+def _guarded(stage: Stage, workspace: Workspace, check: Callable[[], None]) -> Stage:
+    """Stages that begin only while the run directory is this driver's, and every node's."""
+    all_nodes = NodeCheck(workspace.config.run.dir)
 
     @contextmanager
     def guarded(name: str) -> Iterator[None]:
         check()
+        all_nodes.look()
         with stage(name):
             yield
 

@@ -10,10 +10,10 @@ import ray
 import ray.exceptions
 import torch
 
+from lana_ray.agreement import of_driver
 from lana_ray.cluster import MAX_RETRIES, TRAINING_ENV, nodes
 from lana_ray.config import Config, Target
-from lana_ray.errors import UserError
-from lana_ray.method import check_code, installed_code
+from lana_ray.errors import UserError, one_line
 from lana_ray.placement import Placement, assign_targets
 from lana_ray.progress import progress, say
 from lana_ray.workers import PROCESS_BYTES, Ask, Claim, await_room, placed, share, threads
@@ -45,7 +45,7 @@ def run_tasks(
 
     Raises:
         UserError: a mistake of the user that only a task could see, such as other code on its node; no node
-            holds a task; a task needs more memory than its node has.
+            holds a task; a task needs more memory than its node has; its process keeps dying.
     """
     if not arguments:
         return []
@@ -55,10 +55,10 @@ def run_tasks(
     )
     _, claim = share(ask, nodes(gone=True))
     await_room(claim, config)
-    code = installed_code()
+    agreement = of_driver(config.run.dir)
 
     def task(*values: Any) -> Any:
-        check_code(code)
+        agreement.check()
         torch.set_num_threads(threads(claim.cpus))
         return function(workspace_in_worker(config), *values)
 
@@ -92,6 +92,11 @@ def _result(ended: Any, title: str, claim: Claim) -> Any:
         raise UserError(
             f"{title}: a task was killed {MAX_RETRIES + 1} times as its node ran out of memory; raise "
             f"ray.cpus_per_worker above {claim.cpus}, so that fewer run on a node at a time"
+        ) from None
+    except ray.exceptions.WorkerCrashedError as error:
+        raise UserError(
+            f"{title}: the process of a task died {MAX_RETRIES + 1} times ({one_line(error)}); what is "
+            "finished is kept, and running this again goes on from there"
         ) from None
 
 

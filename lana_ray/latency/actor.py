@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import ray
 
+from lana_ray.agreement import Agreement, of_driver
 from lana_ray.cluster import nodes
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
@@ -17,7 +18,6 @@ from lana_ray.latency.job import Job
 from lana_ray.latency.leases import Busy, Lease, lease
 from lana_ray.latency.sampler import Sampler, Work
 from lana_ray.latency.store import Sample
-from lana_ray.method import check_code, installed_code
 from lana_ray.placement import ask_autoscaler, assign_targets, nobody
 from lana_ray.storage import Storage
 
@@ -47,7 +47,7 @@ class SamplerActor:
     """Made a Ray actor by ``sampler_start``.
 
     Args:
-        code: the driver's ``method.installed_code``: samplers of other code are refused.
+        agreement: what the driver has; samplers on nodes that have other code are refused.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class SamplerActor:
         config: Config,
         num_classes: int,
         target: Target,
-        code: Mapping[str, str],
+        agreement: Agreement,
         cells: bool = False,
     ) -> None:
         self._config, self._num_classes, self._target = config, num_classes, target
-        self._code, self._cells = code, cells
+        self._agreement, self._cells = agreement, cells
         self._lease: Lease | None = None
 
     @cached_property
@@ -74,9 +74,9 @@ class SamplerActor:
         """Leases cores to measure on until the process ends; who holds them, while others do.
 
         Raises:
-            UserError: where this node's code is not the driver's, or lacks the runtime or the device.
+            UserError: where this node does not agree with the driver, or lacks the runtime or the device.
         """
-        check_code(self._code)
+        self._agreement.check()
         if self._lease is None:
             name, owner = f"target {self._target.name!r}", self._config.run.dir
             leased = lease(self._target.threads, name, owner, wait_s=_WAIT_S)
@@ -106,6 +106,7 @@ def sampler_start(config: Config, num_classes: int) -> Callable[[Job], Any]:
     ``ray.label_wait_s``.
     """
     absent_since: dict[str, float] = {}
+    agreement = of_driver(config.run.dir)
 
     def start(job: Job) -> Any:
         target, now, known = job.target, time.monotonic(), nodes()
@@ -120,6 +121,6 @@ def sampler_start(config: Config, num_classes: int) -> Callable[[Job], Any]:
         placement = assign_targets([target], known)[target.name]
         environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
         actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
-        return actor_class.remote(config, num_classes, target, installed_code(), job.cells)
+        return actor_class.remote(config, num_classes, target, agreement, job.cells)
 
     return start

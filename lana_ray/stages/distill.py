@@ -14,6 +14,7 @@ from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
 from lana_ray.distill.rounds import Candidate, memory, plan_rounds
 from lana_ray.distill.worker import GIB, Ending, distill_worker, ending
+from lana_ray.errors import UserError
 from lana_ray.progress import say
 from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.storage import fingerprint
@@ -23,7 +24,6 @@ from lana_ray.workers import PROCESS_BYTES, Ask, occupied, share
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
-_TRIES = 3
 CURVES = "curves.parquet"
 _SCHEMA = pa.schema(
     {
@@ -47,14 +47,17 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     ]
     ends = _endings(workspace, wanted)
     say(f"distill: {len(wanted) - len(ends)} candidates to train, {len(ends)} reused")
-    for _ in range(_TRIES):  # where the cluster shrinks, nobody comes back for a round that was in hand
-        pending = [candidate for candidate in wanted if candidate not in ends]
-        if pending:
-            times = {c: _BACKWARD * time for c, time in _times(pending, costs).items()}
-            train(workspace, times, overhead=next(iter(costs.values())).teacher_ms)
-            ends |= _endings(workspace, pending)
-    if len(ends) < len(wanted):
-        raise RuntimeError(f"{len(wanted) - len(ends)} candidates were not trained in {_TRIES} tries")
+    # Where the cluster shrinks, nobody comes back for a round that was in hand.
+    while pending := [candidate for candidate in wanted if candidate not in ends]:
+        times = {c: _BACKWARD * time for c, time in _times(pending, costs).items()}
+        train(workspace, times, overhead=next(iter(costs.values())).teacher_ms)
+        finished = _endings(workspace, pending)
+        if not finished:
+            raise UserError(
+                f"distill: the workers left before any of {len(pending)} candidates was finished; their "
+                "states are kept, and running this again goes on from there"
+            )
+        ends |= finished
     _write_curves(workspace, {candidate: ends[candidate] for candidate in wanted})
     error = float(np.median([end.error for end in ends.values() if not end.stopped] or [np.nan]))
     stopped = collections.Counter(end.stopped for end in ends.values() if end.stopped)

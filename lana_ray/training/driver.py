@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import ray
-from ray.train import FailureConfig, RunConfig
+from ray.exceptions import RayTaskError
+from ray.train import FailureConfig, RunConfig, WorkerGroupError
 from ray.train.backend import BackendConfig
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lana_ray.agreement import of_driver
 from lana_ray.cluster import TRAINING_ENV, Node, nodes
 from lana_ray.config import Config, RayConfig, TrainConfig
-from lana_ray.errors import UserError
-from lana_ray.method import installed_code
+from lana_ray.errors import UserError, is_fault, one_line
 from lana_ray.progress import progress, say
 from lana_ray.storage import Storage, fingerprint
 from lana_ray.training.groups import FINISHED, MAX_FAILURES, WAITING, GroupTrainer, Placing, WorkerGroup, free
@@ -110,7 +111,8 @@ def run_training(
         rounds: work that the workers take from the board.
 
     Raises:
-        UserError: a mistake of the user that only a worker could see, or no node holds a worker.
+        UserError: a mistake of the user that only a worker could see; no node holds a worker; workers keep
+            dying.
     """
     for group in groups:
         await_room(group.claim, config, count=group.fewest)
@@ -122,13 +124,14 @@ def run_training(
         .remote(rounds)
     )
     trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
+    agreement = of_driver(config.run.dir)
     failures: list[BaseException] = []
 
     def fit(group: WorkerGroup) -> None:
         # The same name would silently resume the earlier run of that name, so it carries what is trained.
         name = f"{title}-{group.name}-{trained}"
         own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
-        call = {"call": pickle.dumps((worker, own)), "board": board, "code": installed_code()}
+        call = {"call": pickle.dumps((worker, own, agreement)), "board": board}
         ahead = tuple(itertools.takewhile(lambda other: other is not group, groups))
         placing = Placing(group=group, ahead=ahead, targets=node_labels(config), board=board)
         try:
@@ -159,7 +162,7 @@ def run_training(
     finally:
         _end(board, threads)
     if failed is not None:
-        _fail(failed, config)
+        _fail(title, failed, config)
 
 
 def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
@@ -247,16 +250,19 @@ def _trainer(
     )
 
 
-def _fail(error: BaseException, config: Config) -> NoReturn:
-    """Raises the user's mistake where it was one, else the failure itself."""
-    if (mistake := _user_error(error)) is not None:
+def _fail(title: str, error: BaseException, config: Config) -> NoReturn:
+    """Raises the user's mistake where it was one, in one line what the machines did, else the failure itself.
+
+    Ray tells of a worker that died with an error of its own, of others what they raised.
+    """
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    causes = [cause.cause if isinstance(cause, RayTaskError) else cause for cause in (error, *failures)]
+    if (mistake := next((cause for cause in causes if isinstance(cause, UserError)), None)) is not None:
         raise mistake
     Storage(config.run.dir).check_writable()  # Ray Train writes there too, and says less where it cannot
+    if failures and all(type(cause).__module__.startswith("ray.") or is_fault(cause) for cause in causes[1:]):
+        raise UserError(
+            f"{title}: a worker died {MAX_FAILURES + 1} times without getting further than before "
+            f"({one_line(causes[1])}); what is finished is kept, and running this again goes on from there"
+        ) from None
     raise error
-
-
-def _user_error(error: BaseException) -> UserError | None:
-    """The user's mistake inside a failure of Ray Train, if there is one."""
-    inside: list[Any] = [error, error.__cause__, *getattr(error, "worker_failures", {}).values()]
-    inside += [getattr(e, "cause", None) for e in inside] + [getattr(e, "_base_exc", None) for e in inside]
-    return next((e for e in inside if isinstance(e, UserError)), None)

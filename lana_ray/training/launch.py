@@ -100,17 +100,18 @@ def _group(worker: str) -> str:
 
 
 def run_worker(setting: dict[str, Any]) -> None:
-    """Calls the function with its setting, both from ``setting["call"]`` as ``pickle.dumps`` made it.
+    """Calls the function with its setting, if this process agrees with the driver (``agreement``).
+
+    All three are in ``setting["call"]`` as ``pickle.dumps`` made them.
 
     PyTorch gets ``config.ray.cpus_per_worker`` threads, or fewer if this machine has fewer CPUs than its node
     says.
     """
-    worker, own = pickle.loads(setting["call"])
+    worker, own, agreement = pickle.loads(setting["call"])
     import ray  # by now the bytes have imported all this
     import torch
 
     from lana_ray.errors import UserError
-    from lana_ray.method import check_code
     from lana_ray.workers import threads, with_cpus
 
     config = own["config"]
@@ -118,7 +119,7 @@ def run_worker(setting: dict[str, Any]) -> None:
     torch.set_num_threads(cpus)
     board = setting["board"]
     try:
-        check_code(setting["code"])
+        agreement.check()
         worker({**own, "config": with_cpus(config, cpus), "board": board})
     except UserError as mistake:
         ray.get(board.refuse.remote(mistake))

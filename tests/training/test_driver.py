@@ -99,7 +99,7 @@ def test_a_group_starts_again_as_long_as_it_gets_further(config: Config, tmp_pat
 @pytest.mark.slow
 def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path) -> None:
     groups = [WorkerGroup(name="one", workers=1, cpus=1)]
-    with pytest.raises(WorkerGroupError):
+    with pytest.raises(UserError, match=rf"^try: a worker died {MAX_FAILURES + 1} times"):
         _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=2, deaths=99)
     # The second start got further than the first; the failures after it were too many.
     assert len((tmp_path / "starts").read_text()) == 2 + MAX_FAILURES
@@ -149,3 +149,13 @@ def test_a_group_that_finds_no_room_next_to_another_is_told_of_and_not_waited_fo
     assert "try: no wide for" in said
     assert "try: no first for" not in said
     assert _all_is_given_back()
+
+
+def _is_wrong(setting: dict[str, Any]) -> None:
+    raise KeyError("a bug")
+
+
+@pytest.mark.slow
+def test_what_a_worker_raises_keeps_its_traceback(config: Config) -> None:
+    with pytest.raises(WorkerGroupError, match=r"in _is_wrong\n.*\n.*KeyError: 'a bug'"):
+        _run(config, _is_wrong, [WorkerGroup(name="one", workers=1, cpus=1)])
