@@ -33,6 +33,16 @@ def cluster(**head: Any) -> Iterator[Any]:
         machines.shutdown()
 
 
+def descendants(process: int, title: str) -> list[int]:
+    """Processes below one, whose title begins so."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    below = {process}
+    while new := {int(pid) for pid, parent, *_ in rows if int(parent) in below} - below:
+        below |= new
+    return [int(row[0]) for row in rows if int(row[0]) in below and "".join(row[2:]).startswith(title)]
+
+
 @dataclass(frozen=True)
 class Disk:
     """A file system in a file, and where it is mounted."""

@@ -150,17 +150,8 @@ class Run:
         return next((line for line in reversed(lines) if re.search(pattern, line)), lines[-1])
 
     def descendants(self, title: str) -> list[int]:
-        """Processes below this run's whose title begins so."""
         assert self.process is not None
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-        rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-        below, found = {self.process.pid}, list[int]()
-        while new := {int(pid) for pid, parent, *_ in rows if int(parent) in below} - below:
-            below |= new
-        for pid, _, arguments in (row for row in rows if len(row) == 3):
-            if int(pid) in below and arguments.startswith(title):
-                found.append(int(pid))
-        return found
+        return breakable.descendants(self.process.pid, title)
 
 
 def redone(run: Run, before: dict[Path, int]) -> int:

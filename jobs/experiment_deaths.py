@@ -1,0 +1,169 @@
+"""What each worker of a distillation loses when one of them is killed, and when a node joins.
+
+    python jobs/experiment_deaths.py [--steps 1500] [--out deaths.json]
+
+Distils the quickstart's candidates with two workers, on two nodes of one CPU each, in rounds that last for
+minutes. A worker is killed, and in another run a node of one CPU joins, 100 s after both workers began. Ray
+Train starts all of its workers again in both cases. *Repeated* is the work since a worker's last save, at the
+speed that it had; *idle* the time from its last step to its next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import breakable
+import typer
+from rich.table import Table
+
+from lana_ray.config import load_config
+from lana_ray.pipeline import run
+from lana_ray.progress import console, say
+from lana_ray.training import driver
+from lana_ray.training.launch import Board
+
+RECIPE = Path(__file__).parent / "quickstart.yaml"
+SETTINGS = (
+    "teacher.adapt.epochs=2",
+    "targets=[{name: ort-1t, runtime: onnxruntime, measure: {architectures: 16, time_limit_s: 0.1}}]",
+    "ray.workers=2",
+    "ray.cpus_per_worker=1",
+)
+WORKERS = ("worker 0", "worker 1")
+_AFTER_S = 100.0
+_LONGEST_S = 1200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What one worker lost by a fault."""
+
+    fault: str
+    worker: str
+    repeated_s: float
+    """Seconds of work."""
+    idle_s: float
+
+
+def recording(path: Path) -> type[Board]:
+    """A board that writes down when each worker did how many steps, and when it began again with how many."""
+
+    class Recording(Board):
+        def join(self, worker: str) -> Any:
+            work = super().join(worker)
+            self._note(worker, "join", 0)
+            return work
+
+        def add(self, steps: int, worker: str) -> None:
+            super().add(steps, worker)
+            self._note(worker, "add", steps)
+
+        def take(self, worker: str) -> Any:
+            work = super().take(worker)
+            self._note(worker, "take", 0)
+            return work
+
+        def _note(self, worker: str, event: str, steps: int) -> None:
+            with path.open("a") as file:
+                file.write(json.dumps([time.time(), worker, event, steps]) + "\n")
+
+    return Recording
+
+
+def read(path: Path) -> dict[str, list[tuple[float, str, int]]]:
+    """What was written down of each worker: time, event and steps."""
+    found = defaultdict(list)
+    for line in path.read_text().splitlines() if path.exists() else ():
+        when, worker, event, steps = json.loads(line)
+        found[worker].append((when, event, steps))
+    return found
+
+
+def losses(fault: str, history: dict[str, list[tuple[float, str, int]]], broken_at: float) -> list[Loss]:
+    """Of every worker that had begun when something broke."""
+    found = []
+    for worker in WORKERS:
+        events = history[worker]
+        back = next(k for k, (when, event, _) in enumerate(events) if event == "join" and when > broken_at)
+        begun = max(k for k in range(back) if events[k][1] == "take")
+        # The first two numbers of a round are of candidates that were finished and of states that were saved.
+        before, after = events[begun + 3 : back], events[back + 1 :]
+        done = sum(steps for _, _, steps in before)
+        saved = sum(steps for _, _, steps in after[:2])
+        speed = (done - before[0][2]) / (before[-1][0] - before[0][0])
+        repeated, idle = (done - saved) / speed, after[2][0] - before[-1][0]
+        found.append(Loss(fault=fault, worker=worker, repeated_s=repeated, idle_s=idle))
+    return found
+
+
+def kill_worker(machines: Any, second: Any) -> None:
+    """The one on the second node."""
+    raylet = second.all_processes["raylet"][0].process.pid
+    os.kill(breakable.descendants(raylet, "ray::RayTrainWorker")[0], signal.SIGKILL)
+
+
+def add_node(machines: Any, second: Any) -> None:
+    machines.add_node(num_cpus=1)
+
+
+FAULTS: dict[str, tuple[Callable[[Any, Any], None], tuple[str, ...]]] = {
+    "a worker is killed": (kill_worker, ()),
+    "a node joins": (add_node, ("ray.workers=3",)),
+}
+
+
+def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
+    """Runs the recipe as far as its distillation and breaks something in the middle."""
+    break_it, settings = FAULTS[fault]
+    notes, broken = folder / "notes", list[float]()
+    with breakable.cluster(num_cpus=1, labels={"lana.target": "ort-1t", "lana.role": "both"}) as machines:
+        second = machines.add_node(num_cpus=1)
+        given = (f"run.dir={folder}/run", f"ray.address={machines.address}", f"distill.steps={steps}")
+        config = load_config(RECIPE, (*SETTINGS, *given, *settings))
+
+        def wait_and_break() -> None:
+            end = time.monotonic() + _LONGEST_S
+            while not all(any(e == "add" and n for _, e, n in read(notes)[name]) for name in WORKERS):
+                if time.monotonic() > end:
+                    return
+                time.sleep(0.5)
+            time.sleep(_AFTER_S)
+            broken.append(time.time())
+            say(f"{fault} now")
+            break_it(machines, second)
+
+        driver.Board = recording(notes)  # type: ignore[attr-defined]
+        threading.Thread(target=wait_and_break, daemon=True).start()
+        run(config, until="distill")
+    return losses(fault, read(notes), broken[0])
+
+
+def main(steps: int = 1500, out: Path | None = None) -> None:
+    """Prints the table, and writes it as JSON."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of the clusters made here
+    found: list[Loss] = []
+    for fault in FAULTS:
+        with tempfile.TemporaryDirectory(prefix="deaths-") as folder:
+            found += measured(fault, steps, Path(folder))
+    table = Table("fault", "worker", "work repeated (s)", "idle (s)")
+    for loss in found:
+        table.add_row(loss.fault, loss.worker, f"{loss.repeated_s:.0f}", f"{loss.idle_s:.0f}")
+    console.print(table)
+    if out is not None:
+        out.write_text(json.dumps([asdict(loss) for loss in found], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
