@@ -31,7 +31,8 @@ from lana_ray.data.content import cache, content_of, digest, state_of
 from lana_ray.data.names import class_name, listed, printable, split_named
 from lana_ray.data.pixels import Pixels
 from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, one_line
+from lana_ray.progress import say
 
 IN_MEMORY = 2**30
 """Bytes of files that are kept in memory; more than that in a data set are mapped from a local copy."""
@@ -228,7 +229,12 @@ class _Shard:
             for outdated in cache().glob(f"{name}-*.arrow"):  # whoever reads one goes on to
                 outdated.unlink(missing_ok=True)
             self._copy(copy)
-        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column(0)
+        try:
+            return _mapped(copy)
+        except (pa.ArrowException, OSError) as error:
+            say(f"{copy}: damaged ({one_line(error)}); it is made again")
+            self._copy(copy)
+            return _mapped(copy)
 
     def _copy(self, copy: Path) -> None:
         """Writes the image column as an Arrow file, a few rows at a time; whole or not at all."""
@@ -309,6 +315,10 @@ def _sampled_digest(file: Any) -> str:
         file.seek(int(place))
         blocks.append(file.read(_BLOCK))
     return digest(str(size).encode(), *blocks)
+
+
+def _mapped(copy: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().column(0)
 
 
 def _encoded(column: Any) -> Any:

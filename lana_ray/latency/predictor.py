@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from lana_ray.errors import UserError
 from lana_ray.latency.checks import checked
+from lana_ray.sealed import seal, unseal
 
 _MEMBERS = 5
 _WIDTHS = (192, 192, 192)
@@ -156,7 +155,7 @@ class LatencyPredictor:
     def to_bytes(self) -> bytes:
         """The fitted predictor as a safetensors file."""
         metadata = {"format": _FORMAT, "settings": json.dumps({"seed": self.seed})}
-        return safetensors.torch.save(self._fitted().state_dict(), metadata)
+        return seal(self._fitted().state_dict(), metadata)
 
     def save(self, path: str | Path) -> None:
         """Writes ``to_bytes``."""
@@ -187,11 +186,9 @@ class LatencyPredictor:
             UserError: when it is damaged or something else.
         """
         try:
-            state = safetensors.torch.load(data)  # checks all of the file
-        except safetensors.SafetensorError as error:
+            state, metadata = unseal(data)
+        except ValueError as error:
             raise UserError(f"{path}: damaged predictor file ({error}); fit it again") from None
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata: dict[str, Any] = header.get("__metadata__", {})
         if metadata.get("format") != _FORMAT:
             raise UserError(f"{path}: not a latency predictor of this lana-ray; fit it again")
         predictor = cls(**json.loads(metadata["settings"]))

@@ -96,6 +96,20 @@ def test_large_parquet_is_mapped_from_one_local_copy(tmp_path: Path, cache: Path
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == copies
 
 
+@pytest.mark.parametrize("left", [0, 100, -100])
+def test_a_damaged_copy_is_named_and_made_again(
+    tmp_path: Path, cache: Path, left: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pictures(40))
+    source, _ = sources(parquet=str(path))
+    source.pixels(0)
+    (copy,) = cache.iterdir()
+    copy.write_bytes(copy.read_bytes()[:left])
+    again, _ = sources(parquet=str(path))
+    assert np.array_equal(again.pixels(3), decode(pictures(40)[3]))
+    assert f"{copy}: damaged" in capsys.readouterr().out
+
+
 def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "a.parquet"
     write_parquet(path, pictures(40))

@@ -14,6 +14,7 @@ from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor
 from lana_ray.latency import predictor as predictor_module
 from lana_ray.latency.quality import quality
+from lana_ray.sealed import seal
 
 LAYERS, OPS = 6, 4
 RNG = np.random.default_rng(0)
@@ -98,15 +99,16 @@ def test_is_saved_and_loaded(fitted: LatencyPredictor, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.predict(encodings), fitted.predict(encodings))
     with pytest.raises(UserError, match="no such predictor"):
         LatencyPredictor.load(tmp_path / "other.safetensors")
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="damaged predictor file"):
-        LatencyPredictor.load(path)
+    whole = path.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    for damaged in (b"", whole[:50], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged predictor file"):
+            LatencyPredictor.load(path)
 
 
 def test_other_tensors_are_no_predictor(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"mean": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    (tmp_path / "weights.safetensors").write_bytes(seal({"mean": torch.zeros(3)}, {}))
     with pytest.raises(UserError, match="not a latency predictor"):
         LatencyPredictor.load(tmp_path / "weights.safetensors")
 
