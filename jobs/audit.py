@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lana_ray.progress import console, say
+from lana_ray.monitoring.progress import console, say
 
 OWN = "lana-ray"  # on no index
 

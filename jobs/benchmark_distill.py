@@ -26,16 +26,16 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from lana_ray.cluster import connect
+from lana_ray.cluster.connection import connect
+from lana_ray.cluster.distill_worker import GIB, distill_round
 from lana_ray.config import Config, load_config
 from lana_ray.distill.rounds import Candidate, memory, plan_rounds
 from lana_ray.distill.step import Distiller, Trainee
-from lana_ray.distill.worker import GIB, distill_round
-from lana_ray.layers import observe
-from lana_ray.progress import console
+from lana_ray.monitoring.progress import console
+from lana_ray.networks.layers import observe
+from lana_ray.networks.teachers import load_teacher
+from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.stages.distill import find_demands, train
-from lana_ray.storage import FINGERPRINT_KEY
-from lana_ray.teachers import load_teacher
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 OPS = ("mbconv_e3_k3", "mbconv_e1_k5", "fused_mbconv_e1_k3", "bottleneck_w0.25_k3", "conv_pair_w0.25_k3")

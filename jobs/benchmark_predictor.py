@@ -23,8 +23,8 @@ from scipy.stats import spearmanr
 
 from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor, TransferPredictor
-from lana_ray.latency.quality import quality
-from lana_ray.progress import console
+from lana_ray.monitoring.progress import console
+from lana_ray.predictors.quality import quality
 from lana_ray.spaces import FBNetSpace, NasBench201Space
 
 Floats = NDArray[np.float64]

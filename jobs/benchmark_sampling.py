@@ -24,19 +24,19 @@ import ray
 import typer
 from rich.table import Table
 
-from lana_ray.cluster import connect
+from lana_ray.cluster.connection import connect
+from lana_ray.cluster.fleet import run_jobs
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.placement import Placement
+from lana_ray.cluster.samplers import Progress, Ready, SamplerActor
 from lana_ray.config import Config, RayConfig, Target
-from lana_ray.latency.actor import Progress, Ready, SamplerActor
-from lana_ray.latency.cores import physical_cores
-from lana_ray.latency.fleet import run_jobs
-from lana_ray.latency.hardware import own_cpus
-from lana_ray.latency.job import Job
-from lana_ray.latency.sampler import Work, in_sessions, network_work
-from lana_ray.latency.store import Sample, SampleStore
-from lana_ray.method import installed_code
-from lana_ray.placement import Placement
-from lana_ray.progress import console, progress
-from lana_ray.storage import Storage
+from lana_ray.costs.cores import physical_cores
+from lana_ray.costs.hardware import own_cpus
+from lana_ray.costs.sampler import Work, in_sessions, network_work
+from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.monitoring.progress import console, progress
+from lana_ray.run_dir.method import installed_code
+from lana_ray.run_dir.storage import Storage
 from lana_ray.workspace import structural_space
 
 CLASSES, SESSIONS = 10, 3

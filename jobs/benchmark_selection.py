@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import typer
 from rich.table import Table
 
-from lana_ray.progress import console
+from lana_ray.monitoring.progress import console
 from lana_ray.selection import Selection, select
 from lana_ray.selection.problem import Floats, Ints, Problem
 from lana_ray.selection.program import Program, build_program

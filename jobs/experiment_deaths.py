@@ -27,11 +27,11 @@ import breakable
 import typer
 from rich.table import Table
 
+from lana_ray.cluster import trainers as driver
+from lana_ray.cluster.launch import Board
 from lana_ray.config import load_config
+from lana_ray.monitoring.progress import console, say
 from lana_ray.pipeline import run
-from lana_ray.progress import console, say
-from lana_ray.training import driver
-from lana_ray.training.launch import Board
 
 RECIPE = Path(__file__).parent / "quickstart.yaml"
 SETTINGS = (

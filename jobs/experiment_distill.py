@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from lana_ray.config import load_config
 from lana_ray.distill.step import Distiller, Trainee
-from lana_ray.layers import batch_statistics, observe
+from lana_ray.monitoring.progress import console, progress
+from lana_ray.networks.layers import batch_statistics, observe
 from lana_ray.ops.warmstart import warm_start
 from lana_ray.pipeline import run
-from lana_ray.progress import console, progress
 from lana_ray.workspace import Workspace
 
 _TEST_IMAGES = 256

@@ -29,7 +29,7 @@ import breakable
 import typer
 from rich.table import Table
 
-from lana_ray.progress import console, say
+from lana_ray.monitoring.progress import console, say
 
 RECIPE = Path(__file__).parent / "quickstart.yaml"
 SMALL = (

@@ -28,7 +28,7 @@ from lana_ray.config import DataConfig
 from lana_ray.data import load_data
 from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor
-from lana_ray.progress import console
+from lana_ray.monitoring.progress import console
 from lana_ray.search.bilevel import Batches, search
 from lana_ray.search.cost import Cost, Way, expected_cost
 from lana_ray.search.settings import SearchSettings

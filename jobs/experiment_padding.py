@@ -21,11 +21,11 @@ from torch import nn
 
 from lana_ray.config import load_config
 from lana_ray.distill.step import Distiller, Trainee
-from lana_ray.layers import Layer, find_layers, observe
+from lana_ray.monitoring.progress import console, progress
+from lana_ray.networks.layers import Layer, find_layers, observe
+from lana_ray.networks.teachers import load_teacher
 from lana_ray.ops import build_op, parse_op, warm_start
-from lana_ray.progress import console, progress
 from lana_ray.spaces.layerwise import activation
-from lana_ray.teachers import load_teacher
 from lana_ray.workspace import Workspace
 
 OPS = ("pruned_w0.5", "mbconv_e3_k3", "mbconv_e3_k5", "mbconv_e3_k1", "conv_pair_w0.25_k3", "repvgg_w0.25_k3")

@@ -29,9 +29,9 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from lana_ray.config import load_config
-from lana_ray.layers import batch_statistics
+from lana_ray.monitoring.progress import console, progress
+from lana_ray.networks.layers import batch_statistics
 from lana_ray.pipeline import run
-from lana_ray.progress import console, progress
 from lana_ray.stages.proxy import FILE as STUDENTS_FILE
 from lana_ray.workspace import Workspace
 

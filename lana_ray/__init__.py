@@ -6,7 +6,7 @@ target, a faster network whose measured latency keeps the budget, registered in 
 
 from typing import TYPE_CHECKING, Any
 
-from lana_ray.account import complete_account
+from lana_ray.cluster.account import complete_account
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lana_ray.commands.usage import UsageError, explain
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
-from lana_ray.progress import console, simplify
-from lana_ray.redact import without_passwords
-from lana_ray.signals import SHELL, end_as_exceptions_do, ended_by
-from lana_ray.usage import UsageError, explain
+from lana_ray.monitoring.progress import console, simplify
+from lana_ray.monitoring.redact import without_passwords
+from lana_ray.monitoring.signals import SHELL, end_as_exceptions_do, ended_by
 
 if TYPE_CHECKING:  # what a command does not need it does not load
-    from lana_ray.latency.fits import Fit
-    from lana_ray.storage import Storage
+    from lana_ray.predictors.fits import Fit
+    from lana_ray.run_dir.storage import Storage
 
 app = typer.Typer(
     name="lana-ray",
@@ -95,7 +95,7 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray plan jobs/quickstart.yaml
     """
-    from lana_ray.plan import plan as make
+    from lana_ray.commands.plan import plan as make
 
     console.print(make(_load(config, set)), markup=False)
 
@@ -120,7 +120,7 @@ def fit(config: ConfigFile, set: Overrides = None) -> None:
     Example: lana-ray fit jobs/quickstart.yaml --set targets.0.measure.architectures=200
     """
     from lana_ray import pipeline
-    from lana_ray.storage import Storage
+    from lana_ray.run_dir.storage import Storage
 
     loaded = _load(config, set)
     _show_fits(Storage(loaded.run.dir), pipeline.fit_predictors(loaded))
@@ -179,7 +179,7 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
     """
     from lana_ray import pipeline
-    from lana_ray.latency.fits import folder_of, read_fit
+    from lana_ray.predictors.fits import folder_of, read_fit
     from lana_ray.report import (
         CELLS,
         SEARCH_PAGE,
@@ -190,7 +190,7 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
         write_search_page,
         write_search_plots,
     )
-    from lana_ray.storage import Storage
+    from lana_ray.run_dir.storage import Storage
 
     loaded = _load(config, set)
     rows, storage = pipeline.search_architectures(loaded), Storage(loaded.run.dir)
@@ -240,7 +240,7 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
     Example: lana-ray report jobs/quickstart.yaml
     """
     from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
-    from lana_ray.storage import Storage
+    from lana_ray.run_dir.storage import Storage
 
     loaded = _load(config, set)
     storage, price = Storage(loaded.run.dir), loaded.ray.node_price_per_hour
@@ -275,7 +275,7 @@ def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address
 
     Example: lana-ray doctor --address 10.0.0.1:6379
     """
-    from lana_ray.doctor import diagnose, render
+    from lana_ray.commands.doctor import diagnose, render
 
     console.print(render(diagnose(address)))
 
@@ -310,8 +310,8 @@ def verify(
 
     Example: lana-ray verify models:/NAME@champion --registry runs/quickstart
     """
-    from lana_ray.verify import render
-    from lana_ray.verify import verify as check
+    from lana_ray.commands.verify import render
+    from lana_ray.commands.verify import verify as check
 
     verification = check(model_uri, tracking_uri=_tracking_uri(registry), target=target)
     console.print(render(verification))

@@ -11,17 +11,20 @@ from typing import Any
 
 import yaml
 
-from lana_ray import lease
-from lana_ray.agreement import NodeCheck
-from lana_ray.cluster import connect, node_count
+from lana_ray.cluster import distill_worker as distilling
+from lana_ray.cluster import train_worker as training
+from lana_ray.cluster.agreement import NodeCheck
+from lana_ray.cluster.connection import connect, node_count
 from lana_ray.config import Config, load_config
-from lana_ray.distill import worker as distilling
+from lana_ray.deploy import runtimes
 from lana_ray.errors import UserError
-from lana_ray.hours import Hours
-from lana_ray.latency import runtimes
-from lana_ray.latency.fits import Fit
-from lana_ray.progress import say
+from lana_ray.monitoring.progress import say
+from lana_ray.predictors.fits import Fit
+from lana_ray.preflight import settings as structure
 from lana_ray.registry import default_tracking_uri
+from lana_ray.run_dir import lease
+from lana_ray.run_dir.hours import Hours
+from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.offers import offers
 from lana_ray.stages import (
     distill,
@@ -36,13 +39,10 @@ from lana_ray.stages import (
     search_cells,
     search_layers,
     select,
-    structure,
     summary,
     teacher,
 )
 from lana_ray.stages.track import Tracking, tracking
-from lana_ray.storage import Storage
-from lana_ray.training import worker as training
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from lana_ray.config import Config, Target
 from lana_ray.data import ImageData, load_data
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer, find_layers
-from lana_ray.method import method_version
-from lana_ray.ops import register_files
-from lana_ray.preparation import example_images, memory_format
-from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
-from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.storage import FINGERPRINT_KEY, Storage, fingerprint
-from lana_ray.teachers import (
+from lana_ray.networks.layers import Layer, find_layers
+from lana_ray.networks.preparation import example_images, memory_format
+from lana_ray.networks.teachers import (
     Teacher,
     load_teacher,
     network_code,
@@ -29,6 +24,11 @@ from lana_ray.teachers import (
     normalisation_of,
     structure,
 )
+from lana_ray.ops import register_files
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage, fingerprint
+from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
+from lana_ray.spaces.layerwise import LayerwiseSpace
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -136,7 +136,7 @@ class Workspace:
         """
         distill = self.config.distill.model_dump(exclude={"group_size"})
         at, op = self.layers[layer], self.space.ops[layer][choice]
-        method = method_version("distill.worker", "spaces.layerwise")
+        method = method_version("cluster.distill_worker", "spaces.layerwise")
         return fingerprint(
             self.teacher_key, at.name, *at.place, op.key, distill, self.config.run.seed, method
         )

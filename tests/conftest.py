@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lana_ray import cluster
+from lana_ray.cluster import connection as cluster
 from lana_ray.config import RayConfig
 
 LONG = (
@@ -26,9 +26,9 @@ LONG = (
     "test_fit.py",
     "test_traps.py",
     "test_artifacts.py",
-    "test_sweep.py",
+    "test_sweeps.py",
     "test_nodes.py",
-    "test_worker.py",
+    "test_distill_worker.py",
     "test_server.py",
     "test_sockets.py",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lana_ray.latency.store import Sample
+from lana_ray.costs.samples import Sample
 
 TAKEN = Sample(
     target="cpu",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NETWORKS = Path(__file__).parent / "networks.py"
+NETWORKS = Path(__file__).parent / "small_networks.py"
 
 
 def settings(run_dir: Path, **changes: Any) -> dict[str, Any]:

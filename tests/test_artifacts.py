@@ -11,7 +11,7 @@ import torch
 
 from lana_ray import accelerate
 from lana_ray.registry import list_models
-from lana_ray.sealed import DIGEST_KEY, seal, unseal
+from lana_ray.run_dir.sealed import DIGEST_KEY, seal, unseal
 
 from .runs import settings, summary_of
 

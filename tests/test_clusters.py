@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from lana_ray.cluster import Node
+from lana_ray.cluster.claims import GIB, PROCESS_BYTES, Ask, selector, share
+from lana_ray.cluster.connection import Node
 from lana_ray.config import Config, load_config
-from lana_ray.workers import GIB, PROCESS_BYTES, Ask, selector, share
 from tests.test_commands import DOCUMENTED
 
 ROOT = Path(__file__).parents[1]

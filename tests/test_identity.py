@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lana_ray.config import Config, load_config
+from lana_ray.run_dir.storage import Storage
 from lana_ray.stages import teacher
-from lana_ray.storage import Storage
 from lana_ray.workspace import Workspace
 
 from .data.samples import picture, write_folder

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from lana_ray.config import load_config
-from lana_ray.latency.store import SampleStore
-from lana_ray.storage import Storage
+from lana_ray.costs.samples import SampleStore
+from lana_ray.run_dir.storage import Storage
 from tests import hosts
 from tests.hosts import ROOT, Host
 from tests.runs import settings, summary_of
@@ -43,7 +43,7 @@ def test_the_settings_of_the_job_load(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     config = load_config("jobs/quickstart.yaml", tuple(_settings(tmp_path)))
     assert config.run.dir == str(tmp_path)
-    assert config.teacher.factory == f"{ROOT}/tests/networks.py:net"
+    assert config.teacher.factory == f"{ROOT}/tests/small_networks.py:net"
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def _checkout(laptop: Host, key: Path, head: Host, workers: list[Host]) -> Path:
 def _settings(run_dir: Path) -> list[str]:
     """What the job changes of the quickstart: a small network, measured for half a minute on two hosts."""
     target = {"name": "edge", "runtime": "torch", "measure": {"architectures": 16, "time_limit_s": 1.5}}
-    teacher = {"factory": "tests/networks.py:net"}  # relative to the job's working directory
+    teacher = {"factory": "tests/small_networks.py:net"}  # relative to the job's working directory
     budgets = {"latency_ms": ["500ms"]}
     changed = settings(run_dir, teacher=teacher, targets=[target], budgets=budgets)
     return [f"{key}={json.dumps(value)}" for key, value in changed.items()]

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lana_ray import UserError, accelerate
+from lana_ray.commands.verify import verify
 from lana_ray.config import load_config
-from lana_ray.latency.store import SampleStore
+from lana_ray.costs.samples import SampleStore
 from lana_ray.pipeline import STAGES, fit_predictors
 from lana_ray.registry import list_models, load
 from lana_ray.registry._session import session
-from lana_ray.storage import Storage
-from lana_ray.verify import verify
+from lana_ray.run_dir.storage import Storage
 
 from .runs import settings, summary_of, times
 

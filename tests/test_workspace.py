@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lana_ray.checks import check_teacher
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.ops import registry
+from lana_ray.preflight.teacher import check_teacher
+from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.stages import score
-from lana_ray.storage import FINGERPRINT_KEY, Storage
 from lana_ray.workspace import (
     TEACHER_FILE,
     Workspace,
@@ -23,9 +23,9 @@ from lana_ray.workspace import (
 )
 
 from .data.samples import write_folder
-from .networks import net, tuple_net
+from .small_networks import net, tuple_net
 
-NETWORKS = Path(__file__).parent / "networks.py"
+NETWORKS = Path(__file__).parent / "small_networks.py"
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from lana_ray.errors import UserError
-from lana_ray.progress import progress
+from lana_ray.monitoring.progress import progress
 
 _PART = 1000
 """Files of one folder, at most, that are read again where one of them has changed."""

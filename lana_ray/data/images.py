@@ -27,8 +27,8 @@ from lana_ray.data.preview import check_preview
 from lana_ray.data.sources import Labels, Source
 from lana_ray.data.splits import SPLITS, divide, missing_classes
 from lana_ray.errors import UserError
-from lana_ray.method import method_version
-from lana_ray.storage import fingerprint
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import fingerprint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

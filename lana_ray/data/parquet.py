@@ -32,7 +32,7 @@ from lana_ray.data.names import class_name, listed, printable, split_named
 from lana_ray.data.pixels import Pixels
 from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source
 from lana_ray.errors import UserError, one_line
-from lana_ray.progress import say
+from lana_ray.monitoring.progress import say
 
 IN_MEMORY = 2**30
 """Bytes of files that are kept in memory; more than that in a data set are mapped from a local copy."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 
 _IMAGES = 2  # the fewest that a batch-norm can be trained on
 _KEPT = 4  # of every parameter: itself, its gradient and Adam's two moments

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer, observe
+from lana_ray.networks.layers import Layer, observe
 
 DIVERGED = "diverged"
 """Why a candidate was stopped."""

@@ -1,7 +1,8 @@
 """The pool of operations. Importing this package registers every family; a new one joins the first import."""
 
-from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, pruned, repvgg, transformer
+from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, repvgg, transformer
 from lana_ray.ops.presets import PRESETS, candidates, pool
+from lana_ray.ops.pruning import pruned
 from lana_ray.ops.registry import (
     Op,
     build_op,

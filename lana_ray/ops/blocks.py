@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
+from lana_ray.networks.padding import PaddedConv2d
 from lana_ray.ops.registry import Activation
-from lana_ray.padding import PaddedConv2d
 
 
 class Block(nn.Module):

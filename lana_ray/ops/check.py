@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.registry import Op, build_op, fits
 
 _BATCH = 3

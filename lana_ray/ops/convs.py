@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.blocks import Block, Sum, conv_bn, width
 from lana_ray.ops.registry import Activation, is_image_layer, odd, positive, register
 

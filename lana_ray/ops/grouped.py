@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.blocks import Block, conv_bn, width
 from lana_ray.ops.registry import Activation, count, odd, positive, register
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.check import fits_and_works
 from lana_ray.ops.registry import TEACHER, Op, parse_op
 

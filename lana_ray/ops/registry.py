@@ -9,7 +9,7 @@ A family registers a constructor and the parameters it takes; a new one is a sma
 
 A parameter's name is its letters in the operation's name; one with a default is left out of the name where
 it has that value. What a constructor returns keeps the layer's input and output shape, and its input added
-where ``layer.residual`` says so (DESIGN §2.3). Its arguments come checked; ``act`` builds the activation.
+where ``layer.residual`` says so (DESIGN 2.3). Its arguments come checked; ``act`` builds the activation.
 
 Images are always [N, C, H, W] and tokens [N, T, D], whatever the network's layout: in a layer of another one
 the candidate is put between two permutations. ``blocks.conv_bn(..., strided=layer)`` takes over the layer's
@@ -19,7 +19,7 @@ Operations of your own need no change here. A file, ``my_ops.py``, with the line
 
     from torch import nn
 
-    from lana_ray.layers import Layer
+    from lana_ray.networks.layers import Layer
     from lana_ray.ops.registry import Activation, odd, register
 
 and the configuration that names the file, relative to itself, and the operations wanted::
@@ -46,11 +46,11 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError
-from lana_ray.factories import import_file
-from lana_ray.layers import Layer
-from lana_ray.layouts import Layout, Rearranged
-from lana_ray.method import closure, code_version
-from lana_ray.storage import fingerprint
+from lana_ray.networks.factories import import_file
+from lana_ray.networks.layers import Layer
+from lana_ray.networks.layouts import Layout, Rearranged
+from lana_ray.run_dir.method import closure, code_version
+from lana_ray.run_dir.storage import fingerprint
 
 Activation = Callable[[], nn.Module]
 Constructor = Callable[..., nn.Module]

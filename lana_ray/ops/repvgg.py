@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.blocks import Block, Sum, conv_bn, width
 from lana_ray.ops.registry import Activation, odd, positive, register
 

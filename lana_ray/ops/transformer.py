@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.attention import MOST_TOKENS, SelfAttention
 from lana_ray.ops.blocks import width
 from lana_ray.ops.registry import Activation, register

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lana_ray.layers import Layer, batch_statistics
-from lana_ray.layouts import Rearranged
+from lana_ray.networks.layers import Layer, batch_statistics
+from lana_ray.networks.layouts import Rearranged
+from lana_ray.networks.padding import PaddedConv2d
 from lana_ray.ops.blocks import Sum
-from lana_ray.ops.channels import entries, hidden_channels, others, without
-from lana_ray.ops.labels import Axis
-from lana_ray.ops.pruned import kept_units, weakest
-from lana_ray.padding import PaddedConv2d
+from lana_ray.ops.pruning.channels import entries, hidden_channels, others, without
+from lana_ray.ops.pruning.pruned import kept_units, weakest
+from lana_ray.ops.pruning.trace import Axis
 
 _RIDGE = 0.1  # relative to the features' mean variance; .01 to 1 differ little
 _MOST_FEATURES = 4096  # above it the normal equations cost more than the steps they save
@@ -50,7 +50,7 @@ def warm_start(
     batch-norms, split attention for one, goes without step 1, and stays as it is where the last batch-norm
     is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
     chain too: copies beside them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
-    DESIGN §2.3 has the reason for γ and β.
+    DESIGN 2.3 has the reason for γ and β.
 
     ``pruned``, which is made of the layer, starts as the layer without the channels that matter least by
     the measure of step 1. Step 2 then solves every convolution and linear layer that reads hidden channels,

@@ -47,7 +47,7 @@ from lana_ray.registry._versions import (
     record_verification,
     set_aliases,
 )
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 __all__ = [
     "CHAMPION",

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lana_ray.export import INPUT_NAME, OUTPUT_NAME, anonymise_program, to_program
+from lana_ray.deploy import INPUT_NAME, OUTPUT_NAME, anonymise_program, to_program
 
 EXTRA_FILES = "extra_files"  # the folder where MLflow keeps what it is given beside a model
 VERIFICATION_FILE = "verification.safetensors"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.errors import UserError
-from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import pareto
-from lana_ray.storage import Storage
 
 Row = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lana_ray.latency.store import Sample
+from lana_ray.costs.samples import Sample
 from lana_ray.report.artifacts import Row, RunFiles
 from lana_ray.report.numbers import count, percent, standard_error
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from lana_ray.hours import read_hours
 from lana_ray.report import numbers
 from lana_ray.report.artifacts import Row, RunFiles, family
 from lana_ray.report.asked import read_asked
@@ -29,7 +28,8 @@ from lana_ray.report.plots import (
 from lana_ray.report.search_page import SearchPart, search_part
 from lana_ray.report.searches import searches_table
 from lana_ray.report.spending import spending
-from lana_ray.storage import Storage
+from lana_ray.run_dir.hours import read_hours
+from lana_ray.run_dir.storage import Storage
 
 FILE = "report.html"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from lana_ray.latency.fits import Fit
+from lana_ray.predictors.fits import Fit
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture, plain_log
 from lana_ray.report.numbers import count, number, standard_error
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""

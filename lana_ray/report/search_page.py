@@ -10,8 +10,7 @@ import yaml
 from rich.table import Table
 
 from lana_ray.errors import UserError
-from lana_ray.hours import read_hours
-from lana_ray.latency.fits import OF_STUDENTS, Fit, folder_of, read_fit
+from lana_ray.predictors.fits import OF_STUDENTS, Fit, folder_of, read_fit
 from lana_ray.report.artifacts import Row
 from lana_ray.report.asked import read_asked
 from lana_ray.report.html import Picture, Sheet, render, sheet
@@ -27,7 +26,8 @@ from lana_ray.report.searches import (
 )
 from lana_ray.report.spending import spending
 from lana_ray.report.table import add_row, empty_table, fits_table, results_table
-from lana_ray.storage import Storage
+from lana_ray.run_dir.hours import read_hours
+from lana_ray.run_dir.storage import Storage
 
 SEARCH_PAGE = "search.html"
 _TRIALS = "search.parquet"

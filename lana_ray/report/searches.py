@@ -14,8 +14,8 @@ from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
 from lana_ray.report.plots import AXES
 from lana_ray.report.table import add_row, empty_table
+from lana_ray.run_dir.storage import Storage
 from lana_ray.search.front import front, hypervolume
-from lana_ray.storage import Storage
 
 NAMES = {"differentiable": "differentiable search", "program": "integer program"}
 SEARCH_CAPTIONS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lana_ray.hours import Invocation, Spent
+from lana_ray.run_dir.hours import Invocation, Spent
 
 
 @dataclass(frozen=True, kw_only=True)

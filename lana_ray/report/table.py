@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lana_ray.latency.fits import Fit
+from lana_ray.predictors.fits import Fit
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lana_ray.resumable import Checkpoint
+from lana_ray.run_dir.resumable import Checkpoint
 from lana_ray.search.cost import Cost, cost_of, expected_cost, likeliest_within
 from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lana_ray.latency.table import CostTable
+from lana_ray.costs.table import CostTable
 from lana_ray.search.mixture import gumbel
 from lana_ray.search.supernet import SearchSpace
 from lana_ray.spaces.layerwise import Architecture

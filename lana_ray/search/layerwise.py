@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lana_ray.layers import batch_statistics, replace
+from lana_ray.networks.layers import batch_statistics, replace
 from lana_ray.spaces.layerwise import Choices, LayerwiseSpace
 
 
@@ -17,7 +17,7 @@ class LayerwiseSupernet(nn.Module):
     """A teacher whose layers are mixtures of candidates; the search starts from trained operations.
 
     Stem and head are the teacher's and stay as they are. Everything runs in evaluation mode, but for
-    batch-norms, which use the current batch as in the candidates' scores (``distill.score``), since no
+    batch-norms, which use the current batch as in the candidates' scores (``scoring.score``), since no
     student is fine-tuned yet. Only candidates that may be chosen are held, and only those of a weight other
     than 0 run.
 
@@ -96,7 +96,7 @@ class _Mixed(nn.Module):
 
 def divergence(teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A loss that needs no labels: KL(teacher ‖ supernet), the teacher's answers true ones, in the mode it
-    is in (evaluation, as ``distill.score`` has it)."""
+    is in (evaluation, as ``scoring.score`` has it)."""
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

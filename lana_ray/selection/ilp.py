@@ -1,4 +1,4 @@
-"""The integer linear program of LANA §3.2, and the sequence of unlike selections.
+"""The integer linear program of LANA 3.2, and the sequence of unlike selections.
 
     min Σ a_i·z_i   with   Σ b_i·z_i ≤ B for every budget,   1·z_i = 1 for every layer,   z binary,
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lana_ray.layers import Layer, replace
+from lana_ray.networks.layers import Layer, replace
 from lana_ray.ops import Op, build_op, candidates, is_trained
-from lana_ray.storage import fingerprint
+from lana_ray.run_dir.storage import fingerprint
 
 Architecture = tuple[int, ...]
 """The index of the candidate chosen at each layer; 0 is the teacher's own layer."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from lana_ray.layers import Layer
-from lana_ray.layouts import Layout
+from lana_ray.networks.layers import Layer
+from lana_ray.networks.layouts import Layout
 from lana_ray.ops import Op
 from lana_ray.ops.registry import TEACHER, is_image_layer
 from lana_ray.spaces.layerwise import LayerwiseSpace

@@ -12,7 +12,7 @@ from scipy.stats import t
 
 from lana_ray.config import Budget, SelectConfig
 from lana_ray.config.messages import listed
-from lana_ray.latency.timing import spread
+from lana_ray.costs.timing import spread
 from lana_ray.selection import InfeasibleBudget
 from lana_ray.stages.choice import Choice, Limit
 from lana_ray.stages.counts import CountedBudget

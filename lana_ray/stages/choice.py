@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lana_ray.config import Budget
-from lana_ray.latency.store import Sample
+from lana_ray.costs.samples import Sample
 from lana_ray.selection import Selection
 from lana_ray.spaces.layerwise import Architecture
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lana_ray.costs import METERS
+from lana_ray.costs.measure import example_input
+from lana_ray.deploy.programs import layer_input
 from lana_ray.errors import UserError
-from lana_ray.latency.measure import example_input
-from lana_ray.latency.meters import METERS
-from lana_ray.latency.programs import layer_input
-from lana_ray.progress import progress
+from lana_ray.monitoring.progress import progress
 from lana_ray.workspace import Workspace
 
 COUNTED = ("params", "macs")

@@ -12,23 +12,23 @@ import ray
 import torch
 from torch import Tensor
 
-from lana_ray import verify
+from lana_ray.cluster.leases import leased
+from lana_ray.cluster.tasks import run_on_targets
+from lana_ray.cluster.train_worker import TrainJob
+from lana_ray.commands import verify
 from lana_ray.config import Config, Target
+from lana_ray.costs.measure import example_input
+from lana_ray.costs.samples import Sample
+from lana_ray.deploy.runtimes import Session, load, program
+from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
-from lana_ray.latency.leases import leased
-from lana_ray.latency.measure import example_input
-from lana_ray.latency.runtimes import Session, load, program
-from lana_ray.latency.runtimes.tensors import in_batches
-from lana_ray.latency.store import Sample
-from lana_ray.progress import progress
+from lana_ray.monitoring.progress import progress
+from lana_ray.run_dir.storage import Storage, fingerprint
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages import evaluate
 from lana_ray.stages.evaluate import weights_digest
 from lana_ray.stages.sample import Sampled
-from lana_ray.storage import Storage, fingerprint
-from lana_ray.tasks import run_on_targets
-from lana_ray.training.worker import TrainJob
 from lana_ray.workspace import TEACHER_FILE, Workspace, structural_cells, structural_space
 
 Pair = tuple[str, TrainJob]

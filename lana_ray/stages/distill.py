@@ -9,18 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from lana_ray.cluster import Node, nodes
+from lana_ray.cluster.claims import PROCESS_BYTES, Ask, occupied, share
+from lana_ray.cluster.connection import Node, nodes
+from lana_ray.cluster.distill_worker import GIB, Ending, distill_worker, ending
+from lana_ray.cluster.groups import WorkerGroup
+from lana_ray.cluster.trainers import elastic, run_training
 from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
 from lana_ray.distill.rounds import Candidate, memory, plan_rounds
-from lana_ray.distill.worker import GIB, Ending, distill_worker, ending
 from lana_ray.errors import UserError
-from lana_ray.progress import say
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.stages.sample import TargetCosts, considered
-from lana_ray.storage import fingerprint
-from lana_ray.training.driver import elastic, run_training
-from lana_ray.training.groups import WorkerGroup
-from lana_ray.workers import PROCESS_BYTES, Ask, occupied, share
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights

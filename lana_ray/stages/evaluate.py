@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from lana_ray.distill.score import batch_statistics_loss
-from lana_ray.layers import batch_statistics
-from lana_ray.method import method_version
-from lana_ray.sealed import DIGEST_KEY
+from lana_ray.cluster.tasks import device, run_tasks, task_bytes
+from lana_ray.cluster.train_worker import TrainJob
+from lana_ray.networks.layers import batch_statistics
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.sealed import DIGEST_KEY
+from lana_ray.run_dir.storage import fingerprint
+from lana_ray.scoring.score import batch_statistics_loss
 from lana_ray.spaces.layerwise import Architecture
-from lana_ray.storage import fingerprint
-from lana_ray.tasks import device, run_tasks, task_bytes
 from lana_ray.training.loop import accuracy
-from lana_ray.training.worker import TrainJob
 from lana_ray.workspace import Workspace
 
 _BATCH_SIZE = 256
@@ -26,7 +26,7 @@ def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[
 
     The paper keeps the student with the lowest one (LANA, arXiv 2107.10624, section 3.3).
     """
-    how = (workspace.config.score.batch_size, method_version("distill.score"))
+    how = (workspace.config.score.batch_size, method_version("scoring.score"))
     keys = {
         a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, *how)
         for a in architectures

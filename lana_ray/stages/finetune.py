@@ -6,10 +6,13 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lana_ray.latency.sampler import student_work
-from lana_ray.latency.store import Sample
-from lana_ray.method import method_version
-from lana_ray.progress import say
+from lana_ray.cluster.train_worker import TrainJob, is_trained, train_worker
+from lana_ray.cluster.trainers import run_training, worker_group
+from lana_ray.costs.sampler import student_work
+from lana_ray.costs.samples import Sample
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
@@ -18,10 +21,7 @@ from lana_ray.stages.deployed import Tested, tested
 from lana_ray.stages.evaluate import accuracies_before
 from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
 from lana_ray.stages.select import Selected
-from lana_ray.storage import fingerprint
-from lana_ray.training.driver import run_training, worker_group
 from lana_ray.training.loop import steps_of
-from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import Workspace
 
 Again = Callable[[Selected, int], Selected]

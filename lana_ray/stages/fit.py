@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lana_ray.costs.sampler import network_work
+from lana_ray.costs.samples import SampleStore
 from lana_ray.errors import UserError
-from lana_ray.latency.fits import OF_STUDENTS, Fit, Floats, pace, predictor_file, write_fit
-from lana_ray.latency.predictor import LatencyPredictor
-from lana_ray.latency.quality import quality
-from lana_ray.latency.sampler import network_work
-from lana_ray.latency.store import SampleStore
-from lana_ray.progress import progress
+from lana_ray.monitoring.progress import progress
+from lana_ray.predictors.fits import OF_STUDENTS, Fit, Floats, pace, predictor_file, write_fit
+from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.predictors.quality import quality
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.stages.sample import Sampled, TargetCosts

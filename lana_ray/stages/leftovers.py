@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lana_ray import registry
-from lana_ray.progress import say
-from lana_ray.storage import fingerprint
-from lana_ray.teachers import Teacher
+from lana_ray.monitoring.progress import say
+from lana_ray.networks.teachers import Teacher
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from lana_ray.cluster.fleet import MAX_FAILURES
+from lana_ray.cluster.leases import Busy, Waiting, lease
+from lana_ray.cluster.tasks import run_on_targets
 from lana_ray.config import Config, Target
+from lana_ray.costs import metered, unavailable
 from lana_ray.errors import Unsupported, UserError, one_line
-from lana_ray.latency.fleet import MAX_FAILURES
-from lana_ray.latency.leases import Busy, Waiting, lease
-from lana_ray.latency.meters import metered, unavailable
-from lana_ray.progress import progress_of, say
+from lana_ray.monitoring.progress import progress_of, say
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.stages.fit import MIN_NETWORKS
 from lana_ray.stages.sample import Sampled
-from lana_ray.tasks import run_on_targets
 from lana_ray.workspace import Workspace, structural_cells, structural_space
 
 FOLDER = "metered"

@@ -11,21 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lana_ray import registry, verify
+from lana_ray import registry
+from lana_ray.commands import verify
 from lana_ray.config import Config, Target
+from lana_ray.costs.measure import example_input
+from lana_ray.deploy import to_onnx
+from lana_ray.deploy.runtimes import loads_onnx, program
 from lana_ray.errors import UserError
-from lana_ray.export import to_onnx
-from lana_ray.latency.measure import example_input
-from lana_ray.latency.runtimes import loads_onnx, program
-from lana_ray.progress import say
-from lana_ray.provenance import commit, versions
+from lana_ray.monitoring.progress import say
+from lana_ray.monitoring.provenance import commit, versions
+from lana_ray.networks.teachers import Teacher
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.stages.evaluate import trained_network, weights_digest
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.leftovers import run_directory
 from lana_ray.stages.sample import Sampled
 from lana_ray.stages.track import curve_of, run_of
-from lana_ray.storage import fingerprint
-from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace
 
 VERIFICATION_BYTES = 4 << 20

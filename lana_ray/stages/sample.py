@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.cluster import nodes
+from lana_ray.cluster.connection import nodes
+from lana_ray.cluster.fleet import run_jobs
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.placement import Placement, assign_targets
+from lana_ray.cluster.samplers import sampler_start
 from lana_ray.config import Target
+from lana_ray.costs.sampler import Work, candidate_work, empty_work, in_sessions, network_work
+from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.table import CostTable, calibrate
+from lana_ray.costs.timing import middle
 from lana_ray.errors import UserError
-from lana_ray.latency.actor import sampler_start
-from lana_ray.latency.fleet import run_jobs
-from lana_ray.latency.job import Job
-from lana_ray.latency.sampler import Work, candidate_work, empty_work, in_sessions, network_work
-from lana_ray.latency.store import Sample, SampleStore
-from lana_ray.latency.table import CostTable, calibrate
-from lana_ray.latency.timing import middle
-from lana_ray.placement import Placement, assign_targets
-from lana_ray.progress import progress_of, say
+from lana_ray.monitoring.progress import progress_of, say
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
-from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 SLOW, FAILS = "slow", "fails"

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.distill.score import HELD_BYTES, Batches, score_layer
+from lana_ray.cluster.distill_worker import Ending, ending
+from lana_ray.cluster.tasks import device, run_tasks, task_bytes
 from lana_ray.distill.step import DIVERGED
-from lana_ray.distill.worker import Ending, ending
-from lana_ray.method import method_version
-from lana_ray.progress import say
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import concat_tables, fingerprint
+from lana_ray.scoring.score import HELD_BYTES, Batches, score_layer
 from lana_ray.spaces.layerwise import Choices
-from lana_ray.storage import concat_tables, fingerprint
-from lana_ray.tasks import device, run_tasks, task_bytes
 from lana_ray.workspace import Workspace
 
 FILE = "scores.parquet"
@@ -72,7 +72,7 @@ def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
         for j, op in enumerate(workspace.space.ops[layer])
     ]
     settings = workspace.config.score.model_dump(include={"images", "batch_size"})
-    method = method_version("distill.score")
+    method = method_version("scoring.score")
     return fingerprint(candidates, settings, workspace.data.fingerprint, method)
 
 

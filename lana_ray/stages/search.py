@@ -10,23 +10,24 @@ import pyarrow as pa
 import torch
 from ray import tune
 
-from lana_ray import cluster, registry
+from lana_ray import registry
+from lana_ray.cluster import connection as cluster
+from lana_ray.cluster.claims import Ask, Claim, node_labels, selector, share, threads
+from lana_ray.cluster.sweeps import Sweep, Trial, run_sweep
 from lana_ray.config import Config, SearchConfig
-from lana_ray.latency.fits import Fit
-from lana_ray.latency.predictor import LatencyPredictor
-from lana_ray.latency.sampler import network_work
-from lana_ray.method import method_version
-from lana_ray.progress import progress, say
+from lana_ray.costs.sampler import network_work
+from lana_ray.monitoring.progress import progress, say
+from lana_ray.networks.teachers import Teacher
+from lana_ray.predictors.fits import Fit
+from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.search.bilevel import Batch, Batches
-from lana_ray.search.sweep import Sweep, Trial, run_sweep
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.stages.track import run_of
-from lana_ray.storage import fingerprint
-from lana_ray.teachers import Teacher
-from lana_ray.workers import Ask, Claim, node_labels, selector, share, threads
 from lana_ray.workspace import Workspace
 
 FILE = "search.parquet"

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from ray import tune
 
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.sweeps import Trial
+from lana_ray.cluster.tasks import device
 from lana_ray.config import Config, FinetuneConfig
-from lana_ray.latency.fits import folder_of
-from lana_ray.latency.job import Job
-from lana_ray.latency.predictor import LatencyPredictor
-from lana_ray.latency.sampler import network_work
-from lana_ray.resumable import checkpoint_in
+from lana_ray.costs.sampler import network_work
+from lana_ray.networks.teachers import Teacher
+from lana_ray.predictors.fits import folder_of
+from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.run_dir.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
-from lana_ray.search.sweep import Trial
 from lana_ray.spaces.cells import CellStudents, CellSupernet
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import fit, train_cells
@@ -37,8 +39,6 @@ from lana_ray.stages.search import (
     sweep,
     use_threads,
 )
-from lana_ray.tasks import device
-from lana_ray.teachers import Teacher
 from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace, cell_space, workspace_in_worker
 

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from ray import tune
 from torch import nn
 
+from lana_ray.cluster.sweeps import Trial
+from lana_ray.cluster.tasks import device
 from lana_ray.config import Config
-from lana_ray.latency.fits import folder_of
-from lana_ray.latency.predictor import LatencyPredictor
-from lana_ray.progress import say
-from lana_ray.resumable import checkpoint_in
+from lana_ray.monitoring.progress import say
+from lana_ray.networks.teachers import Teacher
+from lana_ray.predictors.fits import folder_of
+from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.run_dir.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.settings import SearchSettings
-from lana_ray.search.sweep import Trial
 from lana_ray.selection import select
 from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
 from lana_ray.stages import fit
@@ -41,8 +43,6 @@ from lana_ray.stages.search import (
     use_threads,
 )
 from lana_ray.stages.select import constrained_scores
-from lana_ray.tasks import device
-from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace, workspace_in_worker
 
 _DECISIVE = 0.1

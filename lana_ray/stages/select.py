@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lana_ray.costs.sampler import network_work
+from lana_ray.costs.samples import Sample
 from lana_ray.errors import UserError
-from lana_ray.latency.sampler import network_work
-from lana_ray.latency.store import Sample
+from lana_ray.monitoring.progress import say
 from lana_ray.ops.registry import TEACHER
-from lana_ray.progress import say
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import of_few_operations
@@ -34,7 +35,6 @@ from lana_ray.stages.budgets import (
 from lana_ray.stages.choice import Choice, Proposal
 from lana_ray.stages.counts import CountedBudget, counted_budgets
 from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, considered, judge
-from lana_ray.storage import fingerprint
 from lana_ray.workspace import Workspace
 
 FILE = "selections.parquet"
@@ -54,7 +54,7 @@ class Selected:
 def run(
     workspace: Workspace, costs: Mapping[str, TargetCosts], scores: Sequence[NDArray[np.float64]]
 ) -> Selected:
-    """Closes the loop on latency (DESIGN §2.7) and writes what ``write`` does.
+    """Closes the loop on latency (DESIGN 2.7) and writes what ``write`` does.
 
     Each round solves the program for every open budget, measures the students it proposes whole, and
     calibrates the table with them. A budget is done when the program's best student keeps it and uses 95 %

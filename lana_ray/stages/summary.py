@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lana_ray.provenance import versions
+from lana_ray.cluster.train_worker import TrainJob
+from lana_ray.monitoring.provenance import versions
+from lana_ray.networks.teachers import Teacher
 from lana_ray.stages.counts import count_network
 from lana_ray.stages.evaluate import accuracies
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.sample import TargetCosts
 from lana_ray.stages.select import Selected
-from lana_ray.teachers import Teacher
-from lana_ray.training.worker import TrainJob
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 FILE = "summary.json"

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from lana_ray.checks import check_teacher, first_images, list_parameters
-from lana_ray.factories import factory_files
-from lana_ray.method import installed_code, method_version, public_version, source_version
-from lana_ray.preparation import example_images
-from lana_ray.progress import say
-from lana_ray.stages.structure import check_space
-from lana_ray.storage import FINGERPRINT_KEY, fingerprint
-from lana_ray.teachers import Teacher, random_weights, weights_fingerprint
-from lana_ray.training.driver import run_training, worker_group
+from lana_ray.cluster.train_worker import TrainJob, is_trained, train_worker
+from lana_ray.cluster.trainers import run_training, worker_group
+from lana_ray.monitoring.progress import say
+from lana_ray.networks.factories import factory_files
+from lana_ray.networks.preparation import example_images
+from lana_ray.networks.teachers import Teacher, random_weights, weights_fingerprint
+from lana_ray.preflight.settings import check_space
+from lana_ray.preflight.teacher import check_teacher, first_images, list_parameters
+from lana_ray.run_dir.method import installed_code, method_version, public_version, source_version
+from lana_ray.run_dir.storage import FINGERPRINT_KEY, fingerprint
 from lana_ray.training.loop import steps_of
-from lana_ray.training.worker import TrainJob, is_trained, train_worker
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 IDENTITY_FILE = "identity.json"

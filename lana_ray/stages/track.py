@@ -13,17 +13,17 @@ from typing import Any
 import yaml
 
 from lana_ray import registry
-from lana_ray.cluster import node_count
+from lana_ray.cluster.connection import node_count
 from lana_ray.config import Config
 from lana_ray.errors import UserError
-from lana_ray.hours import Hours
-from lana_ray.progress import say
-from lana_ray.provenance import commit
-from lana_ray.redact import without_passwords
+from lana_ray.monitoring.progress import say
+from lana_ray.monitoring.provenance import commit
+from lana_ray.monitoring.redact import without_passwords
+from lana_ray.networks.teachers import Teacher
 from lana_ray.registry import Part
+from lana_ray.run_dir.hours import Hours
+from lana_ray.run_dir.storage import Storage, fingerprint
 from lana_ray.stages.sample import Sampled, TargetCosts, costs_file
-from lana_ray.storage import Storage, fingerprint
-from lana_ray.teachers import Teacher
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
 _NO_PARAMETERS = ("ray.", "registry.")  # what comes out does not depend on them

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lana_ray.latency.sampler import student_work
-from lana_ray.latency.store import Sample
-from lana_ray.method import method_version
-from lana_ray.progress import say
+from lana_ray.cluster.train_worker import TrainJob
+from lana_ray.costs.sampler import student_work
+from lana_ray.costs.samples import Sample
+from lana_ray.monitoring.progress import say
+from lana_ray.networks.teachers import Teacher
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.layerwise import Architecture
 from lana_ray.stages import register, summary
 from lana_ray.stages.choice import keeps
@@ -17,9 +20,6 @@ from lana_ray.stages.counts import count_network
 from lana_ray.stages.deployed import tested
 from lana_ray.stages.finetune import MAX_REPLACED, Finished, train
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
-from lana_ray.storage import fingerprint
-from lana_ray.teachers import Teacher
-from lana_ray.training.worker import TrainJob
 from lana_ray.workspace import Workspace
 
 FILE = "cells.json"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
-from lana_ray.layers import evaluating
-from lana_ray.preparation import memory_format
-from lana_ray.resumable import Checkpoint
+from lana_ray.networks.layers import evaluating
+from lana_ray.networks.preparation import memory_format
+from lana_ray.run_dir.resumable import Checkpoint
 from lana_ray.training.micro import Rank, StepTotal, all_reduce, broadcast, micro_batches
 from lana_ray.training.state import TrainingState
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.distill.demand import demand
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op
 
 from ..ops.layers import RESIDUAL, WIDER

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.distill.step import DIVERGED, RECENT, Distiller, Trainee, cosine
-from lana_ray.layers import find_layers, observe
+from lana_ray.networks.layers import find_layers, observe
 from lana_ray.spaces import LayerwiseSpace
 
-from ..networks import net
+from ..small_networks import net
 
 STEPS = 12
 POOL = ["identity", "mbconv_e1_k3", "conv_pair_w0.25_k3", "bottleneck_w0.25_k3"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lana_ray.layers import Layer
-from lana_ray.layouts import Layout
+from lana_ray.networks.layers import Layer
+from lana_ray.networks.layouts import Layout
 
 
 def layer(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lana_ray.export import to_onnx, to_program
-from lana_ray.layers import Layer
+from lana_ray.deploy import to_onnx, to_program
+from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op
 from lana_ray.ops.attention import RelativeAttention
 from lana_ray.ops.lambdas import LambdaLayer

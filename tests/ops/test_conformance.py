@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops import Op, build_op, count_weights, families, fits, parse_op, pool
 from lana_ray.ops.blocks import width
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError
-from lana_ray.factories import import_object
+from lana_ray.networks.factories import import_object
 from lana_ray.ops import (
     build_op,
     candidates,
@@ -28,7 +28,7 @@ from .layers import LAST, RESIDUAL, SEQUENCE, STRIDED
 CONV = """
 from torch import nn
 
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
 from lana_ray.ops.registry import Activation, odd, register
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from lana_ray.config.networks import PoolConfig
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer
-from lana_ray.layouts import Layout
+from lana_ray.networks.layers import Layer
+from lana_ray.networks.layouts import Layout
 from lana_ray.ops import PRESETS, Op, build_op, candidates, fits, parse_op, pool
 from lana_ray.ops.presets import DENSE
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lana_ray.layers import Layer, batch_statistics
+from lana_ray.networks.layers import Layer, batch_statistics
 from lana_ray.ops import Op, build_op, fits, parse_op, pool, warm_start, warmstart
 
 from .layers import PLAIN, RESIDUAL, STRIDED, TOKENS, WIDER, layer

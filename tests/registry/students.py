@@ -8,7 +8,7 @@ from torch import nn
 from lana_ray import registry
 from lana_ray.registry import Model, Student, Version
 
-from ..networks import plain
+from ..small_networks import plain
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt", "owl", "yak")

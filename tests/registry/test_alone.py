@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lana_ray import registry
-from lana_ray.export import to_onnx
+from lana_ray.deploy import to_onnx
 
 from .students import SHAPE, model, network, register, student
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lana_ray.deploy import to_program
 from lana_ray.errors import UserError
-from lana_ray.export import to_program
 from lana_ray.registry._program import _SIZE, load_program
 
-from ..networks import net
+from ..small_networks import net
 
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 Records = dict[str, bytes]

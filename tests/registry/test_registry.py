@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lana_ray import registry
 from lana_ray.config import RegistryConfig
+from lana_ray.deploy import to_onnx
 from lana_ray.errors import UserError
-from lana_ray.export import to_onnx
 from lana_ray.registry import Version
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 from .students import CLASSES, SHAPE, model, network, promote, register, student
 

@@ -12,9 +12,9 @@ import pytest
 from lana_ray import registry
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
+from lana_ray.networks.teachers import Teacher
 from lana_ray.registry import DataSet, Part, Pipeline
 from lana_ray.stages import track
-from lana_ray.teachers import Teacher
 from lana_ray.workspace import Workspace
 
 from ..runs import settings

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from lana_ray.config import load_config
-from lana_ray.hours import Invocation, Spent
-from lana_ray.latency.store import Sample, SampleStore
+from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.ops.presets import PRESETS
-from lana_ray.storage import Storage
+from lana_ray.run_dir.hours import Invocation, Spent
+from lana_ray.run_dir.storage import Storage
 
 Row = dict[str, Any]
 

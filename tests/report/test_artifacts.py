@@ -8,7 +8,7 @@ import math
 import pytest
 
 from lana_ray.report.artifacts import RunFiles, family, read_architecture
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 
 def test_the_front_is_that_of_every_selection(run: Storage) -> None:

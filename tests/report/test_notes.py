@@ -6,7 +6,7 @@ import pytest
 
 from lana_ray.report.artifacts import RunFiles
 from lana_ray.report.notes import notes
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 from .rundir import PROCESSOR
 

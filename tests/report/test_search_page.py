@@ -15,10 +15,10 @@ import pytest
 from lana_ray import cli
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
-from lana_ray.latency.fits import Fit, folder_of, predictor_file, write_fit
-from lana_ray.latency.quality import quality
+from lana_ray.predictors.fits import Fit, folder_of, predictor_file, write_fit
+from lana_ray.predictors.quality import quality
 from lana_ray.report import write_page, write_search_page
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 from .test_page import LOADING_TAGS, _Page
 from .test_searches import GRID, ROWS

@@ -14,7 +14,7 @@ from rich.table import Table
 from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.page import write_page
 from lana_ray.report.searches import fronts_plot, lambdas_plot
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 
 def trial(method: str, ms: float, accuracy: float, **settings: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lana_ray.registry import Version
 from lana_ray.report import models_table, results_table
-from lana_ray.storage import Storage
+from lana_ray.run_dir.storage import Storage
 
 
 def shown(table: Table, width: int = 160) -> str:

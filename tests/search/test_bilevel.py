@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lana_ray.resumable import Checkpoint, pack, unpack
+from lana_ray.run_dir.resumable import Checkpoint, pack, unpack
 from lana_ray.search.bilevel import SearchResult, parameter_free_share, search
 from lana_ray.search.cost import Way, cost_of
 from lana_ray.search.mixture import Mixture

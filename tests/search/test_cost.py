@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lana_ray.latency.table import CostTable
+from lana_ray.costs.table import CostTable
 from lana_ray.search.cost import AdditiveCost, Cost, Way, cost_of, expected_cost, likeliest_within
 
 from .toys import Nodes, ToySpace, additive

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lana_ray.latency.table import CostTable
-from lana_ray.layers import batch_statistics, find_layers
-from lana_ray.resumable import pack, unpack
+from lana_ray.costs.table import CostTable
+from lana_ray.networks.layers import batch_statistics, find_layers
+from lana_ray.run_dir.resumable import pack, unpack
 from lana_ray.search.bilevel import search
 from lana_ray.search.cost import AdditiveCost, cost_of
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
@@ -21,7 +21,7 @@ from lana_ray.search.settings import SearchSettings
 from lana_ray.search.state import SearchState
 from lana_ray.spaces import Architecture, LayerwiseSpace
 
-from ..networks import net
+from ..small_networks import net
 
 IMAGES = torch.randn((6, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 CONSIDERED = ((0, 2, 3), (0, 1), (0, 1, 5))

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lana_ray.config import Target
-from lana_ray.export import deployed
-from lana_ray.latency import runtimes
+from lana_ray.deploy import deployed, runtimes
 from lana_ray.spaces import DartsSpace, NasBench201Space
 from lana_ray.spaces.cells import CellNetwork, CellSpace, darts, nasbench201
 from lana_ray.spaces.cells.operations import FactorizedReduce, operation

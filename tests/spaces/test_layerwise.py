@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lana_ray.errors import UserError
-from lana_ray.layers import find_layers
+from lana_ray.networks.layers import find_layers
 from lana_ray.ops import parse_op
 from lana_ray.spaces import Architecture, LayerwiseSpace
 from lana_ray.spaces.layerwise import activation
 
-from ..networks import net
+from ..small_networks import net
 
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 

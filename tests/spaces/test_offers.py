@@ -6,11 +6,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lana_ray.layers import find_layers
+from lana_ray.networks.layers import find_layers
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.offers import offers
 
-from ..networks import Net, net
+from ..small_networks import Net, net
 
 IMAGES = torch.randn(2, 3, 16, 16)
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
-from lana_ray.resumable import Checkpoint, pack, unpack
+from lana_ray.run_dir.resumable import Checkpoint, pack, unpack
 from lana_ray.training import loop
 from lana_ray.training.loop import Rank, Trained, accuracy, steps_of, train_network
 
 from ..data.samples import encoded, load, write_parquet
-from ..networks import net
+from ..small_networks import net
 
 CPU = torch.device("cpu")
 

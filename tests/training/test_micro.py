@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig
-from lana_ray.resumable import Checkpoint
+from lana_ray.run_dir.resumable import Checkpoint
 from lana_ray.training.loop import train_network
 from lana_ray.training.micro import Rank, StepTotal, micro_batches
 
 from ..data.samples import encoded, load, write_parquet
-from ..networks import net
+from ..small_networks import net
 
 ALONE = Rank()
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError
-from lana_ray.layers import Layer
+from lana_ray.networks.layers import Layer
+from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
-from lana_ray.storage import fingerprint
 
 
 class CellStudents:

@@ -1,0 +1,309 @@
+"""The samplers of all targets: they are started, given work, watched, and replaced when they end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from lana_ray.cluster.connection import nodes
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.leases import Busy, Waiting
+from lana_ray.cluster.samplers import Progress, Ready
+from lana_ray.costs.sampler import OtherStructure, Work
+from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.errors import UserError, one_line
+from lana_ray.monitoring.progress import say
+
+MAX_FAILURES = 3
+"""How many samplers may end while they measure one structure, before it is left out of this run."""
+MAX_DEATHS = 3
+"""How many samplers of a target may end in a row, with nothing measured in between, while they were measuring
+nothing or because their node ended, before the run does."""
+_MAX_LEFT_OUT = 10
+"""How many structures may be left out in a row, before the run ends."""
+_TICK_S = 1.0
+_ITEM_S = 1800.0
+"""Longest time for one structure: to build it, to compile it, to measure it."""
+_START_S = 3600.0
+"""Longest time without an answer of any sampler, while one is waited for that is to start."""
+_SAY_EVERY_S = 60.0
+_FLUSH_S = 10.0
+
+
+Start = Callable[[Job], Any]
+"""Makes an actor with the methods of ``SamplerActor`` for a job; None while no node serves its target."""
+
+
+def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: Callable[[Job], None]) -> None:
+    """Measures what the store does not hold yet, on all targets at once, each on all of its nodes.
+
+    Targets that share a device wait for one another. Samples stream back and are stored in blocks. When a
+    sampler ends, or fails with anything but a runtime's refusal, another is started in its place and the
+    others of its target take over its work; a structure that ``MAX_FAILURES`` of them ended at, on nodes
+    that live on, is left out of this run: it gets a sample with an error that is not stored. No sampler is
+    started for a job whose ``target_key`` is known and whose samples are all there.
+
+    Args:
+        on_sample: called with a job when more of it is done.
+
+    Raises:
+        UserError: when a target's samplers cannot start, do not start in time or keep ending, naming the
+            target, or when its nodes are not of one kind.
+    """
+    for job in jobs:
+        if job.target_key:
+            job.recall(store)
+    fleets = [_Fleet(job, store, start) for job in jobs if not job.target_key or job.pending()]
+    answered = ticked = time.monotonic()
+    try:
+        while any(not fleet.closed for fleet in fleets):
+            awaited = {w.awaited: (f, w) for f in fleets for w in f.workers if w.awaited is not None}
+            ready = ray.wait(list(awaited), num_returns=1, timeout=_TICK_S)[0] if awaited else []
+            for answer in ready:
+                fleet, worker = awaited[answer]
+                fleet.receive(worker)
+                on_sample(fleet.job)
+                answered = time.monotonic()
+            if not awaited:
+                time.sleep(_TICK_S)
+            if time.monotonic() - ticked >= _TICK_S:
+                for fleet in fleets:
+                    fleet.tick(answered)
+                ticked = time.monotonic()
+    finally:
+        for fleet in fleets:
+            fleet.close()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A sampler and the work that it was given."""
+
+    actor: Any
+    awaited: Any
+    """Its next answer; None while it has nothing to do."""
+    share: list[Work] | None = None
+    """None until it is ready."""
+    begun: str | None = None
+    """The key of the work that it said it begins."""
+    node_id: str = ""
+    since: float = field(default_factory=time.monotonic)
+    """When it last answered, or was given something to do."""
+
+    @property
+    def busy(self) -> bool:
+        return self.share is not None and self.awaited is not None
+
+
+class _Fleet:
+    """The samplers of one job."""
+
+    def __init__(self, job: Job, store: SampleStore, start: Start) -> None:
+        self.job = job
+        self.closed = False
+        self.workers: list[_Worker] = []
+        self._store = store
+        self._start = start
+        self._queue: deque[Work] | None = None  # until the first sampler says which target it is
+        self._block: list[Sample] = []
+        self._flushed = time.monotonic()
+        self._failures: dict[str, list[str]] = defaultdict(list)
+        """By the key of the work that samplers ended at: the nodes they ran on."""
+        self._row: list[tuple[str, str | None]] = []
+        """Node and work of each sampler that ended since the last sample."""
+        self._left_out = 0
+        self._cores = Waiting(f"target {job.target.name!r}")
+        self._said = time.monotonic()
+        self._vacant = max(1, min(job.placement.actors, len(job.pending())))
+        """How many more samplers are to be started."""
+        self._fill()
+
+    def receive(self, worker: _Worker) -> None:
+        """Takes the answer of a worker that is ready."""
+        worker.since = time.monotonic()
+        try:
+            if worker.share is None:
+                self._on_start(worker, ray.get(worker.awaited))
+            else:
+                self._on_progress(worker, ray.get(next(worker.awaited)))
+        except StopIteration:
+            self._dispatch(worker)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OtherStructure) or (worker.share is None and isinstance(cause, UserError)):
+                raise cause from None
+            self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
+        except ray.exceptions.RayActorError as error:
+            self._on_end(worker, one_line(str(error).strip().split("\n")[0]))
+        self._advance()
+
+    def tick(self, answered: float) -> None:
+        """Ends what takes too long, starts what is missing, and says who is waited for.
+
+        Args:
+            answered: when a sampler of any job last did.
+        """
+        now = time.monotonic()
+        for worker in list(self.workers):
+            if worker.busy and now - worker.since > _ITEM_S:
+                self._on_end(worker, f"no answer for {_ITEM_S / 60:.0f} minutes")
+                self._advance()
+        self._fill()
+        if self.closed or any(worker.busy for worker in self.workers):
+            self._said = now
+            return
+        since = max([answered, *(w.since for w in self.workers)])
+        claim = ", ".join(f"{n:g} {what}" for what, n in self.job.placement.claim.items())
+        wait = (
+            f"target {self.job.target.name!r}: its sampler has not started for {now - since:.0f} s; it needs "
+            f"{claim} of a node with label {self.job.target.node_label}"
+        )
+        if now - since >= _START_S:
+            raise UserError(f"{wait}: free one, or see with ray status why none is; then run it again")
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            say(f"{wait}; waiting for at most {_START_S / 60:.0f} minutes")
+
+    def close(self) -> None:
+        """Stores what came and frees the devices."""
+        self.closed = True
+        self._flush()
+        for worker in self.workers:
+            ray.kill(worker.actor)
+        self.workers = []
+
+    def _fill(self) -> None:
+        """Starts the samplers that are missing, as far as there are nodes."""
+        while self._vacant and not self.closed and (actor := self._start(self.job)) is not None:
+            self._vacant -= 1
+            self.workers.append(_Worker(actor, actor.start.remote()))
+
+    def _advance(self) -> None:
+        """Takes up what follows once everything is measured; closes when that is nothing."""
+        if self._queue or self._queue is None or any(worker.busy for worker in self.workers):
+            return
+        self._flush()
+        if not self.job.go_on(self._store):
+            self.close()
+            return
+        self._queue = deque(self.job.pending())
+        self._vacant += not (self.workers or self._vacant)
+        self._fill()
+        for worker in self.workers:
+            if worker.share is not None:  # one that is yet to start may never find a place
+                self._dispatch(worker)
+
+    def _on_start(self, worker: _Worker, answer: Ready | Busy) -> None:
+        job = self.job
+        if isinstance(answer, Busy):
+            if any(other.busy for other in self.workers):  # while others measure, it may wait without a word
+                self._cores = Waiting(self._cores.what)
+            else:
+                self._cores.say(answer)
+            worker.awaited = worker.actor.start.remote()
+            return
+        worker.node_id = answer.node_id
+        if not job.target_key:
+            job.target_key = answer.target_key
+            job.recall(self._store)
+        if answer.target_key != job.target_key:
+            raise UserError(
+                f"target {job.target.name!r}: its nodes differ in processor or runtime version; give each "
+                "kind a label and a target of its own"
+            )
+        if self._queue is None:
+            self._queue = deque(job.pending())
+        self._dispatch(worker)
+
+    def _dispatch(self, worker: _Worker) -> None:
+        """Gives a worker its next share, smaller and smaller ones, so that all end together.
+
+        The first worker measures the references, whose latencies are the baseline of all drift; the others
+        wait for it. A structure that a sampler ended at is given out alone.
+        """
+        assert self._queue is not None
+        worker.share, worker.awaited, worker.begun, worker.since = [], None, None, time.monotonic()
+        known = self.job.references if "teacher" in self.job.references else {}
+        if not known and any(other.busy for other in self.workers):
+            return
+        hands = len(self.workers)
+        count = len(self._queue) if hands == 1 else math.ceil(len(self._queue) / (2 * hands))
+        if self._queue and self._queue[0].key in self._failures:
+            count = 1
+        if count or not known:
+            worker.share = [self._queue.popleft() for _ in range(count)]
+            baselines = [known[key].median_ms for key in ("teacher", "floor") if key in known]
+            worker.awaited = worker.actor.sample.remote(worker.share, baselines)
+
+    def _on_progress(self, worker: _Worker, progress: Progress) -> None:
+        worker.begun = progress.begins
+        self._block += progress.samples
+        if progress.samples:
+            self._row, self._left_out = [], 0
+        for sample in progress.samples:
+            kept = self.job.references if sample.kind == "reference" else self.job.samples
+            kept[sample.key] = sample
+        if time.monotonic() - self._flushed >= _FLUSH_S:
+            self._flush()
+        if any(sample.kind == "reference" for sample in progress.samples):
+            self._dispatch_idle()
+
+    def _on_end(self, worker: _Worker, reason: str) -> None:
+        """Hands on the work of a sampler that has ended or is to, and has another started."""
+        self._flush()
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        left = [work for work in worker.share or () if work.key not in self.job.samples]
+        self._row.append((worker.node_id, worker.begun))
+        say(
+            f"target {self.job.target.name}: a sampler died ({reason}); "
+            f"reassigning its {len(left)} unfinished measurements"
+        )
+        if left and left[0].key == worker.begun:
+            self._failures[worker.begun].append(worker.node_id)
+            self._leave_out(left, reason)
+        if self._queue is not None:
+            self._queue.extendleft(reversed(left))
+        self._check_row(reason)
+        if self._queue is None or self._queue or any(other.busy for other in self.workers):
+            self._vacant += 1
+            self._fill()
+        self._dispatch_idle()
+
+    def _leave_out(self, left: list[Work], reason: str) -> None:
+        """Takes the first structure off ``left`` if it has ended too many samplers whose nodes live on."""
+        alive = {node.id for node in nodes()}
+        ends = sum(node_id in alive for node_id in self._failures[left[0].key])
+        if ends >= MAX_FAILURES:
+            item = left.pop(0)
+            why = f"{ends} samplers ended while measuring it, the last with {reason}"
+            self.job.samples[item.key] = self.job.unknown(item, why)
+            self._left_out += 1
+            say(f"target {self.job.target.name}: {item.what} is left out of this run: {why}")
+
+    def _check_row(self, reason: str) -> None:
+        """Raises UserError when samplers end one after the other and it is no structure's fault."""
+        alive = {node.id for node in nodes()}
+        blameless = sum(begun is None or node_id not in alive for node_id, begun in self._row)
+        if blameless > MAX_DEATHS or self._left_out > _MAX_LEFT_OUT:
+            raise UserError(
+                f"target {self.job.target.name!r}: its samplers died {len(self._row)} times in a row "
+                f"({reason})"
+            )
+
+    def _dispatch_idle(self) -> None:
+        for worker in self.workers:
+            if worker.share is not None and worker.awaited is None:
+                self._dispatch(worker)
+
+    def _flush(self) -> None:
+        self._store.append(self._block)
+        self._block = []
+        self._flushed = time.monotonic()

@@ -1,0 +1,126 @@
+"""A sampler as a Ray actor: a process of its own on a node of the target, which says what it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import ray
+
+from lana_ray.cluster.agreement import Agreement, of_driver
+from lana_ray.cluster.connection import nodes
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.leases import Busy, Lease, lease
+from lana_ray.cluster.placement import ask_autoscaler, assign_targets, nobody
+from lana_ray.config import Config, Target
+from lana_ray.costs.sampler import Sampler, Work
+from lana_ray.costs.samples import Sample
+from lana_ray.errors import UserError
+from lana_ray.run_dir.storage import Storage
+
+_WAIT_S = 5.0
+"""For cores, before a sampler says who holds them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """A sampler that has leased the cores it measures on."""
+
+    target_key: str
+    node_id: str
+    """Ray's, of the node that it runs on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """A sampler's message: what it has measured since the last one, and what it goes on with."""
+
+    samples: tuple[Sample, ...] = ()
+    begins: str | None = None
+    """The key of the work that it begins: if its process ends before the next message, it was at this."""
+
+
+class SamplerActor:
+    """Made a Ray actor by ``sampler_start``.
+
+    Args:
+        agreement: what the driver has; samplers on nodes that have other code are refused.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        target: Target,
+        agreement: Agreement,
+        cells: bool = False,
+    ) -> None:
+        self._config, self._num_classes, self._target = config, num_classes, target
+        self._agreement, self._cells = agreement, cells
+        self._lease: Lease | None = None
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        """Built lazily: of an exception in an actor's constructor the driver gets an ActorDiedError alone."""
+        from lana_ray.workspace import structural_cells, structural_space
+
+        space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
+        return Sampler(space, self._target, Storage(self._config.run.dir))
+
+    def start(self) -> Ready | Busy:
+        """Leases cores to measure on until the process ends; who holds them, while others do.
+
+        Raises:
+            UserError: where this node does not agree with the driver, or lacks the runtime or the device.
+        """
+        self._agreement.check()
+        if self._lease is None:
+            name, owner = f"target {self._target.name!r}", self._config.run.dir
+            leased = lease(self._target.threads, name, owner, wait_s=_WAIT_S)
+            if isinstance(leased, Busy):
+                return leased
+            leased.pin()
+            self._lease = leased
+        return Ready(target_key=self._sampler.target_key(), node_id=ray.get_runtime_context().get_node_id())
+
+    def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
+        """Measures one item after the other, the references first if their baselines are not known."""
+        if not baselines_ms:
+            references = list(self._sampler.sample([], []))
+            yield Progress(samples=tuple(references))
+            baselines_ms = [sample.median_ms for sample in reversed(references)]
+        done: tuple[Sample, ...] = ()
+        for item in work:
+            yield Progress(samples=done, begins=item.key)
+            done = tuple(self._sampler.sample([item], baselines_ms))
+        yield Progress(samples=done)
+
+
+def sampler_start(config: Config, num_classes: int) -> Callable[[Job], Any]:
+    """Samplers that claim the target's label, one ``lana_device`` and the CPUs they measure on.
+
+    The function they are started with raises UserError when no node has served the target for
+    ``ray.label_wait_s``.
+    """
+    absent_since: dict[str, float] = {}
+    agreement = of_driver(config.run.dir)
+
+    def start(job: Job) -> Any:
+        target, now, known = job.target, time.monotonic(), nodes()
+        if not job.placement.stand_in and all(node.target != target.node_label for node in known):
+            if target.name not in absent_since:
+                ask_autoscaler([target])
+            if now - absent_since.setdefault(target.name, now) >= config.ray.label_wait_s:
+                raise UserError(nobody(target, known))
+            return None
+        if absent_since.pop(target.name, None) is not None:
+            ask_autoscaler([])
+        placement = assign_targets([target], known)[target.name]
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
+        actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
+        return actor_class.remote(config, num_classes, target, agreement, job.cells)
+
+    return start

@@ -1,0 +1,165 @@
+"""Independent pieces of work as Ray tasks, with progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+import torch
+
+from lana_ray.cluster.agreement import of_driver
+from lana_ray.cluster.claims import PROCESS_BYTES, Ask, Claim, await_room, placed, share, threads
+from lana_ray.cluster.connection import MAX_RETRIES, TRAINING_ENV, nodes
+from lana_ray.cluster.placement import Placement, assign_targets
+from lana_ray.config import Config, Target
+from lana_ray.errors import UserError, one_line
+from lana_ray.monitoring.progress import progress, say
+from lana_ray.workspace import Workspace, workspace_in_worker
+
+_LOOK_S = 10.0
+"""Without a result, before the nodes are looked at again."""
+_ABSENT_S = 60.0
+"""How long to wait for a node to come back that holds a task, at least."""
+_PASSING = 3
+"""How many times the widest layer's input and output, of 4 bytes a number, are there at a time in a pass."""
+_LONGEST_REASON = 300
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    config: Config,
+    *,
+    title: str,
+    memory: int = PROCESS_BYTES,
+) -> list[Any]:
+    """Calls ``function(workspace, *arguments[k])`` for every k, in parallel over the cluster, in order of k.
+
+    A task whose worker dies is run again. Tasks keep in the run directory what must not be lost.
+
+    Args:
+        memory: bytes that a call takes, its process included.
+
+    Raises:
+        UserError: a mistake of the user that only a task could see, such as other code on its node; no node
+            holds a task; a task needs more memory than its node has; its process keeps dying.
+    """
+    if not arguments:
+        return []
+    ray_config = config.ray
+    ask = Ask(
+        most=len(arguments), gpus=ray_config.gpus_per_worker, cpus=ray_config.cpus_per_worker, memory=memory
+    )
+    _, claim = share(ask, nodes(gone=True))
+    await_room(claim, config)
+    agreement = of_driver(config.run.dir)
+
+    def task(*values: Any) -> Any:
+        agreement.check()
+        torch.set_num_threads(threads(claim.cpus))
+        return function(workspace_in_worker(config), *values)
+
+    # A process that has used a GPU keeps memory of it, and may be given another GPU than it is bound to.
+    remote = ray.remote(max_calls=1 if claim.gpus else 0)(task).options(
+        max_retries=MAX_RETRIES, runtime_env=TRAINING_ENV, **placed(claim, config)
+    )
+    waiting = {remote.remote(*values): k for k, values in enumerate(arguments)}
+    results: list[Any] = [None] * len(arguments)
+    try:
+        with progress(title, len(arguments)) as show:
+            while waiting:
+                ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
+                if not ready:  # for tasks that no node holds any more Ray waits for ever
+                    await_room(claim, config, wait_s=max(_ABSENT_S, ray_config.label_wait_s))
+                for ended in ready:
+                    results[waiting.pop(ended)] = _result(ended, title, claim)
+                show(len(arguments) - len(waiting))
+    finally:
+        for left in waiting:
+            ray.cancel(left, force=True)
+    return results
+
+
+def _result(ended: Any, title: str, claim: Claim) -> Any:
+    try:
+        return ray.get(ended)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None
+    except ray.exceptions.OutOfMemoryError:
+        raise UserError(
+            f"{title}: a task was killed {MAX_RETRIES + 1} times as its node ran out of memory; raise "
+            f"ray.cpus_per_worker above {claim.cpus}, so that fewer run on a node at a time"
+        ) from None
+    except ray.exceptions.WorkerCrashedError as error:
+        raise UserError(
+            f"{title}: the process of a task died {MAX_RETRIES + 1} times ({one_line(error)}); what is "
+            "finished is kept, and running this again goes on from there"
+        ) from None
+
+
+def run_on_targets(
+    function: Callable[..., Any], asked: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
+) -> Iterator[tuple[int, Any, str | None]]:
+    """Calls ``function(*arguments)`` on a node of a target, for every (target, arguments).
+
+    A call claims what a sampler does, so that nothing is measured beside it; a target's nodes share its
+    calls, and targets of one device wait for one another. One whose worker or node dies is made again.
+
+    Yields:
+        As calls end: the position in ``asked``, the result, and on one line why there is none: what was
+        raised, or that its workers keep dying.
+
+    Raises:
+        UserError: when no node serves a target, or none any more.
+    """
+    targets = {target.name: target for target, _ in asked}
+    remote = {name: _on_nodes_of(target, function, config) for name, target in targets.items()}
+    waiting = {remote[target.name].remote(*values): k for k, (target, values) in enumerate(asked)}
+    try:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
+            if not ready:  # for tasks that nobody serves any more Ray waits for ever
+                _placed([asked[position][0] for position in waiting.values()], config)
+            for ended in ready:
+                yield waiting.pop(ended), *_outcome(ended)
+    finally:
+        for left in waiting:
+            ray.cancel(left, force=True)
+
+
+def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -> Any:
+    placement = _placed([target], config)[target.name]
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
+    # A process that has used a GPU keeps memory of it, and its faults: it calls the function once.
+    return ray.remote(max_calls=1 if placement.num_gpus else 0)(function).options(
+        max_retries=MAX_RETRIES, runtime_env=environment, **placement.options()
+    )
+
+
+def _placed(targets: Sequence[Target], config: Config) -> dict[str, Placement]:
+    return assign_targets(targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
+
+
+def _outcome(ended: Any) -> tuple[Any, str | None]:
+    """The result of a task, or why there is none."""
+    try:
+        return ray.get(ended), None
+    except ray.exceptions.RayTaskError as error:
+        reason: BaseException = error.cause
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        reason = error
+    return None, " ".join(f"{type(reason).__name__}: {reason}".split())[:_LONGEST_REASON]
+
+
+def task_bytes(workspace: Workspace, batch_size: int) -> int:
+    """Memory that a task takes which sends batches through the teacher or a student."""
+    widest = max(math.prod(layer.input_shape) + math.prod(layer.output_shape) for layer in workspace.layers)
+    return PROCESS_BYTES + _PASSING * 4 * batch_size * widest
+
+
+def device(workspace: Workspace) -> torch.device:
+    """Where a worker's networks run."""
+    return torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")

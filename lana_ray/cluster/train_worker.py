@@ -1,0 +1,111 @@
+"""What one Ray Train worker does: trains networks one after another, together with the other workers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray import train
+from torch import nn
+
+from lana_ray.config import Config, FinetuneConfig, TrainConfig
+from lana_ray.run_dir.resumable import checkpoint_in
+from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
+from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
+from lana_ray.spaces.layerwise import Architecture
+from lana_ray.training.loop import Rank, train_network
+from lana_ray.workspace import Workspace
+
+STATES, CELL_STATES = "training", "training-cells"
+"""Folders of networks in training: those of ``lana-ray run``, and cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One network to train; its weights end in ``file`` with ``key`` as their fingerprint."""
+
+    file: str
+    key: str
+    architecture: tuple[int, ...] | None
+    """None for the teacher itself."""
+    cells: bool = False
+    """Whether the architecture is of the cell space, else of the teacher's layers."""
+
+
+def train_worker(setting: dict[str, Any]) -> None:
+    """Trains the networks of ``setting["jobs"]`` data-parallel over all workers, each as its file tells.
+
+    A network whose file is there already is passed over; one that was interrupted goes on from its last
+    saved state.
+    """
+    context = train.get_context()
+    rank = Rank(index=context.get_world_rank(), size=context.get_world_size())
+    config: Config = setting["config"]
+    workspace = Workspace(config)
+    jobs: list[TrainJob] = setting["jobs"]
+    for job in jobs:
+        if not is_trained(workspace.storage, job):
+            _train(workspace, job, rank, setting["board"], setting["group"][0])
+    train.report({"networks": len(jobs)})
+
+
+def is_trained(storage: Storage, job: TrainJob) -> bool:
+    """Whether the run directory holds this very network, undamaged."""
+    metadata = storage.intact_metadata(job.file)
+    return metadata is not None and metadata.get(FINGERPRINT_KEY) == job.key
+
+
+def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: str) -> None:
+    name = f"{group} {job.key}"
+    if rank.index == 0:
+        board.begin.remote(name)
+    device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
+    seed = workspace.config.run.seed
+    torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
+    storage, partial = workspace.storage, f"{CELL_STATES if job.cells else STATES}/{job.key}.safetensors"
+    settings: TrainConfig | FinetuneConfig = workspace.config.finetune
+    teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
+    extras: dict[str, Any] = {}
+    if job.architecture is None:
+        settings = workspace.config.teacher.adapt
+        network = workspace.teacher_to_train()
+    elif job.cells:
+        network, extras = _cells(workspace, job.architecture)
+    else:
+        network = workspace.student(job.architecture)
+
+    trained = train_network(
+        network,
+        workspace.data,
+        settings,
+        teacher=teacher,
+        rank=rank,
+        seed=seed,
+        checkpoint=checkpoint_in(storage, partial),
+        on_step=(lambda: board.add.remote(1, name)) if rank.index == 0 else (lambda: None),
+        device=device,
+        **extras,
+    )
+    if rank.index == 0:
+        metadata = {
+            FINGERPRINT_KEY: job.key,
+            "validation_accuracy": f"{trained.validation_accuracy:.6f}",
+            "curve": json.dumps(trained.curve),
+        }
+        left_out = AUXILIARY if job.cells else ()  # a teacher may have parts of that name
+        deployed = {k: v for k, v in trained.state.items() if not k.startswith(left_out)}
+        storage.write_tensors(job.file, deployed, metadata)
+        storage.remove(partial)
+    if rank.size > 1:
+        torch.distributed.barrier()
+
+
+def _cells(workspace: Workspace, architecture: Architecture) -> tuple[CellNetwork, dict[str, Any]]:
+    """A network of cells, and what its training needs beside it: drop-path rises from epoch to epoch."""
+    cells = workspace.config.search.cells
+    assert cells is not None
+    weight = cells.auxiliary_weight
+    network = workspace.cells.build(architecture, drop_path=cells.drop_path, auxiliary=weight > 0)
+    return network, {"on_epoch": network.ramp_drop_path, "auxiliary_weight": weight}

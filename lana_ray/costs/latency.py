@@ -1,0 +1,27 @@
+"""How long one batch takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.costs.measure import measure
+from lana_ray.deploy import runtimes
+
+NAME = "latency_ms"
+UNIT = "ms per batch"
+
+
+def unavailable(target: Target) -> str | None:
+    """Whatever keeps the target's networks from running here."""
+    if mend := runtimes.missing(target.runtime):
+        return f"the runtime {target.runtime} is not installed ({mend})"
+    if target.device.startswith("cuda") and not torch.cuda.is_available():
+        return f"torch finds no device {target.device}"
+    return None
+
+
+def read(module: nn.Module, example: Tensor, target: Target) -> float:
+    """The median over one session, see ``measure``."""
+    return measure(module, target, example=example).median_ms

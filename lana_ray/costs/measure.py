@@ -1,0 +1,50 @@
+"""Measures one network on one target, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.deploy.runtimes import prepare
+
+DEFAULT_INPUT_SHAPE = (3, 224, 224)
+
+
+def example_input(target: Target) -> Tensor:
+    """A batch of the target's shape, the same whenever it is asked for."""
+    shape = (target.batch_size, *(target.input_shape or DEFAULT_INPUT_SHAPE))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def measure(
+    module: nn.Module,
+    target: Target,
+    *,
+    example: Tensor | None = None,
+    rel_error: float | None = None,
+    time_limit_s: float | None = None,
+    references: Sequence[Reference] = (),
+) -> Measurement:
+    """Latency of ``module`` on ``target`` in milliseconds per batch.
+
+    Args:
+        module: left unchanged; measured in evaluation mode, with convolution and batch-norm folded where
+            the runtime does so in deployment.
+        example: the input batch; by default random numbers of shape [batch_size, *input_shape].
+        rel_error: see ``time_calls``; by default, like ``time_limit_s``, what ``target.measure`` says.
+        references: prepared networks that are timed in turn, to correct the machine's drift.
+
+    Raises:
+        UserError: as ``runtimes.prepare``.
+    """
+    session = prepare(module, example_input(target) if example is None else example, target)
+    return time_calls(
+        session.run,
+        rel_error=rel_error or target.measure.rel_error,
+        time_limit_s=time_limit_s or target.measure.time_limit_s,
+        references=references,
+    )

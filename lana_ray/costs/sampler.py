@@ -1,0 +1,312 @@
+"""Measures the structures of a space on one target, in the process it is pinned to. No Ray in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.costs.hardware import own_cpus, processor
+from lana_ray.costs.measure import example_input
+from lana_ray.costs.samples import Sample
+from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.deploy.programs import Programs, layer_input
+from lana_ray.deploy.runtimes import Session, load, prepare, program, version
+from lana_ray.errors import Unsupported, UserError, one_line
+from lana_ray.monitoring.progress import say
+from lana_ray.networks.layers import Layer, replace
+from lana_ray.run_dir.method import method_version
+from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.spaces.cells import CellStudents
+from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+
+_PATIENCE = 4.0
+"""How many times longer the references are timed once, to be the baseline of all drift."""
+_TRIES = 3
+"""How often that is, at most, until a session settles: all latencies are quoted as of that moment, which must
+not be one when the machine was busy with something else."""
+_FLOOR_SHARE = 0.8
+"""Of the teacher's latency, below which the floor is a second reference."""
+_SESSION_PATIENCE = 2.0
+"""How many times longer a session is of what is measured in several."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """One structure to measure: a candidate of a layer, or a whole network."""
+
+    kind: str
+    structure: str
+    """Its identity, whatever its weights; a student's is that of its weights."""
+    what: str
+    """For people; of a network, what the space's ``parse`` reads."""
+    layer: str | None = None
+    """The name of a candidate's layer; None for a network."""
+    op: str | None = None
+    """The name of the candidate there; None for an empty program of the layer's shape."""
+    network: str | None = None
+    """Identity of the structure of a student."""
+    weights: str | None = None
+    """File of the run directory with the network's weights, where it is a finished student."""
+    session: int | None = None
+    """Which one this is, where a structure is judged by a budget and measured in several."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the measurement."""
+        return self.structure if self.session is None else fingerprint(self.structure, self.session)
+
+
+def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
+    """Every structure in every session, in turn, so that the sessions of one lie apart in time."""
+    return [dataclasses.replace(item, session=session) for session in sessions for item in work]
+
+
+def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
+    """One candidate alone; equal structures at different layers have the same key."""
+    name, op = space.layers[layer].name, space.ops[layer][choice].name
+    return Work(
+        kind="candidate",
+        structure=space.structure(layer, choice),
+        what=f"{name}={op}",
+        layer=name,
+        op=op,
+    )
+
+
+def network_work(space: LayerwiseSpace | CellStudents, architecture: Architecture) -> Work:
+    """A whole network, whatever its weights."""
+    return Work(
+        kind="network",
+        structure=space.network_structure(architecture),
+        what=space.label(architecture),
+    )
+
+
+def student_work(
+    space: LayerwiseSpace | CellStudents, architecture: Architecture, weights: str, identity: str
+) -> Work:
+    """A finished student with its own weights.
+
+    Args:
+        weights: file of the run directory.
+        identity: the fingerprint of the weights.
+    """
+    return Work(
+        kind="student",
+        structure=fingerprint("student", space.fingerprint, identity),
+        what=space.label(architecture),
+        network=space.network_structure(architecture),
+        weights=weights,
+    )
+
+
+def empty_work(space: LayerwiseSpace, layer: int) -> Work:
+    """A graph that hands a layer's input on: what a call costs by itself."""
+    at = space.layers[layer]
+    return Work(kind="empty", structure=_empty(at), what=f"empty {at.input_shape}", layer=at.name)
+
+
+def _empty(layer: Layer) -> str:
+    return fingerprint("empty", layer.input_shape)
+
+
+class OtherStructure(UserError):
+    """A sampler would build something else than it was asked to measure."""
+
+
+class Sampler:
+    """Builds and times structures on a target, on the CPUs that the process is kept on.
+
+    Args:
+        space: built from the teacher's structure; weights do not matter here. Candidates are those of a
+            layer-wise space.
+        target: with ``input_shape`` set.
+        storage: the run directory that the weights of students are read from.
+    """
+
+    def __init__(self, space: LayerwiseSpace | CellStudents, target: Target, storage: Storage) -> None:
+        self._space = space
+        self._storage = storage
+        self._target = target
+        self._cpus = own_cpus()
+        self._node = platform.node()
+        self._runtime = f"{target.runtime} {version(target.runtime)}"
+        torch.set_num_threads(target.threads)
+        self._programs = Programs(space, target) if isinstance(space, LayerwiseSpace) else None
+        self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
+        self._students: dict[str, nn.Module | bytes] = {}
+        self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
+        self._processor = processor(target)  # there is one: the reference has been loaded
+
+    def _floor(self) -> Iterator[Session]:
+        """The teacher without the layers that can be left out, if there are any and the rest runs here."""
+        spare = {x.name: nn.Identity() for x in self._space.layers if x.input_shape == x.output_shape}
+        if not spare:
+            return
+        try:
+            yield prepare(replace(self._space.network, spare), example_input(self._target), self._target)
+        except Unsupported as error:
+            say(f"target {self._target.name}: only the teacher serves as a reference of drift: {error}")
+
+    def target_key(self) -> str:
+        """Identity of the settings, hardware, code and references of this process's samples."""
+        other: dict[str, Any] = {"name": True, "label": True, "measure": {"architectures", "active"}}
+        settings = self._target.model_dump(exclude=other, mode="json") | {"label": self._target.node_label}
+        method = method_version("costs.sampler")
+        return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint, method)
+
+    def sample(self, work: Iterable[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
+        """Measures each structure against the drift of the references: the teacher, and the floor.
+
+        Args:
+            baselines_ms: what the references took in an earlier session, the teacher first; without, they are
+                measured first, and their samples come before the others, the teacher's last.
+
+        Raises:
+            OtherStructure: when this node's space is not the one that the work is of.
+            Exception: whatever keeps this process from measuring. Only what the exporter or the runtime
+                refuses is a sample with an error, as it would be refused again.
+        """
+        references = [
+            Reference(run=session.run, baseline_ms=baseline_ms)  # a floor without a baseline is not used
+            for session, baseline_ms in zip(self._sessions, baselines_ms, strict=False)
+        ]
+        if not references:
+            for what, measured, reference in self._baselines():
+                references.insert(0, reference)
+                yield self._record("reference", what, what, measured, None)
+        for item in work:
+            yield self._sample(item, references)
+
+    def _baselines(self) -> Iterator[tuple[str, Measurement, Reference]]:
+        """The floor's, where it is far enough from the teacher to tell anything, and the teacher's."""
+        teacher, *floors = self._sessions
+        measured = self._quickest(teacher)
+        reference = Reference(run=teacher.run, baseline_ms=measured.median_ms)
+        for floor in floors:
+            found = self._time(floor, [reference], _PATIENCE)
+            if found.median_ms < _FLOOR_SHARE * measured.median_ms:
+                yield "floor", found, Reference(run=floor.run, baseline_ms=found.median_ms)
+        yield "teacher", measured, reference
+
+    def _quickest(self, session: Session) -> Measurement:
+        """Of the tries it takes until one settles."""
+        tries: list[Measurement] = []
+        while len(tries) < _TRIES and not (tries and tries[-1].settled):
+            tries.append(self._time(session, (), _PATIENCE))
+        return min(tries, key=lambda measured: measured.median_ms)
+
+    def _sample(self, item: Work, references: Sequence[Reference]) -> Sample:
+        try:
+            session = load(self._program(item), self._example(item), self._target)
+        except Unsupported as error:
+            return self._record(item.kind, item.key, item.what, None, one_line(error))
+        patience = 1.0 if item.session is None else _SESSION_PATIENCE
+        measured = self._time(session, references, patience)
+        return self._record(item.kind, item.key, item.what, measured, None)
+
+    def _program(self, item: Work) -> nn.Module | bytes:
+        """The structure as the target deploys it."""
+        if item.layer is None:
+            architecture = self._architecture(item)
+            if item.weights is not None:
+                return self._student(item, architecture)
+            if self._programs is None:
+                return program(self._space.build(architecture), self._example(item), self._target)
+            return self._programs.network(architecture)
+        assert self._programs is not None
+        layer = self._layer(item)
+        if item.op is None:
+            self._check(item, _empty(self._space.layers[layer]))
+            return program(nn.Identity(), self._example(item), self._target)
+        return self._programs.candidate(layer, self._choice(item, layer))
+
+    def _layer(self, item: Work) -> int:
+        """The position of a candidate's layer."""
+        assert item.layer is not None
+        if item.layer not in self._layers:
+            self._check(item, None)
+        return self._layers[item.layer]
+
+    def _choice(self, item: Work, layer: int) -> int:
+        """The candidate of that name at a layer."""
+        assert isinstance(self._space, LayerwiseSpace)
+        names = [op.name for op in self._space.ops[layer]]
+        choice = names.index(item.op) if item.op in names else None
+        self._check(item, None if choice is None else self._space.structure(layer, choice))
+        assert choice is not None
+        return choice
+
+    def _architecture(self, item: Work) -> Architecture:
+        """The network of that description."""
+        try:
+            architecture = self._space.parse(item.what)
+        except ValueError:
+            architecture = None
+        own = None if architecture is None else self._space.network_structure(architecture)
+        self._check(item, own)
+        assert architecture is not None
+        return architecture
+
+    def _check(self, item: Work, own: str | None) -> None:
+        """Raises OtherStructure unless ``own``, what this process would build, is what it was asked for."""
+        if own != (item.network or item.structure):
+            raise OtherStructure(
+                f"target {self._target.name!r}: {item.what} is another structure on node {self._node} than "
+                "in the driver; install the same lana_ray, torch, timm and pool.modules on both"
+            )
+
+    def _student(self, item: Work, architecture: Architecture) -> nn.Module | bytes:
+        """Exported once for all its sessions."""
+        if item.structure not in self._students:
+            assert item.weights is not None
+            network = self._space.build(architecture)
+            network.load_state_dict(self._storage.read_tensors(item.weights))
+            self._students[item.structure] = program(network, self._example(item), self._target)
+        return self._students[item.structure]
+
+    def _example(self, item: Work) -> Tensor:
+        """An input of the structure."""
+        if item.layer is None:
+            return example_input(self._target)
+        return layer_input(self._space, self._layer(item), self._target)
+
+    def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
+        return time_calls(
+            session.run,
+            rel_error=self._target.measure.rel_error / sqrt(patience),
+            time_limit_s=self._target.measure.time_limit_s * patience,
+            references=references,
+        )
+
+    def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:
+        nan = float("nan")
+        return Sample(
+            target=self._target.name,
+            target_key=self.target_key(),
+            kind=kind,
+            key=key,
+            what=what,
+            median_ms=m.median_ms if m else nan,
+            iqr_ms=m.iqr_ms if m else nan,
+            raw_ms=m.raw_ms if m else nan,
+            drift=m.drift if m else nan,
+            repeats=m.repeats if m else 0,
+            seconds=m.seconds if m else 0.0,
+            settled=m.settled if m else False,
+            error=error,
+            node=self._node,
+            processor=self._processor,
+            runtime=self._runtime,
+            threads=self._target.threads,
+            cpus=",".join(map(str, self._cpus)),
+            time=time.time(),
+        )

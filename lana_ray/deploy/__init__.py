@@ -1,0 +1,7 @@
+"""A network as a portable program: ONNX for runtimes, flat PyTorch for whoever has only torch."""
+
+from lana_ray.deploy.folding import deployed
+from lana_ray.deploy.onnx import INPUT_NAME, OUTPUT_NAME, to_onnx
+from lana_ray.deploy.program import anonymise_program, to_program
+
+__all__ = ["INPUT_NAME", "OUTPUT_NAME", "anonymise_program", "deployed", "to_onnx", "to_program"]

@@ -1,0 +1,70 @@
+"""ONNX Runtime on the CPU or, with its CUDA provider, on a GPU.
+
+It has few half-precision kernels on CPUs and would run the rest in float32, so there fp16 is refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lana_ray.config import Target
+from lana_ray.deploy.runtimes.tensors import DTYPES, in_batches, typed_onnx
+from lana_ray.errors import UserError
+
+NAME = "ONNX Runtime"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+EXTRA = "onnx"
+PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
+LOADS_ONNX = True
+
+program = typed_onnx
+
+
+class OnnxSession:
+    """Runs an ONNX program with exactly the target's threads; the runtime folds batch-norms itself."""
+
+    def __init__(self, program: bytes, example: Tensor, target: Target) -> None:
+        import onnxruntime  # an optional extra
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = target.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        provider, settings = "CPUExecutionProvider", {}
+        if target.device.startswith("cuda"):
+            provider = "CUDAExecutionProvider"
+            settings = {"device_id": torch.device(target.device).index or 0}
+        if provider not in onnxruntime.get_available_providers():
+            raise UserError(
+                f"target {target.name!r}: this onnxruntime has no {provider}; pip install onnxruntime-gpu"
+            )
+        self._session = onnxruntime.InferenceSession(program, options, providers=[(provider, settings)])
+        if provider not in self._session.get_providers():  # it falls back to the CPU without an error
+            raise UserError(
+                f"target {target.name!r}: ONNX Runtime could not start its {provider}; install the CUDA and "
+                "cuDNN versions that this onnxruntime-gpu was built for"
+            )
+        self._name = self._session.get_inputs()[0].name
+        self._batch = self._session.get_inputs()[0].shape[0]
+        self._dtype = DTYPES[target.precision]
+        self._feed = self._fed(example)
+
+    def _fed(self, images: Tensor) -> dict[str, object]:
+        return {self._name: images.to(self._dtype).contiguous().numpy()}
+
+    def run(self) -> object:
+        return self._session.run(None, self._feed)
+
+    def predict(self, images: Tensor) -> Tensor:
+        if not isinstance(self._batch, int):  # the program takes any number of images at once
+            return self._outputs(images)
+        return in_batches(self._outputs, images, self._batch)
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        (output,) = self._session.run(None, self._fed(images))
+        return torch.from_numpy(output).float()
+
+
+def load(program: bytes, example: Tensor, target: Target) -> OnnxSession:
+    return OnnxSession(program, example, target)

@@ -1,0 +1,82 @@
+"""OpenVINO on the CPU.
+
+Its program is in float32; fp16 and bf16 are a hint to the compiler, which ignores them on a CPU without such
+instructions. What it does instead is not what the target asks for, so that is refused.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.deploy import to_onnx
+from lana_ray.deploy.runtimes.tensors import in_batches
+from lana_ray.errors import UserError
+
+NAME = "OpenVINO"
+PACKAGES = ("openvino",)
+EXTRA = "openvino"
+PRECISIONS = {"cpu": ("fp32", "fp16", "bf16")}
+LOADS_ONNX = True
+
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_PRECISION = "INFERENCE_PRECISION_HINT"
+
+
+class OpenVINOSession:
+    """An ONNX program compiled for one request at a time, of the example's shape."""
+
+    def __init__(self, program: bytes, example: Tensor, target: Target) -> None:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": target.threads,
+            "ENABLE_HYPER_THREADING": True,  # else it takes one thread per core, however many are asked for
+            "ENABLE_CPU_PINNING": False,  # the process is pinned already, see cluster.leases
+            _PRECISION: _HINTS[target.precision],  # else bf16 wherever the CPU has it
+        }
+        model = _core().read_model(program)
+        model.reshape(list(example.shape))
+        compiled = _core().compile_model(model, "CPU", settings)
+        found = compiled.get_property(_PRECISION).get_type_name()
+        if found != _HINTS[target.precision]:
+            raise UserError(
+                f"target {target.name!r}: this CPU has no {target.precision} for OpenVINO, which would take "
+                f"{found}; set its precision to fp32 or measure it on a node that has it"
+            )
+        self._request = compiled.create_infer_request()
+        self._example = example.contiguous().numpy()
+
+    def run(self) -> object:
+        return self._infer(self._example)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return in_batches(self._outputs, images, len(self._example))
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self._infer(images.contiguous().numpy()).copy())
+
+    def _infer(self, images: Any) -> Any:
+        """The output for a batch; the next call overwrites it."""
+        return self._request.infer(images, share_inputs=True, share_outputs=True)[0]
+
+
+def program(module: nn.Module, example: Tensor, target: Target) -> bytes:
+    """In float32 whatever the precision: the session's compiler lowers it."""
+    return to_onnx(module, example, dynamic_batch=False)
+
+
+def load(program: bytes, example: Tensor, target: Target) -> OpenVINOSession:
+    return OpenVINOSession(program, example, target)
+
+
+@cache
+def _core() -> Any:
+    """One for the process, as every one loads the CPU plugin for itself."""
+    import openvino  # an optional extra
+
+    return openvino.Core()

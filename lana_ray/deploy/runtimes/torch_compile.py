@@ -1,0 +1,61 @@
+"""PyTorch through ``torch.compile``: the same program as ``torch`` runs, made into kernels by Inductor.
+
+On a CPU the kernels are C++ and need a compiler there, on a GPU they are Triton's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.deploy.runtimes import torch_eager as eager
+from lana_ray.deploy.runtimes.tensors import in_batches
+from lana_ray.deploy.runtimes.torch_eager import EagerSession
+from lana_ray.errors import UserError
+
+NAME = "torch.compile"
+PACKAGES = ("torch",)
+EXTRA = "torch"
+PRECISIONS = eager.PRECISIONS
+LOADS_ONNX = False
+
+program = eager.program
+
+
+class CompiledSession(EagerSession):
+    """A program compiled for the shape of its example, by the first run."""
+
+    def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
+        super().__init__(module, example, target)
+        _check_compiler(target)
+        options: dict[str, str | int | bool | Callable[..., Any]] = {
+            "cpp.threads": target.threads,  # written into the kernels, and part of what finds them again
+            "compile_threads": 1,  # no helpers that live on while networks are timed
+        }
+        self._module.compile(fullgraph=True, dynamic=False, options=options)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return in_batches(super().predict, images, len(self._example))
+
+
+def load(program: nn.Module, example: Tensor, target: Target) -> CompiledSession:
+    return CompiledSession(copy.deepcopy(program), example, target)
+
+
+def _check_compiler(target: Target) -> None:
+    if target.device != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler  # imports the whole of Inductor
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            f"target {target.name!r}: runtime torch-compile needs a C++ compiler on this machine; "
+            "install g++ or name one with CXX"
+        ) from None

@@ -1,0 +1,62 @@
+"""PyTorch itself, operator by operator, channels-last.
+
+A CPU without instructions for fp16 or bf16 converts to float32 and back in every operator: such a target is
+measured as it is, slower than in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.deploy import to_program
+from lana_ray.deploy.runtimes.tensors import DTYPES
+
+NAME = "PyTorch"
+PACKAGES = ("torch",)
+EXTRA = "torch"
+PRECISIONS = {"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "fp16", "bf16")}
+LOADS_ONNX = False
+
+
+class EagerSession:
+    """Runs a program, which it takes over, in the target's precision.
+
+    Images are laid out channels-last, which CPUs and GPUs prefer.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
+        torch.set_num_threads(target.threads)
+        self._device, self._dtype = torch.device(target.device), DTYPES[target.precision]
+        self._module = module.to(self._device, self._dtype)
+        if example.ndim == 4:
+            self._module = self._module.to(memory_format=torch.channels_last)
+        self._example = self._place(example)
+
+    def _place(self, images: Tensor) -> Tensor:
+        images = images.to(self._device, self._dtype)
+        return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+    @torch.inference_mode()
+    def run(self) -> object:
+        output = self._module(self._example)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return output
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        output: Tensor = self._module(self._place(images))
+        return output.to("cpu", torch.float32, copy=True)
+
+
+def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
+    """In float32 whatever the precision: the session casts it."""
+    return to_program(module, example, dynamic_batch=False)
+
+
+def load(program: nn.Module, example: Tensor, target: Target) -> EagerSession:
+    return EagerSession(copy.deepcopy(program), example, target)

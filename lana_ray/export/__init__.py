@@ -1,7 +1,0 @@
-"""A network as a portable program: ONNX for runtimes, flat PyTorch for whoever has only torch."""
-
-from lana_ray.export.folding import deployed
-from lana_ray.export.onnx import INPUT_NAME, OUTPUT_NAME, to_onnx
-from lana_ray.export.program import anonymise_program, to_program
-
-__all__ = ["INPUT_NAME", "OUTPUT_NAME", "anonymise_program", "deployed", "to_onnx", "to_program"]

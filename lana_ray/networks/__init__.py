@@ -1,0 +1,1 @@
+"""Teachers: loading and identity, their layers, and the operations on networks that all stages share."""

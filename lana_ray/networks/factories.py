@@ -1,0 +1,176 @@
+"""Imports functions that the configuration names and calls the one that makes the teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import random
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lana_ray.errors import UserError, one_line
+from lana_ray.run_dir.method import closure
+from lana_ray.run_dir.storage import fingerprint
+
+_FAILURES = (Exception, SystemExit)
+"""What a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""
+_FOLDERS = re.compile(r"_folder_[0-9a-f]{16}\.")
+"""The names that ``import_file`` gives to folders."""
+
+
+def import_object(path: str, key: str) -> Callable[..., Any]:
+    """Imports ``package.module:name`` or ``file.py:name``.
+
+    A file is imported once under a module name of its own, so that ``timm.py`` hides no package. It may
+    import its neighbours, ``from .blocks import Block`` or ``from blocks import Block``; in the second form
+    an installed package of that name comes first.
+
+    Raises:
+        UserError: with ``key`` and the path, if it cannot be imported or is not callable.
+    """
+    module_name, colon, attribute = path.rpartition(":")
+    if not (module_name and colon and attribute):
+        raise UserError(f"{key}: {path!r} is not of the form package.module:function")
+    try:
+        is_file = module_name.endswith(".py")
+        module = import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
+    except (ImportError, FileNotFoundError, SyntaxError) as error:
+        raise UserError(f"{key}: {path}: {_FOLDERS.sub('', one_line(error))}") from None
+    except _FAILURES as error:
+        raise UserError(f"{key}: {path}: {type(error).__name__}: {one_line(error)}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{key}: {path}: {module_name} has no attribute {attribute!r}")
+    value = getattr(module, attribute)
+    if not callable(value):
+        raise UserError(f"{key}: {path} is not callable, but {type(value).__name__}")
+    return value
+
+
+def import_file(file: Path) -> ModuleType:
+    """Executes a file as a module of a package that stands for its folder, once as long as it stays the same.
+
+    Raises:
+        ImportError: not a Python file.
+        Exception: whatever the file raises.
+    """
+    file = file.resolve()
+    if file.suffix != ".py":
+        raise ImportError("not a Python file")
+    files = closure([file], file.parent)
+    content = fingerprint(str(file.parent), *(each.read_bytes().hex() for each in files))
+    package = f"_folder_{content}"
+    name = f"{package}.{file.stem}_{content}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _forget(files, file.parent)
+    parent = ModuleType(package)
+    parent.__path__ = [str(file.parent)]
+    sys.modules[package] = parent
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # last: installed packages come first
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name], sys.modules[package]
+        raise
+    return module
+
+
+def _forget(files: Sequence[Path], folder: Path) -> None:
+    """Has neighbours that were imported as they were before imported again."""
+    for file in files:
+        name = ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+        if getattr(sys.modules.get(name), "__file__", None) == str(file):
+            del sys.modules[name]
+
+
+def factory_files(factory: str) -> tuple[list[Path], Path]:
+    """The Python files that ``teacher.factory`` is made of, with those of its own that it imports.
+
+    Of an installed package, they are that package's; of a user's own, all that lie in the same folder.
+
+    Returns:
+        The files, none if it is no Python code, and the folder around them.
+    """
+    name = factory.rpartition(":")[0]
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        return closure([file], file.parent), file.parent
+    file = Path(getattr(importlib.import_module(name), "__file__", None) or "")
+    if file.suffix != ".py":
+        return [], file
+    root = file.parents[name.count(".") + (file.name == "__init__.py")]
+    is_installed = str(root) in sysconfig.get_paths().values()
+    return closure([file], root, top=name.partition(".")[0] if is_installed else None), root
+
+
+def call_factory(factory: str, num_classes: int) -> nn.Module:
+    """The network that ``teacher.factory`` makes.
+
+    A factory that takes no arguments at all is called without ``num_classes``.
+
+    Raises:
+        UserError: if the factory cannot be imported, takes other arguments, raises, or returns no module.
+    """
+    function = import_object(factory, "teacher.factory")
+    arguments = {} if _takes_nothing(function) else {"num_classes": num_classes}
+    try:
+        inspect.signature(function).bind(**arguments)
+    except ValueError:
+        pass  # a builtin without a signature: the call will tell
+    except TypeError as error:
+        raise UserError(f"teacher.factory: {factory} must take num_classes ({one_line(error)})") from None
+    try:
+        network = function(**arguments)
+    except _FAILURES as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"teacher.factory: {factory}({_written(arguments)}) raised {reason}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"teacher.factory: {factory} returned {type(network).__name__}, not a torch Module")
+    return network
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments and has no place for ``num_classes``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return False
+    kinds = inspect.Parameter
+    if any(p.name == "num_classes" or p.kind is kinds.VAR_KEYWORD for p in parameters):
+        return False
+    return all(p.default is not kinds.empty or p.kind is kinds.VAR_POSITIONAL for p in parameters)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python from ``seed``; afterwards their generators are as before."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

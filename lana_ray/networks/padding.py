@@ -1,0 +1,140 @@
+"""Convolutions that pad the sides of an image by different numbers of pixels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import get_same_padding
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lana_ray.networks.layers import evaluating, replace
+
+Sides = tuple[int, int]
+"""Pixels added before the first and behind the last; where negative, left out."""
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution with padding of its own for every side; exported, it is ONNX's convolution alone.
+
+    Args:
+        rows: added above and below.
+        columns: added left and right; what is left out can only be the first rows and columns.
+        options: as ``nn.Conv2d``.
+    """
+
+    def __init__(self, *args: Any, rows: Sides, columns: Sides, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rows, self.columns = rows, columns
+
+    def extra_repr(self) -> str:
+        usual: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{usual}, rows={self.rows}, columns={self.columns}"
+
+    def surrounded(self, x: Tensor) -> Tensor:
+        """The images with all that the convolution reads around them, and without what it does not."""
+        (top, bottom), (left, right) = self.rows, self.columns
+        return F.pad(self._cut(x), (max(0, left), right, max(0, top), bottom))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, bottom), (left, right) = self.rows, self.columns
+        if self.kernel_size == (1, 1) and min(top, left) < 0 and max(top, bottom, left, right) <= 0:
+            # Only the pixels that are read: runtimes copy what is cut out of an image.
+            rows, columns = self.stride
+            return F.conv2d(x[:, :, -top::rows, -left::columns], self.weight, self.bias, groups=self.groups)
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(self.surrounded(x))
+        pads = [max(0, top), max(0, left), bottom, right]
+        tensors = (self.weight,) if self.bias is None else (self.weight, self.bias)
+        answer: Tensor = _OnnxConvolution.apply(
+            (pads, self.stride, self.dilation, self.groups), self._cut(x), *tensors
+        )
+        return answer
+
+    def _cut(self, x: Tensor) -> Tensor:
+        top, left = -self.rows[0], -self.columns[0]
+        return x[:, :, max(0, top) :, max(0, left) :] if max(top, left) > 0 else x
+
+
+class _OnnxConvolution(torch.autograd.Function):
+    """torch's convolutions pad both sides alike: traced, the padding would be an operator of its own."""
+
+    @staticmethod
+    def forward(_: Any, options: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        (top, left, bottom, right), stride, dilation, groups = options
+        surrounded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(surrounded, weight, bias, stride, 0, dilation, groups)
+
+    @staticmethod
+    def symbolic(graph: Any, options: Any, *tensors: Any) -> Any:
+        pads, stride, dilation, groups = options
+        kernel = tensors[1].type().sizes()[2:]
+        return graph.op(
+            "Conv",
+            *tensors,
+            kernel_shape_i=kernel,
+            pads_i=pads,
+            strides_i=stride,
+            dilations_i=dilation,
+            group_i=groups,
+        )
+
+
+@torch.no_grad()
+def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
+    """A copy in which timm's ``Conv2dSame`` pads by numbers; the network itself where it has none.
+
+    timm computes the padding from the image's size in every call, and so would an exported program.
+
+    Args:
+        example: an input, shape [N, ...]; the copy takes images of its size only.
+    """
+    sizes: dict[str, set[Sequence[int]]] = {}
+    hooks = [
+        part.register_forward_pre_hook(
+            lambda _, args, name=name: sizes.setdefault(name, set()).add(tuple(args[0].shape[2:]))
+        )
+        for name, part in network.named_modules()
+        if type(part) is Conv2dSame
+    ]
+    if not hooks:
+        return network
+    try:
+        with evaluating(network):
+            network(example[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return replace(
+        network,
+        {
+            name: _fixed(network.get_submodule(name), *of_part)
+            for name, of_part in sizes.items()
+            if len(of_part) == 1
+        },
+    )
+
+
+def _fixed(conv: Any, size: Sequence[int]) -> PaddedConv2d:
+    sides = []
+    for axis, side in enumerate(size):
+        total = get_same_padding(side, conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])
+        sides.append((total // 2, total - total // 2))
+    fixed = PaddedConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        rows=sides[0],
+        columns=sides[1],
+        device="meta",
+    )
+    fixed.weight, fixed.bias = copy.copy(conv.weight), copy.copy(conv.bias)
+    return fixed.train(conv.training)

@@ -1,0 +1,1 @@
+"""Narrower copies of a layer: its channels traced, and the least important of them left out."""

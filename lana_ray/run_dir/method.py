@@ -1,0 +1,171 @@
+"""Which code computes a result: its identity is part of the key of whatever is kept."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import lana_ray
+from lana_ray.errors import UserError
+from lana_ray.run_dir.storage import fingerprint
+
+_COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx", "onnxscript": "onnxscript"}
+"""Packages whose version may change a number, by the name that code imports. The runtime that a target runs
+networks with is part of the target's own identity."""
+_CARRYING = (
+    "config",
+    "errors",
+    "monitoring.progress",
+    "networks.factories",
+    "run_dir.method",
+    "run_dir.resumable",
+    "run_dir.storage",
+    "workspace",
+)
+"""Modules that keep, say or hand on what others compute: what they do changes no number."""
+
+_PACKAGE = "__init__.py"
+
+
+@functools.cache
+def method_version(*modules: str) -> str:
+    """Identity of a computation, for the keys of what it makes.
+
+    It covers the code of ``modules`` and of all they import from this package, but for ``_CARRYING``, and the
+    versions of those of ``_COMPUTING`` that this code imports. Comments and docstrings do not count.
+
+    Args:
+        modules: names below ``lana_ray``, such as ``distill.step``.
+    """
+    return code_version(method_files(*modules), Path(lana_ray.__file__).parent)
+
+
+def method_files(*modules: str) -> list[Path]:
+    """The files whose code ``method_version`` covers."""
+    root = Path(lana_ray.__file__).parent
+    starts, carrying = (
+        [_python_file(root.joinpath(*name.split("."))) for name in names] for names in (modules, _CARRYING)
+    )
+    assert None not in (*starts, *carrying), f"no such module among {modules} and {_CARRYING}"
+    return closure(filter(None, starts), root.parent, top=root.name, without=list(filter(None, carrying)))
+
+
+@functools.cache
+def installed_code() -> dict[str, str]:
+    """What every node that trains must have alike: this package, and what it computes with."""
+    root = Path(lana_ray.__file__).parent
+    files = {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*.py")}
+    packages = ("torch", "timm", "pillow")
+    return {"lana_ray": fingerprint(files), **{name: public_version(name) for name in packages}}
+
+
+def check_code(expected: Mapping[str, str]) -> None:
+    """Raises UserError if this node's ``installed_code`` is not the driver's: its results would be others."""
+    other = [name for name, version in installed_code().items() if version != expected[name]]
+    if other:
+        raise UserError(
+            f"node {platform.node()}: {', '.join(other)} differs from the driver's; install the same "
+            "versions on every node, and change none while a run goes on"
+        )
+
+
+def code_version(files: Sequence[Path], root: Path) -> str:
+    """Identity of what Python files compute, as ``method_version`` says.
+
+    Args:
+        root: their names are relative to it, so that they may lie elsewhere on another machine.
+    """
+    trees = {_relative(file, root): _tree(file) for file in files}
+    imported = {name.partition(".")[0] for tree in trees.values() for name, _ in _imports(tree)}
+    packages = {name: public_version(_COMPUTING[name]) for name in sorted(imported & _COMPUTING.keys())}
+    return fingerprint({name: ast.unparse(tree) for name, tree in trees.items()}, packages)
+
+
+def source_version(file: Path) -> str:
+    """Identity of one file's code alone."""
+    return fingerprint(ast.unparse(_tree(file)))
+
+
+def public_version(package: str) -> str:
+    """The installed version, without the build: nodes with and without a GPU have 2.14.1+cu130 and +cpu."""
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def closure(
+    starts: Iterable[Path], folder: Path, *, top: str | None = None, without: Sequence[Path] = ()
+) -> list[Path]:
+    """Python files and all that they import from one folder, sorted; imports are found without running any.
+
+    Args:
+        starts: files.
+        folder: where absolute imports are looked for.
+        top: the only package there that they may be of.
+        without: files that are left out, packages whole, with what only they import.
+    """
+    left_out = {file.parent if file.name == _PACKAGE else file for file in without}
+    found: set[Path] = set()
+    pending = list(starts)
+    while pending:
+        file = pending.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for name, level in _imports(_tree(file)):
+            if not level and top is not None and name.partition(".")[0] != top:
+                continue
+            base = file.parents[level - 1] if level else folder
+            inner = _python_file(base.joinpath(*filter(None, name.split("."))))
+            if inner is not None and left_out.isdisjoint((inner, *inner.parents)):
+                pending.append(inner)
+    return sorted(found)
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+def _python_file(path: Path) -> Path | None:
+    """The file of a module or package at a path without suffix."""
+    options = (path / _PACKAGE, path.parent / f"{path.name}.py")
+    return next((file for file in options if file.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Names that may be modules, and how many dots they follow."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = node.module or ""
+            yield name, node.level
+            yield from ((f"{name}.{alias.name}", node.level) for alias in node.names)
+
+
+def _tree(file: Path) -> ast.Module:
+    status = file.stat()
+    return _parsed(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _parsed(file: Path, *_: int) -> ast.Module:
+    """The code without docstrings; comments are not part of a tree."""
+    content = file.read_bytes()
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # for another version of Python; imported only there
+        return ast.Module([ast.Expr(ast.Constant(content))], [])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
+    return tree
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)

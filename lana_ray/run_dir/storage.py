@@ -1,0 +1,260 @@
+"""The run directory: artifacts written atomically, each with the fingerprint of what it was made from.
+
+Works on a local path and on any fsspec URL. An artifact is reused only where its fingerprint is the one
+expected now, so results of different teachers, data or hardware never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from lana_ray.errors import UserError, one_line
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.sealed import seal, unseal
+
+T = TypeVar("T")
+
+FINGERPRINT_KEY = "lana_ray.fingerprint"
+_SHAPE_KEY = b"lana_ray.shape"
+_TEMPORARY = re.compile(r"\.(.+\.|probe-)[0-9a-f]{32}(\.[0-9a-f]{32})?")
+"""Names of what ``Storage`` writes before it gives a file its name."""
+_PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable hash of JSON-like values (pydantic models, mappings, sequences, scalars)."""
+    text = json.dumps(parts, sort_keys=True, default=_plain, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else list(value)
+
+
+class Storage:
+    """Files below one root. Writing replaces a file whole or not at all."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+            raise UserError(f"run.dir {self.root}: {error}") from None
+        self.is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else ())
+
+    def check_writable(self) -> None:
+        """Raises UserError, naming the directory, where nothing can be written."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self._write(probe, _PROBE)
+            self.remove(probe)
+        except OSError as error:
+            raise UserError(
+                f"run.dir {self.root}: cannot be written ({error.strerror or error}); mend that or choose "
+                "another run.dir"
+            ) from None
+
+    def path(self, name: str) -> str:
+        """Raises UserError for a name that leads out of the root: names come from files, too."""
+        if ".." in name.split("/"):
+            raise UserError(f"{self.url(name)}: leads out of run.dir {self.root}; refused")
+        return f"{self._base}/{name}"
+
+    def url(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.exists(self.path(name)))
+
+    def list(self, folder: str, suffix: str = "") -> list[str]:
+        """Names of the files directly in ``folder``, sorted; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        if not self._fs.exists(self.path(folder)):
+            return []
+        names = (entry.rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False))
+        return sorted(f"{folder}/{n}" for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def read_bytes(self, name: str) -> bytes:
+        return bytes(self._fs.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Raises UserError, naming the file, where there is no room for it or nothing may be written."""
+        try:
+            self._write(name, data)
+        except OSError as error:
+            raise UserError(
+                f"{self.url(name)}: cannot be written ({error.strerror or error}); mend that and run the "
+                "same command again, which goes on from what is finished"
+            ) from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        final = self.path(name)
+        folder, _, base = final.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        if not self.is_local:  # object stores publish an upload only once it is complete
+            self._fs.pipe_file(final, data)
+            return
+        temporary = f"{folder}/.{base}.{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+            _sync_folder(folder)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+    def temporaries(self) -> Sequence[str]:
+        """Files that a process which was killed while writing left, at any depth."""
+        found = self._fs.find(self._base) if self.is_local else []
+        names = (path.removeprefix(f"{self._base}/") for path in found)
+        return sorted(name for name in names if _TEMPORARY.fullmatch(name.rpartition("/")[2]))
+
+    def remove(self, name: str) -> None:
+        if self._fs.exists(self.path(name)):
+            self._fs.rm(self.path(name))
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=2, default=_plain) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    def kept(self, name: str, read: Callable[[Any], T], then: str = "it is made again") -> T | None:
+        """What ``read`` makes of a JSON file; None if there is none or, which is said, it is damaged.
+
+        Args:
+            then: what becomes of a damaged file.
+        """
+        if not self.exists(name):
+            return None
+        try:
+            return read(self.read_json(name))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}", then)
+            return None
+
+    def _say_damaged(self, name: str, reason: str, then: str = "it is made again") -> None:
+        say(f"{self.url(name)}: damaged ({reason}); {then}")
+
+    def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
+        metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
+        metadata[_SHAPE_KEY] = _shape(table, metadata)
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Raises UserError, naming the file, when it is damaged or not Parquet."""
+        try:
+            return self._table(name)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(
+                f"{self.url(name)}: damaged Parquet file ({one_line(error)}); remove it"
+            ) from None
+
+    def _table(self, name: str) -> pa.Table:
+        """Parquet has checksums of its pages; of names, types and metadata the table carries a digest."""
+        table = pq.read_table(io.BytesIO(self.read_bytes(name)), page_checksum_verification=True)
+        metadata = table.schema.metadata or {}
+        if metadata.get(_SHAPE_KEY) != _shape(table, metadata):
+            raise ValueError("its columns or metadata are not those written")
+        return table
+
+    def table_fingerprint(self, name: str) -> str | None:
+        """The fingerprint of a table; None if there is no table or, which is said, it is damaged."""
+        if not self.exists(name):
+            return None
+        try:
+            metadata = self._table(name).schema.metadata or {}
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self._say_damaged(name, one_line(error))
+            return None
+        value = metadata.get(FINGERPRINT_KEY.encode())
+        return value.decode() if value else None
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Writes a weights file with its digest (``sealed``)."""
+        self.write_bytes(name, seal(tensors, metadata))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Raises UserError, naming the file, when its content is not what was written."""
+        try:
+            return unseal(self.read_bytes(name))[0]
+        except ValueError as error:
+            raise UserError(
+                f"{self.url(name)}: damaged ({error}); run the same command again, which makes it anew"
+            ) from None
+
+    def intact_metadata(self, name: str) -> dict[str, str] | None:
+        """Metadata of a weights file that is read whole; None if there is none or, which is said, it is
+        damaged."""
+        if not self.exists(name):
+            return None
+        try:
+            return unseal(self.read_bytes(name))[1]
+        except ValueError as error:
+            self._say_damaged(name, str(error))
+            return None
+
+    def tensor_metadata(self, name: str) -> dict[str, str] | None:
+        """Metadata of a weights file, whose content is not looked at; None if it cannot be read."""
+        if not self.exists(name):
+            return None
+        size = int.from_bytes(self._head(name, 8), "little")
+        if size > _LONGEST_HEADER:
+            return None
+        try:
+            header = json.loads(self._head(name, 8 + size)[8:])
+        except ValueError:
+            return None
+        return dict(header.get("__metadata__", {})) if isinstance(header, dict) else None
+
+    def _head(self, name: str, length: int) -> bytes:
+        with self._fs.open(self.path(name), "rb") as file:
+            return bytes(file.read(length))
+
+
+def _shape(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
+    """A digest of a table's columns, size and metadata, but for this digest itself."""
+    columns = [(field.name, field.type.id) for field in table.schema]
+    rest = sorted((key.hex(), value.hex()) for key, value in metadata.items() if key != _SHAPE_KEY)
+    return fingerprint(columns, table.num_rows, rest).encode()
+
+
+def _sync_folder(folder: str) -> None:
+    """Until then a power cut may take a new name back, though not what was written under it."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def concat_tables(tables: Iterable[pa.Table]) -> pa.Table | None:
+    """All rows of ``tables``, None when there are no tables."""
+    whole = list(tables)
+    return pa.concat_tables(whole, promote_options="default") if whole else None

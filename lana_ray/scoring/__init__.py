@@ -1,0 +1,1 @@
+"""Scores: how far a candidate alone moves the network from the teacher."""

@@ -1,0 +1,141 @@
+"""How much the loss changes when one candidate alone replaces its layer in the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lana_ray.networks.layers import Layer, batch_statistics, observe
+from lana_ray.scoring.suffixes import Suffixes
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(images [N, 3, H, W], labels [N])."""
+HELD_BYTES = 256 << 20
+"""Weights of candidates that are scored on a batch before the next batch is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Change of the loss against the teacher, per image, with standard errors over the images."""
+
+    loss: float
+    loss_se: float
+    kl: float
+    """Change of the divergence from the teacher's answers, KL(teacher ‖ network); needs no labels."""
+    kl_se: float
+
+
+@torch.no_grad()
+def score_layer(
+    teacher: nn.Module,
+    layers: Sequence[Layer],
+    position: int,
+    candidates: Iterable[tuple[int, nn.Module]],
+    batches: Callable[[], Batches],
+    *,
+    held_bytes: int = HELD_BYTES,
+) -> dict[int, Score]:
+    """Scores candidates of one layer: LANA's a_i (arXiv 2107.10624, section 3.3).
+
+    Only what follows the layer is recomputed. Batch-norms use the statistics of the current batch, in the
+    teacher as in the candidates, since nothing is fine-tuned yet. The teacher's own layer scores zero: what
+    batch statistics alone do to the loss and to the divergence is taken off. The answers to diverge from are
+    the teacher's true ones, in evaluation mode. Kendall's τ between sums of scores and losses of 60 random
+    students, so and with answers by batch statistics: .92 and .92 (CIFAR-10 at 64 x 64, EfficientNet-Lite0,
+    384 images), .72 and .65 (its last layers at one pixel: digits at 32 x 32, 179 images). Without batch
+    statistics anywhere it is .85 and .65; powers of the divergence below 1 are worse in both.
+
+    Args:
+        candidates: choices and their modules, taken a few at a time and then let go.
+        batches: begins the batches of the scoring split, the same ones for every few candidates.
+        held_bytes: weights of candidates held at a time. The teacher's pass is made once for them and batch.
+    """
+    scores: dict[int, Score] = {}
+    for few in _portions(candidates, held_bytes):
+        scores |= _score_few(teacher, layers, position, few, batches())
+    return scores
+
+
+def _portions(candidates: Iterable[tuple[int, nn.Module]], held_bytes: int) -> Iterator[dict[int, nn.Module]]:
+    """Candidates in order, as many at a time as have so many bytes of weights, at least one."""
+    few: dict[int, nn.Module] = {}
+    held = 0
+    for choice, module in candidates:
+        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        if few and held + size > held_bytes:
+            yield few
+            few, held = {}, 0
+        few[choice] = module
+        held += size
+    if few:
+        yield few
+
+
+def _score_few(
+    teacher: nn.Module,
+    layers: Sequence[Layer],
+    position: int,
+    candidates: dict[int, nn.Module],
+    batches: Batches,
+) -> dict[int, Score]:
+    """Scores candidates that are held together; the teacher's part of a batch is computed once for all."""
+    differences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
+    divergences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
+    suffixes: Suffixes | None = None
+    for images, labels in batches:
+        if suffixes is None:
+            suffixes = Suffixes(teacher, layers, images[:8], only=position)
+        rest = suffixes.network(position)
+        answers = F.log_softmax(teacher(images), dim=1)
+        with batch_statistics(teacher), batch_statistics(rest):
+            inputs, own = observe(teacher, [layers[position].name], images)[layers[position].name]
+            unchanged = suffixes(position, own)
+            loss, divergence = _losses(unchanged, labels), _divergences(unchanged, answers)
+            for choice, module in candidates.items():
+                with batch_statistics(module.eval()):
+                    output = suffixes(position, module(inputs))
+                differences[choice].append(_losses(output, labels) - loss)
+                divergences[choice].append(_divergences(output, answers) - divergence)
+    return {
+        choice: Score(
+            loss=_mean(differences[choice]),
+            loss_se=_standard_error(differences[choice]),
+            kl=_mean(divergences[choice]),
+            kl_se=_standard_error(divergences[choice]),
+        )
+        for choice in candidates
+    }
+
+
+@torch.no_grad()
+def batch_statistics_loss(network: nn.Module, batches: Batches) -> float:
+    """Mean cross-entropy of a student that is not fine-tuned, with each batch's own statistics."""
+    losses = []
+    network.eval()
+    with batch_statistics(network):
+        for images, labels in batches:
+            losses.append(_losses(network(images), labels))
+    return _mean(losses)
+
+
+def _losses(output: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image."""
+    return F.cross_entropy(output, labels, reduction="none")
+
+
+def _divergences(output: Tensor, answers: Tensor) -> Tensor:
+    """KL(answers ‖ output) of each image; ``answers`` are log-probabilities."""
+    return F.kl_div(F.log_softmax(output, dim=1), answers, reduction="none", log_target=True).sum(1)
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.cat(values).mean())
+
+
+def _standard_error(values: list[Tensor]) -> float:
+    whole = torch.cat(values)
+    return float(whole.std() / len(whole) ** 0.5)

@@ -1,0 +1,94 @@
+"""Nodes that do not share the driver's run directory are found before anything is made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from lana_ray.cluster.agreement import Agreement, of_driver
+from lana_ray.errors import UserError
+from lana_ray.run_dir.lease import held
+from lana_ray.run_dir.storage import Storage
+
+# The files of memory:// are a process's own: what a directory is that only looks shared.
+NODES = """
+    import sys
+
+    from ray.cluster_utils import Cluster
+
+    from lana_ray import agreement, cluster
+    from lana_ray.config import RayConfig
+    from lana_ray.errors import UserError
+    from lana_ray.run_dir.lease import held
+    from lana_ray.run_dir.storage import Storage
+
+    asked = []
+
+    def ask(nodes, *rest, ask=agreement._ask):
+        asked.append([node.id for node in nodes])
+        ask(nodes, *rest)
+
+    agreement._ask = ask
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    with cluster.connect(RayConfig(address=machines.address)):
+        with held(Storage(sys.argv[1])), held(Storage("memory://run")):
+            shared = agreement.NodeCheck(sys.argv[1])
+            shared.look()
+            first = machines.add_node(num_cpus=0)
+            shared.look()
+            shared.look()
+            second = machines.add_node(num_cpus=0)
+            shared.look()
+            print("asked", asked == [[first.node_id], [second.node_id]])
+            try:
+                agreement.NodeCheck("memory://run").look()
+            except UserError as error:
+                print(error)
+    machines.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_every_node_is_asked_once_and_one_with_another_directory_is_named(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NODES), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4},
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = ran.stdout.splitlines()
+    assert "asked True" in said
+    assert any(line.startswith(f"run.dir memory://run: node {os.uname().nodename} ") for line in said)
+
+
+def test_the_driver_agrees_with_itself(tmp_path: Path) -> None:
+    of_driver(str(tmp_path)).check()
+    with held(Storage(str(tmp_path))):
+        of_driver(str(tmp_path)).check()
+
+
+@pytest.mark.parametrize(("found", "said"), [("another", "another driver"), (None, "does not see")])
+def test_a_directory_without_the_drivers_lease_is_another_one(found: str | None, said: str) -> None:
+    storage = Storage(f"memory://{found}")
+    with held(storage):
+        here = of_driver(storage.root)
+    if found:
+        with held(storage), pytest.raises(UserError, match=said):
+            here.check()
+    else:
+        with pytest.raises(UserError, match=said):
+            here.check()
+
+
+def test_other_code_is_named_before_the_directory(tmp_path: Path) -> None:
+    here = of_driver(str(tmp_path))
+    other = Agreement(run_dir="memory://nowhere", lease="none", code={**here.code, "torch": "1.0"})
+    with pytest.raises(UserError, match="torch differs"):
+        other.check()

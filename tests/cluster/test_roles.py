@@ -1,0 +1,101 @@
+"""Training and tasks on the nodes of a real cluster, where a device with the most CPUs only measures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import train
+
+SCRIPT = """
+    import sys, time
+    from pathlib import Path
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from lana_ray import cluster
+    from lana_ray.config import TrainConfig, load_config
+    from lana_ray.cluster.tasks import run_tasks
+    from lana_ray.cluster.trainers import run_training, worker_group
+    from tests.runs import settings
+    from tests.cluster.test_roles import worker
+
+    here = Path(sys.argv[1])
+
+    def task(workspace, number):
+        time.sleep(0.5)
+        return ray.get_runtime_context().get_node_id()
+
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    device = {"lana_device": 1}
+    edge = machines.add_node(num_cpus=8, resources=device, labels={"lana.target": "edge"})
+    labels = {"lana.target": "xeon", "lana.role": "both"}
+    both = machines.add_node(num_cpus=1, resources=device, labels=labels)
+    config = load_config(settings(
+        here / "run",
+        ray={"address": machines.address},
+        targets=[{"name": "edge"}, {"name": "xeon"}],
+    ))
+    with cluster.connect(config.ray):
+        names = {node.id: node.target or "head" for node in cluster.nodes()}
+        print("roles", sorted((names[node.id], node.role) for node in cluster.nodes()))
+        group = worker_group(config.ray, TrainConfig(batch_size=256))
+        print("group", group.workers, group.cpus)
+
+        def train(name):
+            setting = {"folder": here}
+            run_training(
+                worker, setting, config, title=name, total=1, groups=[group], process_group=False
+            )
+            files = [file.name.split() for file in here.iterdir() if file.is_file()]
+            print(name, sorted(names[node] for _, node in files))
+            for file in here.iterdir():
+                if file.is_file():
+                    file.unlink()
+
+        found = run_tasks(task, [(k,) for k in range(8)], config, title="t")
+        print("tasks", sorted({names[node] for node in found}))
+        train("training")
+        machines.remove_node(both)
+        while len(cluster.nodes()) > 2:
+            time.sleep(0.5)
+        train("smaller")
+    machines.shutdown()
+"""
+
+
+def worker(setting: dict[str, Any]) -> None:
+    """Leaves a file that names its node."""
+    node = ray.get_runtime_context().get_node_id()
+    (setting["folder"] / f"{train.get_context().get_world_rank()} {node}").touch()
+    train.report({})
+
+
+@pytest.mark.slow
+def test_a_node_that_measures_gets_no_training_however_large_it_is(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = ran.stdout.splitlines()
+    assert "roles [('edge', 'measure'), ('head', 'train'), ('xeon', 'both')]" in said
+    assert "group (1, 2) 1" in said
+    assert "tasks ['head', 'xeon']" in said
+    assert "training ['head', 'xeon']" in said
+    assert "smaller ['head']" in said

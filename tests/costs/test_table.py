@@ -1,0 +1,169 @@
+"""Cost tables from synthetic machines that are known exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lana_ray.costs.table import CostTable, Floats, calibrate
+
+SIZES = (6, 5, 6, 6, 4, 6, 6, 5)
+
+
+@dataclass
+class Machine:
+    """Networks cost ``rest`` and their candidates' costs; candidates timed alone tell it wrongly."""
+
+    rest: float
+    costs: list[Floats]
+    isolated: list[Floats]
+    noise: float
+    rng: np.random.Generator
+
+    def architectures(self, count: int) -> list[tuple[int, ...]]:
+        columns = [self.rng.permutation(np.resize(self.rng.permutation(m), count)) for m in SIZES]
+        return [tuple(map(int, row)) for row in np.stack(columns, axis=1)]
+
+    def latencies(self, architectures: list[tuple[int, ...]]) -> Floats:
+        exact = [self.rest + sum(c[j] for c, j in zip(self.costs, a, strict=True)) for a in architectures]
+        return np.asarray(exact) * (1 + self.noise * self.rng.standard_normal(len(exact)))
+
+
+def machine(
+    seed: int, *, noise: float = 0.01, scale: float = 1.0, call_ms: float = 0.0, fusion: float = 0.0
+) -> Machine:
+    """A machine where a candidate alone costs ``scale`` times as much, a call more, and what fusion saves."""
+    rng = np.random.default_rng(seed)
+    costs = [rng.lognormal(0, 0.7, m) for m in SIZES]
+    isolated = [scale * c * np.exp(fusion * rng.standard_normal(len(c))) + call_ms for c in costs]
+    return Machine(rest=1.5, costs=costs, isolated=isolated, noise=noise, rng=rng)
+
+
+def errors(table: CostTable, architectures: list[tuple[int, ...]], latencies: Floats) -> Floats:
+    return np.abs(np.asarray([table.predict(a) for a in architectures]) / latencies - 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_not_measured_are_predicted_better_than_by_isolated_costs(seed: int) -> None:
+    m = machine(seed, call_ms=0.3, fusion=0.25)
+    measured, others = m.architectures(48), m.architectures(200)
+    latencies = m.latencies(measured)
+    table = calibrate(m.isolated, measured, latencies.tolist())
+    m.noise = 0.0
+    error = float(np.median(errors(table, others, m.latencies(others))))
+    added = [sum(c[j] for c, j in zip(m.isolated, a, strict=True)) for a in measured]
+    rest = float(np.median(latencies - np.asarray(added)))
+    plain = CostTable(rest_ms=rest, costs_ms=tuple(m.isolated), error_isolated=0, error=0, networks=2)
+    error_isolated = float(np.median(errors(plain, others, m.latencies(others))))
+    assert error < 0.6 * error_isolated
+    assert error < 0.03
+    assert table.error_isolated == pytest.approx(error_isolated, rel=0.5)
+    assert table.error == pytest.approx(error, abs=0.02)  # what it says of itself is about true
+    assert table.error < table.error_isolated
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.5])
+def test_scale_and_offset_are_recovered(scale: float) -> None:
+    m = machine(1, noise=0.0, scale=scale)
+    measured, others = m.architectures(24), m.architectures(100)
+    table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
+    assert errors(table, others, m.latencies(others)).max() < 1e-3
+    assert table.rest_ms == pytest.approx(m.rest, rel=0.02)
+    for found, true in zip(table.costs_ms, m.costs, strict=True):
+        np.testing.assert_allclose(found, true, rtol=0.02)
+    assert table.error < 1e-3
+
+
+def test_what_every_isolated_call_pays_is_taken_out() -> None:
+    m = machine(2, noise=0.0, call_ms=0.5)
+    measured, others = m.architectures(48), m.architectures(100)
+    table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
+    assert float(np.median(errors(table, others, m.latencies(others)))) < 0.01
+    assert table.predict((0,) * 8) < m.rest + sum(c[0] for c in m.isolated) - 3.0  # eight calls of 0.5 ms
+
+
+def test_a_candidate_that_cannot_run_stays_infinite() -> None:
+    m = machine(3)
+    measured = [a for a in m.architectures(60) if a[2] != 4 and a[5] != 0]
+    m.isolated[2][4] = m.isolated[5][0] = np.inf
+    table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
+    found = [np.flatnonzero(np.isinf(costs)).tolist() for costs in table.costs_ms]
+    assert found == [[], [], [4], [], [], [0], [], []]
+    assert table.predict((0, 0, 4, 0, 0, 1, 0, 0)) == np.inf
+    assert np.isfinite(table.predict(measured[0]))
+    assert np.isfinite(table.error)
+
+
+def test_a_candidate_that_costs_nothing_costs_nothing() -> None:
+    m = machine(4, noise=0.02)
+    for costs, isolated in zip(m.costs, m.isolated, strict=True):
+        costs[1] = isolated[1] = 0.0
+    measured = m.architectures(48)
+    table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
+    for costs in table.costs_ms:
+        assert 0 <= costs[1] < 0.1
+
+
+def test_the_order_of_the_networks_does_not_matter() -> None:
+    m = machine(5, fusion=0.2)
+    measured = m.architectures(40)
+    latencies = m.latencies(measured)
+    order = m.rng.permutation(40)
+    first = calibrate(m.isolated, measured, latencies.tolist())
+    second = calibrate(m.isolated, [measured[k] for k in order], latencies[order].tolist())
+    assert second.rest_ms == pytest.approx(first.rest_ms)
+    assert second.error == pytest.approx(first.error)
+    for a, b in zip(first.costs_ms, second.costs_ms, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_one_lying_network_does_not_spoil_the_table() -> None:
+    m = machine(6, noise=0.005, fusion=0.1)
+    measured, others = m.architectures(48), m.architectures(100)
+    latencies = m.latencies(measured)
+    latencies[7] *= 1.5
+    table = calibrate(m.isolated, measured, latencies.tolist())
+    m.noise = 0.0
+    assert float(np.median(errors(table, others, m.latencies(others)))) < 0.03
+
+
+_COST = st.floats(0.0, 100.0)
+
+
+@st.composite
+def measurements(draw: st.DrawFn) -> tuple[list[Floats], list[tuple[int, ...]], list[float]]:
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    isolated = [np.asarray(draw(st.lists(_COST, min_size=m, max_size=m))) for m in sizes]
+    network = st.tuples(*(st.integers(0, m - 1) for m in sizes))
+    networks = draw(st.lists(network, min_size=2, max_size=8))
+    count = len(networks)
+    latencies = draw(st.lists(st.floats(0.01, 1000.0), min_size=count, max_size=count))
+    return isolated, networks, latencies
+
+
+@settings(deadline=None, max_examples=60)
+@given(measurements())
+def test_no_cost_is_ever_negative(given_: tuple[list[Floats], list[tuple[int, ...]], list[float]]) -> None:
+    isolated, networks, latencies = given_
+    table = calibrate(isolated, networks, latencies)
+    assert [len(costs) for costs in table.costs_ms] == [len(costs) for costs in isolated]
+    for costs in table.costs_ms:
+        assert np.isfinite(costs).all()
+        assert (costs >= 0).all()
+    assert np.isfinite([table.rest_ms, table.error, table.error_isolated]).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3))
+def test_the_unit_of_time_does_not_matter(seed: int, unit: float) -> None:
+    m = machine(seed, fusion=0.2, call_ms=0.1)
+    measured = m.architectures(24)
+    latencies = m.latencies(measured)
+    first = calibrate(m.isolated, measured, latencies.tolist())
+    second = calibrate([unit * c for c in m.isolated], measured, (unit * latencies).tolist())
+    assert second.predict(measured[0]) == pytest.approx(unit * first.predict(measured[0]), rel=1e-6)
+    assert second.error == pytest.approx(first.error, rel=1e-6)

@@ -1,0 +1,203 @@
+"""Where the channels of real networks' layers lie, and of layers whose sizes do not tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lana_ray.networks.layers import find_layers
+from lana_ray.networks.layouts import Layout, Rearranged
+
+FIRST, LAST, UNKNOWN = Layout.CHANNELS_FIRST, Layout.CHANNELS_LAST, Layout.UNKNOWN
+_STAGES = ["layers.*.blocks.*"]
+_FEATURES = ["features.1.*", "features.3.*"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "patterns", "expected", "channels"),
+    [
+        ("mambaout_femto", {}, 64, None, LAST, {48, 96, 192, 288}),
+        ("sequencer2d_s", {}, 56, None, LAST, {192, 384}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 56}, 56, _STAGES, LAST, {96, 192, 384, 768}),
+        ("swinv2_tiny_window8_256", {"img_size": 64}, 64, _STAGES, LAST, {96, 192, 384, 768}),
+        ("convnext_atto", {}, 64, None, FIRST, {40, 80, 160, 320}),
+        ("convnext_atto", {"conv_mlp": True}, 64, None, FIRST, {40, 80, 160, 320}),
+        ("poolformer_s12", {}, 64, None, FIRST, {64, 128, 320, 512}),
+        ("vit_tiny_patch16_224", {"img_size": 64}, 64, None, LAST, {192}),
+        ("mixer_s32_224", {"img_size": 64}, 64, None, LAST, {512}),
+    ],
+)
+def test_layouts_of_timms_networks(
+    name: str,
+    options: dict[str, Any],
+    size: int,
+    patterns: list[str] | None,
+    expected: Layout,
+    channels: set[int],
+) -> None:
+    layers = find_layers(timm.create_model(name, **options).eval(), torch.randn(2, 3, size, size), patterns)
+    assert {layer.layout for layer in layers} == {expected}
+    assert {layer.in_channels for layer in layers} | {layer.out_channels for layer in layers} == channels
+
+
+@pytest.mark.parametrize(("name", "expected"), [("swin_t", LAST), ("convnext_tiny", FIRST)])
+def test_layouts_of_torchvisions_networks(name: str, expected: Layout) -> None:
+    network = torchvision.models.get_model(name).eval()
+    layers = find_layers(network, torch.randn(2, 3, 56, 56), _FEATURES)
+    assert {(layer.layout, layer.in_channels) for layer in layers} == {(expected, 96), (expected, 192)}
+
+
+class _Body(nn.Module):
+    """A layer inside a network whose stem gives it images [N, C, size, size], or tokens, as told."""
+
+    def __init__(self, layer: nn.Module, channels: int, arrange: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.blocks = nn.ModuleList([layer])
+        self.arrange = arrange
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.arrange == "NHWC":
+            x = x.permute(0, 2, 3, 1)
+        if self.arrange == "NCL":
+            x = x.flatten(2)
+        if self.arrange == "NTD":
+            x = x.flatten(2).transpose(1, 2)
+        y: Tensor = self.blocks[0](x)
+        return y.flatten(1)
+
+
+class _ByHand(nn.Module):
+    """Mixes the channels of an axis by a matrix of its own, so that no part reads the input."""
+
+    def __init__(self, axis: int, channels: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.transpose(self.axis, -1) @ self.weight).transpose(self.axis, -1)
+
+
+class _OverColumns(nn.Module):
+    """Mixes columns by a linear layer and channels by a convolution, as networks of MLPs do."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.columns = nn.Linear(size, size)
+        self.channels = nn.Conv2d(size, size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.channels(x + self.columns(x))
+        return y
+
+
+class _Pinned(nn.Module):
+    """Takes images of one size only, and has no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != (8, 8, 8):
+            raise ValueError("8 only")
+        return x.relu()
+
+
+class _FixedHead(nn.Module):
+    """A network whose head takes one size only: what stands before it is seen all the same."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(512, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x))
+        return y
+
+
+def _conv_norm(channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+
+def _norm_linear(channels: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+
+
+@pytest.mark.parametrize(
+    ("layer", "arrange", "expected"),
+    [
+        (_conv_norm(8), "NCHW", FIRST),
+        (_norm_linear(8), "NHWC", LAST),
+        (_ByHand(1, 8), "NCHW", FIRST),
+        (_ByHand(3, 8), "NHWC", LAST),
+        (_OverColumns(8), "NCHW", UNKNOWN),
+        (Rearranged(_conv_norm(8), LAST), "NHWC", LAST),
+        (Rearranged(_norm_linear(8), FIRST), "NCHW", FIRST),
+        (nn.ReLU(), "NHWC", LAST),
+        (nn.AvgPool2d(3, 1, 1), "NCHW", FIRST),
+        (_Pinned(), "NCHW", UNKNOWN),
+        (nn.Sequential(_conv_norm(8), nn.Flatten(2), nn.Unflatten(2, (8, 8))), "NCHW", FIRST),
+    ],
+)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_square_layers_are_told_by_what_they_do(
+    layer: nn.Module, arrange: str, expected: Layout, fixed: bool
+) -> None:
+    """Eight channels of 8 x 8 pixels."""
+    network: nn.Module = _Body(layer, 8, arrange)
+    (found,) = find_layers(
+        (_FixedHead(network) if fixed else network).eval(),
+        torch.randn(2, 3, 8, 8),
+        ["body.blocks.0" if fixed else "blocks.0"],
+    )
+    assert found.input_shape == (8, 8, 8)
+    assert found.layout == expected
+    assert found.is_image == (expected is not UNKNOWN)
+
+
+def test_a_layer_that_changes_the_layout_has_none() -> None:
+    class Turn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y.permute(0, 2, 3, 1)
+
+    for size in (8, 12):
+        (found,) = find_layers(_Body(Turn(), 8, "NCHW").eval(), torch.randn(2, 3, size, size), ["blocks.0"])
+        assert found.layout == UNKNOWN, size
+
+
+@pytest.mark.parametrize(
+    ("layer", "arrange", "expected"),
+    [
+        (nn.Conv1d(16, 16, 3, padding=1), "NCL", FIRST),
+        (nn.Sequential(nn.BatchNorm1d(16), nn.Conv1d(16, 16, 1)), "NCL", FIRST),
+        (_norm_linear(16), "NTD", LAST),
+        (nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), "NTD", LAST),
+    ],
+)
+def test_sequences_and_tokens(layer: nn.Module, arrange: str, expected: Layout) -> None:
+    """16 channels of 4 x 4 pixels: as many as there are tokens."""
+    (found,) = find_layers(_Body(layer, 16, arrange).eval(), torch.randn(2, 3, 4, 4), ["blocks.0"])
+    assert (found.input_shape, found.layout, found.in_channels) == ((16, 16), expected, 16)
+    assert found.is_tokens
+    assert found.usual.layout == LAST
+
+
+def test_a_rearranged_module_answers_as_the_other_layout_has_it() -> None:
+    conv, x = _conv_norm(4).eval(), torch.randn(2, 5, 6, 4)
+    y = Rearranged(conv, LAST)(x)
+    assert y.is_contiguous()
+    assert torch.equal(y, conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    sequence = torch.randn(2, 4, 7)
+    assert torch.equal(
+        Rearranged(nn.LayerNorm(4), FIRST)(sequence), nn.LayerNorm(4)(sequence.mT).mT.contiguous()
+    )

@@ -1,0 +1,155 @@
+"""Which candidates are worth their time on the targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lana_ray.costs.sampler import candidate_work, empty_work
+from lana_ray.costs.samples import Sample
+from lana_ray.errors import UserError
+from lana_ray.networks.layers import find_layers
+from lana_ray.run_dir.storage import Storage
+from lana_ray.spaces import LayerwiseSpace
+from lana_ray.stages import sample as stage
+from lana_ray.stages import score
+from lana_ray.stages.sample import FAILS, SLOW, considered, left_out, worth
+
+from ..measured import sample
+from ..small_networks import net
+
+_TIMES = st.lists(st.floats(0, 10) | st.just(np.inf), min_size=0, max_size=8)
+
+NET = net(3).eval()
+SPACE = LayerwiseSpace(NET, find_layers(NET, torch.zeros(2, 3, 16, 16)), ["identity", "mbconv_e1_k3"])
+TARGET = cast(Any, SimpleNamespace(name="edge"))
+
+
+def measured(empty_ms: float | None = 0.2, **op_ms: float | None) -> dict[str, Sample]:
+    """Samples of every candidate alone; None for what does not run."""
+    times = {"teacher": 1.2, "identity": 0.3, "mbconv_e1_k3": 0.7} | op_ms
+
+    def found(ms: float | None) -> Sample:
+        if ms is None:
+            return sample(median_ms=float("nan"), settled=False, error="RuntimeError: no such kernel")
+        return sample(median_ms=ms)
+
+    samples = {}
+    for layer, ops in enumerate(SPACE.ops):
+        samples[empty_work(SPACE, layer).key] = found(empty_ms)
+        for choice, op in enumerate(ops):
+            samples[candidate_work(SPACE, layer, choice).key] = found(times[op.name])
+    return samples
+
+
+def alone_of(samples: dict[str, Sample], op: str) -> set[float]:
+    isolated = stage._isolated(SPACE, TARGET, samples)
+    places = [(i, j) for i, ops in enumerate(SPACE.ops) for j, known in enumerate(ops) if known.name == op]
+    return {round(float(isolated[i][j]), 9) for i, j in places}
+
+
+def test_what_a_call_costs_is_subtracted_where_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert alone_of(measured(0.2), "teacher") == {1.0}
+    assert alone_of(measured(0.2), "mbconv_e1_k3") == {0.5}
+    assert alone_of(measured(None), "teacher") == {1.2}
+    assert alone_of(measured(None), "mbconv_e1_k3") == {0.7}
+    for empty_ms in (0.2, None):
+        among = worth(stage._isolated(SPACE, TARGET, measured(empty_ms)), 1.0)
+        assert among == SPACE.everything
+    stage._say_failed_empties(SPACE, TARGET, measured(0.2))
+    assert capsys.readouterr().out == ""
+    stage._say_failed_empties(SPACE, TARGET, measured(None))
+    said = capsys.readouterr().out
+    for words in ("edge", "blocks.0", "RuntimeError: no such kernel", "not subtracted"):
+        assert words in said
+
+
+def test_a_layer_that_does_not_run_is_named() -> None:
+    with pytest.raises(UserError, match=r"'edge': the teacher's layer blocks\.0 .* no such kernel"):
+        stage._isolated(SPACE, TARGET, measured(teacher=None))
+
+
+def costs_of(*targets: dict[str, Sample]) -> Any:
+    costs = {}
+    for number, samples in enumerate(targets):
+        isolated = stage._isolated(SPACE, TARGET, samples)
+        costs[f"t{number}"] = SimpleNamespace(isolated_ms=tuple(isolated), considered=worth(isolated, 1.0))
+    return cast(Any, costs)
+
+
+def reasons_of(*targets: dict[str, Sample]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for (layer, choice), reason in left_out(costs_of(*targets)).items():
+        found.setdefault(SPACE.ops[layer][choice].name, set()).add(reason)
+    return found
+
+
+def test_what_fails_and_what_is_slow_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    failing, slow = measured(identity=None, mbconv_e1_k3=1.5), measured(mbconv_e1_k3=1.5)
+    assert reasons_of(measured()) == {}
+    assert reasons_of(failing) == {"identity": {FAILS}, "mbconv_e1_k3": {SLOW}}
+    assert reasons_of(failing, slow) == {"mbconv_e1_k3": {SLOW}}
+    assert reasons_of(measured(identity=None), measured(identity=1.5)) == {"identity": {SLOW}}
+    assert reasons_of(measured(None, identity=None)) == {"identity": {FAILS}}
+    stage._say_left_out(left_out(costs_of(failing)))
+    slower, failed = capsys.readouterr().out.splitlines()
+    assert "3 candidates slower than pool.max_cost" in slower
+    assert "2 candidates that run on no target" in failed
+
+
+def test_the_scores_tell_why_a_candidate_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of layers are kept; the reason is the sampling's, whenever they were made."""
+    storage = Storage(str(tmp_path))
+    config = SimpleNamespace(score=SimpleNamespace(by="kl", batch_size=8))
+    workspace = cast(Any, SimpleNamespace(storage=storage, config=config, layers=SPACE.layers, space=SPACE))
+    monkeypatch.setattr(score, "_key", lambda *_: "kept")
+    monkeypatch.setattr(score, "task_bytes", lambda *_: 0)
+    monkeypatch.setattr(score, "run_tasks", lambda *_, **__: None)
+    for layer, ops in enumerate(SPACE.ops):
+        rows = [
+            {"layer": layer, "name": SPACE.layers[layer].name, "choice": j, "op": op.name}
+            | ({"kl": 0.1 * j, "loss": 0.0} if op.name == "teacher" else {})
+            for j, op in enumerate(ops)
+        ]
+        table = pa.Table.from_pylist(rows, schema=score._SCHEMA)
+        storage.write_table(score._file(workspace, layer), table, "kept")
+    costs = costs_of(measured(identity=None, mbconv_e1_k3=1.5))
+    scores = score.run(workspace, considered(costs), left_out(costs))
+    assert [list(np.flatnonzero(np.isfinite(of_layer))) for of_layer in scores] == [[0]] * 3
+    why = {row["op"]: row["left_out"] for row in storage.read_table(score.FILE).to_pylist()}
+    assert why == {"teacher": None, "identity": FAILS, "mbconv_e1_k3": SLOW}
+
+
+def on_targets(*choices: tuple[tuple[int, ...], ...]) -> Any:
+    return cast(Any, {f"t{k}": SimpleNamespace(considered=c) for k, c in enumerate(choices)})
+
+
+def test_what_is_slower_than_its_layer_is_not_worth_its_time() -> None:
+    alone = [np.array([2.0, 1.9, 2.0, 2.1, np.inf, 0.0])]
+    assert worth(alone, 1.0) == ((0, 1, 2, 5),)
+    assert worth(alone, 0.5) == ((0, 5),)
+    assert worth(alone, 1.1) == ((0, 1, 2, 3, 5),)
+    assert worth(alone, None) == ((0, 1, 2, 3, 5),)
+
+
+@given(st.floats(0.01, 10), _TIMES, st.none() | st.floats(0.01, 3))
+def test_the_layer_itself_comes_first_whatever_it_takes(
+    own: float, times: list[float], most: float | None
+) -> None:
+    ((first, *others),) = worth([np.array([own, *times])], most)
+    assert first == 0
+    assert others == sorted(set(others) - {0})
+
+
+def test_a_candidate_that_one_target_wants_is_kept_for_all() -> None:
+    one, other = ((0, 1), (0,)), ((0, 3), (0, 2))
+    assert considered(on_targets(one)) == one
+    assert considered(on_targets(one, other)) == ((0, 1, 3), (0, 2))
