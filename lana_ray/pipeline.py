@@ -136,7 +136,7 @@ def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> d
         tracked.finish(selected.costs, plots, [summary.FILE, REPORT_FILE])
     else:
         tracked.finish({}, {}, [summary.FILE])
-    leftovers.collect(workspace, loaded, [training.STATES, distilling.STATES])
+    leftovers.collect(workspace, loaded, [training.STATES["layers"], distilling.STATES])
     return found
 
 
@@ -158,7 +158,7 @@ def search_architectures(config: Config) -> list[dict[str, Any]]:
     with _opened(config) as (workspace, check), tracking(workspace) as tracked:
         rows = _search(workspace, tracked, _guarded(tracked.stage, workspace, check))
         tracked.finish({}, {}, [])
-        done = training.CELL_STATES if config.search.cells is not None else distilling.STATES
+        done = training.STATES["cells"] if config.search.cells is not None else distilling.STATES
         leftovers.collect(workspace, workspace.loaded, [done])
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage, fingerprint
 from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import StudentSpace
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -113,9 +115,9 @@ class Workspace:
             cell_space(self.config, self.data.num_classes), self.space, seed=self.config.run.seed
         )
 
-    def networks(self, *, cells: bool) -> LayerwiseSpace | CellStudents:
-        """What builds and names networks: of cells, or of the teacher's layers."""
-        return self.cells if cells else self.space
+    def students(self, space: str) -> StudentSpace:
+        """The students' space of that name: cells, or the teacher's layers."""
+        return self.space if space == self.space.name else self.cells
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -200,9 +202,11 @@ def structural_space(config: Config, num_classes: int) -> LayerwiseSpace:
     return find_space(config, _structure(config, num_classes)[0])
 
 
-def structural_cells(config: Config, num_classes: int) -> CellStudents:
-    """The networks of ``search.cells`` beside the teacher's structure, for such a node."""
-    return CellStudents(cell_space(config, num_classes), structural_space(config, num_classes))
+@functools.lru_cache(maxsize=1)
+def structural_students(config: Config, num_classes: int, space: str) -> StudentSpace:
+    """The students' space of that name on such weights, kept in the process."""
+    layers = structural_space(config, num_classes)
+    return layers if space == layers.name else CellStudents(cell_space(config, num_classes), layers)
 
 
 def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -> CellSpace:

@@ -11,6 +11,7 @@ from lana_ray.cluster.placement import Placement
 from lana_ray.config import Target
 from lana_ray.costs.sampler import Work
 from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.spaces.layerwise import LayerwiseSpace
 
 
 @dataclass
@@ -22,8 +23,8 @@ class Job:
     work: Sequence[Work]
     follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
     """Says, once all of ``work`` is done, what is to be measured in the light of it."""
-    cells: bool = False
-    """Whether the work is of the cell space of ``search.cells``; else of the teacher's layers."""
+    space: str = LayerwiseSpace.name
+    """Name of the students' space that the work is of."""
     target_key: str = ""
     """Known from an earlier job of this run, or set by the first sampler."""
     reused: int = 0

@@ -47,6 +47,7 @@ class SamplerActor:
     """Made a Ray actor by ``sampler_start``.
 
     Args:
+        space: name of the students' space.
         agreement: what the driver has; samplers on nodes that have other code are refused.
     """
 
@@ -55,19 +56,19 @@ class SamplerActor:
         config: Config,
         num_classes: int,
         target: Target,
+        space: str,
         agreement: Agreement,
-        cells: bool = False,
     ) -> None:
         self._config, self._num_classes, self._target = config, num_classes, target
-        self._agreement, self._cells = agreement, cells
+        self._agreement, self._space = agreement, space
         self._lease: Lease | None = None
 
     @cached_property
     def _sampler(self) -> Sampler:
         """Built lazily: of an exception in an actor's constructor the driver gets an ActorDiedError alone."""
-        from lana_ray.workspace import structural_cells, structural_space
+        from lana_ray.workspace import structural_students
 
-        space = (structural_cells if self._cells else structural_space)(self._config, self._num_classes)
+        space = structural_students(self._config, self._num_classes, self._space)
         return Sampler(space, self._target, Storage(self._config.run.dir))
 
     def start(self) -> Ready | Busy:
@@ -121,6 +122,6 @@ def sampler_start(config: Config, num_classes: int) -> Callable[[Job], Any]:
         placement = assign_targets([target], known)[target.name]
         environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
         actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
-        return actor_class.remote(config, num_classes, target, agreement, job.cells)
+        return actor_class.remote(config, num_classes, target, job.space, agreement)
 
     return start

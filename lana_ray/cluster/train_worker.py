@@ -13,13 +13,15 @@ from torch import nn
 from lana_ray.config import Config, FinetuneConfig, TrainConfig
 from lana_ray.run_dir.resumable import checkpoint_in
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
+from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture
 from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace
 
-STATES, CELL_STATES = "training", "training-cells"
-"""Folders of networks in training: those of ``lana-ray run``, and cells."""
+STATES = {LayerwiseSpace.name: "training", CellStudents.name: "training-cells"}
+"""Folders of networks in training, by the students' space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class TrainJob:
     key: str
     architecture: tuple[int, ...] | None
     """None for the teacher itself."""
-    cells: bool = False
-    """Whether the architecture is of the cell space, else of the teacher's layers."""
+    space: str = LayerwiseSpace.name
+    """Name of the students' space that the architecture is of."""
 
 
 def train_worker(setting: dict[str, Any]) -> None:
@@ -64,14 +66,14 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
-    storage, partial = workspace.storage, f"{CELL_STATES if job.cells else STATES}/{job.key}.safetensors"
+    storage, partial = workspace.storage, f"{STATES[job.space]}/{job.key}.safetensors"
     settings: TrainConfig | FinetuneConfig = workspace.config.finetune
     teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
     extras: dict[str, Any] = {}
     if job.architecture is None:
         settings = workspace.config.teacher.adapt
         network = workspace.teacher_to_train()
-    elif job.cells:
+    elif job.space == CellStudents.name:
         network, extras = _cells(workspace, job.architecture)
     else:
         network = workspace.student(job.architecture)
@@ -94,7 +96,9 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
             "validation_accuracy": f"{trained.validation_accuracy:.6f}",
             "curve": json.dumps(trained.curve),
         }
-        left_out = AUXILIARY if job.cells else ()  # a teacher may have parts of that name
+        left_out = (
+            AUXILIARY if isinstance(network, CellNetwork) else ()
+        )  # a teacher may have parts of that name
         deployed = {k: v for k, v in trained.state.items() if not k.startswith(left_out)}
         storage.write_tensors(job.file, deployed, metadata)
         storage.remove(partial)

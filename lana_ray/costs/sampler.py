@@ -24,8 +24,8 @@ from lana_ray.monitoring.progress import say
 from lana_ray.networks.layers import Layer, replace
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import Storage, fingerprint
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 
 _PATIENCE = 4.0
 """How many times longer the references are timed once, to be the baseline of all drift."""
@@ -81,7 +81,7 @@ def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
     )
 
 
-def network_work(space: LayerwiseSpace | CellStudents, architecture: Architecture) -> Work:
+def network_work(space: StudentSpace, architecture: Architecture) -> Work:
     """A whole network, whatever its weights."""
     return Work(
         kind="network",
@@ -90,9 +90,7 @@ def network_work(space: LayerwiseSpace | CellStudents, architecture: Architectur
     )
 
 
-def student_work(
-    space: LayerwiseSpace | CellStudents, architecture: Architecture, weights: str, identity: str
-) -> Work:
+def student_work(space: StudentSpace, architecture: Architecture, weights: str, identity: str) -> Work:
     """A finished student with its own weights.
 
     Args:
@@ -132,7 +130,7 @@ class Sampler:
         storage: the run directory that the weights of students are read from.
     """
 
-    def __init__(self, space: LayerwiseSpace | CellStudents, target: Target, storage: Storage) -> None:
+    def __init__(self, space: StudentSpace, target: Target, storage: Storage) -> None:
         self._space = space
         self._storage = storage
         self._target = target
@@ -140,7 +138,7 @@ class Sampler:
         self._node = platform.node()
         self._runtime = f"{target.runtime} {version(target.runtime)}"
         torch.set_num_threads(target.threads)
-        self._programs = Programs(space, target) if isinstance(space, LayerwiseSpace) else None
+        self._programs = Programs(space, target)
         self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
         self._students: dict[str, nn.Module | bytes] = {}
         self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
@@ -219,10 +217,7 @@ class Sampler:
             architecture = self._architecture(item)
             if item.weights is not None:
                 return self._student(item, architecture)
-            if self._programs is None:
-                return program(self._space.build(architecture), self._example(item), self._target)
             return self._programs.network(architecture)
-        assert self._programs is not None
         layer = self._layer(item)
         if item.op is None:
             self._check(item, _empty(self._space.layers[layer]))
@@ -238,11 +233,9 @@ class Sampler:
 
     def _choice(self, item: Work, layer: int) -> int:
         """The candidate of that name at a layer."""
-        assert isinstance(self._space, LayerwiseSpace)
-        names = [op.name for op in self._space.ops[layer]]
-        choice = names.index(item.op) if item.op in names else None
-        self._check(item, None if choice is None else self._space.structure(layer, choice))
-        assert choice is not None
+        found = {op: (choice, structure) for choice, (op, structure) in enumerate(self._programs.ops(layer))}
+        choice, structure = found.get(str(item.op), (0, None))
+        self._check(item, structure)
         return choice
 
     def _architecture(self, item: Work) -> Architecture:

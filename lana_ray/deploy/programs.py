@@ -14,8 +14,8 @@ from lana_ray.deploy.assemble import OnnxFrame, OnnxModel, fill_program, open_la
 from lana_ray.deploy.runtimes import loads_onnx, program
 from lana_ray.errors import Unsupported, is_fault
 from lana_ray.ops import count_weights
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 
 _KEPT_BYTES = 1 << 30
 """Of candidates' programs, and of those made ready for their place in a network as many again."""
@@ -33,12 +33,23 @@ class Programs:
         target: with ``input_shape`` set.
     """
 
-    def __init__(self, space: LayerwiseSpace, target: Target) -> None:
+    def __init__(self, space: StudentSpace, target: Target) -> None:
         self._space = space
         self._target = target
         self._frame = self._open_network()
         self._candidates: LRUCache[str, Any] = LRUCache(_KEPT_BYTES, getsizeof=_bytes)
         self._parts: LRUCache[tuple[int, int], Any] = LRUCache(_KEPT_BYTES, getsizeof=_bytes)
+
+    @property
+    def _pool(self) -> LayerwiseSpace:
+        """The space, which has candidates only if it is of the teacher's layers."""
+        assert isinstance(self._space, LayerwiseSpace)
+        return self._space
+
+    def ops(self, layer: int) -> list[tuple[str, str]]:
+        """The name and the structure of each candidate of a layer."""
+        pool = self._pool
+        return [(op.name, pool.structure(layer, choice)) for choice, op in enumerate(pool.ops[layer])]
 
     def candidate(self, layer: int, choice: int) -> nn.Module | bytes:
         """As ``runtimes.program`` of one candidate; one program serves all layers it is the same at.
@@ -47,17 +58,17 @@ class Programs:
             Unsupported: as ``runtimes.program``, and for a candidate with more weights than the teacher.
                 The paper's widest take gigabytes at a late layer, where none can be faster than the layer.
         """
-        structure = self._space.structure(layer, choice)
+        structure = self._pool.structure(layer, choice)
         known: nn.Module | bytes | None = self._candidates.get(structure)
         if known is None:
             self._check_size(layer, choice)
             images = layer_input(self._space, layer, self._target)
-            known = program(self._space.candidate(layer, choice), images, self._target)
+            known = program(self._pool.candidate(layer, choice), images, self._target)
             _keep(self._candidates, structure, known)
         return known
 
     def _check_size(self, layer: int, choice: int) -> None:
-        weights = count_weights(self._space.ops[layer][choice], self._space.layers[layer])
+        weights = count_weights(self._pool.ops[layer][choice], self._space.layers[layer])
         teacher = sum(weight.numel() for weight in self._space.network.parameters())
         if weights > max(teacher, _FEW):
             raise Unsupported(
@@ -86,6 +97,8 @@ class Programs:
         return known
 
     def _open_network(self) -> OnnxFrame | fx.GraphModule | None:
+        if not self._space.keeps_layers:
+            return None
         opened = open_layers(self._space.network, self._space.layers, self._target.batch_size)
         try:
             made: Any = program(opened, example_input(self._target), self._target)
@@ -96,7 +109,7 @@ class Programs:
             return None
 
 
-def layer_input(space: LayerwiseSpace | CellStudents, layer: int, target: Target) -> Tensor:
+def layer_input(space: StudentSpace, layer: int, target: Target) -> Tensor:
     """A batch of a layer's inputs, the same whenever it is asked for."""
     shape = (target.batch_size, *space.layers[layer].input_shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,8 @@ from lana_ray.ops import parse_op, register_files
 from lana_ray.ops.registry import TEACHER
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import fewest_operations
-from lana_ray.spaces.layerwise import Choices, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Choices
 from lana_ray.stages.counts import COUNTED, check_smallest
 
 _CHEAP = 100

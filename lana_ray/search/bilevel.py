@@ -21,7 +21,7 @@ from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings
 from lana_ray.search.state import SearchState
 from lana_ray.search.supernet import Supernet
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 
 Batch = tuple[Tensor, Tensor]
 Batches = Callable[[int, int], Iterator[Batch]]

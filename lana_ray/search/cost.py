@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from lana_ray.costs.table import CostTable
 from lana_ray.search.mixture import gumbel
 from lana_ray.search.supernet import SearchSpace
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 
 Way = Literal["expectation", "gumbel", "argmax"]
 Cost = Callable[[Tensor], Tensor]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import batch_statistics, replace
-from lana_ray.spaces.layerwise import Choices, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Choices
 
 
 class LayerwiseSupernet(nn.Module):

@@ -2,7 +2,8 @@
 
 from lana_ray.spaces.cells import CellSupernet, DartsSpace, NasBench201Space
 from lana_ray.spaces.fbnet import FBNetSpace
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture
 
 __all__ = [
     "Architecture",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture, Space
 
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel, expansion and groups of the pointwise convolutions."""
@@ -15,7 +15,7 @@ STAGES = ((16, 1, 1), (24, 4, 2), (32, 4, 2), (64, 4, 2), (112, 4, 1), (184, 4, 
 _STEM, _HEAD = 16, 1984
 
 
-class FBNetSpace:
+class FBNetSpace(Space):
     """All networks; an architecture is the block of each layer, as in HW-NAS-Bench and HELP.
 
     Args:
@@ -31,14 +31,8 @@ class FBNetSpace:
         return sum(count for _, count, _ in STAGES)
 
     @property
-    def size(self) -> int:
-        """How many architectures there are, 9 to the power of 22."""
-        return len(BLOCKS) ** self.layers
-
-    @property
-    def dimension(self) -> int:
-        """Length of an encoding, 198."""
-        return len(BLOCKS) * self.layers
+    def sizes(self) -> tuple[int, ...]:
+        return (len(BLOCKS),) * self.layers
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Every layer's block drawn uniformly."""

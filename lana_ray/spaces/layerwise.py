@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,14 +14,10 @@ from torch import nn
 from lana_ray.networks.layers import Layer, replace
 from lana_ray.ops import Op, build_op, candidates, is_trained
 from lana_ray.run_dir.storage import fingerprint
-
-Architecture = tuple[int, ...]
-"""The index of the candidate chosen at each layer; 0 is the teacher's own layer."""
-Choices = tuple[tuple[int, ...], ...]
-"""Per layer, the indices of some of its candidates."""
+from lana_ray.spaces.space import Architecture, Choices, StudentSpace
 
 
-class LayerwiseSpace:
+class LayerwiseSpace(StudentSpace):
     """Every student that the pool's candidates can make of a teacher.
 
     Args:
@@ -33,6 +28,9 @@ class LayerwiseSpace:
         code: identity of the code that runs the network, which its modules do not tell.
     """
 
+    name = "layers"
+    keeps_layers = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -42,8 +40,8 @@ class LayerwiseSpace:
         seed: int = 0,
         code: str = "",
     ) -> None:
-        self.network = network
-        self.layers = tuple(layers)
+        self._network = network
+        self._layers = tuple(layers)
         self.ops: tuple[tuple[Op, ...], ...] = tuple(
             candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
         )
@@ -58,14 +56,12 @@ class LayerwiseSpace:
         return (0,) * len(self.layers)
 
     @property
-    def size(self) -> int:
-        """How many architectures there are."""
-        return math.prod(len(ops) for ops in self.ops)
+    def network(self) -> nn.Module:
+        return self._network
 
     @property
-    def dimension(self) -> int:
-        """Length of an encoding: candidates of all layers together."""
-        return int(self._offsets[-1])
+    def layers(self) -> tuple[Layer, ...]:
+        return self._layers
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lana_ray.config import Budget
 from lana_ray.costs.samples import Sample
 from lana_ray.selection import Selection
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 
 USE = 0.95
 """Share of a budget that a student should use where the choices allow it."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from lana_ray.costs.sampler import network_work
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.evaluate import losses
 from lana_ray.stages.sample import SESSIONS, Judged, TargetCosts, judge

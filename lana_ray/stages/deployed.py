@@ -24,12 +24,10 @@ from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress
 from lana_ray.run_dir.storage import Storage, fingerprint
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages import evaluate
 from lana_ray.stages.evaluate import weights_digest
 from lana_ray.stages.sample import Sampled
-from lana_ray.workspace import TEACHER_FILE, Workspace, structural_cells, structural_space
+from lana_ray.workspace import TEACHER_FILE, Workspace, structural_students
 
 Pair = tuple[str, TrainJob]
 """A target's name and a trained network."""
@@ -171,13 +169,8 @@ def _answer(
 @functools.lru_cache(maxsize=_PROGRAMS)
 def _session(config: Config, num_classes: int, target: Target, job: TrainJob) -> Session:
     torch.set_num_threads(target.threads)
-    space = _space(config, num_classes, job.cells)
+    space = structural_students(config, num_classes, job.space)
     network = copy.deepcopy(space.network) if job.architecture is None else space.build(job.architecture)
     network.load_state_dict(Storage(config.run.dir).read_tensors(job.file))
     example = example_input(target)
     return load(program(network, example, target), example, target)
-
-
-@functools.lru_cache(maxsize=1)
-def _space(config: Config, num_classes: int, cells: bool) -> LayerwiseSpace | CellStudents:
-    return structural_cells(config, num_classes) if cells else structural_space(config, num_classes)

@@ -14,7 +14,8 @@ from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.sealed import DIGEST_KEY
 from lana_ray.run_dir.storage import fingerprint
 from lana_ray.scoring.score import batch_statistics_loss
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture
 from lana_ray.training.loop import accuracy
 from lana_ray.workspace import Workspace
 
@@ -115,14 +116,14 @@ def _accuracy_before(workspace: Workspace, architecture: Architecture, file: str
 
 def _accuracy(workspace: Workspace, job: TrainJob, file: str, split: str) -> None:
     value = _split_accuracy(workspace, trained_network(workspace, job), split)
-    _keep(workspace, file, value, job.architecture, cells=job.cells)
+    _keep(workspace, file, value, job.architecture, job.space)
 
 
 def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
     """The teacher or a fine-tuned student, from its file, in evaluation mode."""
     if job.architecture is None:
         return workspace.teacher
-    network = workspace.networks(cells=job.cells).build(job.architecture)
+    network = workspace.students(job.space).build(job.architecture)
     network.load_state_dict(workspace.storage.read_tensors(job.file))
     return network.eval().requires_grad_(False)
 
@@ -133,7 +134,11 @@ def _split_accuracy(workspace: Workspace, network: nn.Module, split: str) -> flo
 
 
 def _keep(
-    workspace: Workspace, file: str, value: float, architecture: Architecture | None, *, cells: bool = False
+    workspace: Workspace,
+    file: str,
+    value: float,
+    architecture: Architecture | None,
+    space: str = LayerwiseSpace.name,
 ) -> None:
-    what = "teacher" if architecture is None else workspace.networks(cells=cells).label(architecture)
+    what = "teacher" if architecture is None else workspace.students(space).label(architecture)
     workspace.storage.write_json(file, {"value": value, "what": what})

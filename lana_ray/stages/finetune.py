@@ -13,7 +13,7 @@ from lana_ray.costs.samples import Sample
 from lana_ray.monitoring.progress import say
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import fingerprint
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.counts import count_network

@@ -15,8 +15,7 @@ from lana_ray.monitoring.progress import progress
 from lana_ray.predictors.fits import OF_STUDENTS, Fit, Floats, pace, predictor_file, write_fit
 from lana_ray.predictors.latency import LatencyPredictor
 from lana_ray.predictors.quality import quality
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 from lana_ray.stages.sample import Sampled, TargetCosts
 from lana_ray.workspace import Workspace
 
@@ -85,7 +84,7 @@ def of_layers(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> dict[st
 
 def paced(
     workspace: Workspace,
-    space: LayerwiseSpace | CellStudents,
+    space: StudentSpace,
     sampled: Sampled,
     networks: Iterable[Architecture],
 ) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from lana_ray.config import Config, Target
 from lana_ray.costs import metered, unavailable
 from lana_ray.errors import Unsupported, UserError, one_line
 from lana_ray.monitoring.progress import progress_of, say
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 from lana_ray.stages.fit import MIN_NETWORKS
 from lana_ray.stages.sample import Sampled
-from lana_ray.workspace import Workspace, structural_cells, structural_space
+from lana_ray.workspace import Workspace, structural_students
 
 FOLDER = "metered"
 _WAIT_S = 5.0
@@ -62,7 +60,7 @@ def check(workspace: Workspace) -> None:
 
 def readings(
     workspace: Workspace,
-    space: LayerwiseSpace | CellStudents,
+    space: StudentSpace,
     sampled: Mapping[str, Sampled],
     asked: Mapping[str, Sequence[Architecture]],
     title: str,
@@ -92,9 +90,9 @@ def readings(
         for a, file in mine.items()
         if file not in there or storage.kept(file, _reading) is None
     }
-    classes, cells = workspace.data.num_classes, isinstance(space, CellStudents)
+    classes = workspace.data.num_classes
     calls = [
-        (sampled[name].target, (config, classes, cells, sampled[name].target, a))
+        (sampled[name].target, (config, classes, space.name, sampled[name].target, a))
         for name, a in missing.values()
     ]
     todo, done = Counter(name for name, _ in missing.values()), Counter[str]()
@@ -185,7 +183,7 @@ def _read_all(
 
 
 def _read(
-    config: Config, num_classes: int, cells: bool, target: Target, architecture: Architecture
+    config: Config, num_classes: int, space: str, target: Target, architecture: Architecture
 ) -> float | Busy | _Refusal:
     """One reading, on a node of the target and on cores that it leases; who holds them if none are free."""
     own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
@@ -193,7 +191,10 @@ def _read(
         return own
     with own.used():
         torch.set_num_threads(target.threads)
-        network, cost = _space(config, num_classes, cells).build(architecture), config.search.cost
+        network, cost = (
+            structural_students(config, num_classes, space).build(architecture),
+            config.search.cost,
+        )
         try:
             value = metered(network, target, [cost])[cost]
         except Unsupported as error:
@@ -201,9 +202,3 @@ def _read(
     if value <= 0:
         raise UserError(f"the meter reads {value:g}; relative errors need a positive cost")
     return value
-
-
-@functools.lru_cache(maxsize=1)
-def _space(config: Config, num_classes: int, cells: bool) -> LayerwiseSpace | CellStudents:
-    """Kept between the readings of a process."""
-    return structural_cells(config, num_classes) if cells else structural_space(config, num_classes)

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 
 from lana_ray.monitoring.progress import say
 from lana_ray.run_dir.storage import fingerprint
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages.evaluate import losses
 from lana_ray.workspace import Workspace
 

@@ -25,8 +25,8 @@ from lana_ray.costs.timing import middle
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress_of, say
 from lana_ray.run_dir.storage import fingerprint
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture, Choices, StudentSpace
 from lana_ray.workspace import Workspace
 
 SLOW, FAILS = "slow", "fails"
@@ -44,8 +44,8 @@ class Sampled:
     target_key: str
     teacher_ms: float
     """The teacher's latency when this target was first sampled: the baseline of all drift."""
-    cells: bool = False
-    """Whether cells were, or the teacher's layers."""
+    space: str = LayerwiseSpace.name
+    """Name of the students' space that was."""
 
     def job(self, work: Sequence[Work]) -> Job:
         """Further measurements on the same hardware."""
@@ -53,7 +53,7 @@ class Sampled:
             target=self.target,
             placement=self.placement,
             work=work,
-            cells=self.cells,
+            space=self.space,
             target_key=self.target_key,
         )
 
@@ -200,7 +200,7 @@ def measure(
 
 def latencies(
     workspace: Workspace,
-    space: LayerwiseSpace | CellStudents,
+    space: StudentSpace,
     sampled: Mapping[str, Sampled],
     asked: Mapping[str, Sequence[Architecture]],
     title: str,

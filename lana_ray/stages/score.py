@@ -17,7 +17,7 @@ from lana_ray.monitoring.progress import say
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import concat_tables, fingerprint
 from lana_ray.scoring.score import HELD_BYTES, Batches, score_layer
-from lana_ray.spaces.layerwise import Choices
+from lana_ray.spaces.space import Choices
 from lana_ray.workspace import Workspace
 
 FILE = "scores.parquet"

@@ -23,8 +23,7 @@ from lana_ray.predictors.latency import LatencyPredictor
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import fingerprint
 from lana_ray.search.bilevel import Batch, Batches
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 from lana_ray.stages.meter import readings, teacher_cost
 from lana_ray.stages.sample import SESSIONS, Sampled, judge
 from lana_ray.stages.track import run_of
@@ -139,7 +138,7 @@ def learnt(workspace: Workspace, found: Fit, what: str) -> LatencyPredictor:
 def judged(
     workspace: Workspace,
     sampled: Sampled,
-    space: LayerwiseSpace | CellStudents,
+    space: StudentSpace,
     architecture: Architecture,
 ) -> dict[str, Any]:
     """What an architecture is, how long it takes on a target, and what it costs there.

@@ -24,7 +24,7 @@ from lana_ray.run_dir.resumable import checkpoint_in
 from lana_ray.search.bilevel import SearchResult, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces.cells import CellStudents, CellSupernet
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import fit, train_cells
 from lana_ray.stages.meter import readings
 from lana_ray.stages.sample import Sampled, latencies, measure, placements, ran
@@ -95,7 +95,7 @@ def _sample(
     timed = [] if config.search.metered else drawn
     work = {architecture: network_work(students, architecture) for architecture in timed}
     jobs = [
-        Job(target=t, placement=where[t.name], work=list(work.values()), cells=True)
+        Job(target=t, placement=where[t.name], work=list(work.values()), space=students.name)
         for t in workspace.targets
     ]
     measure(workspace, jobs, "cells")
@@ -105,7 +105,7 @@ def _sample(
             placement=job.placement,
             target_key=job.target_key,
             teacher_ms=job.references["teacher"].median_ms,
-            cells=True,
+            space=students.name,
         )
         for job in jobs
     }

@@ -26,7 +26,8 @@ from lana_ray.search.cost import AdditiveCost
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.settings import SearchSettings
 from lana_ray.selection import select
-from lana_ray.spaces.layerwise import Architecture, Choices, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture, Choices
 from lana_ray.stages import fit
 from lana_ray.stages.evaluate import validated
 from lana_ray.stages.meter import readings, teacher_cost

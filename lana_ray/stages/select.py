@@ -22,7 +22,7 @@ from lana_ray.run_dir.storage import fingerprint
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import of_few_operations
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import confirm, sample
 from lana_ray.stages.budgets import (
     Stated,

@@ -13,7 +13,8 @@ from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import fingerprint
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.cells import CellStudents
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import register, summary
 from lana_ray.stages.choice import keeps
 from lana_ray.stages.counts import count_network
@@ -118,7 +119,9 @@ def _job(workspace: Workspace, architecture: Architecture) -> TrainJob:
         workspace.config.run.seed,
         method_version("training.loop", "spaces.cells.students"),
     )
-    return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture, cells=True)
+    return TrainJob(
+        file=f"students/{key}.safetensors", key=key, architecture=architecture, space=CellStudents.name
+    )
 
 
 def _train_and_measure(

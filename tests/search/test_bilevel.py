@@ -15,7 +15,7 @@ from lana_ray.search.bilevel import SearchResult, parameter_free_share, search
 from lana_ray.search.cost import Way, cost_of
 from lana_ray.search.mixture import Mixture
 from lana_ray.search.settings import SearchSettings
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 
 from .toys import ToySpace, ToySupernet, additive, batches, output
 

@@ -17,7 +17,7 @@ from lana_ray.report import sampling_notes, write_fit_plots
 from lana_ray.report.numbers import number
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces import NasBench201Space
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import fit
 from lana_ray.workspace import Workspace
 

@@ -23,7 +23,7 @@ from lana_ray.networks.layers import find_layers
 from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import InfeasibleBudget
 from lana_ray.spaces import LayerwiseSpace
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture
 from lana_ray.stages import budgets, confirm, select
 from lana_ray.stages import sample as sample_stage
 from lana_ray.stages.choice import Choice, Limit

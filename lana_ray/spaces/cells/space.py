@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.skeleton import Skeleton
 from lana_ray.spaces.cells.wiring import Cell, Wiring
-from lana_ray.spaces.layerwise import Architecture
+from lana_ray.spaces.space import Architecture, Space
 
 _T = TypeVar("_T")
 
 
-class CellSpace(ABC):
+class CellSpace(Space):
     """All networks of a skeleton; an architecture is the operation of each edge, cell kind after cell kind.
 
     A preset adds how its architectures are written.
@@ -43,11 +43,6 @@ class CellSpace(ABC):
     def size(self) -> int:
         """How many architectures there are: ``wiring.size`` to the power of the kinds of cells."""
         return self.wiring.size ** len(self.wiring.kinds)
-
-    @property
-    def dimension(self) -> int:
-        """Length of an encoding."""
-        return sum(self.sizes)
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Drawn uniformly from all architectures."""

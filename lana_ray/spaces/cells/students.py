@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lana_ray.errors import UserError
@@ -10,10 +14,11 @@ from lana_ray.networks.layers import Layer
 from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
-from lana_ray.spaces.layerwise import Architecture, LayerwiseSpace
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import Architecture, StudentSpace
 
 
-class CellStudents:
+class CellStudents(StudentSpace):
     """What is sampled on a target: cell networks, against the teacher as their reference.
 
     Args:
@@ -23,8 +28,31 @@ class CellStudents:
         seed: of the networks' weights.
     """
 
+    name = "cells"
+    keeps_layers = False
+
     def __init__(self, cells: CellSpace, teacher: LayerwiseSpace, *, seed: int = 0) -> None:
         self.cells, self._teacher, self._seed = cells, teacher, seed
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.cells.sizes
+
+    @property
+    def size(self) -> int:
+        return self.cells.size
+
+    def random(self, rng: np.random.Generator) -> Architecture:
+        return self.cells.random(rng)
+
+    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
+        return self.cells.encode(architecture)
+
+    def decode(self, encoding: NDArray[np.floating]) -> Architecture:
+        return self.cells.decode(encoding)
+
+    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
+        return self.cells.discretise(scores)
 
     @property
     def network(self) -> nn.Module:
