@@ -23,8 +23,8 @@ from torch import Tensor
 
 from lana_ray.cluster.connection import connect
 from lana_ray.config import DataConfig, RayConfig
+from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.data import load_data, pixels
-from lana_ray.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.monitoring.progress import console
 
 _WARM = 2

@@ -26,14 +26,14 @@ from rich.table import Table
 
 from lana_ray.cluster.connection import connect
 from lana_ray.cluster.fleet import run_jobs
-from lana_ray.cluster.job import Job
+from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.placement import Placement
-from lana_ray.cluster.samplers import Progress, Ready, SamplerActor
+from lana_ray.cluster.samplers import SamplerActor
 from lana_ray.config import Config, RayConfig, Target
 from lana_ray.costs.cores import physical_cores
 from lana_ray.costs.hardware import own_cpus
-from lana_ray.costs.sampler import Work, in_sessions, network_work
 from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.work import Work, in_sessions, network_work
 from lana_ray.monitoring.progress import console, progress
 from lana_ray.run_dir.method import installed_code
 from lana_ray.run_dir.storage import Storage
@@ -127,7 +127,7 @@ def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
     placement = Placement(
         nodes=(), actors=actors, label_selector=None, resources={}, num_cpus=0, num_gpus=0, stand_in=True
     )
-    return Job(target=target, placement=placement, work=work)
+    return Job(target=target, placement=placement, work=work, space="layers")
 
 
 def _timed(job: Job, start: Any, folder: str) -> float:

@@ -1,30 +1,33 @@
-"""The stages in order. Each keeps what it makes in the run directory and reuses what still fits."""
+"""The stages as tables, and one loop that runs them.
+
+Each stage keeps what it makes in the run directory and reuses what still fits; what later stages read of it
+in the same process is a field of ``Made``.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
+from numpy.typing import NDArray
 
-from lana_ray.cluster import distill_worker as distilling
-from lana_ray.cluster import train_worker as training
+from lana_ray.cluster import distill_worker, train_worker
 from lana_ray.cluster.agreement import NodeCheck
-from lana_ray.cluster.connection import connect, node_count
+from lana_ray.cluster.connection import connect
 from lana_ray.config import Config, load_config
 from lana_ray.deploy import runtimes
-from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
+from lana_ray.networks.teachers import Teacher
 from lana_ray.predictors.fits import Fit
-from lana_ray.preflight import settings as structure
+from lana_ray.preflight import settings
 from lana_ray.registry import default_tracking_uri
 from lana_ray.run_dir import lease
-from lana_ray.run_dir.hours import Hours
-from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.claim import claim
 from lana_ray.spaces.offers import offers
 from lana_ray.stages import (
     distill,
@@ -42,15 +45,13 @@ from lana_ray.stages import (
     summary,
     teacher,
 )
+from lana_ray.stages.finetune import Finished
+from lana_ray.stages.sample import TargetCosts
+from lana_ray.stages.select import Selected
 from lana_ray.stages.track import Tracking, tracking
 from lana_ray.workspace import TEACHER_FILE, Workspace
 
-STAGES = ("teacher", "sample", "distill", "score", "select", "finetune", "register", "report")
-RUN_FILE = "run.yaml"
 REPORT_FILE = "report.html"
-Stage = Callable[[str], AbstractContextManager[None]]
-"""Times the stage of a name."""
-_REGISTERING = ("register", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,134 @@ class RunResult:
     def results(self) -> list[dict[str, Any]]:
         """One entry per target and budget; the keys are those of ``summary.json``."""
         return list(self.summary["results"])
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What the stages of one invocation have made so far, each field by the stage it is commented with."""
+
+    workspace: Workspace
+    tracked: Tracking
+    tracks: bool
+    """Whether MLflow is told of the stages."""
+    teacher: Teacher = field(init=False)  # teacher
+    costs: dict[str, TargetCosts] = field(init=False)  # sample
+    scores: Sequence[NDArray[np.float64]] = field(init=False)  # score
+    selected: Selected = field(init=False)  # select, then finetune
+    finished: list[Finished] = field(init=False)  # finetune
+    summary: dict[str, Any] = field(init=False)  # register
+    fits: list[Fit] = field(init=False)  # fit
+    trials: list[dict[str, Any]] = field(init=False)  # search
+    plots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # report
+    files: tuple[str, ...] = ()
+    """Of the run directory, kept in MLflow with the run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a pipeline."""
+
+    name: str
+    run: Callable[[Made], None]
+    on_cluster: bool = True
+    """Whether it needs Ray."""
+
+
+def _teacher(made: Made) -> None:
+    made.teacher = teacher.run(made.workspace)
+    if made.tracks:
+        made.tracked.begin(made.teacher)
+
+
+def _sample(made: Made) -> None:
+    for line in offers(made.workspace.space):
+        say(f"pool: {line}")
+    made.costs = sample.run(made.workspace)
+    select.check(made.workspace, made.costs)
+
+
+def _distill(made: Made) -> None:
+    distill.run(made.workspace, made.costs)
+
+
+def _score(made: Made) -> None:
+    made.scores = score.run(made.workspace, sample.considered(made.costs), sample.left_out(made.costs))
+
+
+def _rank(made: Made) -> None:
+    _score(made)
+    proxy.run(made.workspace, made.scores)
+
+
+def _select(made: Made) -> None:
+    made.selected = select.run(made.workspace, made.costs, made.scores)
+
+
+def _finetune(made: Made) -> None:
+    look_again = functools.partial(select.again, made.workspace, made.scores)
+    made.finished, made.selected = finetune.run(made.workspace, made.selected, look_again)
+    select.write(made.workspace, made.selected)
+
+
+def _register(made: Made) -> None:
+    evidence = {"costs.parquet": sample.costs_file("{target}")}
+    uris = register.run(made.workspace, made.teacher, made.finished, made.selected.costs, evidence)
+    seconds = made.tracked.seconds
+    made.summary = summary.write(made.workspace, made.teacher, made.selected, made.finished, uris, seconds)
+    made.files = (summary.FILE,)
+
+
+def _report(made: Made) -> None:
+    from lana_ray.report import write_page  # matplotlib, only where a page is made
+
+    made.plots = write_page(made.workspace.storage, made.workspace.config.ray.node_price_per_hour)
+    made.files = (summary.FILE, REPORT_FILE)
+
+
+def _fit(made: Made) -> None:
+    workspace, costs = made.workspace, made.costs
+    more = functools.partial(sample.latencies, workspace, workspace.space, costs)
+    made.fits = fit.run(workspace, fit.of_layers(workspace, costs), more)
+
+
+def _metered_teacher(made: Made) -> None:
+    meter.check(made.workspace)
+    _teacher(made)
+
+
+def _search_layers(made: Made) -> None:
+    made.trials = search_layers.run(made.workspace, made.teacher, made.costs, made.scores)
+
+
+def _search_cells(made: Made) -> None:
+    made.trials = search_cells.run(made.workspace, made.teacher)
+
+
+RUN = (
+    Stage("teacher", _teacher),
+    Stage("sample", _sample),
+    Stage("distill", _distill),
+    Stage("score", _rank),
+    Stage("select", _select),
+    Stage("finetune", _finetune),
+    Stage("register", _register, on_cluster=False),
+    Stage("report", _report, on_cluster=False),
+)
+"""``lana-ray run``, and each of its stages with those before it."""
+FIT = (*RUN[:2], Stage("fit", _fit))
+"""``lana-ray fit``."""
+SEARCH = {
+    "layers": (
+        Stage("teacher", _metered_teacher),
+        *RUN[1:3],
+        Stage("score", _score),
+        Stage("search", _search_layers),
+    ),
+    "cells": (Stage("teacher", _metered_teacher), Stage("search", _search_cells)),
+}
+"""``lana-ray search``, by the space that is searched."""
+STAGES = tuple(stage.name for stage in RUN)
+_TRACKED_FROM = "register"
 
 
 def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
@@ -83,104 +212,58 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 
 
 def run(config: Config, until: str) -> dict[str, Any] | None:
-    """Runs the stages up to ``until``; returns the summary where the last stage is reached."""
-    with _opened(config) as (workspace, check):
-        if until in _REGISTERING:  # what it would miss there is told before days of work
-            default_tracking_uri(config.registry, workspace.storage)
-        with tracking(workspace) as tracked:
-            return _run(workspace, until, tracked, _guarded(tracked.stage, workspace, check))
-
-
-def _run(workspace: Workspace, until: str, tracked: Tracking, stage: Stage) -> dict[str, Any] | None:
-    with connect(workspace.config.ray):
-        with stage("teacher"):
-            loaded = teacher.run(workspace)
-        if until == "teacher":
-            return None
-        if until in _REGISTERING:
-            tracked.begin(loaded)
-        for line in offers(workspace.space):
-            say(f"pool: {line}")
-        with stage("sample"):
-            costs = sample.run(workspace)
-            select.check(workspace, costs)
-        if until == "sample":
-            return None
-        with stage("distill"):
-            distill.run(workspace, costs)
-        if until == "distill":
-            return None
-        with stage("score"):
-            scores = score.run(workspace, sample.considered(costs), sample.left_out(costs))
-            proxy.run(workspace, scores)
-        if until == "score":
-            return None
-        with stage("select"):
-            selected = select.run(workspace, costs, scores)
-        if until == "select":
-            return None
-        with stage("finetune"):
-            look_again = functools.partial(select.again, workspace, scores)
-            finished, selected = finetune.run(workspace, selected, look_again)
-            select.write(workspace, selected)
-    if until == "finetune":
-        return None
-    with stage("register"):
-        evidence = {"costs.parquet": sample.costs_file("{target}")}
-        uris = register.run(workspace, loaded, finished, selected.costs, evidence)
-    found = summary.write(workspace, loaded, selected, finished, uris, tracked.seconds)
-    if until == "report":
-        from lana_ray.report import write_page  # matplotlib, only where a page is made
-
-        plots = write_page(workspace.storage, workspace.config.ray.node_price_per_hour)
-        tracked.finish(selected.costs, plots, [summary.FILE, REPORT_FILE])
-    else:
-        tracked.finish({}, {}, [summary.FILE])
-    leftovers.collect(workspace, loaded, [training.STATES["layers"], distilling.STATES])
-    return found
+    """Runs the stages up to ``until``; returns the summary where students are registered."""
+    count = STAGES.index(until) + 1
+    registers = count > STAGES.index(_TRACKED_FROM)
+    unfinished = [train_worker.STATES["layers"], distill_worker.STATES]
+    made = _run(config, RUN[:count], tracks=registers, unfinished=unfinished if registers else None)
+    return made.summary if registers else None
 
 
 def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to what was measured there."""
-    with _opened(config) as (workspace, check), connect(config.ray):
-        stage = _guarded(Hours(workspace.storage, node_count).stage, workspace, check)
-        with stage("teacher"):
-            teacher.run(workspace)
-        with stage("sample"):
-            costs = sample.run(workspace)
-        with stage("fit"):
-            more = functools.partial(sample.latencies, workspace, workspace.space, costs)
-            return fit.run(workspace, fit.of_layers(workspace, costs), more)
+    return _run(config, FIT, tracks=False).fits
 
 
 def search_architectures(config: Config) -> list[dict[str, Any]]:
     """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
-    with _opened(config) as (workspace, check), tracking(workspace) as tracked:
-        rows = _search(workspace, tracked, _guarded(tracked.stage, workspace, check))
-        tracked.finish({}, {}, [])
-        done = training.STATES["cells"] if config.search.cells is not None else distilling.STATES
-        leftovers.collect(workspace, workspace.loaded, [done])
-    return rows
+    space = "layers" if config.search.cells is None else "cells"
+    unfinished = {"layers": distill_worker.STATES, "cells": train_worker.STATES["cells"]}[space]
+    return _run(config, SEARCH[space], tracks=True, unfinished=[unfinished]).trials
 
 
-def _search(workspace: Workspace, tracked: Tracking, stage: Stage) -> list[dict[str, Any]]:
-    with connect(workspace.config.ray):
-        meter.check(workspace)
-        with stage("teacher"):
-            loaded = teacher.run(workspace)
-        tracked.begin(loaded)
-        if workspace.config.search.cells is not None:
-            with stage("search"):
-                return search_cells.run(workspace, loaded)
-        with stage("sample"):
-            costs = sample.run(workspace)
-            select.check(workspace, costs)
-        with stage("distill"):
-            distill.run(workspace, costs)
-        with stage("score"):
-            scores = score.run(workspace, sample.considered(costs), sample.left_out(costs))
-        with stage("search"):
-            return search_layers.run(workspace, loaded, costs, scores)
+def _run(
+    config: Config, stages: Sequence[Stage], *, tracks: bool, unfinished: Sequence[str] | None = None
+) -> Made:
+    """Runs stages one after another, each while the run directory is this driver's and every node's.
+
+    Args:
+        tracks: tell MLflow of them.
+        unfinished: folders of states that nothing will go on with once all stages have ended; None leaves
+            whatever lies there.
+    """
+    with _opened(config) as (workspace, check_lease):
+        if tracks:  # what it would miss there is told before days of work
+            default_tracking_uri(config.registry, workspace.storage)
+        nodes = NodeCheck(config.run.dir)
+        with tracking(workspace) as tracked:
+            made = Made(workspace=workspace, tracked=tracked, tracks=tracks)
+
+            def each(some: Sequence[Stage]) -> None:
+                for stage in some:
+                    check_lease()
+                    nodes.look()
+                    with tracked.stage(stage.name):
+                        stage.run(made)
+
+            with connect(config.ray):
+                each([stage for stage in stages if stage.on_cluster])
+            each([stage for stage in stages if not stage.on_cluster])
+            if tracks:
+                tracked.finish(made.selected.costs if made.plots else {}, made.plots, made.files)
+        if unfinished is not None:
+            leftovers.collect(workspace, made.teacher, unfinished)
+    return made
 
 
 @contextmanager
@@ -191,29 +274,15 @@ def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
     """
     for target in config.targets:
         runtimes.check(target)
-    structure.check_pool(config)
+    settings.check_pool(config)
     workspace = Workspace(config)
     workspace.storage.check_writable()
     with lease.held(workspace.storage) as check:
-        _claim(workspace.storage, config)
+        claim(workspace.storage, config, TEACHER_FILE)
         _say_splits(workspace)
-        structure.check_batches(config, workspace.data.sizes)
+        settings.check_batches(config, workspace.data.sizes)
         teacher.load_checked(workspace)
         yield workspace, check
-
-
-def _guarded(stage: Stage, workspace: Workspace, check: Callable[[], None]) -> Stage:
-    """Stages that begin only while the run directory is this driver's, and every node's."""
-    all_nodes = NodeCheck(workspace.config.run.dir)
-
-    @contextmanager
-    def guarded(name: str) -> Iterator[None]:
-        check()
-        all_nodes.look()
-        with stage(name):
-            yield
-
-    return guarded
 
 
 def _say_splits(workspace: Workspace) -> None:
@@ -224,55 +293,3 @@ def _say_splits(workspace: Workspace) -> None:
     )
     for note in (*workspace.data.notes, *workspace.data.check()):
         say(f"data: {note}")
-
-
-_NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data
-
-
-def _claim(storage: Storage, config: Config) -> None:
-    """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data."""
-    written = config.to_public_yaml()  # whoever has the directory may read it
-    earlier, now = _earlier(storage), yaml.safe_load(written)
-    if earlier is not None:
-        if storage.exists(TEACHER_FILE):  # which all the rest is made of; before, a mistake can be mended
-            _refuse_others(storage, earlier, now)
-        changed = [
-            _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
-        ]
-        for change in filter(None, changed):
-            say(f"changed since the last run: {change}; what depends on it is made again")
-    storage.write_text(RUN_FILE, written)
-
-
-def _earlier(storage: Storage) -> dict[str, Any] | None:
-    """The settings of the last run; None if there was none or, which is said, its file is damaged."""
-    if not storage.exists(RUN_FILE):
-        return None
-    try:
-        found = yaml.safe_load(storage.read_text(RUN_FILE))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("teacher", "data")):
-        return found
-    say(f"{storage.url(RUN_FILE)}: damaged; it is made again")
-    return None
-
-
-def _refuse_others(storage: Storage, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    for section in ("teacher", "data"):
-        for key, value in now[section].items():
-            before = earlier[section].get(key)
-            if key not in _NO_IDENTITY and before != value:
-                raise UserError(
-                    f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
-                    f"{value!r}; choose another run.dir"
-                )
-
-
-def _changes(section: str, before: Any, now: Any) -> str:
-    if before == now:
-        return ""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in now if before.get(key) != now[key]]
-        return ", ".join(f"{section}.{key} {before.get(key)!r} → {now[key]!r}" for key in keys)
-    return section

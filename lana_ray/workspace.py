@@ -7,13 +7,12 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Config, Target
-from lana_ray.data import ImageData, load_data
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer, find_layers
 from lana_ray.networks.preparation import example_images, memory_format
@@ -26,11 +25,15 @@ from lana_ray.networks.teachers import (
     structure,
 )
 from lana_ray.ops import register_files
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage, fingerprint
+from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
+
+if TYPE_CHECKING:
+    from lana_ray.data import ImageData
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -53,6 +56,8 @@ class Workspace:
     @cached_property
     def opened(self) -> ImageData:
         """The data, whatever the teacher: with ImageNet's normalisation."""
+        from lana_ray.data import load_data  # torchvision, which only some processes need
+
         return load_data(self.config.data, seed=self.config.run.seed)
 
     @cached_property

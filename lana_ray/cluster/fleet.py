@@ -13,11 +13,10 @@ import ray
 import ray.exceptions
 
 from lana_ray.cluster.connection import nodes
-from lana_ray.cluster.job import Job
+from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy, Waiting
-from lana_ray.cluster.samplers import Progress, Ready
-from lana_ray.costs.sampler import OtherStructure, Work
 from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.work import OtherStructure, Work
 from lana_ray.errors import UserError, one_line
 from lana_ray.monitoring.progress import say
 

@@ -1,4 +1,4 @@
-"""What is to be measured on a target, and what came of it."""
+"""What is to be measured on a target, what its samplers say, and what came of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from lana_ray.cluster.placement import Placement
 from lana_ray.config import Target
-from lana_ray.costs.sampler import Work
 from lana_ray.costs.samples import Sample, SampleStore
-from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.costs.work import Work
 
 
 @dataclass
@@ -21,10 +20,10 @@ class Job:
     target: Target
     placement: Placement
     work: Sequence[Work]
+    space: str
+    """Name of the students' space that the work is of."""
     follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
     """Says, once all of ``work`` is done, what is to be measured in the light of it."""
-    space: str = LayerwiseSpace.name
-    """Name of the students' space that the work is of."""
     target_key: str = ""
     """Known from an earlier job of this run, or set by the first sampler."""
     reused: int = 0
@@ -78,3 +77,21 @@ class Job:
             error=why,
             time=time.time(),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """A sampler that has leased the cores it measures on."""
+
+    target_key: str
+    node_id: str
+    """Ray's, of the node that it runs on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """A sampler's message: what it has measured since the last one, and what it goes on with."""
+
+    samples: tuple[Sample, ...] = ()
+    begins: str | None = None
+    """The key of the work that it begins: if its process ends before the next message, it was at this."""

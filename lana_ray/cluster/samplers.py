@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,35 +11,18 @@ import ray
 
 from lana_ray.cluster.agreement import Agreement, of_driver
 from lana_ray.cluster.connection import nodes
-from lana_ray.cluster.job import Job
+from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy, Lease, lease
 from lana_ray.cluster.placement import ask_autoscaler, assign_targets, nobody
 from lana_ray.config import Config, Target
-from lana_ray.costs.sampler import Sampler, Work
+from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.work import Work
 from lana_ray.errors import UserError
 from lana_ray.run_dir.storage import Storage
 
 _WAIT_S = 5.0
 """For cores, before a sampler says who holds them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ready:
-    """A sampler that has leased the cores it measures on."""
-
-    target_key: str
-    node_id: str
-    """Ray's, of the node that it runs on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """A sampler's message: what it has measured since the last one, and what it goes on with."""
-
-    samples: tuple[Sample, ...] = ()
-    begins: str | None = None
-    """The key of the work that it begins: if its process ends before the next message, it was at this."""
 
 
 class SamplerActor:

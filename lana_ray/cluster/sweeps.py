@@ -1,4 +1,4 @@
-"""Many trials with Ray Tune, on a grid or where Optuna proposes: the only Ray of this package."""
+"""Many trials with Ray Tune, on a grid or where Optuna proposes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from lana_ray.errors import UserError
-from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.storage import Storage
 
 MAX_FAILURES = 3
 """How often a trial whose process died is begun again."""
@@ -166,9 +167,11 @@ def _row(kept: Any) -> dict[str, Any]:
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
     """The trial as Tune calls it."""
     known = [ray.put(argument) for argument in shared]
-    find = ray.remote(max_calls=1, max_retries=0)(trial.find).options(
+    gpus = sweep.resources.get("GPU", 0)
+    # A process that has used a GPU keeps memory of it.
+    find = ray.remote(max_calls=1 if gpus else 0, max_retries=0)(trial.find).options(
         num_cpus=sweep.resources.get("CPU", 0),
-        num_gpus=sweep.resources.get("GPU", 0),
+        num_gpus=gpus,
         label_selector=dict(sweep.labels),
         scheduling_strategy="DEFAULT",  # and not inside what Tune holds
     )

@@ -37,7 +37,8 @@ from lana_ray.cluster.rendezvous import torch_config
 from lana_ray.config import Config, RayConfig, TrainConfig
 from lana_ray.errors import UserError, is_fault, one_line
 from lana_ray.monitoring.progress import progress, say
-from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.storage import Storage
 from lana_ray.training.micro import micro_batches
 
 _POLL_S = 0.5

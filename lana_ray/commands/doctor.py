@@ -17,12 +17,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lana_ray import costs as meters
 from lana_ray.cluster import connection as cluster
 from lana_ray.cluster import leases
 from lana_ray.cluster.claims import trainers
 from lana_ray.cluster.connection import Node
 from lana_ray.config import RayConfig, Target
+from lana_ray.costs import registry as meters
 from lana_ray.deploy import runtimes
 
 RUNTIMES: tuple[str, ...] = get_args(Target.model_fields["runtime"].annotation)

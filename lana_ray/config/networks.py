@@ -8,6 +8,10 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from lana_ray.config.section import Fraction, Section, Share, location
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of pixels in 0..1, by channel: what most pretrained networks expect."""
+
 
 class TrainConfig(Section):
     """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""

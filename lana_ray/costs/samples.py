@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from lana_ray.costs.timing import Measurement
 from lana_ray.errors import UserError
-from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.storage import Storage
 
 FOLDER = "samples"
 SCHEMA_VERSION = 4

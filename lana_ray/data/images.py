@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lana_ray.config import DataConfig
+from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.data import pixels
 from lana_ray.data.content import digest
 from lana_ray.data.open import class_names, open_sources, relabelled
@@ -27,11 +28,9 @@ from lana_ray.data.preview import check_preview
 from lana_ray.data.sources import Labels, Source
 from lana_ray.data.splits import SPLITS, divide, missing_classes
 from lana_ray.errors import UserError
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import fingerprint
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _AHEAD = 2  # batches prepared while the consumer works on the one before
 
 Batch = tuple[Tensor, Tensor]

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from lana_ray.errors import UserError, one_line
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import closure
-from lana_ray.run_dir.storage import fingerprint
 
 _FAILURES = (Exception, SystemExit)
 """What a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""

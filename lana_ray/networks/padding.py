@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
-from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,7 +97,7 @@ def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
             lambda _, args, name=name: sizes.setdefault(name, set()).add(tuple(args[0].shape[2:]))
         )
         for name, part in network.named_modules()
-        if type(part) is Conv2dSame
+        if (type(part).__module__.partition(".")[0], type(part).__name__) == ("timm", "Conv2dSame")
     ]
     if not hooks:
         return network
@@ -120,6 +118,8 @@ def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _fixed(conv: Any, size: Sequence[int]) -> PaddedConv2d:
+    from timm.layers.padding import get_same_padding  # takes seconds, and is needed for timm's networks alone
+
     sides = []
     for axis, side in enumerate(size):
         total = get_same_padding(side, conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])

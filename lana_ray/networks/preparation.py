@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -138,7 +137,11 @@ def _try(network: nn.Module, images: Tensor) -> dict[str, int]:
 def _batch_norm(norm: nn.SyncBatchNorm, dimensions: int) -> nn.Module:
     """The batch-norm that a SyncBatchNorm was converted from, with the same tensors."""
     kinds: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}
-    kind = BatchNormAct2d if isinstance(norm, SyncBatchNormAct) else kinds.get(dimensions, nn.BatchNorm2d)
+    kind: Any = kinds.get(dimensions, nn.BatchNorm2d)
+    if type(norm).__module__.startswith("timm."):
+        from timm.layers.norm_act import BatchNormAct2d  # takes seconds, and is needed for timm's alone
+
+        kind = BatchNormAct2d
     with torch.device("meta"):
         plain: nn.Module = kind(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from lana_ray.config import TeacherConfig
+from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.errors import UserError, one_line
 from lana_ray.networks.checkpoints import WeightSet, fit_state, fitting, read_weights
 from lana_ray.networks.factories import call_factory, factory_files, seeded
 from lana_ray.networks.preparation import prepare
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import code_version, public_version
-from lana_ray.run_dir.storage import fingerprint
 
 # Networks whose ImageNet weights an installed package carries: name -> (package, file inside it). The
 # parameters stand in timm's order under names of their own.
@@ -160,7 +159,11 @@ def frozen_parameters(network: nn.Module) -> frozenset[str]:
 
 def normalisation(config: TeacherConfig) -> Normalisation | None:
     """What timm says of the network's name; None for factories and networks that timm does not list."""
-    cfg = timm.get_pretrained_cfg(config.timm) if config.timm and timm.is_model(config.timm) else None
+    if not config.timm:
+        return None
+    import timm  # takes seconds, and is needed for its networks alone
+
+    cfg = timm.get_pretrained_cfg(config.timm) if timm.is_model(config.timm) else None
     return (cfg.mean, cfg.std) if cfg else None
 
 
@@ -170,7 +173,7 @@ def normalisation_of(network: nn.Module) -> Normalisation:
         cfg = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
         if isinstance(cfg, Mapping) and all(len(cfg.get(key) or ()) == 3 for key in ("mean", "std")):
             return tuple(cfg["mean"]), tuple(cfg["std"])
-    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def weights_fingerprint(network: nn.Module) -> str:
@@ -200,6 +203,8 @@ def _of_size(name: str, image_size: int | None, pretrained: bool, options: dict[
 
 
 def _create(name: str, options: dict[str, Any]) -> Any:
+    import timm
+
     try:
         return timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # of timm's own code, or of the hub's client
@@ -222,6 +227,8 @@ def _pretrained(name: str, options: dict[str, Any]) -> Any:
             raise UserError(f"package {package}: its weights are not those of {name}")
         network.load_state_dict(dict(zip(names, group.tensors.values(), strict=True)))
         return network
+    import timm
+
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises whatever its transport raises

@@ -49,8 +49,8 @@ from lana_ray.errors import UserError
 from lana_ray.networks.factories import import_file
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout, Rearranged
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import closure, code_version
-from lana_ray.run_dir.storage import fingerprint
 
 Activation = Callable[[], nn.Module]
 Constructor = Callable[..., nn.Module]

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lana_ray.config import Config, CountBudget
-from lana_ray.costs import METERS, macs
+from lana_ray.costs import macs
 from lana_ray.costs.measure import example_input
+from lana_ray.costs.registry import METERS
 from lana_ray.errors import UserError
 from lana_ray.ops import parse_op, register_files
 from lana_ray.ops.registry import TEACHER

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lana_ray
 from lana_ray.errors import UserError
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 
 _COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx", "onnxscript": "onnxscript"}
 """Packages whose version may change a number, by the name that code imports. The runtime that a target runs

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 DIGEST_KEY = "lana_ray.digest"
 
@@ -21,6 +22,8 @@ def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
     Tensors that share memory, as tied weights do, are written under each of their names.
     """
+    import safetensors.torch  # and with it torch, which takes seconds
+
     whole: dict[str, Tensor] = {}
     written: set[int] = set()
     for key, value in tensors.items():
@@ -37,6 +40,8 @@ def unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: the file is damaged or has no digest.
     """
+    import safetensors.torch
+
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -50,6 +55,8 @@ def unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    import torch
+
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -6,23 +6,25 @@ expected now, so results of different teachers, data or hardware never mix.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from lana_ray.errors import UserError, one_line
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.fingerprint import fingerprint, plain
 from lana_ray.run_dir.sealed import seal, unseal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -32,16 +34,6 @@ _TEMPORARY = re.compile(r"\.(.+\.|probe-)[0-9a-f]{32}(\.[0-9a-f]{32})?")
 """Names of what ``Storage`` writes before it gives a file its name."""
 _PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short stable hash of JSON-like values (pydantic models, mappings, sequences, scalars)."""
-    text = json.dumps(parts, sort_keys=True, default=_plain, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else list(value)
 
 
 class Storage:
@@ -137,7 +129,7 @@ class Storage:
         self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_text(name, json.dumps(value, indent=2, default=_plain) + "\n")
+        self.write_text(name, json.dumps(value, indent=2, default=plain) + "\n")
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))

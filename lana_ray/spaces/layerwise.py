@@ -13,7 +13,7 @@ from torch import nn
 
 from lana_ray.networks.layers import Layer, replace
 from lana_ray.ops import Op, build_op, candidates, is_trained
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.space import Architecture, Choices, StudentSpace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 
-from lana_ray.costs.sampler import network_work
+from lana_ray.costs.work import network_work
 from lana_ray.spaces.space import Architecture
 from lana_ray.stages.choice import Choice, keeps
 from lana_ray.stages.evaluate import losses

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lana_ray.costs import METERS
 from lana_ray.costs.measure import example_input
+from lana_ray.costs.registry import METERS
 from lana_ray.deploy.programs import layer_input
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress

@@ -23,7 +23,8 @@ from lana_ray.deploy.runtimes import Session, load, program
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress
-from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.storage import Storage
 from lana_ray.stages import evaluate
 from lana_ray.stages.evaluate import weights_digest
 from lana_ray.stages.sample import Sampled

@@ -19,7 +19,7 @@ from lana_ray.distill.demand import Demand, demand
 from lana_ray.distill.rounds import Candidate, memory, plan_rounds
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.stages.sample import TargetCosts, considered
 from lana_ray.workspace import Workspace
 

@@ -10,9 +10,9 @@ from torch import nn
 from lana_ray.cluster.tasks import device, run_tasks, task_bytes
 from lana_ray.cluster.train_worker import TrainJob
 from lana_ray.networks.layers import batch_statistics
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.sealed import DIGEST_KEY
-from lana_ray.run_dir.storage import fingerprint
 from lana_ray.scoring.score import batch_statistics_loss
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import Architecture

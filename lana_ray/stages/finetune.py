@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from lana_ray.cluster.train_worker import TrainJob, is_trained, train_worker
 from lana_ray.cluster.trainers import run_training, worker_group
-from lana_ray.costs.sampler import student_work
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.work import student_work
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.space import Architecture
 from lana_ray.stages import confirm
 from lana_ray.stages.choice import Choice, keeps

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lana_ray.costs.sampler import network_work
 from lana_ray.costs.samples import SampleStore
+from lana_ray.costs.work import network_work
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress
 from lana_ray.predictors.fits import OF_STUDENTS, Fit, Floats, pace, predictor_file, write_fit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lana_ray import registry
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.workspace import Workspace
 
 

@@ -13,7 +13,7 @@ from lana_ray.cluster.fleet import MAX_FAILURES
 from lana_ray.cluster.leases import Busy, Waiting, lease
 from lana_ray.cluster.tasks import run_on_targets
 from lana_ray.config import Config, Target
-from lana_ray.costs import metered, unavailable
+from lana_ray.costs.registry import metered, unavailable
 from lana_ray.errors import Unsupported, UserError, one_line
 from lana_ray.monitoring.progress import progress_of, say
 from lana_ray.spaces.space import Architecture, StudentSpace

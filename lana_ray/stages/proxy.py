@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from lana_ray.monitoring.progress import say
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.space import Architecture
 from lana_ray.stages.evaluate import losses
 from lana_ray.workspace import Workspace

@@ -21,7 +21,7 @@ from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
 from lana_ray.networks.teachers import Teacher
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.stages.evaluate import trained_network, weights_digest
 from lana_ray.stages.finetune import Finished
 from lana_ray.stages.leftovers import run_directory

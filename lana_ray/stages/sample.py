@@ -18,13 +18,13 @@ from lana_ray.cluster.job import Job
 from lana_ray.cluster.placement import Placement, assign_targets
 from lana_ray.cluster.samplers import sampler_start
 from lana_ray.config import Target
-from lana_ray.costs.sampler import Work, candidate_work, empty_work, in_sessions, network_work
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.table import CostTable, calibrate
 from lana_ray.costs.timing import middle
+from lana_ray.costs.work import Work, candidate_work, empty_work, in_sessions, network_work
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress_of, say
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import Architecture, Choices, StudentSpace
 from lana_ray.workspace import Workspace
@@ -132,6 +132,7 @@ def run(workspace: Workspace) -> dict[str, TargetCosts]:
             target=target,
             placement=where[target.name],
             work=alone,
+            space=workspace.space.name,
             follow=functools.partial(_planned_networks, workspace, target),
         )
         for target in workspace.targets

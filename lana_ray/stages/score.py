@@ -14,8 +14,9 @@ from lana_ray.cluster.distill_worker import Ending, ending
 from lana_ray.cluster.tasks import device, run_tasks, task_bytes
 from lana_ray.distill.step import DIVERGED
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import concat_tables, fingerprint
+from lana_ray.run_dir.storage import concat_tables
 from lana_ray.scoring.score import HELD_BYTES, Batches, score_layer
 from lana_ray.spaces.space import Choices
 from lana_ray.workspace import Workspace

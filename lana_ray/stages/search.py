@@ -15,13 +15,13 @@ from lana_ray.cluster import connection as cluster
 from lana_ray.cluster.claims import Ask, Claim, node_labels, selector, share, threads
 from lana_ray.cluster.sweeps import Sweep, Trial, run_sweep
 from lana_ray.config import Config, SearchConfig
-from lana_ray.costs.sampler import network_work
+from lana_ray.costs.work import network_work
 from lana_ray.monitoring.progress import progress, say
 from lana_ray.networks.teachers import Teacher
 from lana_ray.predictors.fits import Fit
 from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import fingerprint
 from lana_ray.search.bilevel import Batch, Batches
 from lana_ray.spaces.space import Architecture, StudentSpace
 from lana_ray.stages.meter import readings, teacher_cost

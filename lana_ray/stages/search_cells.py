@@ -16,7 +16,7 @@ from lana_ray.cluster.job import Job
 from lana_ray.cluster.sweeps import Trial
 from lana_ray.cluster.tasks import device
 from lana_ray.config import Config, FinetuneConfig
-from lana_ray.costs.sampler import network_work
+from lana_ray.costs.work import network_work
 from lana_ray.networks.teachers import Teacher
 from lana_ray.predictors.fits import folder_of
 from lana_ray.predictors.latency import LatencyPredictor

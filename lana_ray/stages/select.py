@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.costs.sampler import network_work
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.work import network_work
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
 from lana_ray.ops.registry import TEACHER
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.selection import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations, select
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import of_few_operations

@@ -15,8 +15,9 @@ from lana_ray.networks.preparation import example_images
 from lana_ray.networks.teachers import Teacher, random_weights, weights_fingerprint
 from lana_ray.preflight.settings import check_space
 from lana_ray.preflight.teacher import check_teacher, first_images, list_parameters
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import installed_code, method_version, public_version, source_version
-from lana_ray.run_dir.storage import FINGERPRINT_KEY, fingerprint
+from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.training.loop import steps_of
 from lana_ray.workspace import TEACHER_FILE, Workspace
 

@@ -21,8 +21,9 @@ from lana_ray.monitoring.provenance import commit
 from lana_ray.monitoring.redact import without_passwords
 from lana_ray.networks.teachers import Teacher
 from lana_ray.registry import Part
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.hours import Hours
-from lana_ray.run_dir.storage import Storage, fingerprint
+from lana_ray.run_dir.storage import Storage
 from lana_ray.stages.sample import Sampled, TargetCosts, costs_file
 from lana_ray.workspace import TEACHER_FILE, Workspace
 

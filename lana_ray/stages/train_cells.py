@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lana_ray.cluster.train_worker import TrainJob
-from lana_ray.costs.sampler import student_work
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.work import student_work
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.storage import fingerprint
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.space import Architecture
 from lana_ray.stages import register, summary

@@ -21,7 +21,7 @@ NODES = """
 
     from ray.cluster_utils import Cluster
 
-    from lana_ray import agreement, cluster
+    from lana_ray.cluster import agreement, connection as cluster
     from lana_ray.config import RayConfig
     from lana_ray.errors import UserError
     from lana_ray.run_dir.lease import held

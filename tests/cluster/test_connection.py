@@ -97,7 +97,7 @@ def test_a_running_instance_is_used_and_left_running() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_another_process_joins_by_ray_address_and_leaves_the_cluster_alone() -> None:
     script = """
-        from lana_ray import cluster
+        from lana_ray.cluster import connection as cluster
         from lana_ray.config import RayConfig
         with cluster.connect(RayConfig()):
             print(cluster.nodes()[0].id)
@@ -112,7 +112,7 @@ def test_a_node_that_joins_is_waited_for_and_measured_on() -> None:
     script = """
         import ray
         from ray.cluster_utils import Cluster
-        from lana_ray import cluster
+        from lana_ray.cluster import connection as cluster
         from lana_ray.config import RayConfig, Target
         from lana_ray.cluster.placement import assign_targets
 

@@ -15,14 +15,16 @@ import ray
 
 from lana_ray.cluster import fleet as fleet_module
 from lana_ray.cluster import leases
-from lana_ray.cluster.fleet import MAX_DEATHS, MAX_FAILURES, Start, run_jobs
-from lana_ray.cluster.job import Job
+from lana_ray.cluster.agreement import of_driver
+from lana_ray.cluster.fleet import MAX_FAILURES, Start, run_jobs
+from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy
 from lana_ray.cluster.placement import Placement
-from lana_ray.cluster.samplers import Progress, Ready, SamplerActor
+from lana_ray.cluster.samplers import SamplerActor
 from lana_ray.config import Config, Target
-from lana_ray.costs.sampler import Sampler, Work
+from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.work import Work
 from lana_ray.deploy.runtimes import version
 from lana_ray.errors import UserError
 from lana_ray.run_dir.method import installed_code
@@ -109,7 +111,7 @@ def job(count: int, *, actors: int = 1, name: str = "edge", extra: Sequence[str]
         nodes=("a",), actors=actors, label_selector=None, resources={}, num_cpus=0, num_gpus=0, stand_in=True
     )
     work = [Work(kind="network", structure=what, what=what) for what in whats]
-    return Job(target=Target(name=name), placement=placement, work=work)
+    return Job(target=Target(name=name), placement=placement, work=work, space="layers")
 
 
 @pytest.fixture
@@ -261,7 +263,16 @@ def test_no_structure_is_blamed_for_what_befell_its_sampler(store: SampleStore, 
     asked = dataclasses.replace(job(0), target=target, work=work)
 
     def start(job: Job) -> Any:
-        arguments = (str(marks), [*keys[:2], keys[3]], keys[2:3], config, 10, job.target, installed_code())
+        arguments = (
+            str(marks),
+            [*keys[:2], keys[3]],
+            keys[2:3],
+            config,
+            10,
+            job.target,
+            job.space,
+            of_driver(str(tmp_path)),
+        )
         return ray.remote(Faulty).options(num_cpus=0).remote(*arguments)
 
     run_jobs([asked], store, start, lambda _: None)
@@ -275,8 +286,9 @@ def test_a_sampler_of_other_code_is_refused(store: SampleStore, tmp_path: Path) 
     config = Config.model_validate(settings(tmp_path))
 
     def start(job: Job) -> Any:
-        code = {**installed_code(), "timm": "0.0.1"}
-        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, code)
+        here = of_driver(str(tmp_path))
+        other = dataclasses.replace(here, code={**here.code, "timm": "0.0.1"})
+        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, job.space, other)
 
     with pytest.raises(UserError, match="timm differs from the driver's"):
         run_jobs([job(3)], store, start, lambda _: None)
@@ -314,11 +326,12 @@ def test_a_wait_for_a_place_says_what_it_is_for_and_ends(
         assert "waiting for at most" in capsys.readouterr().out
 
 
-def test_samplers_that_keep_dying_end_the_run(store: SampleStore) -> None:
-    with pytest.raises(UserError, match=rf"'edge': its samplers died {MAX_DEATHS + 1} times in a row"):
+def test_samplers_that_keep_dying_end_the_run(store: SampleStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "MAX_DEATHS", 1)
+    with pytest.raises(UserError, match=r"'edge': its samplers died 2 times in a row"):
         run_jobs([job(3)], store, samplers(stillborn=99), lambda _: None)
     asked = job(3)
-    run_jobs([asked], store, samplers(stillborn=MAX_DEATHS), lambda _: None)
+    run_jobs([asked], store, samplers(stillborn=1), lambda _: None)
     assert asked.done == 3
 
 
@@ -331,7 +344,11 @@ def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
     asked = dataclasses.replace(job(3), target=config.targets[0])
 
     def start(job: Job) -> Any:
-        return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, installed_code())
+        return (
+            ray.remote(SamplerActor)
+            .options(num_cpus=0)
+            .remote(config, 10, job.target, job.space, of_driver(str(tmp_path)))
+        )
 
     with pytest.raises(UserError, match="'edge': runtime tensorrt is not installed; pip install"):
         run_jobs([asked], store, start, lambda _: None)

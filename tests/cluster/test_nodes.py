@@ -18,12 +18,12 @@ SCRIPT = """
     import ray
     from ray.cluster_utils import Cluster
 
-    from lana_ray import cluster
+    from lana_ray.cluster import connection as cluster
     from lana_ray.config import RayConfig, Target
-    from lana_ray.cluster.samplers import Progress, Ready
+    from lana_ray.cluster.job import Progress, Ready
     from lana_ray.cluster.fleet import run_jobs
     from lana_ray.cluster.job import Job
-    from lana_ray.costs.sampler import Work
+    from lana_ray.costs.work import Work
     from lana_ray.costs.samples import SampleStore
     from lana_ray.cluster.placement import assign_targets
     from lana_ray.run_dir.storage import Storage

@@ -20,7 +20,7 @@ SCRIPT = """
     import ray
     from ray.cluster_utils import Cluster
 
-    from lana_ray import cluster
+    from lana_ray.cluster import connection as cluster
     from lana_ray.config import TrainConfig, load_config
     from lana_ray.cluster.tasks import run_tasks
     from lana_ray.cluster.trainers import run_training, worker_group

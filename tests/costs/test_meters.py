@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lana_ray.config import MeasureConfig, Target
-from lana_ray.costs import Meter, unavailable
+from lana_ray.costs.registry import Meter, unavailable
 from lana_ray.deploy.runtimes import onnxruntime as onnx
 from lana_ray.errors import UserError
 from lana_ray.latency import METERS, metered

@@ -16,9 +16,11 @@ from lana_ray.costs import hardware
 from lana_ray.costs import sampler as sampler_module
 from lana_ray.costs.hardware import processor
 from lana_ray.costs.measure import example_input
-from lana_ray.costs.sampler import (
+from lana_ray.costs.sampler import Sampler
+from lana_ray.costs.samples import Sample
+from lana_ray.costs.timing import Measurement, Reference
+from lana_ray.costs.work import (
     OtherStructure,
-    Sampler,
     Work,
     candidate_work,
     empty_work,
@@ -26,8 +28,6 @@ from lana_ray.costs.sampler import (
     network_work,
     student_work,
 )
-from lana_ray.costs.samples import Sample
-from lana_ray.costs.timing import Measurement, Reference
 from lana_ray.deploy.runtimes import torch_eager as eager
 from lana_ray.errors import Unsupported, UserError
 from lana_ray.networks.layers import find_layers

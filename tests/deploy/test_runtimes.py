@@ -242,7 +242,7 @@ torch-compile loads a library for every new kernel and never gives it back.
 def test_what_is_dropped_is_released(target: Target) -> None:
     """A sampler makes ten thousand modules in one process."""
     count = MODULES.get(target.runtime, 150)
-    command = [sys.executable, "-m", "tests.latency.leftovers", target.model_dump_json(), str(count)]
+    command = [sys.executable, "-m", "tests.deploy.leftovers", target.model_dump_json(), str(count)]
     answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     kept = json.loads(answer)
     assert kept["bytes"] < KEPT_BYTES.get(target.runtime, 30_000)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lana_ray import cli, pipeline
+from lana_ray import cli
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
 from lana_ray.monitoring.redact import without_passwords
+from lana_ray.run_dir.claim import claim
 from lana_ray.run_dir.storage import Storage
 
 from ..runs import settings
@@ -58,9 +59,8 @@ def test_neither_run_yaml_nor_the_log_holds_a_password(
 ) -> None:
     for number in (1, 2):
         uri = f"http://me:{CANARY}{number}@host{number}:5000"
-        pipeline._claim(
-            Storage(str(tmp_path)), load_config(settings(tmp_path, registry={"tracking_uri": uri}))
-        )
+        config = load_config(settings(tmp_path, registry={"tracking_uri": uri}))
+        claim(Storage(str(tmp_path)), config, "teacher.safetensors")
         written = (tmp_path / "run.yaml").read_text()
         assert f"tracking_uri: http://host{number}:5000" in written
         assert CANARY not in written

@@ -15,12 +15,14 @@ from lana_ray.monitoring.signals import terminated_as_before
 WAITS = """
 import sys, time
 import ray
-from lana_ray import cli, cluster
+from lana_ray import cli
+from lana_ray.cluster import connection as cluster
 from lana_ray.config import RayConfig
 
 @cli.app.command()
 def wait():
     with cluster.connect(RayConfig(address="local"), num_cpus=1):
+        ray.get(ray.remote(lambda: None).remote())  # a worker that still starts would take minutes to give up
         task = ray.remote(lambda: time.sleep(600)).remote()
         print("waits", flush=True)
         ray.wait([task])

@@ -16,7 +16,7 @@ from timm.models import convnext, regnet, resnest, resnet, vision_transformer
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.costs import metered
+from lana_ray.costs.registry import metered
 from lana_ray.deploy import to_onnx, to_program
 from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op, warm_start

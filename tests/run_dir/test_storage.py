@@ -14,7 +14,8 @@ import torch
 
 from lana_ray.config import RunConfig
 from lana_ray.errors import UserError
-from lana_ray.run_dir.storage import Storage, concat_tables, fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.storage import Storage, concat_tables
 
 TABLE = pa.table({"layer": [0, 1], "cost": [0.5, float("inf")]})
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3).T, "steps": torch.tensor(3)}

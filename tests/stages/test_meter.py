@@ -12,7 +12,7 @@ from lana_ray import UserError
 from lana_ray.cluster.leases import Busy
 from lana_ray.cluster.placement import Placement
 from lana_ray.config import Config, load_config
-from lana_ray.costs import METERS, unavailable
+from lana_ray.costs.registry import METERS, unavailable
 from lana_ray.costs.samples import SampleStore
 from lana_ray.pipeline import search_architectures
 from lana_ray.predictors import latency as predictor
@@ -56,12 +56,11 @@ def test_cells_are_searched_for_what_they_multiply(
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
     config = asking(
         tmp_path,
-        {"cost": "macs", "cells": CELLS},
-        budgets={"latency_ms": ["500ms"]},
-        finetune={"epochs": 0.2},
+        {"cost": "macs", "cells": CELLS, "trials": 1},
+        budgets={"latency_ms": ["0.001ms"]},  # that none keeps, so that none is trained in full
     )
     rows = search_architectures(config)
-    assert [row["method"] for row in rows] == ["differentiable"] * 2
+    assert [row["method"] for row in rows] == ["differentiable"]
     space, target = cell_space(config, 10), Workspace(config).targets[0]
     for row in rows:
         network = space.build(tuple(row["choices"]))

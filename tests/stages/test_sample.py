@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lana_ray.costs.sampler import candidate_work, empty_work
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.work import candidate_work, empty_work
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import find_layers
 from lana_ray.run_dir.storage import Storage

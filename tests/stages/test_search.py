@@ -124,14 +124,10 @@ def test_cells_are_sampled_searched_trained_and_measured(
     loaded = registry.load(result["model_uri"], uri)
     assert loaded(torch.zeros(3, 3, 16, 16)).shape == (3, 10)
     assert registry.find("models:/net-eager@champion", uri).tags["architecture"] == best["architecture"]
-    before = times(tmp_path, "search/*/*.json")
-    assert config.search.cells is not None
-    other = config.search.cells.model_copy(update={"drop_path": 0.5})  # of the full training alone
-    searched = config.search.model_copy(update={"cells": other})
-    assert search_architectures(config.model_copy(update={"search": searched})) == rows
-    assert times(tmp_path, "search/*/*.json") == before
-    (again,) = storage.read_json("cells.json")["results"]
-    assert again["model_uri"] != result["model_uri"]
+    before = times(tmp_path, "search/*/*.json"), times(tmp_path, "students/*")
+    assert search_architectures(config) == rows
+    assert (times(tmp_path, "search/*/*.json"), times(tmp_path, "students/*")) == before
+    assert storage.read_json("cells.json")["results"] == cells_found["results"]
 
 
 def rows_folder(folder: Path) -> str:

@@ -17,7 +17,7 @@ from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import on_meta
 from lana_ray.networks.reach import at_random
 from lana_ray.ops.pruning.trace import Axis, Hidden, hidden_dimensions
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 
 _of_modules: WeakKeyDictionary[nn.Module, list[Hidden]] = WeakKeyDictionary()
 _of_structures: dict[str, list[Hidden]] = {}

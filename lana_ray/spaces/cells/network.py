@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from lana_ray.spaces.cells.operations import operation
@@ -34,6 +33,8 @@ class DiscreteCell(nn.Module):
                 if choice != NONE
             }
         )
+        from timm.layers import DropPath  # takes seconds, and is needed for cells alone
+
         self.drop_path = DropPath()
 
     def forward(self, *states: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class CellNetwork(nn.Module):
         DARTS raises it linearly: called before each epoch with the share of the training that is done.
         """
         for module in self.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = progress * self._drop_path
+            if isinstance(module, DiscreteCell):
+                module.drop_path.drop_prob = progress * self._drop_path
 
     def folded(self) -> nn.Module:
         """The network as it is deployed, without the auxiliary head (``export.deployed``)."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer
-from lana_ray.run_dir.storage import fingerprint
+from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.layerwise import LayerwiseSpace

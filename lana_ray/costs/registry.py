@@ -1,0 +1,83 @@
+"""Meters: what else than time a network costs on a target, all asked for in the same way.
+
+A new one is a module with ``NAME``, ``UNIT``, ``unavailable`` and ``read``, listed in ``METERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.costs import energy, latency, macs, memory, params
+from lana_ray.costs.measure import example_input
+from lana_ray.errors import UserError
+
+
+class Meter(Protocol):
+    """What a meter's module offers."""
+
+    NAME: str
+    UNIT: str
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this node cannot read the meter for ``target``, on one line; None where it can."""
+
+    def read(self, module: nn.Module, example: Tensor, target: Target) -> float:
+        """One reading, in ``UNIT``. Called where ``unavailable`` says None; leaves ``module`` unchanged.
+
+        Args:
+            module: maps one tensor to one tensor.
+            example: the input batch, shape [N, ...].
+        """
+
+
+_ALL: tuple[Meter, ...] = (latency, memory, energy, params, macs)
+METERS: dict[str, Meter] = {meter.NAME: meter for meter in _ALL}
+"""Every meter, by name."""
+
+
+def unavailable(target: Target, names: Sequence[str] = tuple(METERS)) -> dict[str, str]:
+    """Which of the meters this node cannot read for ``target``, and why.
+
+    Raises:
+        UserError: for a name that no meter has.
+    """
+    reasons = {name: _meter(name).unavailable(target) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def metered(
+    module: nn.Module,
+    target: Target,
+    names: Sequence[str] | None = None,
+    *,
+    example: Tensor | None = None,
+) -> dict[str, float]:
+    """What ``module`` costs on ``target``, on this node, by meter and in the meter's unit.
+
+    Args:
+        module: left unchanged; metered in evaluation mode.
+        names: of the meters; all of them are checked before the first is read. By default those that this
+            node can read, as ``lana-ray doctor`` lists them.
+        example: the input batch; by default random numbers of shape [batch_size, *input_shape].
+
+    Raises:
+        UserError: for a name that no meter has, a meter that is not available on this node, or a network
+            that the target's runtime refuses.
+    """
+    if names is None:
+        missing = unavailable(target)
+        names = [name for name in METERS if name not in missing]
+    for name, reason in unavailable(target, names).items():
+        raise UserError(f"target {target.name!r}: {name} is not available on this node, because {reason}")
+    images = example_input(target) if example is None else example
+    return {name: _meter(name).read(module, images, target) for name in names}
+
+
+def _meter(name: str) -> Meter:
+    if name not in METERS:
+        raise UserError(f"no meter is called {name!r}; there are {', '.join(METERS)}")
+    return METERS[name]

@@ -1,0 +1,68 @@
+"""The right to use a run directory for a configuration: ``run.yaml`` says of what the rest was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from lana_ray.config import Config
+from lana_ray.errors import UserError
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.storage import Storage
+
+RUN_FILE = "run.yaml"
+_NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data
+
+
+def claim(storage: Storage, config: Config, made_first: str) -> None:
+    """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data.
+
+    Args:
+        made_first: the file that all others are made of; without it, a mistake can still be mended.
+    """
+    written = config.to_public_yaml()  # whoever has the directory may read it
+    earlier, now = _earlier(storage), yaml.safe_load(written)
+    if earlier is not None:
+        if storage.exists(made_first):
+            _refuse_others(storage, earlier, now)
+        changed = [
+            _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
+        ]
+        for change in filter(None, changed):
+            say(f"changed since the last run: {change}; what depends on it is made again")
+    storage.write_text(RUN_FILE, written)
+
+
+def _earlier(storage: Storage) -> dict[str, Any] | None:
+    """The settings of the last run; None if there was none or, which is said, its file is damaged."""
+    if not storage.exists(RUN_FILE):
+        return None
+    try:
+        found = yaml.safe_load(storage.read_text(RUN_FILE))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("teacher", "data")):
+        return found
+    say(f"{storage.url(RUN_FILE)}: damaged; it is made again")
+    return None
+
+
+def _refuse_others(storage: Storage, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    for section in ("teacher", "data"):
+        for key, value in now[section].items():
+            before = earlier[section].get(key)
+            if key not in _NO_IDENTITY and before != value:
+                raise UserError(
+                    f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
+                    f"{value!r}; choose another run.dir"
+                )
+
+
+def _changes(section: str, before: Any, now: Any) -> str:
+    if before == now:
+        return ""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in now if before.get(key) != now[key]]
+        return ", ".join(f"{section}.{key} {before.get(key)!r} → {now[key]!r}" for key in keys)
+    return section
