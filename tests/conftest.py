@@ -19,18 +19,15 @@ from lana_ray.config import RayConfig
 
 LONG = (
     "test_pipeline.py",
-    "test_resume.py",
     "test_search.py",
     "test_meter.py",
     "test_fleet.py",
     "test_fit.py",
-    "test_traps.py",
-    "test_artifacts.py",
+    "test_processes.py",
     "test_sweeps.py",
     "test_nodes.py",
     "test_distill_worker.py",
     "test_server.py",
-    "test_sockets.py",
 )
 """Modules of a minute and more, the longest first."""
 

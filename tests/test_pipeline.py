@@ -1,7 +1,8 @@
-"""Whole runs of a small teacher, from weights to registry, and what happens when they are disturbed."""
+"""A whole run of a small teacher, from weights to registry; what is kept, made again, and never believed."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lana_ray.costs.samples import SampleStore
 from lana_ray.pipeline import STAGES, fit_predictors
 from lana_ray.registry import list_models, load
 from lana_ray.registry._session import session
+from lana_ray.run_dir.sealed import DIGEST_KEY, seal, unseal
 from lana_ray.run_dir.storage import Storage
 
 from .runs import settings, summary_of, times
@@ -25,6 +27,13 @@ pytest.importorskip("onnxruntime", reason="one of the targets runs ONNX")
 
 CANARY = "c4nary"
 
+run_of = functools.partial(
+    settings,
+    select={"count": 2, "rounds": 2},
+    budgets={"latency_ms": ["1000%", "500ms"], "params": "100%"},
+    finetune={"epochs": 4, "batch_size": 64, "lr": 0.01, "kd_weight": 0},  # its teacher knows nothing
+)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
@@ -32,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Pat
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
-        accelerate(settings(folder))
+        accelerate(run_of(folder))
     return folder
 
 
@@ -60,7 +69,7 @@ def test_the_run_directory_holds_what_the_design_promises(finished: Path) -> Non
     assert trained == {f"blocks.{i}--mbconv_e1_k3.safetensors" for i in range(3)}
     curves = pq.read_table(finished / "curves.parquet").to_pylist()
     assert [(row["layer"], row["op"]) for row in curves] == [(i, "mbconv_e1_k3") for i in range(3)]
-    steps = load_config(settings(finished)).distill.steps
+    steps = load_config(run_of(finished)).distill.steps
     assert [len(row["error"]) for row in curves] == [steps] * 3
     costs = pq.read_table(finished / "costs" / "ort.parquet").to_pylist()
     assert {row["calibration"] for row in costs} >= {0, 1}
@@ -80,6 +89,33 @@ def test_the_registry_has_one_model_per_target_with_tags_and_aliases(finished: P
     assert {v.name for v in versions if "champion" in v.aliases} == {"net-ort", "net-eager"}
 
 
+def test_predicted_latencies_are_those_of_the_registered_tables(finished: Path) -> None:
+    """By a version's tags and the file registered with it, and by the summary and the file in the run."""
+    versions = list_models(registry_of(finished))
+    assert {v.tags["target"] for v in versions} == {"ort", "eager"}
+    registered = [pq.read_table(file).to_pylist() for file in finished.glob("mlartifacts/**/costs.parquet")]
+    for version in versions:
+        target, number = version.tags["target"], int(version.tags["calibration"])
+        layers = dict(part.split("=") for part in version.tags["architecture"].split("|"))
+        mine = [rows for rows in registered if rows[0]["target"] == target]
+        assert len(mine) >= 2  # the version's and the target's in the pipeline's run
+        for rows in (*mine, pq.read_table(finished / "costs" / f"{target}.parquet").to_pylist()):
+            table = [row for row in rows if row["calibration"] == number]
+            chosen = [row["latency_ms"] for row in table if layers[row["name"]] == row["op"]]
+            assert len(chosen) == len(layers)
+            predicted_ms = sum(chosen) + table[0]["rest_ms"]
+            assert float(version.tags["predicted_ms"]) == pytest.approx(predicted_ms, rel=1e-5)
+            told = next(r for r in summary_of(finished)["results"] if r["model_uri"] == version.model_uri)
+            assert (told["predicted_ms"], told["calibration"]) == (pytest.approx(predicted_ms), number)
+
+
+def test_the_summary_tells_of_the_last_table(finished: Path) -> None:
+    for target in summary_of(finished)["targets"]:
+        rows = pq.read_table(finished / "costs" / f"{target['name']}.parquet").to_pylist()
+        assert rows[-1]["calibration"] >= 1
+        assert (target["error"], target["networks"]) == (rows[-1]["table_error"], rows[-1]["networks"])
+
+
 def _runs(folder: Path) -> dict[str, Any]:
     with session(registry_of(folder)) as client:
         (experiment,) = (e for e in client.search_experiments() if e.name == "net")
@@ -89,7 +125,7 @@ def _runs(folder: Path) -> dict[str, Any]:
 def test_the_run_is_tracked_with_its_stages_targets_and_students(finished: Path) -> None:
     runs = _runs(finished)
     parent = runs.pop(finished.name)
-    stages = {f"stage {name}" for name in STAGES if name != "report"}
+    stages = {f"stage {name}" for name in STAGES}
     students = {f"{target} {budget}" for target in ("ort", "eager") for budget in ("1000%", "500ms")}
     assert runs.keys() == stages | {"target ort", "target eager"} | students
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
@@ -128,7 +164,7 @@ def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
     patterns = ("candidates/*", "students/*", "samples/*", "scores/*", "evaluations/*")
     before = {pattern: times(finished, pattern) for pattern in patterns}
     first, logged = summary_of(finished)["results"], {run.info.run_id for run in _runs(finished).values()}
-    accelerate(settings(finished))
+    accelerate(run_of(finished))
     assert {pattern: times(finished, pattern) for pattern in patterns} == before
     assert summary_of(finished)["results"] == first
     assert len(list_models(registry_of(finished))) == 4
@@ -137,14 +173,14 @@ def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
 
 def test_a_change_redoes_only_what_depends_on_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     candidates, students = times(finished, "candidates/*"), times(finished, "students/*")
-    accelerate(settings(finished, finetune={"epochs": 0.6, "batch_size": 64}))
+    accelerate(run_of(finished, finetune={"epochs": 0.6, "batch_size": 64}))
     assert times(finished, "candidates/*") == candidates
     assert set(times(finished, "students/*")) > set(students)
-    assert "finetune.epochs 0.5 → 0.6" in capsys.readouterr().out
+    assert "finetune.epochs 4.0 → 0.6" in capsys.readouterr().out
 
 
 def test_a_joint_student_is_registered_for_every_target(finished: Path) -> None:
-    accelerate(settings(finished, select={"count": 2, "rounds": 1, "joint": True}))
+    accelerate(run_of(finished, select={"count": 2, "rounds": 2, "joint": True}))
     results = summary_of(finished)["results"]
     for budget in ("1000% on all", "500ms on all"):
         mine = {r["target"]: r for r in results if r["budget"] == budget}
@@ -169,10 +205,70 @@ def test_samples_of_a_truncated_file_are_named_and_left_out(finished: Path) -> N
 
 def test_too_few_networks_for_a_predictor_are_told(finished: Path) -> None:
     with pytest.raises(UserError, match=r"target 'ort': \d+ networks measured, a predictor needs 20; raise"):
-        fit_predictors(load_config(settings(finished)))
+        fit_predictors(load_config(run_of(finished)))
 
 
 def test_a_directory_of_another_teacher_or_data_is_refused(finished: Path) -> None:
-    other = settings(finished, data={"source": "digits", "image_size": 24, "augment": "none"})
+    other = run_of(finished, data={"source": "digits", "image_size": 24, "augment": "none"})
     with pytest.raises(UserError, match=r"data\.image_size 16, now it is 24; choose another run\.dir"):
         accelerate(other)
+
+
+def emptied(data: bytes) -> bytes:
+    return b""
+
+
+def halved(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    """A bit in the middle, where a file's content is."""
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 4
+    return bytes(changed)
+
+
+DERIVED = ("*.parquet", "*/*.parquet", "*.safetensors", "*/*.safetensors", "*/*.json", "run.yaml")
+CHECKED = (".parquet", ".safetensors")
+"""Files that notice a flipped bit."""
+
+
+def test_whatever_is_damaged_is_named_and_made_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file in one of three ways, in turn."""
+    before = [(r["target"], r["accuracy"]) for r in summary_of(finished)["results"]]
+    files = sorted({path for pattern in DERIVED for path in finished.glob(pattern)})
+    kinds = {file.parent.name for file in files}
+    assert kinds >= {"candidates", "students", "samples", "scores", "costs", finished.name}
+    for number, file in enumerate(files):
+        damages = (flipped, emptied, halved) if file.suffix in CHECKED else (emptied, halved)
+        file.write_bytes(damages[number % len(damages)](file.read_bytes()))
+    capsys.readouterr()
+    accelerate(run_of(finished))
+    said = capsys.readouterr().out
+    for name in ("teacher.safetensors", "candidates/", "students/", "samples/", "scores/"):
+        assert any(name in line and "damaged" in line for line in said.splitlines()), name
+    # samples are measured anew, so another student may be chosen; the teacher's weights are what they were
+    assert [target for target, _ in before] == [r["target"] for r in summary_of(finished)["results"]]
+
+
+def test_a_student_that_was_changed_is_never_told_with_its_old_accuracy(finished: Path) -> None:
+    """Its digest fits the changed weights, and its key says that it is what was trained."""
+    accuracy = min(r["accuracy"] for r in summary_of(finished)["results"])
+    known = {v.model_uri for v in list_models(registry_of(finished))}
+    students = sorted(finished.glob("students/*.safetensors"), key=lambda path: path.stat().st_mtime)
+    for file in students:
+        tensors, metadata = unseal(file.read_bytes())
+        tensors["head.bias"] = torch.arange(10.0) * 1e6  # always the last class
+        file.write_bytes(seal(tensors, {k: v for k, v in metadata.items() if k != DIGEST_KEY}))
+    accelerate(run_of(finished))
+    versions = [v for v in list_models(registry_of(finished)) if v.model_uri not in known]
+    ninths = 36 / 359
+    assert accuracy > 2 * ninths
+    registered = [float(v.tags["accuracy"]) for v in versions]
+    assert registered == [pytest.approx(ninths, rel=0.1)] * len(versions)
+    assert versions
+    reported = [r["accuracy"] for r in summary_of(finished)["results"]]
+    assert reported == [pytest.approx(ninths, rel=0.1)] * len(reported)

@@ -27,7 +27,6 @@ from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import Work
 from lana_ray.deploy.runtimes import version
 from lana_ray.errors import UserError
-from lana_ray.run_dir.method import installed_code
 from lana_ray.run_dir.storage import Storage
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.workspace import structural_space
@@ -391,7 +390,8 @@ def test_a_real_sampler_leases_its_cores_until_it_ends(store: SampleStore, tmp_p
     config = Config.model_validate(settings(tmp_path))
     target = next(t for t in config.targets if t.runtime == "torch")
     target = target.model_copy(update={"input_shape": (3, 16, 16)})
-    actor = ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, target, installed_code())
+    arguments = (config, 10, target, "layers", of_driver(str(tmp_path)))
+    actor = ray.remote(SamplerActor).options(num_cpus=0).remote(*arguments)
     first = ray.get(actor.start.remote())
     while isinstance(first, Busy):  # other tests measure as well
         first = ray.get(actor.start.remote())

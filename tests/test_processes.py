@@ -1,18 +1,25 @@
-"""What others can write, a run directory and a registry, runs no code of theirs; secrets end nowhere."""
+"""Runs as processes of their own: killed and resumed, beyond reach, and among traps.
+
+What others can write, a run directory and a registry, runs no code of theirs; secrets end nowhere; nothing
+listens beyond loopback.
+"""
 
 from __future__ import annotations
 
 import http.server
 import io
+import ipaddress
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +29,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from .runs import settings, summary_of
+from .runs import settings, summary_of, times
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="sockets are read from /proc"),
+]
 
 CANARY = "c4nary"
+_LONGEST_S = 900.0
 MARK = "LANA_TRAPS_MARK"
 
 HOOK = """
@@ -64,6 +75,47 @@ class _Planted:
         return os.mkdir, (f"{self._mark}-unpickled",)
 
 
+LISTENING = "0A"
+
+
+def listening(processes: set[int]) -> Iterator[str]:
+    """The addresses on which these processes accept TCP connections."""
+    owned = set()
+    for process in processes:
+        try:
+            owned |= {os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+        except OSError:  # it ended meanwhile
+            continue
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = row.split()
+            if state == LISTENING and f"socket:[{rest[5]}]" in owned:
+                words = bytes.fromhex(local.partition(":")[0])
+                in_order = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                yield str(ipaddress.ip_address(in_order))
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
+
+
+def group_of(leader: int) -> set[int]:
+    """Every process of the session that ``leader`` began, and all that they started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(fields[1])
+    found = {leader}
+    while more := {process for process, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where the runs of this module take place."""
@@ -73,19 +125,30 @@ class Machine:
     ray: Path
     file: Path
     environment: dict[str, str]
+    addresses: set[str] = field(default_factory=set)
+    """That processes of the runs have listened on."""
+
+    def start(self, *command: str, log: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lana_ray.cli", *command],
+            env={**os.environ, **self.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def run(self, *command: str, status: int | None = 0) -> str:
         """What a command of lana-ray says that ends with this status, any if None."""
-        done = subprocess.run(
-            [sys.executable, "-m", "lana_ray.cli", *command],
-            env={**os.environ, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-        )
-        assert status in (None, done.returncode), done.stdout
-        return done.stdout
+        with tempfile.TemporaryFile() as log:
+            process, end = self.start(*command, log=log), time.monotonic() + _LONGEST_S
+            while process.poll() is None:
+                self.addresses.update(listening(group_of(process.pid)))
+                assert time.monotonic() < end, f"{command} takes too long"
+                time.sleep(0.3)
+            log.seek(0)
+            said = log.read().decode()
+        assert status in (None, process.returncode), said
+        return said
 
 
 def _images(path: Path) -> None:
@@ -148,9 +211,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Iterator[M
     (hooks / "sitecustomize.py").write_text(HOOK)
     parquet = f"http://me:{CANARY}@{bucket}/train.parquet?X-Amz-Signature={CANARY}&sig={CANARY}"
     config = settings(run_dir, targets=[settings(run_dir)["targets"][1]])
-    config |= {"ray": {"address": "local", "workers": 1}, "data": {"parquet": parquet, "image_size": 16}}
-    config |= {"score": {"images": 16, "batch_size": 16}, "distill": {"steps": 4, "batch_size": 16}}
-    config |= {"finetune": {"epochs": 1, "batch_size": 16}, "budgets": {"latency_ms": ["1000%"]}}
+    config |= {"ray": {"address": "local", "workers": 2}, "data": {"parquet": parquet, "image_size": 16}}
+    config |= {
+        "score": {"images": 16, "batch_size": 16},
+        "distill": {"steps": 60, "batch_size": 16, "group_size": 1},
+    }
+    config |= {
+        "finetune": {"epochs": 1, "batch_size": 16, "micro_batch_size": 8},
+        "budgets": {"latency_ms": ["1000%"]},
+    }
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(config))
     with tempfile.TemporaryDirectory(prefix="lana") as ray:  # short, for sockets
@@ -165,13 +234,40 @@ def machine(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Iterator[M
 
 
 @pytest.fixture(scope="module")
-def said(machine: Machine) -> str:
-    """What a run says that finds its data by a URL with secrets."""
+def killed(machine: Machine) -> tuple[dict[str, int], dict[str, int]]:
+    """When the candidates and the samples were written that a run left, which finds its data by a URL with
+    secrets and is killed as soon as it has a candidate."""
+    process = machine.start("run", str(machine.file), log=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + _LONGEST_S
+        while not list(machine.run_dir.glob("candidates/*.safetensors")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < end, "no candidate was finished"
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (machine.run_dir / "summary.json").exists()
+    return times(machine.run_dir, "candidates/*"), times(machine.run_dir, "samples/*")
+
+
+@pytest.fixture(scope="module")
+def said(machine: Machine, killed: object) -> str:
+    """What the same command says that goes on from there."""
     return machine.run("run", str(machine.file))
 
 
-def test_secrets_of_a_url_are_neither_said_nor_kept(machine: Machine, said: str) -> None:
+def test_a_killed_run_goes_on_where_it_was(
+    machine: Machine, killed: tuple[dict[str, int], dict[str, int]], said: str
+) -> None:
+    (candidates, samples), after = killed, times(machine.run_dir, "candidates/*")
+    assert len(after) == 3
+    assert {name: after[name] for name in candidates} == candidates
+    assert samples.items() <= times(machine.run_dir, "samples/*").items()
     assert summary_of(machine.run_dir)["results"]
+
+
+def test_secrets_of_a_url_are_neither_said_nor_kept(machine: Machine, said: str) -> None:
     assert CANARY not in said
     kept = [path for path in (*machine.run_dir.rglob("*"), *machine.ray.rglob("*")) if path.is_file()]
     assert machine.run_dir / "mlflow.db" in kept
@@ -214,6 +310,13 @@ def test_nothing_of_a_run_directory_or_registry_is_executed(machine: Machine, sa
     machine.run("verify", uri, "--registry", str(machine.run_dir), status=None)  # as fast as it may be here
     assert not machine.mark.exists(), machine.mark.read_text()
     assert not Path(f"{machine.mark}-unpickled").exists()
+
+
+def test_all_processes_listen_on_loopback_alone(machine: Machine, said: str) -> None:
+    """Ray's own, samplers, workers that train one network together, and what verifies."""
+    assert "finetune: up to 2 workers" in said
+    assert [address for address in machine.addresses if not is_loopback(address)] == []
+    assert machine.addresses
 
 
 def test_the_traps_spring_and_are_noticed(machine: Machine, said: str) -> None:
