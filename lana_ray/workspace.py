@@ -28,7 +28,7 @@ from lana_ray.ops import register_files
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
-from lana_ray.spaces.cells import CellSpace, CellStudents, DartsSpace, NasBench201Space
+from lana_ray.spaces.cells import SPACES, CellSpace, CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
 
@@ -221,8 +221,7 @@ def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -
     width, count = cells.width, cells.cells
     if of_supernet:
         width, count = cells.search_width or width, cells.search_cells or count
-    preset = {"nasbench201": NasBench201Space, "darts": DartsSpace}[cells.space]
-    return preset(classes=num_classes, width=width, cells=count, stem=cells.stem)
+    return SPACES[cells.space](classes=num_classes, width=width, cells=count, stem=cells.stem)
 
 
 def _structure(config: Config, num_classes: int) -> tuple[nn.Module, frozenset[str]]:

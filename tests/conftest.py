@@ -79,3 +79,16 @@ def file_modes_bind() -> Iterator[None]:
     yield
     sets[0] = effective
     assert libc.capset(header, sets) == 0
+
+
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """Gives the test process its CPUs and torch's threads back, which measuring changes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    yield
+    torch.set_num_threads(threads)
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)

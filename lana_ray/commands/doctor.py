@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import ray
 import torch
@@ -22,10 +21,9 @@ from lana_ray.cluster import leases
 from lana_ray.cluster.claims import trainers
 from lana_ray.cluster.connection import Node
 from lana_ray.config import RayConfig, Target
-from lana_ray.costs import registry as meters
-from lana_ray.deploy import runtimes
+from lana_ray.costs.registry import METERS, unavailable
+from lana_ray.deploy.runtimes import RUNTIMES
 
-RUNTIMES: tuple[str, ...] = get_args(Target.model_fields["runtime"].annotation)
 PACKAGES = (
     "lana-ray",
     "ray",
@@ -110,13 +108,13 @@ def diagnose(address: str | None = None) -> Report:
 def examine() -> Machine:
     """Looks at the machine this runs on."""
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    usable = [name for name in RUNTIMES if not runtimes.precisions(name).keys().isdisjoint(kinds)]
+    usable = [name for name, runtime in RUNTIMES.items() if not runtime.precisions.keys().isdisjoint(kinds)]
     return Machine(
         architecture=platform.machine(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        runtimes={name: runtimes.version(name) for name in usable},
-        mends={name: mend for name in usable if (mend := runtimes.missing(name))},
-        meters={kind: meters.unavailable(Target(name="this", device=kind)) for kind in kinds},
+        runtimes={name: RUNTIMES[name].version for name in usable},
+        mends={name: mend for name in usable if (mend := RUNTIMES[name].missing)},
+        meters={kind: unavailable(Target(name="this", device=kind)) for kind in kinds},
         cuda=torch.version.cuda,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         measuring=tuple(leases.held()),
@@ -254,7 +252,7 @@ def _runtime_cell(machine: Machine) -> str:
 def _meter_lines(entry: Examined) -> Iterator[str]:
     """One line for each device of a node: what can be metered on it, and why the rest cannot."""
     for device, reasons in (entry.machine.meters if entry.machine else {}).items():
-        available = ", ".join(name for name in meters.METERS if name not in reasons)
+        available = ", ".join(name for name in METERS if name not in reasons)
         lacking = "".join(f"; no {name}, because {reason}" for name, reason in reasons.items())
         yield f"{entry.node.name}: meters on {device}: {available}{lacking}"
 

@@ -18,7 +18,7 @@ from lana_ray.config import Config, Target
 from lana_ray.costs import macs
 from lana_ray.data import MissingDataError
 from lana_ray.data.names import listed
-from lana_ray.deploy.runtimes import check, missing
+from lana_ray.deploy.runtimes import RUNTIMES, check
 from lana_ray.errors import UserError
 from lana_ray.networks.checkpoints import read_weights
 from lana_ray.networks.preparation import example_images, run
@@ -132,7 +132,11 @@ def _sampling(targets: Sequence[Target], where: Mapping[str, str], alone: int) -
                 f"networks, at most {(alone + networks) * target.measure.time_limit_s / 60:.0f} minutes of "
                 "timing, beside what building each program takes",
                 where[target.name],
-                *(f"runtime missing on this machine: {mend}" for mend in [missing(target.runtime)] if mend),
+                *(
+                    f"runtime missing on this machine: {mend}"
+                    for mend in [RUNTIMES[target.runtime].missing]
+                    if mend
+                ),
             )
         )
 

@@ -184,7 +184,7 @@ class _Stored:
     @cached_property
     def deployed(self) -> nn.Module | bytes:
         """The program that the target's runtime runs."""
-        return self._read(ONNX_FILE) if runtimes.loads_onnx(self.target.runtime) else self.network
+        return self._read(ONNX_FILE) if runtimes.RUNTIMES[self.target.runtime].loads_onnx else self.network
 
     def session(self) -> Session:
         """What is deployed, loaded anew into the target's runtime."""
@@ -213,7 +213,7 @@ def problem(version: Version, tracking_uri: str) -> str | None:
 def runs_here(target: Target) -> bool:
     """Whether this machine has the target's runtime and device."""
     lacks_device = target.device != "cpu" and not torch.cuda.is_available()
-    return runtimes.missing(target.runtime) is None and not lacks_device
+    return runtimes.RUNTIMES[target.runtime].missing is None and not lacks_device
 
 
 def _student_checks(student: _Stored, *, here: bool = True) -> Iterator[Check]:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lana_ray.config.budgets import Budget, CountBudget
 from lana_ray.config.section import Says, Section, shown
+from lana_ray.registries import OneOf
 
 Location = tuple[int | str, ...]
 _UNKNOWN = ("extra_forbidden", "invalid_key")
@@ -187,11 +188,20 @@ def _without_null(annotation: Any) -> Any:
 def _instead(kind: _Kind, value: Any) -> str:
     """What to write: the nearest of the allowed words, if that is what the value looks like."""
     inner = _annotated(_without_null(kind.annotation)).annotation
-    words = get_args(inner) if get_origin(inner) is Literal else ()
+    words = _words(kind)
     near = nearest(value, words) if isinstance(value, str) else None
     hint = f"did you mean {near}? " if near else ""
     quotes = "; put it in quotes" if inner is str and isinstance(value, int | float) else ""
     return f"{hint}expected {_allowed(kind)}{quotes}"
+
+
+def _words(kind: _Kind) -> list[str]:
+    """The words that are allowed, where only some are."""
+    within = _annotated(_without_null(kind.annotation))
+    if get_origin(within.annotation) is Literal:
+        return [str(option) for option in get_args(within.annotation)]
+    marks = [mark for mark in (*kind.metadata, *within.metadata) if isinstance(mark, OneOf)]
+    return [name for mark in marks for name in mark.names()]
 
 
 def _allowed(kind: _Kind) -> str:
@@ -202,8 +212,8 @@ def _allowed(kind: _Kind) -> str:
     for said in kind.metadata:
         if isinstance(said, Says):
             return said.text + _bounds(kind.metadata)
-    if get_origin(inner) is Literal:
-        return listed([str(option) for option in get_args(inner)])
+    if names := _words(kind):
+        return listed(names)
     if get_origin(inner) is tuple:
         return _allowed_list(get_args(inner), kind.metadata)
     if isinstance(inner, type) and issubclass(inner, Section):

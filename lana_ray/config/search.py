@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lana_ray.config.section import Section, Share, refusal
+from lana_ray.registries import OneOf
 
 
 class CellsConfig(Section):
     """A space of networks of cells, searched instead of the teacher's layers."""
 
-    space: Literal["nasbench201", "darts"] = Field(examples=["darts"])
+    space: Annotated[str, OneOf("lana_ray.spaces.cells", "SPACES")] = Field(examples=["darts"])
     """Published cell space."""
     width: int = Field(default=16, ge=4)
     """Channels of the first cells."""
@@ -58,7 +59,7 @@ class SearchConfig(Section):
 
     cells: CellsConfig | None = None
     """Space of cells to search; by default the scored candidates of the teacher's layers are searched."""
-    cost: Literal["latency_ms", "peak_memory_mb", "energy_mj", "params", "macs"] = "latency_ms"
+    cost: Annotated[str, OneOf("lana_ray.costs.registry", "METERS")] = "latency_ms"
     """Cost to minimise together with the loss, on every target."""
     methods: tuple[Literal["differentiable", "program"], ...] = Field(
         default=("differentiable", "program"), min_length=1

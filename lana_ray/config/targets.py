@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from lana_ray.config.section import Says, Seconds, Section, Share, refusal
+from lana_ray.registries import OneOf
 
 Label = Annotated[
     str,
@@ -37,7 +38,7 @@ class Target(Section):
 
     name: Label = Field(examples=["edge"])
     """Name of the target in tables and in the registry."""
-    runtime: Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt"] = "torch"
+    runtime: Annotated[str, OneOf("lana_ray.deploy.runtimes", "RUNTIMES")] = "torch"
     """Runtime that executes the deployed network."""
     device: Annotated[
         str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Says("cpu, cuda, or cuda:0 for a certain GPU")

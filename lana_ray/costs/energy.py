@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs import latency
+from lana_ray.costs.meter import Meter
 from lana_ray.costs.timing import Call
 from lana_ray.deploy.runtimes import prepare
 from lana_ray.errors import UserError
 
-NAME = "energy_mj"
-UNIT = "mJ per batch"
 POWERCAP = Path("/sys/class/powercap")
 
 _WINDOW_S = 5.0
@@ -88,7 +87,7 @@ def read(module: nn.Module, example: Tensor, target: Target) -> float:
                 f"{energy.idle_mw:.3g} mW; let nothing else run beside it"
             )
     except UserError as error:
-        raise UserError(f"target {target.name!r}: {NAME} could not be read: {error}") from None
+        raise UserError(f"target {target.name!r}: energy_mj could not be read: {error}") from None
     return energy.above_idle_mj
 
 
@@ -239,3 +238,8 @@ def nvml_counter(device: str) -> Counter:
         read=lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * 1000,),  # from millijoules
         wraps_uj=(1 << 64,),
     )
+
+
+METER = Meter(
+    name="energy_mj", unit="mJ per batch", axis="energy (mJ per batch)", unavailable=unavailable, read=read
+)

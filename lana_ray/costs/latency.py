@@ -7,15 +7,13 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs.measure import measure
+from lana_ray.costs.meter import Meter
 from lana_ray.deploy import runtimes
-
-NAME = "latency_ms"
-UNIT = "ms per batch"
 
 
 def unavailable(target: Target) -> str | None:
     """Whatever keeps the target's networks from running here."""
-    if mend := runtimes.missing(target.runtime):
+    if mend := runtimes.RUNTIMES[target.runtime].missing:
         return f"the runtime {target.runtime} is not installed ({mend})"
     if target.device.startswith("cuda") and not torch.cuda.is_available():
         return f"torch finds no device {target.device}"
@@ -25,3 +23,8 @@ def unavailable(target: Target) -> str | None:
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
     """The median over one session, see ``measure``."""
     return measure(module, target, example=example).median_ms
+
+
+METER = Meter(
+    name="latency_ms", unit="ms per batch", axis="latency (ms per batch)", unavailable=unavailable, read=read
+)

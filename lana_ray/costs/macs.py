@@ -8,10 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lana_ray.config import Target
+from lana_ray.costs.meter import Meter
 from lana_ray.deploy import to_program
-
-NAME = "macs"
-UNIT = "multiply-accumulates per input"
 
 
 def unavailable(target: Target) -> None:
@@ -47,3 +45,12 @@ def count(network: nn.Module, one: Tensor) -> float:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         network(one)
     return counter.get_total_flops() / 2
+
+
+METER = Meter(
+    name="macs",
+    unit="multiply-accumulates per input",
+    axis="multiply-accumulates per input",
+    unavailable=unavailable,
+    read=read,
+)

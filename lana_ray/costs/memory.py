@@ -13,11 +13,10 @@ from torch import Tensor, fx, nn
 
 from lana_ray.config import Target
 from lana_ray.costs import latency, resident
+from lana_ray.costs.meter import Meter
 from lana_ray.deploy.runtimes import load, program
 from lana_ray.errors import UserError
 
-NAME = "peak_memory_mb"
-UNIT = "MB (10⁶ bytes)"
 _PATIENCE_S = 300.0
 # Fixed, glibc's thresholds no longer follow what was freed before: large blocks then go back to the system
 # when they are freed, and the resident set is what is in use. By default the order in which a runtime frees
@@ -118,8 +117,15 @@ def _resident_bytes(task: resident.Task) -> int:
                 command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
             )
         except subprocess.TimeoutExpired:
-            raise UserError(f"target {name!r}: {NAME} did not answer within {_PATIENCE_S:g} s") from None
+            raise UserError(
+                f"target {name!r}: peak_memory_mb did not answer within {_PATIENCE_S:g} s"
+            ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"target {name!r}: {NAME} could not be read ({reason})")
+        raise UserError(f"target {name!r}: peak_memory_mb could not be read ({reason})")
     return int(done.stdout.split()[-1])
+
+
+METER = Meter(
+    name="peak_memory_mb", unit="MB (10⁶ bytes)", axis="peak memory (MB)", unavailable=unavailable, read=read
+)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lana_ray.config import Target
+from lana_ray.costs.meter import Meter
 from lana_ray.deploy import deployed
-
-NAME = "params"
-UNIT = "parameters"
 
 
 def unavailable(target: Target) -> None:
@@ -23,3 +21,12 @@ def read(module: nn.Module, example: Tensor, target: Target) -> float:
     branches count as the one convolution that they are deployed as, as in its paper.
     """
     return float(sum(parameter.numel() for parameter in deployed(module).parameters()))
+
+
+METER = Meter(
+    name="params",
+    unit="parameters",
+    axis="parameters",
+    unavailable=unavailable,
+    read=read,
+)

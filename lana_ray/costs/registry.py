@@ -1,41 +1,21 @@
-"""Meters: what else than time a network costs on a target, all asked for in the same way.
-
-A new one is a module with ``NAME``, ``UNIT``, ``unavailable`` and ``read``, listed in ``METERS``.
-"""
+"""Meters: what a network costs on a target, all asked for in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs import energy, latency, macs, memory, params
 from lana_ray.costs.measure import example_input
+from lana_ray.costs.meter import Meter
 from lana_ray.errors import UserError
+from lana_ray.registries import Registry
 
+__all__ = ["METERS", "Meter", "metered", "unavailable"]
 
-class Meter(Protocol):
-    """What a meter's module offers."""
-
-    NAME: str
-    UNIT: str
-
-    def unavailable(self, target: Target) -> str | None:
-        """Why this node cannot read the meter for ``target``, on one line; None where it can."""
-
-    def read(self, module: nn.Module, example: Tensor, target: Target) -> float:
-        """One reading, in ``UNIT``. Called where ``unavailable`` says None; leaves ``module`` unchanged.
-
-        Args:
-            module: maps one tensor to one tensor.
-            example: the input batch, shape [N, ...].
-        """
-
-
-_ALL: tuple[Meter, ...] = (latency, memory, energy, params, macs)
-METERS: dict[str, Meter] = {meter.NAME: meter for meter in _ALL}
+METERS = Registry("meter", (module.METER for module in (latency, memory, energy, params, macs)))
 """Every meter, by name."""
 
 
@@ -45,7 +25,7 @@ def unavailable(target: Target, names: Sequence[str] = tuple(METERS)) -> dict[st
     Raises:
         UserError: for a name that no meter has.
     """
-    reasons = {name: _meter(name).unavailable(target) for name in names}
+    reasons = {name: METERS[name].unavailable(target) for name in names}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
@@ -74,10 +54,4 @@ def metered(
     for name, reason in unavailable(target, names).items():
         raise UserError(f"target {target.name!r}: {name} is not available on this node, because {reason}")
     images = example_input(target) if example is None else example
-    return {name: _meter(name).read(module, images, target) for name in names}
-
-
-def _meter(name: str) -> Meter:
-    if name not in METERS:
-        raise UserError(f"no meter is called {name!r}; there are {', '.join(METERS)}")
-    return METERS[name]
+    return {name: METERS[name].read(module, images, target) for name in names}

@@ -18,7 +18,7 @@ from lana_ray.costs.samples import Sample
 from lana_ray.costs.timing import Measurement, Reference, time_calls
 from lana_ray.costs.work import OtherStructure, Work, empty_structure
 from lana_ray.deploy.programs import Programs, layer_input
-from lana_ray.deploy.runtimes import Session, load, prepare, program, version
+from lana_ray.deploy.runtimes import RUNTIMES, Session, load, prepare, program
 from lana_ray.errors import Unsupported, one_line
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.layers import replace
@@ -54,7 +54,7 @@ class Sampler:
         self._target = target
         self._cpus = own_cpus()
         self._node = platform.node()
-        self._runtime = f"{target.runtime} {version(target.runtime)}"
+        self._runtime = f"{target.runtime} {RUNTIMES[target.runtime].version}"
         torch.set_num_threads(target.threads)
         self._programs = Programs(space, target)
         self._layers = {layer.name: i for i, layer in enumerate(space.layers)}

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from lana_ray.config import Target
 from lana_ray.costs.measure import example_input
 from lana_ray.deploy.assemble import OnnxFrame, OnnxModel, fill_program, open_layers
-from lana_ray.deploy.runtimes import loads_onnx, program
+from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import Unsupported, is_fault
 from lana_ray.ops import count_weights
 from lana_ray.spaces.layerwise import LayerwiseSpace
@@ -102,7 +102,7 @@ class Programs:
         opened = open_layers(self._space.network, self._space.layers, self._target.batch_size)
         try:
             made: Any = program(opened, example_input(self._target), self._target)
-            return OnnxFrame(made) if loads_onnx(self._target.runtime) else made
+            return OnnxFrame(made) if RUNTIMES[self._target.runtime].loads_onnx else made
         except Exception as error:  # its code may use more of a layer than outputs
             if is_fault(error):
                 raise

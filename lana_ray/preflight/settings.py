@@ -105,7 +105,7 @@ def _check_counted(
     smallest = list(_smallest_places(space, allowed))
     places = {(i, 0) for i in range(len(space.layers))}.union(*smallest)
     structures = {space.structure(i, j): (i, j) for i, j in places}
-    if len(structures) > _CHEAP or (name == macs.NAME and _fuses(space.network)):
+    if len(structures) > _CHEAP or (name == macs.METER.name and _fuses(space.network)):
         return
     counts = {}
     for key, (i, j) in structures.items():
@@ -132,6 +132,6 @@ def _count(config: Config, module: nn.Module, space: LayerwiseSpace, layer: int 
     """What is counted of a layer's candidate, or of the network."""
     size, target = config.data.image_size, config.targets[0]
     shape = (3, size, size) if layer is None else space.layers[layer].input_shape
-    if name == macs.NAME:
+    if name == macs.METER.name:
         return macs.count(module, torch.zeros(1, *shape))
     return METERS[name].read(module, example_input(target), target)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lana_ray.config import Config
 from lana_ray.data import ImageData
 from lana_ray.deploy import to_onnx, to_program
-from lana_ray.deploy.runtimes import loads_onnx
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError, one_line
 from lana_ray.networks.factories import seeded
 from lana_ray.networks.layers import evaluating
@@ -239,7 +239,7 @@ def _check_export(config: Config, network: nn.Module, images: Tensor, answers: T
             f"{type(network).__name__}: exported by torch.export it answers otherwise; its forward must not "
             "depend on the values or the number of its images"
         )
-    onnx = [target for target in config.targets if loads_onnx(target.runtime)]
+    onnx = [target for target in config.targets if RUNTIMES[target.runtime].loads_onnx]
     if onnx:
         try:
             with evaluating(plain):

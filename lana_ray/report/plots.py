@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from lana_ray.costs.registry import METERS
 from lana_ray.predictors.fits import Fit
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture, plain_log
@@ -15,14 +16,6 @@ from lana_ray.run_dir.storage import Storage
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""
-AXES = {
-    "latency_ms": "latency (ms per batch)",
-    "peak_memory_mb": "peak memory (MB)",
-    "energy_mj": "energy (mJ per batch)",
-    "params": "parameters",
-    "macs": "multiply-accumulates per input",
-}
-"""What a cost is called, with its unit."""
 _LATENCY = "measured latency (ms per batch)"
 _PREDICTED = "predicted latency (ms per batch)"
 _DOT, _SMALL = 46.0, 18.0
@@ -178,8 +171,8 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
         label="network not trained on",
     )
     axes.set(
-        xlabel=f"predicted {AXES[fit.cost]}",
-        ylabel=f"measured {AXES[fit.cost]}",
+        xlabel=f"predicted {METERS[fit.cost].axis}",
+        ylabel=f"measured {METERS[fit.cost].axis}",
         title=f"{fit.target}, {fit.curve[-1][0]} networks trained on",
     )
 

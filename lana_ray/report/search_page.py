@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from lana_ray.costs.registry import METERS
 from lana_ray.errors import UserError
 from lana_ray.predictors.fits import OF_STUDENTS, Fit, folder_of, read_fit
 from lana_ray.report.artifacts import Row
 from lana_ray.report.asked import read_asked
 from lana_ray.report.html import Picture, Sheet, render, sheet
 from lana_ray.report.numbers import number, percent
-from lana_ray.report.plots import AXES, fit_plot, learning_plot, sampling_notes
+from lana_ray.report.plots import fit_plot, learning_plot, sampling_notes
 from lana_ray.report.searches import (
     NAMES,
     SEARCH_CAPTIONS,
@@ -111,7 +112,7 @@ def has_searches(storage: Storage) -> bool:
 
 def _fit_pictures(fit: Fit) -> list[Picture]:
     what, best = fit.what, fit.quality
-    title = f"{AXES[fit.cost].partition(' (')[0].capitalize()} of {what}"
+    title = f"{METERS[fit.cost].axis.partition(' (')[0].capitalize()} of {what}"
     return [
         Picture(
             title=f"{title}, predicted and measured",
@@ -131,7 +132,7 @@ def _fit_pictures(fit: Fit) -> list[Picture]:
 def _trials_table(rows: Sequence[Row]) -> Table:
     """One row per trial, in the order they were begun."""
     table = empty_table(
-        f"Trials: {AXES[rows[0]['cost']]}",
+        f"Trials: {METERS[rows[0]['cost']].axis}",
         text=("method", "given"),
         numbers=("predicted", "measured", "ms", "accuracy", "seconds", "collapsed"),
         long="architecture",

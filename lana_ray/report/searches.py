@@ -9,10 +9,10 @@ from statistics import fmean, stdev
 from matplotlib.axes import Axes
 from rich.table import Table
 
+from lana_ray.costs.registry import METERS
 from lana_ray.report.artifacts import Row
 from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
-from lana_ray.report.plots import AXES
 from lana_ray.report.table import add_row, empty_table
 from lana_ray.run_dir.storage import Storage
 from lana_ray.search.front import front, hypervolume
@@ -200,7 +200,7 @@ def _of(rows: Sequence[Row], target: str, method: str) -> list[Row]:
 
 
 def _axis(rows: Sequence[Row]) -> str:
-    return AXES[rows[0]["cost"]]
+    return METERS[rows[0]["cost"]].axis
 
 
 def _by_lambda(rows: Sequence[Row]) -> dict[float, list[Row]]:

@@ -16,7 +16,7 @@ from lana_ray.commands import verify
 from lana_ray.config import Config, Target
 from lana_ray.costs.measure import example_input
 from lana_ray.deploy import to_onnx
-from lana_ray.deploy.runtimes import loads_onnx, program
+from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
@@ -184,7 +184,7 @@ def _model(
 def _onnx(network: nn.Module, target: Target) -> bytes | None:
     """The ONNX program of a target that runs such; of another one, where it can be had, for use elsewhere."""
     example = example_input(target)
-    if loads_onnx(target.runtime):
+    if RUNTIMES[target.runtime].loads_onnx:
         # With the target's own batch size, as measured: a free one keeps the runtime from folding shapes, and
         # an EfficientNet-Lite0 student at 64 pixels then takes 1.8 times as long.
         deployed = program(network, example, target)

@@ -25,7 +25,7 @@ from lana_ray.config import Config, Target
 from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import Work
-from lana_ray.deploy.runtimes import version
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.run_dir.storage import Storage
 from lana_ray.stages.sample import planned_candidates
@@ -334,7 +334,7 @@ def test_samplers_that_keep_dying_end_the_run(store: SampleStore, monkeypatch: p
     assert asked.done == 3
 
 
-@pytest.mark.skipif(version("tensorrt") is not None, reason="this machine has TensorRT")
+@pytest.mark.skipif(RUNTIMES["tensorrt"].version is not None, reason="this machine has TensorRT")
 def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
     store: SampleStore, tmp_path: Path
 ) -> None:

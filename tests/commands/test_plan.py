@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lana_ray.commands import plan
 from lana_ray.config import load_config
 from lana_ray.costs.measure import example_input
 from lana_ray.costs.registry import METERS
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.workspace import Workspace, structural_space
 
@@ -132,11 +134,12 @@ def test_an_extra_is_named_as_pip_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its brackets are no markup."""
-    monkeypatch.setattr(plan, "missing", lambda runtime: f"pip install 'lana-ray[{runtime}]'")
+    lost = dataclasses.replace(RUNTIMES["onnxruntime"], packages=("no-such-package",))
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", lost)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(_settings(tmp_path / "run")))
     cli.plan(file)
-    assert "pip install 'lana-ray[onnxruntime]'" in capsys.readouterr().out
+    assert "pip install 'lana-ray[onnx]'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

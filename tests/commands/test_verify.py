@@ -18,7 +18,7 @@ from lana_ray.config import MeasureConfig, Target
 from lana_ray.costs.hardware import processor
 from lana_ray.costs.timing import Measurement
 from lana_ray.deploy import to_onnx
-from lana_ray.deploy.runtimes import loads_onnx
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.registry import Model, Student
 
@@ -53,7 +53,7 @@ def _model(width: int, target: Target) -> Model:
         input_shape=SHAPE,
         classes=CLASSES,
         verification={"images": images, "labels": torch.arange(16) % len(CLASSES), "logits": logits},
-        onnx=to_onnx(network, images, dynamic_batch=True) if loads_onnx(target.runtime) else None,
+        onnx=to_onnx(network, images, dynamic_batch=True) if RUNTIMES[target.runtime].loads_onnx else None,
     )
 
 
@@ -127,7 +127,7 @@ def _text(verification: Verification) -> str:
 
 @pytest.mark.parametrize("target", [ORT, OPENVINO, TORCH, BF16], ids=lambda target: target.name)
 def test_sound_version_is_verified(registered: Registered, target: Target) -> None:
-    if loads_onnx(target.runtime):
+    if RUNTIMES[target.runtime].loads_onnx:
         pytest.importorskip(target.runtime)
     uri = registered.register("sound", target)
     cpus, threads = os.sched_getaffinity(0), torch.get_num_threads()

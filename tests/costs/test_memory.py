@@ -11,7 +11,7 @@ from torch import nn
 
 from lana_ray.config import Target
 from lana_ray.costs import memory, resident
-from lana_ray.deploy.runtimes import missing
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 
 TARGET = Target(name="here", input_shape=(3, 16, 16))
@@ -35,8 +35,8 @@ class _Wide(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_weights_and_activations_are_in_it(runtime: str) -> None:
-    if missing(runtime):
-        pytest.skip(f"{missing(runtime)}")
+    if RUNTIMES[runtime].missing:
+        pytest.skip(f"{RUNTIMES[runtime].missing}")
     target = TARGET.model_copy(update={"runtime": runtime})
     read = memory.read(_Wide(), torch.zeros(1, 3, 16, 16), target)
     assert 64 < read < 90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.costs.registry import Meter, unavailable
-from lana_ray.deploy.runtimes import onnxruntime as onnx
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.latency import METERS, metered
 
@@ -33,19 +34,19 @@ def test_a_meter_reads_or_says_why_not_and_leaves_the_network_alone(meter: Meter
     if reason := meter.unavailable(target):
         assert "\n" not in reason
         with pytest.raises(
-            UserError, match=f"target 'here': {meter.NAME} is not available on this node, bec"
+            UserError, match=f"target 'here': {meter.name} is not available on this node, bec"
         ):
-            metered(network, target, [meter.NAME])
+            metered(network, target, [meter.name])
     else:
-        assert metered(network, target, [meter.NAME])[meter.NAME] > 0
+        assert metered(network, target, [meter.name])[meter.name] > 0
     assert all(part.training for part in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_meters_are_listed_by_their_names() -> None:
     assert list(METERS) == ["latency_ms", "peak_memory_mb", "energy_mj", "params", "macs"]
-    assert all(name == METERS[name].NAME for name in METERS)
-    assert all(METERS[name].UNIT for name in METERS)
+    assert all(name == METERS[name].name for name in METERS)
+    assert all(METERS[name].unit for name in METERS)
 
 
 def test_the_costs_are_those_asked_for() -> None:
@@ -69,7 +70,8 @@ def test_an_unknown_name_lists_the_meters() -> None:
 
 
 def test_what_is_missing_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "PACKAGES", ("no-such-package",))
+    lost = dataclasses.replace(RUNTIMES["onnxruntime"], packages=("no-such-package",))
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", lost)
     target = TARGET.model_copy(update={"runtime": "onnxruntime"})
     reasons = unavailable(target)
     assert set(reasons) == {"latency_ms", "peak_memory_mb", "energy_mj"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import get_args
 
 import pytest
@@ -17,19 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.deploy import runtimes, to_onnx
+from lana_ray.deploy import to_onnx
 from lana_ray.deploy.runtimes import (
+    RUNTIMES,
     check,
     load,
-    loads_onnx,
-    missing,
-    openvino,
-    precisions,
     prepare,
     program,
-    version,
 )
-from lana_ray.deploy.runtimes import onnxruntime as onnx
 from lana_ray.deploy.runtimes import torch_compile as compiled
 from lana_ray.errors import UserError
 
@@ -37,7 +32,6 @@ from ..small_networks import net
 
 pytestmark = pytest.mark.usefixtures("own_process")
 ROOT = Path(__file__).parents[2]
-RUNTIMES = get_args(Target.model_fields["runtime"].annotation)
 PRECISIONS = get_args(Target.model_fields["precision"].annotation)
 SLOW = {"torch-compile"}  # a second and more for every network
 PLACES = [
@@ -47,7 +41,7 @@ PLACES = [
         id=f"{runtime}-{device}",
     )
     for runtime in RUNTIMES
-    for device in precisions(runtime)
+    for device in RUNTIMES[runtime].precisions
 ]
 EXAMPLE = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(2))
@@ -61,7 +55,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     runtime, device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    if mend := missing(runtime):
+    if mend := RUNTIMES[runtime].missing:
         pytest.skip(mend)
     if (runtime, device) == ("onnxruntime", "cuda"):
         providers = pytest.importorskip("onnxruntime").get_available_providers()
@@ -121,7 +115,7 @@ def test_a_run_is_one_inference_of_the_bound_batch(target: Target, size: int) ->
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_that_is_declared_is_computed_in(target: Target, precision: str) -> None:
     chosen = target.model_copy(update={"precision": precision})
-    if precision not in precisions(target.runtime)[target.device]:
+    if precision not in RUNTIMES[target.runtime].precisions[target.device]:
         with pytest.raises(UserError, match=f"target 'here': runtime .* does not compute in {precision} on"):
             check(chosen)
         return
@@ -164,7 +158,7 @@ def test_sequences_of_tokens_run_too(target: Target) -> None:
 def test_what_is_deployed_loads(target: Target, tmp_path: Path) -> None:
     """A program with a free batch dimension, from a file, as whoever deploys it may have it."""
     module = network()
-    if loads_onnx(target.runtime):
+    if RUNTIMES[target.runtime].loads_onnx:
         session = load(to_onnx(module, EXAMPLE, dynamic_batch=True), EXAMPLE, target)
     else:
         file = tmp_path / "network.pt2"
@@ -251,7 +245,7 @@ def test_what_is_dropped_is_released(target: Target) -> None:
 
 
 def test_versions_are_those_installed(target: Target) -> None:
-    found = version(target.runtime)
+    found = RUNTIMES[target.runtime].version
     assert found is not None
     assert found[0].isdigit()
 
@@ -311,15 +305,14 @@ def test_what_a_runtime_cannot_do_is_refused_with_the_mend(settings: dict[str, s
         assert str(error.value) == f"target 'edge': runtime {mend} choose another runtime"
 
 
-@pytest.mark.parametrize(
-    ("runtime", "module", "extra"), [("onnxruntime", onnx, "onnx"), ("openvino", openvino, "openvino")]
-)
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
 def test_a_runtime_that_is_not_installed_says_how(
-    monkeypatch: pytest.MonkeyPatch, runtime: str, module: ModuleType, extra: str
+    monkeypatch: pytest.MonkeyPatch, runtime: str, extra: str
 ) -> None:
-    monkeypatch.setattr(module, "PACKAGES", ("no-such-package", "nor-this"))
-    assert runtimes.version(runtime) is None
-    assert runtimes.missing(runtime) == f"pip install 'lana-ray[{extra}]'"
+    lost = dataclasses.replace(RUNTIMES[runtime], packages=("no-such-package", "nor-this"))
+    monkeypatch.setitem(RUNTIMES, runtime, lost)
+    assert RUNTIMES[runtime].version is None
+    assert RUNTIMES[runtime].missing == f"pip install 'lana-ray[{extra}]'"
     with pytest.raises(UserError, match=f"target 'here': runtime {runtime} is not installed; pip install"):
         prepare(net(5), EXAMPLE, Target.model_validate({"name": "here", "runtime": runtime}))
 

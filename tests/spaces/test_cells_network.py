@@ -103,7 +103,7 @@ def test_the_same_seed_makes_the_same_network() -> None:
 def test_runtimes_answer_as_the_network(
     space: CellSpace, architecture: tuple[int, ...], runtime: str
 ) -> None:
-    if mend := runtimes.missing(runtime):
+    if mend := runtimes.RUNTIMES[runtime].missing:
         pytest.skip(mend)
     target = Target.model_validate({"name": "here", "runtime": runtime, "batch_size": 2})
     example = images(2, 17, 18)

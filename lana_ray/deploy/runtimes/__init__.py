@@ -1,75 +1,20 @@
-"""Runtimes: how a network runs on a target.
-
-A new one is a module with
-
-- ``NAME``: what it is called;
-- ``PACKAGES``: the distributions that carry it, any of which will do, and the ``EXTRA`` that installs one;
-- ``PRECISIONS``: what it computes in, by the kind of device it runs on;
-- ``LOADS_ONNX``: whether its programs are ONNX, else they are PyTorch's;
-- ``program(module, example, target)``: the module as it is deployed, made without the runtime's packages;
-- ``load(program, example, target)``: a ``Session``, with the runtime's packages imported no earlier.
-"""
+"""Runtimes: how a network runs on a target, by the name that ``targets.runtime`` has."""
 
 from __future__ import annotations
-
-import importlib.metadata
-from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy.runtimes import onnxruntime, openvino, tensorrt, torch_compile, torch_eager
+from lana_ray.deploy.runtimes.runtime import Runtime, Session
 from lana_ray.errors import UserError, refusals
+from lana_ray.registries import Registry
 
+__all__ = ["RUNTIMES", "Runtime", "Session", "check", "load", "prepare", "program"]
 
-class Session(Protocol):
-    """A network loaded into a runtime, with an input bound to it."""
-
-    def run(self) -> object:
-        """One inference of the bound input, finished when it returns."""
-
-    def predict(self, images: Tensor) -> Tensor:
-        """The network's output for another batch, float32 on the CPU whatever the target's precision.
-
-        With runtime ``torch`` the batch is of the bound one's size, unless the program takes any.
-        """
-
-
-_RUNTIMES: dict[str, ModuleType] = {
-    "torch": torch_eager,
-    "torch-compile": torch_compile,
-    "onnxruntime": onnxruntime,
-    "openvino": openvino,
-    "tensorrt": tensorrt,
-}
-
-
-def version(runtime: str) -> str | None:
-    """Version of the package behind a runtime, None where it is not installed."""
-    for package in _RUNTIMES[runtime].PACKAGES:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def missing(runtime: str) -> str | None:
-    """What to install for a runtime; None where it is there."""
-    extra = _RUNTIMES[runtime].EXTRA
-    return None if version(runtime) else f"pip install 'lana-ray[{extra}]'"
-
-
-def loads_onnx(runtime: str) -> bool:
-    """Whether what is deployed on a runtime is an ONNX program; a PyTorch program otherwise."""
-    return bool(_RUNTIMES[runtime].LOADS_ONNX)
-
-
-def precisions(runtime: str) -> dict[str, tuple[str, ...]]:
-    """What a runtime computes in, by the kind of device it runs on: ``cpu``, ``cuda``."""
-    return dict(_RUNTIMES[runtime].PRECISIONS)
+_MODULES = (torch_eager, torch_compile, onnxruntime, openvino, tensorrt)
+RUNTIMES = Registry("runtime", (module.RUNTIME for module in _MODULES))
 
 
 def check(target: Target) -> None:
@@ -78,7 +23,7 @@ def check(target: Target) -> None:
     Raises:
         UserError: naming the target and what to set instead.
     """
-    known, kind = precisions(target.runtime), target.device.partition(":")[0]
+    known, kind = RUNTIMES[target.runtime].precisions, target.device.partition(":")[0]
     if kind not in known:
         raise UserError(
             f"target {target.name!r}: runtime {target.runtime} does not run on {kind}; "
@@ -104,7 +49,7 @@ def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | b
         UserError: as ``check``.
     """
     check(target)
-    deployed: nn.Module | bytes = _RUNTIMES[target.runtime].program(module, example, target)
+    deployed: nn.Module | bytes = RUNTIMES[target.runtime].program(module, example, target)
     return deployed
 
 
@@ -121,7 +66,7 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
     """Loads a program as it is deployed into the target's runtime, with ``example`` bound, and runs it once.
 
     Args:
-        program: the ONNX program where ``loads_onnx``, else what an exported PyTorch program loads as.
+        program: what ``program`` made, or an exported PyTorch program as it loads.
         example: float32.
 
     Raises:
@@ -130,15 +75,15 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
         UserError: as ``check``, and when this machine lacks the runtime or the device.
     """
     check(target)
-    if mend := missing(target.runtime):
+    if mend := RUNTIMES[target.runtime].missing:
         raise UserError(f"target {target.name!r}: runtime {target.runtime} is not installed; {mend}")
     if target.device != "cpu" and (torch.device(target.device).index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"target {target.name!r}: device {target.device} is not available on this machine; "
             "measure it on a node that has it"
         )
-    runtime = _RUNTIMES[target.runtime]
-    with refusals(f"target {target.name!r}: {runtime.NAME}"):
-        session: Session = runtime.load(program, example, target)
+    runtime = RUNTIMES[target.runtime]
+    with refusals(f"target {target.name!r}: {runtime.title}"):
+        session = runtime.load(program, example, target)
         session.run()  # some refuse what they have loaded
     return session

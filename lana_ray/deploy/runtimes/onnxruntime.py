@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from lana_ray.config import Target
+from lana_ray.deploy.runtimes.runtime import Runtime
 from lana_ray.deploy.runtimes.tensors import DTYPES, in_batches, typed_onnx
 from lana_ray.errors import UserError
-
-NAME = "ONNX Runtime"
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-EXTRA = "onnx"
-PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
-LOADS_ONNX = True
-
-program = typed_onnx
 
 
 class OnnxSession:
@@ -68,3 +61,15 @@ class OnnxSession:
 
 def load(program: bytes, example: Tensor, target: Target) -> OnnxSession:
     return OnnxSession(program, example, target)
+
+
+RUNTIME = Runtime(
+    name="onnxruntime",
+    title="ONNX Runtime",
+    packages=("onnxruntime", "onnxruntime-gpu"),
+    extra="onnx",
+    precisions={"cpu": ("fp32",), "cuda": ("fp32", "fp16")},
+    loads_onnx=True,
+    program=typed_onnx,
+    load=load,
+)

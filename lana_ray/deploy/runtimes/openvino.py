@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_onnx
+from lana_ray.deploy.runtimes.runtime import Runtime
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
-
-NAME = "OpenVINO"
-PACKAGES = ("openvino",)
-EXTRA = "openvino"
-PRECISIONS = {"cpu": ("fp32", "fp16", "bf16")}
-LOADS_ONNX = True
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -80,3 +75,15 @@ def _core() -> Any:
     import openvino  # an optional extra
 
     return openvino.Core()
+
+
+RUNTIME = Runtime(
+    name="openvino",
+    title="OpenVINO",
+    packages=("openvino",),
+    extra="openvino",
+    precisions={"cpu": ("fp32", "fp16", "bf16")},
+    loads_onnx=True,
+    program=program,
+    load=load,
+)

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from lana_ray.config import Target
 from lana_ray.deploy import INPUT_NAME, OUTPUT_NAME
+from lana_ray.deploy.runtimes.runtime import Runtime
 from lana_ray.deploy.runtimes.tensors import DTYPES, in_batches, typed_onnx
 from lana_ray.errors import Unsupported, UserError
-
-NAME = "TensorRT"
-PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-EXTRA = "tensorrt"
-PRECISIONS = {"cuda": ("fp32", "fp16", "bf16")}
-LOADS_ONNX = True
-
-program = typed_onnx
 
 
 class TensorRTSession:
@@ -90,3 +83,15 @@ def _build(tensorrt: Any, logger: Any, program: bytes, example: Tensor, target: 
             f"target {target.name!r}: TensorRT builds no engine of the network; its log above says why"
         )
     return plan
+
+
+RUNTIME = Runtime(
+    name="tensorrt",
+    title="TensorRT",
+    packages=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    extra="tensorrt",
+    precisions={"cuda": ("fp32", "fp16", "bf16")},
+    loads_onnx=True,
+    program=typed_onnx,
+    load=load,
+)

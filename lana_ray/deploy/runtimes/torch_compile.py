@@ -12,18 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.deploy.runtimes import torch_eager as eager
+from lana_ray.deploy.runtimes import torch_eager
+from lana_ray.deploy.runtimes.runtime import Runtime
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.deploy.runtimes.torch_eager import EagerSession
 from lana_ray.errors import UserError
-
-NAME = "torch.compile"
-PACKAGES = ("torch",)
-EXTRA = "torch"
-PRECISIONS = eager.PRECISIONS
-LOADS_ONNX = False
-
-program = eager.program
 
 
 class CompiledSession(EagerSession):
@@ -59,3 +52,15 @@ def _check_compiler(target: Target) -> None:
             f"target {target.name!r}: runtime torch-compile needs a C++ compiler on this machine; "
             "install g++ or name one with CXX"
         ) from None
+
+
+RUNTIME = Runtime(
+    name="torch-compile",
+    title="torch.compile",
+    packages=("torch",),
+    extra="torch",
+    precisions=torch_eager.RUNTIME.precisions,
+    loads_onnx=False,
+    program=torch_eager.program,
+    load=load,
+)

@@ -13,13 +13,8 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_program
+from lana_ray.deploy.runtimes.runtime import Runtime
 from lana_ray.deploy.runtimes.tensors import DTYPES
-
-NAME = "PyTorch"
-PACKAGES = ("torch",)
-EXTRA = "torch"
-PRECISIONS = {"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "fp16", "bf16")}
-LOADS_ONNX = False
 
 
 class EagerSession:
@@ -60,3 +55,15 @@ def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
 
 def load(program: nn.Module, example: Tensor, target: Target) -> EagerSession:
     return EagerSession(copy.deepcopy(program), example, target)
+
+
+RUNTIME = Runtime(
+    name="torch",
+    title="PyTorch",
+    packages=("torch",),
+    extra="torch",
+    precisions={"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "fp16", "bf16")},
+    loads_onnx=False,
+    program=program,
+    load=load,
+)

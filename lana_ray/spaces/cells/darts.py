@@ -49,6 +49,8 @@ class DartsSpace(CellSpace):
         stem: as the paper's networks for CIFAR or for ImageNet.
     """
 
+    name = "darts"
+
     def __init__(
         self, *, classes: int = 10, width: int = 36, cells: int = 20, stem: StemName = "cifar"
     ) -> None:

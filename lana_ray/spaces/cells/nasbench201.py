@@ -41,6 +41,8 @@ class NasBench201Space(CellSpace):
         stem: the benchmark's is ``cifar``.
     """
 
+    name = "nasbench201"
+
     def __init__(
         self, *, classes: int = 10, width: int = 16, cells: int = 5, stem: StemName = "cifar"
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ class CellSpace(Space):
 
     A preset adds how its architectures are written.
     """
+
+    name: ClassVar[str]
+    """As in ``search.cells.space``."""
 
     def __init__(self, wiring: Wiring, skeleton: Skeleton) -> None:
         self.wiring, self.skeleton = wiring, skeleton
