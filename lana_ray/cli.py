@@ -17,8 +17,8 @@ from lana_ray.commands.usage import UsageError, explain
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import console, simplify
-from lana_ray.monitoring.redact import without_passwords
 from lana_ray.monitoring.signals import SHELL, end_as_exceptions_do, ended_by
+from lana_ray.redact import without_passwords
 
 if TYPE_CHECKING:  # what a command does not need it does not load
     from lana_ray.predictors.fits import Fit

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lana_ray.cluster.connection import Node, nodes
+from lana_ray.cluster.everywhere import ask_nodes
 from lana_ray.errors import UserError
-from lana_ray.monitoring.progress import say
 from lana_ray.run_dir import lease
 from lana_ray.run_dir.method import check_code, installed_code
 from lana_ray.run_dir.storage import Storage
@@ -22,7 +20,6 @@ from lana_ray.run_dir.storage import Storage
 _STALE_S = 60.0
 """How long a file system of the network may show an earlier state of a directory, as NFS does."""
 _LOOK_S = 1.0
-_SAY_S = 30.0
 _ANSWER_S = 180.0
 """How long a node may take to start a process that looks."""
 
@@ -77,38 +74,13 @@ class NodeCheck:
 
 
 def _ask(asked: Sequence[Node], agreement: Agreement) -> None:
-    waiting = {
-        ray.remote(Agreement.check)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False))
-        .remote(agreement): node
-        for node in asked
-    }
-    start = time.monotonic()
-    try:
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_SAY_S)
-            for ended in ready:
-                _hear(ended, waiting.pop(ended))
-            if ready:
-                continue
-            names = ", ".join(sorted(node.name for node in waiting.values()))
-            if time.monotonic() - start > _ANSWER_S:
-                raise UserError(f"{names}: starts no process within {_ANSWER_S:g} s; see raylet.err there")
-            say(f"waiting for {names} to say whether it shares run.dir {agreement.run_dir}")
-    finally:
-        for left in waiting:
-            ray.cancel(left, force=True)
-
-
-def _hear(ended: object, node: Node) -> None:
-    """Raises what a node objects to; one that left meanwhile need not agree."""
-    try:
-        ray.get(ended)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from None
-    except ray.exceptions.RayError:
-        if any(other.id == node.id for other in nodes()):
-            raise
+    what = f"whether it shares run.dir {agreement.run_dir}"
+    for node, _, error in ask_nodes(Agreement.check, (agreement,), asked, what=what, limit_s=_ANSWER_S):
+        if error is None or all(other.id != node.id for other in nodes()):  # one that left need not agree
+            continue
+        if isinstance(error, TimeoutError):
+            raise UserError(f"{node.name}: starts no process within {_ANSWER_S:g} s; see raylet.err there")
+        raise error
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +53,7 @@ class Sweep:
     """Carries a hash of all that a trial depends on: sweeps of the same name share the trials of equal
     settings."""
     space: Mapping[str, Any]
-    """Setting -> where it is drawn from, one of ``tune``'s distributions; or every setting's values, each a
-    ``tune.grid_search``."""
+    """Setting -> ``uniform`` or ``log_uniform``, where it is drawn from; or ``each_of`` some values, for all."""
     objectives: Mapping[str, str]
     """What of a trial's result is to be large (``max``) or small (``min``)."""
     trials: int
@@ -90,6 +89,21 @@ class Sweep:
         return settings.keys() == self.space.keys() and all(
             self.space[name].is_valid(value) for name, value in settings.items()
         )
+
+
+def uniform(low: float, high: float) -> Any:
+    """A setting that is drawn between two numbers."""
+    return tune.uniform(low, high)
+
+
+def log_uniform(low: float, high: float) -> Any:
+    """A setting that is drawn between two numbers, on a log scale."""
+    return tune.loguniform(low, high)
+
+
+def each_of(values: Iterable[Any]) -> Any:
+    """A setting that takes every one of some values."""
+    return tune.grid_search(list(values))
 
 
 def run_sweep(

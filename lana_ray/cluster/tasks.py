@@ -130,6 +130,11 @@ def run_on_targets(
             ray.cancel(left, force=True)
 
 
+def shared(value: Any) -> Any:
+    """An argument of several calls, which is sent to each node once; calls get the value itself."""
+    return ray.put(value)
+
+
 def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -> Any:
     placement = _placed([target], config)[target.name]
     environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}

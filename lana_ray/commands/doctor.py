@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +18,7 @@ from lana_ray.cluster import connection as cluster
 from lana_ray.cluster import leases
 from lana_ray.cluster.claims import trainers
 from lana_ray.cluster.connection import Node
+from lana_ray.cluster.everywhere import ask_nodes
 from lana_ray.config import RayConfig, Target
 from lana_ray.costs.registry import METERS, unavailable
 from lana_ray.deploy.runtimes import RUNTIMES
@@ -129,23 +128,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _examine_nodes(nodes: Sequence[Node]) -> list[Examined]:
-    task = ray.remote(num_cpus=0, max_retries=0)(examine)
-    answers = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote()
-        for node in nodes
-    ]
-    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_S)
-    examined = []
-    for node, answer in zip(nodes, answers, strict=True):
-        try:
-            if answer not in ready:
-                raise TimeoutError(f"no answer within {_ANSWER_S:g} s")
-            examined.append(Examined(node=node, machine=ray.get(answer)))
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            last = str(error).strip().split("\n")[-1]
-            examined.append(Examined(node=node, machine=None, error=last))
-    return examined
+def _examine_nodes(asked: Sequence[Node]) -> list[Examined]:
+    what = "what it has installed"
+    found = []
+    for node, machine, error in ask_nodes(examine, (), asked, what=what, limit_s=_ANSWER_S):
+        last = None if error is None else str(error).strip().split("\n")[-1]
+        found.append(Examined(node=node, machine=machine, error=last))
+    return sorted(found, key=lambda entry: asked.index(entry.node))
 
 
 def _warnings(address: str | None, examined: Sequence[Examined]) -> Iterator[str]:

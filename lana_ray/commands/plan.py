@@ -16,6 +16,7 @@ from lana_ray.cluster.placement import assign_targets
 from lana_ray.cluster.trainers import describe, worker_group
 from lana_ray.config import Config, Target
 from lana_ray.costs import macs
+from lana_ray.costs.registry import COUNTED
 from lana_ray.data import MissingDataError
 from lana_ray.data.names import listed
 from lana_ray.deploy.runtimes import RUNTIMES, check
@@ -29,7 +30,6 @@ from lana_ray.preflight.teacher import check_teacher, first_images
 from lana_ray.spaces.cells import CellSupernet
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.offers import offers
-from lana_ray.stages.counts import COUNTED
 from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.stages.search import EPOCHS

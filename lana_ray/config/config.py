@@ -13,7 +13,7 @@ from lana_ray.config.search import SearchConfig
 from lana_ray.config.section import Seconds, Section, location, refusal
 from lana_ray.config.stages import DistillConfig, FinetuneConfig, ScoreConfig, SelectConfig
 from lana_ray.config.targets import Target
-from lana_ray.monitoring.redact import public
+from lana_ray.redact import public
 
 
 class RunConfig(Section):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from lana_ray.monitoring.redact import without_passwords
+from lana_ray.redact import without_passwords
 
 LOCATION = "location"
 """Marks fields that hold a path, or several, made absolute against the file that names them."""

@@ -51,6 +51,7 @@ METER = Meter(
     name="macs",
     unit="multiply-accumulates per input",
     axis="multiply-accumulates per input",
+    counted=True,
     unavailable=unavailable,
     read=read,
 )

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import prepare
-
-DEFAULT_INPUT_SHAPE = (3, 224, 224)
-
-
-def example_input(target: Target) -> Tensor:
-    """A batch of the target's shape, the same whenever it is asked for."""
-    shape = (target.batch_size, *(target.input_shape or DEFAULT_INPUT_SHAPE))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def measure(

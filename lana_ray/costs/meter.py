@@ -21,6 +21,8 @@ class Meter:
     """What plots and tables call it, with its unit."""
     unavailable: Callable[[Target], str | None]
     """Why this node cannot read it for a target, on one line; None where it can."""
+    counted: bool = False
+    """Whether it is exact, the same on every target, and adds up over layers, so that it can be budgeted."""
     read: Callable[[nn.Module, Tensor, Target], float]
     """One reading, in the unit, of a module that maps one tensor to one tensor, for an input batch
     [N, ...]. Called where ``unavailable`` says None; leaves the module unchanged."""

@@ -27,6 +27,7 @@ METER = Meter(
     name="params",
     unit="parameters",
     axis="parameters",
+    counted=True,
     unavailable=unavailable,
     read=read,
 )

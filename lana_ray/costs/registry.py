@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs import energy, latency, macs, memory, params
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.meter import Meter
+from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.registries import Registry
 
-__all__ = ["METERS", "Meter", "metered", "unavailable"]
+__all__ = ["COUNTED", "METERS", "Meter", "metered", "unavailable"]
 
 METERS = Registry("meter", (module.METER for module in (latency, memory, energy, params, macs)))
 """Every meter, by name."""
+COUNTED = tuple(name for name, meter in METERS.items() if meter.counted)
+"""Those that a budget may be of."""
 
 
 def unavailable(target: Target, names: Sequence[str] = tuple(METERS)) -> dict[str, str]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs.hardware import own_cpus, processor
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.samples import Sample
 from lana_ray.costs.timing import Measurement, Reference, time_calls
 from lana_ray.costs.work import OtherStructure, Work, empty_structure
-from lana_ray.deploy.programs import Programs, layer_input
+from lana_ray.deploy.inputs import example_input, layer_input
+from lana_ray.deploy.programs import Programs
 from lana_ray.deploy.runtimes import RUNTIMES, Session, load, prepare, program
 from lana_ray.errors import Unsupported, one_line
 from lana_ray.monitoring.progress import say

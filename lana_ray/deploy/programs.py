@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from cachetools import LRUCache
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lana_ray.config import Target
-from lana_ray.costs.measure import example_input
 from lana_ray.deploy.assemble import OnnxFrame, OnnxModel, fill_program, open_layers
+from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import Unsupported, is_fault
 from lana_ray.ops import count_weights
@@ -107,12 +106,6 @@ class Programs:
             if is_fault(error):
                 raise
             return None
-
-
-def layer_input(space: StudentSpace, layer: int, target: Target) -> Tensor:
-    """A batch of a layer's inputs, the same whenever it is asked for."""
-    shape = (target.batch_size, *space.layers[layer].input_shape)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _keep(cache: LRUCache[Any, Any], key: Any, value: Any) -> None:

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from lana_ray.errors import UserError
-from lana_ray.monitoring.redact import without_passwords
+from lana_ray.redact import without_passwords
 
 _PLAIN, _RAISING = "lana_ray.plain", ("strict", "surrogateescape")
 _SIMPLER = {

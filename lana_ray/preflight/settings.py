@@ -10,8 +10,8 @@ from torch import nn
 
 from lana_ray.config import Config, CountBudget
 from lana_ray.costs import macs
-from lana_ray.costs.measure import example_input
-from lana_ray.costs.registry import METERS
+from lana_ray.costs.registry import COUNTED, METERS
+from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.ops import parse_op, register_files
 from lana_ray.ops.registry import TEACHER
@@ -19,7 +19,6 @@ from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import fewest_operations
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import Choices
-from lana_ray.stages.counts import COUNTED, check_smallest
 
 _CHEAP = 100
 """So many structures are counted in a few seconds; more are counted once sampling has left some out."""
@@ -135,3 +134,12 @@ def _count(config: Config, module: nn.Module, space: LayerwiseSpace, layer: int 
     if name == macs.METER.name:
         return macs.count(module, torch.zeros(1, *shape))
     return METERS[name].read(module, example_input(target), target)
+
+
+def check_smallest(name: str, limit: float, least: float, teacher: float) -> None:
+    """Raises UserError for a budget below the smallest student, all three counted alike."""
+    if least > limit:
+        raise UserError(
+            f"budgets.{name}: {limit:.6g} cannot be met: the smallest student has {least:.6g} (the "
+            f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool"
+        )

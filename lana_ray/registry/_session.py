@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lana_ray.errors import UserError
-from lana_ray.monitoring.redact import without_passwords
+from lana_ray.redact import without_passwords
 from lana_ray.registry._moved import settle
 
 SQLITE = "sqlite:///"

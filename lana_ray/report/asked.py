@@ -10,7 +10,7 @@ import yaml
 
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
-from lana_ray.monitoring.redact import without_passwords
+from lana_ray.redact import without_passwords
 from lana_ray.run_dir.storage import Storage
 
 FILE = "run.yaml"

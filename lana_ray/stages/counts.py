@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lana_ray.costs.measure import example_input
-from lana_ray.costs.registry import METERS
-from lana_ray.deploy.programs import layer_input
-from lana_ray.errors import UserError
+from lana_ray.costs.registry import COUNTED, METERS
+from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.monitoring.progress import progress
+from lana_ray.preflight.settings import check_smallest
 from lana_ray.workspace import Workspace
 
-COUNTED = ("params", "macs")
 _FILE = "counts/{}.json"
 
 
@@ -54,15 +52,6 @@ def counted_budgets(workspace: Workspace, scores: Sequence[NDArray[np.float64]])
         check_smallest(name, limit, least, teacher)
         found.append(CountedBudget(name=name, limit=limit, rest=rest, costs=tuple(costs)))
     return found
-
-
-def check_smallest(name: str, limit: float, least: float, teacher: float) -> None:
-    """Raises UserError for a budget below the smallest student, all three counted alike."""
-    if least > limit:
-        raise UserError(
-            f"budgets.{name}: {limit:.6g} cannot be met: the smallest student has {least:.6g} (the "
-            f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool"
-        )
 
 
 def count_network(workspace: Workspace, network: nn.Module) -> dict[str, float]:

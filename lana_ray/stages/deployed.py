@@ -8,21 +8,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import ray
 import torch
 from torch import Tensor
 
 from lana_ray.cluster.leases import leased
-from lana_ray.cluster.tasks import run_on_targets
+from lana_ray.cluster.tasks import run_on_targets, shared
 from lana_ray.cluster.train_worker import TrainJob
-from lana_ray.commands import verify
 from lana_ray.config import Config, Target
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.samples import Sample
+from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session, load, program
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import progress
+from lana_ray.registry.verification import runs_here
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 from lana_ray.stages import evaluate
@@ -99,7 +98,7 @@ def accuracies(
 
 
 def _answers_alone(target: Target) -> bool:
-    return target.precision != "fp32" or not verify.runs_here(target)
+    return target.precision != "fp32" or not runs_here(target)
 
 
 def _of_programs(
@@ -147,7 +146,7 @@ def _right(
 ) -> Iterator[tuple[Pair, int]]:
     """How many images each program classifies as they are labelled."""
     config, classes = workspace.config, workspace.data.num_classes
-    sent = ray.put(images), ray.put(labels)
+    sent = shared(images), shared(labels)
     calls = [
         (sampled[name].target, (config, classes, sampled[name].target, job, *sent)) for name, job in pairs
     ]

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray import registry
-from lana_ray.commands import verify
 from lana_ray.config import Config, Target
-from lana_ray.costs.measure import example_input
 from lana_ray.deploy import to_onnx
+from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
 from lana_ray.networks.teachers import Teacher
+from lana_ray.registry.verification import problem
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.stages.evaluate import trained_network, weights_digest
 from lana_ray.stages.finetune import Finished
@@ -87,10 +87,10 @@ def run(
 
 def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
     """Loads every version back; one that does not answer as it should has no alias from then on."""
-    judged = [(version, verify.problem(version, uri)) for version in registered]
-    for version, problem in judged:
-        if problem is not None:
-            say(f"register: {version.model_uri} failed verification and gets no alias: {problem}")
+    judged = [(version, problem(version, uri)) for version in registered]
+    for version, reason in judged:
+        if reason is not None:
+            say(f"register: {version.model_uri} failed verification and gets no alias: {reason}")
     registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
 
 

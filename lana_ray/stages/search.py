@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from ray import tune
 
 from lana_ray import registry
 from lana_ray.cluster import connection as cluster
 from lana_ray.cluster.claims import Ask, Claim, node_labels, selector, share, threads
-from lana_ray.cluster.sweeps import Sweep, Trial, run_sweep
+from lana_ray.cluster.sweeps import Sweep, Trial, each_of, log_uniform, run_sweep
 from lana_ray.config import Config, SearchConfig
 from lana_ray.costs.work import network_work
 from lana_ray.monitoring.progress import progress, say
@@ -164,10 +163,10 @@ def judged(
 def lambdas(config: SearchConfig) -> dict[str, Any]:
     """λ as it is swept: drawn on a log scale, or each one of the grid with each seed."""
     if config.grid is None:
-        return {"lambda": tune.loguniform(*config.lambdas)}
+        return {"lambda": log_uniform(*config.lambdas)}
     return {
-        "lambda": tune.grid_search(list(config.grid)),
-        "seed": tune.grid_search(list(range(config.seeds))),
+        "lambda": each_of(config.grid),
+        "seed": each_of(range(config.seeds)),
     }
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray import tune
 
 from lana_ray.cluster.job import Job
-from lana_ray.cluster.sweeps import Trial
+from lana_ray.cluster.sweeps import Trial, uniform
 from lana_ray.cluster.tasks import device
 from lana_ray.config import Config, FinetuneConfig
 from lana_ray.costs.work import network_work
@@ -143,7 +142,7 @@ def _known(
 def _space(setup: Setup, costs: Mapping[Architecture, float]) -> dict[str, Any]:
     if setup.config.search.aim == "lambda":
         return lambdas(setup.config.search)
-    return {"budget": tune.uniform(min(costs.values()), max(costs.values()))}
+    return {"budget": uniform(min(costs.values()), max(costs.values()))}
 
 
 def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:

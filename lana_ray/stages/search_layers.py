@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray import tune
 from torch import nn
 
-from lana_ray.cluster.sweeps import Trial
+from lana_ray.cluster.sweeps import Trial, uniform
 from lana_ray.cluster.tasks import device
 from lana_ray.config import Config
 from lana_ray.monitoring.progress import say
@@ -149,10 +148,10 @@ def _space(setup: Setup, metered: Mapping[Architecture, float]) -> dict[str, Any
     if setup.method == "differentiable" and settings.aim == "lambda":
         return lambdas(settings)
     if metered:
-        return {"budget": tune.uniform(min(metered.values()), max(metered.values()))}
+        return {"budget": uniform(min(metered.values()), max(metered.values()))}
     usable = (cost[np.isfinite(score)] for cost, score in zip(table.costs_ms, setup.scores, strict=True))
     cheapest = table.rest_ms + sum(float(of_layer.min()) for of_layer in usable)
-    return {"budget": tune.uniform(1.001 * cheapest, setup.costs.teacher_ms)}
+    return {"budget": uniform(1.001 * cheapest, setup.costs.teacher_ms)}
 
 
 def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit
-from lana_ray.monitoring.redact import without_passwords
 from lana_ray.networks.teachers import Teacher
+from lana_ray.redact import without_passwords
 from lana_ray.registry import Part
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.hours import Hours

@@ -15,8 +15,8 @@ from rich.console import Console
 from lana_ray import cli
 from lana_ray.commands import plan
 from lana_ray.config import load_config
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.registry import METERS
+from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.workspace import Workspace, structural_space

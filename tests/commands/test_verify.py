@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lana_ray import registry
-from lana_ray.commands.verify import Verification, _latency_check, problem, render, verify
+from lana_ray.commands.verify import Verification, _latency_check, render, verify
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.costs.hardware import processor
 from lana_ray.costs.timing import Measurement
@@ -21,6 +21,7 @@ from lana_ray.deploy import to_onnx
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.registry import Model, Student
+from lana_ray.registry.verification import problem
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import MeasureConfig
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.timing import MIN_ROUNDS, Reference
+from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.latency import Measurement, Target, measure
 

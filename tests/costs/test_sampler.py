@@ -15,7 +15,6 @@ from lana_ray.config import MeasureConfig, Target
 from lana_ray.costs import hardware
 from lana_ray.costs import sampler as sampler_module
 from lana_ray.costs.hardware import processor
-from lana_ray.costs.measure import example_input
 from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample
 from lana_ray.costs.timing import Measurement, Reference
@@ -28,6 +27,7 @@ from lana_ray.costs.work import (
     network_work,
     student_work,
 )
+from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import torch_eager as eager
 from lana_ray.errors import Unsupported, UserError
 from lana_ray.networks.layers import find_layers

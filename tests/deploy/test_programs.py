@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.costs.measure import example_input
 from lana_ray.deploy import programs as programs_module
-from lana_ray.deploy.programs import Programs, layer_input
+from lana_ray.deploy.inputs import example_input, layer_input
+from lana_ray.deploy.programs import Programs
 from lana_ray.deploy.runtimes import load, program
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import find_layers

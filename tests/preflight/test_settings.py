@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lana_ray.config import Config, load_config
+from lana_ray.costs.registry import COUNTED
 from lana_ray.errors import UserError
 from lana_ray.preflight import settings as structure
 from lana_ray.stages import counts
@@ -69,7 +70,7 @@ def test_the_teacher_alone_keeps_no_budget_below_its_own_latency(
     accepted(config_of(tmp_path, budgets={"latency_ms": ["70%", "110%"]}, **changes))
 
 
-@pytest.mark.parametrize("name", counts.COUNTED)
+@pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("select", [{}, {"forbid": ["*=identity"]}, {"force": ["blocks.1=teacher"]}])
 def test_a_counted_budget_is_refused_where_counting_everything_refuses_it(
     name: str, select: dict[str, Any], tmp_path: Path
@@ -92,7 +93,7 @@ def test_a_counted_budget_is_refused_where_counting_everything_refuses_it(
 
 def counted(config: Config, space: Any, folder: Path) -> counts.CountedBudget:
     """By the stage that counts every candidate."""
-    (name,) = (name for name in counts.COUNTED if getattr(config.budgets, name))
+    (name,) = (name for name in COUNTED if getattr(config.budgets, name))
     here = Checked(folder, {"latency_ms": "90%", name: getattr(config.budgets, name).value}).workspace
     here.space, here.teacher = space, space.network
     (found,) = counts.counted_budgets(here, [np.zeros(len(ops)) for ops in space.ops])
