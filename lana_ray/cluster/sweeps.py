@@ -53,7 +53,7 @@ class Sweep:
     """Carries a hash of all that a trial depends on: sweeps of the same name share the trials of equal
     settings."""
     space: Mapping[str, Any]
-    """Setting -> ``uniform`` or ``log_uniform``, where it is drawn from; or ``each_of`` some values, for all."""
+    """Setting -> ``uniform`` or ``log_uniform``, where it is drawn from; or, for all, ``each_of`` values."""
     objectives: Mapping[str, str]
     """What of a trial's result is to be large (``max``) or small (``min``)."""
     trials: int

@@ -17,7 +17,7 @@ from lana_ray.ops.registry import Activation, odd, positive, register
 class RepConv(Sum):
     """A stage of RepVGG without its activation: k x k, 1x1 and, where the shapes are equal, the input.
 
-    Each branch has a batch-norm of its own. ``export.deployed`` puts ``folded()`` in the stage's place.
+    Each branch has a batch-norm of its own. ``deploy.deployed`` puts ``folded()`` in the stage's place.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ class CellNetwork(nn.Module):
                 module.drop_path.drop_prob = progress * self._drop_path
 
     def folded(self) -> nn.Module:
-        """The network as it is deployed, without the auxiliary head (``export.deployed``)."""
+        """The network as it is deployed, without the auxiliary head (``deploy.deployed``)."""
         if self.auxiliary is None:
             return self
         deployed = copy.deepcopy(self)
