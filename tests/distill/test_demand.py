@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from lana_ray.distill.demand import demand
 from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op
-
-from ..ops.layers import RESIDUAL, WIDER
+from lana_ray.testing.layers import RESIDUAL, WIDER
 
 LAYER = Layer(name="x", input_shape=(8, 6, 6), output_shape=(8, 6, 6), residual=False)
 SIZE = 8 * 6 * 6 * 4

@@ -19,8 +19,7 @@ from lana_ray.networks.reach import find_offset
 from lana_ray.ops import build_op, parse_op, warm_start
 from lana_ray.ops.blocks import conv_bn
 from lana_ray.spaces.layerwise import activation
-
-from .layers import layer
+from lana_ray.testing.layers import layer
 
 KERNELS = ["mbconv_e2_k{}", "fused_mbconv_e1_k{}", "bottleneck_w1_k{}", "conv_pair_w1_k{}", "repvgg_w1_k{}"]
 

@@ -15,8 +15,7 @@ from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op
 from lana_ray.ops.attention import RelativeAttention
 from lana_ray.ops.lambdas import LambdaLayer
-
-from .layers import STRIDED, TOKENS, layer
+from lana_ray.testing.layers import STRIDED, TOKENS, layer
 
 FAMILIES = ["vit_d32_h8_n2", "bot_w0.5", "lambda_bottleneck_w0.5"]
 

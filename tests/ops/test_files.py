@@ -22,8 +22,7 @@ from lana_ray.ops import (
     register_files,
     registry,
 )
-
-from .layers import LAST, RESIDUAL, SEQUENCE, STRIDED
+from lana_ray.testing.layers import LAST, RESIDUAL, SEQUENCE, STRIDED
 
 CONV = """
 from torch import nn

@@ -15,8 +15,7 @@ from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout
 from lana_ray.ops import PRESETS, Op, build_op, candidates, fits, parse_op, pool
 from lana_ray.ops.presets import DENSE
-
-from .layers import IMAGES, LAST, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
+from lana_ray.testing.layers import IMAGES, LAST, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
 
 _ODD = st.integers(0, 8).map(lambda n: 2 * n + 1)
 _POSITIVE = st.one_of(st.integers(1, 64), st.integers(1, 10**9).map(lambda n: n / 10**6))

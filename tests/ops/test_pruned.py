@@ -20,8 +20,7 @@ from lana_ray.costs.registry import metered
 from lana_ray.deploy import to_onnx, to_program
 from lana_ray.networks.layers import Layer
 from lana_ray.ops import build_op, fits, parse_op, warm_start
-
-from .layers import layer
+from lana_ray.testing.layers import layer
 
 HALF = parse_op("pruned_w0.5")
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lana_ray.networks.layers import Layer, batch_statistics
 from lana_ray.ops import Op, build_op, fits, parse_op, pool, warm_start, warmstart
-
-from .layers import PLAIN, RESIDUAL, STRIDED, TOKENS, WIDER, layer
+from lana_ray.testing.layers import PLAIN, RESIDUAL, STRIDED, TOKENS, WIDER, layer
 
 STARTED = [
     *(op.name for op in pool("tiny") if op.family not in ("teacher", "identity")),

@@ -1,0 +1,37 @@
+"""A cost of one's own: the bytes of a network's weights, as they are stored.
+
+Put the module into ``lana_ray/costs/`` and its ``METER`` into ``METERS`` there; ``search.cost``, tables and
+plots know it from then on. ``pytest jobs/examples/own_cost.py`` tries it as the others are tried.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.costs.meter import Meter
+from lana_ray.deploy import deployed
+from lana_ray.testing import MeterSuite
+
+
+def unavailable(target: Target) -> None:
+    """Counted anywhere."""
+
+
+def read(module: nn.Module, example: Tensor, target: Target) -> float:
+    """Parameters and buffers of what is deployed, batch-norms folded."""
+    return float(sum(tensor.nbytes for tensor in deployed(module).state_dict().values()))
+
+
+METER = Meter(
+    name="weight_bytes",
+    unit="bytes",
+    axis="weights (bytes)",
+    counted=True,
+    unavailable=unavailable,
+    read=read,
+)
+
+
+class TestWeightBytes(MeterSuite):
+    meter = METER

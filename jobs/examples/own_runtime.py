@@ -1,0 +1,63 @@
+"""A runtime of one's own: TorchScript, as phones ran it before ExecuTorch.
+
+Put the module into ``lana_ray/deploy/runtimes/`` and its ``RUNTIME`` into ``RUNTIMES`` there; settings, help
+and ``lana-ray doctor`` know it from then on. ``pytest jobs/examples/own_runtime.py`` tries it as the others
+are tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lana_ray.config import Target
+from lana_ray.deploy import to_program
+from lana_ray.deploy.runtimes.runtime import Runtime
+from lana_ray.testing import RuntimeSuite
+
+
+@dataclass
+class ScriptSession:
+    """A traced network and the batch it runs on."""
+
+    network: Any
+    example: Tensor
+
+    @torch.inference_mode()
+    def run(self) -> object:
+        return self.network(self.example)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        output: Tensor = self.network(images.contiguous())
+        return output.clone()
+
+
+def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
+    """What ``load`` traces: tracing makes a module that does not travel between processes."""
+    return to_program(module, example, dynamic_batch=False)
+
+
+def load(program: nn.Module, example: Tensor, target: Target) -> ScriptSession:
+    torch.set_num_threads(target.threads)
+    traced = torch.jit.trace(program, (example,))  # type: ignore[no-untyped-call]
+    return ScriptSession(traced, example.contiguous())
+
+
+RUNTIME = Runtime(
+    name="torchscript",
+    title="TorchScript",
+    packages=("torch",),
+    extra="torch",
+    precisions={"cpu": ("fp32",)},
+    loads_onnx=False,
+    program=program,
+    load=load,
+)
+
+
+class TestTorchScript(RuntimeSuite):
+    runtime = RUNTIME
