@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lana_ray.cluster.connection import connect
 from lana_ray.config import DataConfig, RayConfig
-from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
+from lana_ray.config.data import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.data import load_data, pixels
 from lana_ray.monitoring.progress import console
 

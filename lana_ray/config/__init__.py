@@ -1,12 +1,18 @@
 """One YAML file says everything: a module for each part of what can be asked for, ``load.py`` reads it."""
 
 from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget
-from lana_ray.config.config import Config, RayConfig, RegistryConfig, RunConfig
+from lana_ray.config.config import Config
+from lana_ray.config.data import DataConfig
+from lana_ray.config.finetune import FinetuneConfig
 from lana_ray.config.load import load_config
-from lana_ray.config.networks import DataConfig, TeacherConfig, TrainConfig
+from lana_ray.config.ray import RayConfig
+from lana_ray.config.registry import RegistryConfig
+from lana_ray.config.run import RunConfig
 from lana_ray.config.search import SearchConfig
-from lana_ray.config.stages import FinetuneConfig, SelectConfig
+from lana_ray.config.select import SelectConfig
 from lana_ray.config.targets import MeasureConfig, Target
+from lana_ray.config.teacher import TeacherConfig
+from lana_ray.config.training import TrainConfig
 
 __all__ = [
     "Budget",

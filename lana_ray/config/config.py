@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from lana_ray.config.budgets import Budget, BudgetsConfig
-from lana_ray.config.networks import DataConfig, PoolConfig, TeacherConfig
+from lana_ray.config.budgets import BudgetsConfig
+from lana_ray.config.data import DataConfig
+from lana_ray.config.distill import DistillConfig
+from lana_ray.config.finetune import FinetuneConfig
+from lana_ray.config.pool import PoolConfig
+from lana_ray.config.ray import RayConfig
 from lana_ray.config.reader import write
+from lana_ray.config.registry import RegistryConfig
+from lana_ray.config.run import RunConfig
+from lana_ray.config.score import ScoreConfig
 from lana_ray.config.search import SearchConfig
-from lana_ray.config.section import Seconds, Section, location, refusal
-from lana_ray.config.stages import DistillConfig, FinetuneConfig, ScoreConfig, SelectConfig
+from lana_ray.config.section import Section, refusal
+from lana_ray.config.select import SelectConfig
 from lana_ray.config.targets import Target
+from lana_ray.config.teacher import TeacherConfig
 from lana_ray.redact import public
-
-
-class RunConfig(Section):
-    """Where the run is kept, and its seed."""
-
-    dir: str = location(default="runs/default")
-    """Run directory, a local path or an fsspec URL. Everything measured and trained is kept there."""
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Seed of every random choice: the same seed gives the same choices."""
-
-
-class RayConfig(Section):
-    """The cluster, and how many workers train on it."""
-
-    address: str = "auto"
-    """``auto`` uses a running cluster or starts a local one, ``local`` always starts a local one; or the
-    address of a cluster."""
-    workers: int | None = Field(default=None, ge=1)
-    """Maximum number of training workers; by default as many as the training nodes hold. One network is
-    trained by at most one worker per micro-batch, and distillation uses at most one worker per
-    candidate."""
-    min_workers: int = Field(default=1, ge=1)
-    """Minimum number of training workers. Between the minimum and the maximum, the number follows the
-    cluster as nodes come and go."""
-    cpu_workers: int = Field(default=0, ge=0)
-    """Additional workers without a GPU for distillation; used only if ``gpus_per_worker`` is set."""
-    cpus_per_worker: int | None = Field(default=None, ge=1)
-    """CPUs of a worker or task, which is also its number of threads; by default the workers of a node share
-    all its CPUs."""
-    gpus_per_worker: float = Field(default=0, ge=0)
-    """GPUs of a worker; 0 trains on CPUs."""
-    label_wait_s: Seconds = Field(default=0, ge=0)
-    """Time limit in seconds for an autoscaler to add a missing node, of a target or for training."""
-    node_price_per_hour: float | None = Field(default=None, ge=0)
-    """Mean price of a node per hour, in any currency. The report multiplies it by the node hours of the
-    run."""
-
-
-def _budget_name(value: Any) -> str | None:
-    return None if value is None else str(Budget.parse(value))
-
-
-class RegistryConfig(Section):
-    """Where students are registered in MLflow, and under which names."""
-
-    tracking_uri: str | None = None
-    """MLflow tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
-    name: str | None = None
-    """Prefix of the names of registered models; defaults to the teacher's name."""
-    default_budget: Annotated[str | None, BeforeValidator(_budget_name)] = None
-    """Budget whose most accurate student becomes ``champion``; defaults to the first of
-    ``budgets.latency_ms``."""
 
 
 class Config(Section):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lana_ray.config import DataConfig
-from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
+from lana_ray.config.data import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.data import pixels
 from lana_ray.data.content import digest
 from lana_ray.data.open import class_names, open_sources, relabelled

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import TeacherConfig
-from lana_ray.config.networks import IMAGENET_MEAN, IMAGENET_STD
+from lana_ray.config.data import IMAGENET_MEAN, IMAGENET_STD
 from lana_ray.errors import UserError, one_line
 from lana_ray.networks.checkpoints import WeightSet, fit_state, fitting, read_weights
 from lana_ray.networks.factories import call_factory, factory_files, seeded

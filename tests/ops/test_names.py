@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lana_ray.config.networks import PoolConfig
+from lana_ray.config.pool import PoolConfig
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout

@@ -1,4 +1,4 @@
-"""What is given: the teacher, its data, the pool of operations, and how networks are trained."""
+"""The images, and how they are split."""
 
 from __future__ import annotations
 
@@ -11,55 +11,6 @@ from lana_ray.config.section import Fraction, Section, Share, location
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of pixels in 0..1, by channel: what most pretrained networks expect."""
-
-
-class TrainConfig(Section):
-    """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""
-
-    epochs: float = Field(default=2, gt=0)
-    """Passes over the training split; a fraction is allowed."""
-    batch_size: int = Field(default=64, ge=2)
-    """Images per step over all workers together."""
-    micro_batch_size: int = Field(default=32, ge=2)
-    """Least number of images in a micro-batch. Each step cuts its batch into as many equal micro-batches as
-    this allows, and adds up their gradients. Workers share the micro-batches; more workers than micro-batches
-    are not started. A batch-norm uses the statistics of one micro-batch, so the result does not depend on the
-    number of workers."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW's one-cycle schedule."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay of AdamW; biases and scales are not decayed."""
-    label_smoothing: Fraction = 0.0
-    """Share of each label that is spread over all classes."""
-
-
-class TeacherConfig(Section):
-    """The trained network to accelerate: give either ``timm`` or ``factory``."""
-
-    timm: str | None = None
-    """Name of a timm network."""
-    factory: str | None = location(default=None)
-    """Python function that builds the network: ``package.module:function`` or ``file.py:function``. It is
-    called with ``num_classes``, or without arguments if it takes none. Its code runs on every node, and
-    already when ``lana-ray plan`` reads it."""
-    pretrained: bool = False
-    """Use timm's pretrained weights, from an installed weights package if there is one, else from the hub."""
-    weights: str | None = location(default=None)
-    """Weights file: safetensors, or the checkpoint of a training script. The tensors that fit the network
-    are used, a moving average (EMA) before the weights of the last step. No code in the file runs."""
-    layers: tuple[str, ...] | None = None
-    """Glob patterns of the modules to replace; by default the blocks of the network are found."""
-    adapt: TrainConfig = TrainConfig()
-    """Training of the teacher on the data; used only if its head does not fit the classes or its weights are
-    random."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TeacherConfig:
-        if (self.timm is None) == (self.factory is None):
-            raise ValueError("give exactly one of timm and factory")
-        if self.pretrained and (self.weights or self.factory):
-            raise ValueError("pretrained goes with timm and without weights")
-        return self
 
 
 class DataConfig(Section):
@@ -121,18 +72,3 @@ class DataConfig(Section):
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together")
         return self
-
-
-class PoolConfig(Section):
-    """The operations that may replace a layer."""
-
-    preset: Literal["tiny", "small", "lana"] = "tiny"
-    """Named list of operations: about 8, about 24, or all of the LANA paper."""
-    ops: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of operations to use instead of a preset. The layer itself is always a candidate."""
-    modules: tuple[str, ...] = location(default=())
-    """Python files that register your own operations. Their code runs on every node, and already when
-    ``lana-ray plan`` reads them."""
-    max_cost: Share | None = Field(default=1.0, gt=0)
-    """Candidates that take more than this share of their layer's time on every target are dropped before
-    distillation; ``null`` keeps all."""

@@ -1,0 +1,18 @@
+"""How the chosen students are trained."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lana_ray.config.section import Share
+from lana_ray.config.training import TrainConfig
+
+
+class FinetuneConfig(TrainConfig):
+    """How each chosen student is trained as a whole network, with the teacher's help."""
+
+    kd_weight: Share = Field(default=0.7, ge=0, le=1)
+    """Weight of the divergence from the teacher in the loss; the cross-entropy with the labels has the
+    rest."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Softmax temperature of the divergence from the teacher."""

@@ -1,0 +1,16 @@
+"""Where a run is kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lana_ray.config.section import Section, location
+
+
+class RunConfig(Section):
+    """Where the run is kept, and its seed."""
+
+    dir: str = location(default="runs/default")
+    """Run directory, a local path or an fsspec URL. Everything measured and trained is kept there."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of every random choice: the same seed gives the same choices."""

@@ -1,0 +1,35 @@
+"""How students are chosen."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lana_ray.config.section import Fraction, Seconds, Section, Share
+
+
+class SelectConfig(Section):
+    """How one student per target and budget is chosen."""
+
+    count: int = Field(default=10, ge=1)
+    """Number of diverse students measured and evaluated per target and budget (LANA: 100)."""
+    max_overlap: Share = Field(default=0.7, gt=0, le=1)
+    """Largest share of layers on which two of these students may agree."""
+    time_limit_s: Seconds = Field(default=10.0, gt=0)
+    """Time limit in seconds of the solver for all students of one target and budget. A student that is not
+    proven optimal in time comes with its gap."""
+    joint: bool = False
+    """Also choose one architecture per budget that keeps it on all targets."""
+    force: tuple[str, ...] = ()
+    """Glob patterns ``LAYER=OPERATION``: these layers may only become these operations."""
+    forbid: tuple[str, ...] = ()
+    """Glob patterns ``LAYER=OPERATION``: these layers may not become these operations."""
+    max_ops: int | None = Field(default=None, ge=0)
+    """Maximum number of different operations in a student; the teacher's own layers do not count."""
+    rounds: int = Field(default=4, ge=1)
+    """How often the program is solved. Each round calibrates the cost table with the students measured
+    before. A budget that no student keeps gets twice as many rounds."""
+    margin: Fraction = 0.02
+    """Smallest share of the budget that is kept free, since measurements of one network vary."""
+    confidence: Share | None = Field(default=None, ge=0.5, lt=1)
+    """Probability that a re-measurement stays within the budget. The share kept free then follows from the
+    spread between the sessions of a target."""

@@ -1,0 +1,37 @@
+"""The network to accelerate."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from lana_ray.config.section import Section, location
+from lana_ray.config.training import TrainConfig
+
+
+class TeacherConfig(Section):
+    """The trained network to accelerate: give either ``timm`` or ``factory``."""
+
+    timm: str | None = None
+    """Name of a timm network."""
+    factory: str | None = location(default=None)
+    """Python function that builds the network: ``package.module:function`` or ``file.py:function``. It is
+    called with ``num_classes``, or without arguments if it takes none. Its code runs on every node, and
+    already when ``lana-ray plan`` reads it."""
+    pretrained: bool = False
+    """Use timm's pretrained weights, from an installed weights package if there is one, else from the hub."""
+    weights: str | None = location(default=None)
+    """Weights file: safetensors, or the checkpoint of a training script. The tensors that fit the network
+    are used, a moving average (EMA) before the weights of the last step. No code in the file runs."""
+    layers: tuple[str, ...] | None = None
+    """Glob patterns of the modules to replace; by default the blocks of the network are found."""
+    adapt: TrainConfig = TrainConfig()
+    """Training of the teacher on the data; used only if its head does not fit the classes or its weights are
+    random."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherConfig:
+        if (self.timm is None) == (self.factory is None):
+            raise ValueError("give exactly one of timm and factory")
+        if self.pretrained and (self.weights or self.factory):
+            raise ValueError("pretrained goes with timm and without weights")
+        return self

@@ -1,0 +1,27 @@
+"""How networks are trained as wholes: the teacher, and students."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lana_ray.config.section import Fraction, Section
+
+
+class TrainConfig(Section):
+    """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""
+
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the training split; a fraction is allowed."""
+    batch_size: int = Field(default=64, ge=2)
+    """Images per step over all workers together."""
+    micro_batch_size: int = Field(default=32, ge=2)
+    """Least number of images in a micro-batch. Each step cuts its batch into as many equal micro-batches as
+    this allows, and adds up their gradients. Workers share the micro-batches; more workers than micro-batches
+    are not started. A batch-norm uses the statistics of one micro-batch, so the result does not depend on the
+    number of workers."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW's one-cycle schedule."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of AdamW; biases and scales are not decayed."""
+    label_smoothing: Fraction = 0.0
+    """Share of each label that is spread over all classes."""
