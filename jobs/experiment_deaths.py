@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -28,6 +27,7 @@ import typer
 from rich.table import Table
 
 from lana_ray.cluster import trainers as driver
+from lana_ray.cluster.authentication import authenticated
 from lana_ray.cluster.launch import Board
 from lana_ray.config import load_config
 from lana_ray.monitoring.progress import console, say
@@ -151,11 +151,9 @@ def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
 
 def main(steps: int = 1500, out: Path | None = None) -> None:
     """Prints the table, and writes it as JSON."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of the clusters made here
     found: list[Loss] = []
     for fault in FAULTS:
-        with tempfile.TemporaryDirectory(prefix="deaths-") as folder:
+        with authenticated(create=True), tempfile.TemporaryDirectory(prefix="deaths-") as folder:
             found += measured(fault, steps, Path(folder))
     table = Table("fault", "worker", "work repeated (s)", "idle (s)")
     for loss in found:

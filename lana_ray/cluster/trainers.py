@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import ray
@@ -18,7 +19,7 @@ from ray.train.backend import BackendConfig
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lana_ray.cluster.agreement import of_driver
+from lana_ray.cluster.agreement import Agreement, of_driver
 from lana_ray.cluster.claims import (
     Ask,
     await_room,
@@ -134,28 +135,16 @@ def run_training(
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False))
         .remote(rounds)
     )
-    trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
-    agreement = of_driver(config.run.dir)
+    training = _Training(
+        title=title,
+        call=(worker, setting, of_driver(config.run.dir)),
+        config=config,
+        groups=tuple(groups),
+        process_group=process_group,
+        board=board,
+    )
     failures: list[BaseException] = []
-
-    def fit(group: WorkerGroup) -> None:
-        # The same name would silently resume the earlier run of that name, so it carries what is trained.
-        name = f"{title}-{group.name}-{trained}"
-        own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
-        call = {"call": pickle.dumps((worker, own, agreement)), "board": board}
-        ahead = tuple(itertools.takewhile(lambda other: other is not group, groups))
-        placing = Placing(group=group, ahead=ahead, targets=node_labels(config), board=board)
-        try:
-            _trainer(call, config, name, placing, process_group).fit()
-        except BaseException as error:
-            failures.append(error)
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    for variable, value in _RAY_TRAIN.items():
-        os.environ.setdefault(variable, value)
-    threads = [threading.Thread(target=fit, args=(g,), name=f"{title} {g.name}", daemon=True) for g in groups]
-    for thread in threads:
-        thread.start()
+    threads = training.start(failures)
     watch = _Watch(title, groups, config)
     try:
         with progress(title, total) as show:
@@ -174,6 +163,60 @@ def run_training(
         _end(board, threads)
     if failed is not None:
         _fail(title, failed, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What the groups of one training have in common."""
+
+    title: str
+    call: tuple[Callable[[dict[str, Any]], None], Mapping[str, Any], Agreement]
+    """The workers' function, its setting, and what they must have alike with the driver."""
+    config: Config
+    groups: tuple[WorkerGroup, ...]
+    process_group: bool
+    board: Any
+
+    def start(self, failures: list[BaseException]) -> list[threading.Thread]:
+        """Starts a thread for each group, which ends with it; what it raises is added to ``failures``."""
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        for variable, value in _RAY_TRAIN.items():
+            os.environ.setdefault(variable, value)
+
+        def fit(group: WorkerGroup) -> None:
+            try:
+                self._trainer(group).fit()
+            except BaseException as error:
+                failures.append(error)
+
+        names = [f"{self.title} {group.name}" for group in self.groups]
+        threads = [
+            threading.Thread(target=fit, args=(group,), name=name, daemon=True)
+            for group, name in zip(self.groups, names, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _trainer(self, group: WorkerGroup) -> GroupTrainer:
+        worker, setting, agreement = self.call
+        config, ahead = self.config, itertools.takewhile(lambda other: other is not group, self.groups)
+        own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
+        # The same name would silently resume the earlier run of that name, so it carries what is trained.
+        trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
+        backend = torch_config("nccl" if group.gpus else "gloo") if self.process_group else BackendConfig()
+        return GroupTrainer(
+            Placing(group=group, ahead=tuple(ahead), targets=node_labels(config), board=self.board),
+            train_loop_per_worker=run_worker,
+            train_loop_config={"call": pickle.dumps((worker, own, agreement)), "board": self.board},
+            backend_config=backend,
+            run_config=RunConfig(
+                name=f"{self.title}-{group.name}-{trained}",
+                storage_path=f"{config.run.dir}/ray",
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                worker_runtime_env=TRAINING_ENV,
+            ),
+        )
 
 
 def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
@@ -241,24 +284,6 @@ class _Watch:
             f"no node that trains has {group.claim} free for a worker, as others hold them "
             f"({cpus} CPUs and {gpus} GPUs are free in all)"
         )
-
-
-def _trainer(
-    setting: dict[str, Any], config: Config, name: str, placing: Placing, process_group: bool
-) -> GroupTrainer:
-    backend = torch_config("nccl" if placing.group.gpus else "gloo") if process_group else BackendConfig()
-    return GroupTrainer(
-        placing,
-        train_loop_per_worker=run_worker,
-        train_loop_config=setting,
-        backend_config=backend,
-        run_config=RunConfig(
-            name=name,
-            storage_path=f"{config.run.dir}/ray",
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env=TRAINING_ENV,
-        ),
-    )
 
 
 def _fail(title: str, error: BaseException, config: Config) -> NoReturn:

@@ -63,6 +63,7 @@ SCRIPT = """
             Job(
                 target=target,
                 placement=where[target.name],
+                space="layers",
                 work=[Work(kind="network", structure=f"{target.name}{k}", what=str(k)) for k in range(60)],
             )
             for target in targets

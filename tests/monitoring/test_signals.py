@@ -13,7 +13,12 @@ import pytest
 from lana_ray.monitoring.signals import terminated_as_before
 
 WAITS = """
-import sys, time
+import signal, sys, time
+
+# What runs the tests in the background may have had them ignored, which is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 import ray
 from lana_ray import cli
 from lana_ray.cluster import connection as cluster

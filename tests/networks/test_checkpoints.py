@@ -182,7 +182,7 @@ def test_an_object_that_is_refused_is_named(tmp_path: Path, old: bool) -> None:
 
 def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", net(5))
-    with pytest.raises(UserError, match=r"w\.pt: not safetensors and not a plain.*tests\.networks\."):
+    with pytest.raises(UserError, match=r"w\.pt: not safetensors and not a plain.*tests\.small_networks\."):
         read_weights(path)
 
 

@@ -99,7 +99,7 @@ def test_what_goes_wrong_is_told_in_one_line(tmp_path: Path, source: str, says: 
 
 
 def test_classes_and_catch_all_arguments_are_factories(tmp_path: Path) -> None:
-    assert isinstance(call_factory("tests.networks:Net", 4), Net)
+    assert isinstance(call_factory("tests.small_networks:Net", 4), Net)
     source = "from torch import nn\ndef build(**kwargs): return nn.Linear(kwargs['num_classes'], 2)\n"
     assert call_factory(written(tmp_path / "net.py", source), 6).in_features == 6
 
