@@ -24,6 +24,7 @@ import ray
 import typer
 from rich.table import Table
 
+from lana_ray.cluster.agreement import of_driver
 from lana_ray.cluster.connection import connect
 from lana_ray.cluster.fleet import run_jobs
 from lana_ray.cluster.job import Job, Progress, Ready
@@ -35,7 +36,6 @@ from lana_ray.costs.hardware import own_cpus
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import Work, in_sessions, network_work
 from lana_ray.monitoring.progress import console, progress
-from lana_ray.run_dir.method import installed_code
 from lana_ray.run_dir.storage import Storage
 from lana_ray.workspace import structural_space
 
@@ -164,11 +164,8 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
         job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
 
         def start(job: Job) -> Any:
-            return (
-                ray.remote(SamplerActor)
-                .options(num_cpus=0)
-                .remote(config, CLASSES, job.target, installed_code())
-            )
+            arguments = (config, CLASSES, job.target, job.space, of_driver(folder))
+            return ray.remote(SamplerActor).options(num_cpus=0).remote(*arguments)
 
         seconds = _timed(job, start, folder)
     found = [job.samples[item.key] for item in job.work]
