@@ -1,6 +1,6 @@
 """What each worker of a distillation loses when one of them is killed, and when a node joins.
 
-    python jobs/experiment_deaths.py [--steps 1500] [--out deaths.json]
+    python jobs/experiment_deaths.py [--steps 800] [--out deaths.json]
 
 Distils the quickstart's candidates with two workers, on two nodes of one CPU each, in rounds that last for
 minutes. A worker is killed, and in another run a node of one CPU joins, 100 s after both workers began. Ray
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -107,17 +109,20 @@ def losses(fault: str, history: dict[str, list[tuple[float, str, int]]], broken_
     return found
 
 
-def kill_worker(machines: Any, second: Any) -> None:
+def kill_worker(machines: Any, second: Any) -> list[subprocess.Popen[bytes]]:
     """The one on the second node."""
     raylet = second.all_processes["raylet"][0].process.pid
     os.kill(breakable.descendants(raylet, "ray::RayTrainWorker")[0], signal.SIGKILL)
+    return []
 
 
-def add_node(machines: Any, second: Any) -> None:
-    machines.add_node(num_cpus=1)
+def add_node(machines: Any, second: Any) -> list[subprocess.Popen[bytes]]:
+    """By a process of its own, as Ray makes nodes of this one in its main thread alone."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={machines.address}"]
+    return [subprocess.Popen([*command, "--num-cpus=1", "--block"], stdout=subprocess.DEVNULL)]
 
 
-FAULTS: dict[str, tuple[Callable[[Any, Any], None], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[Callable[[Any, Any], list[subprocess.Popen[bytes]]], tuple[str, ...]]] = {
     "a worker is killed": (kill_worker, ()),
     "a node joins": (add_node, ("ray.workers=3",)),
 }
@@ -126,7 +131,7 @@ FAULTS: dict[str, tuple[Callable[[Any, Any], None], tuple[str, ...]]] = {
 def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
     """Runs the recipe as far as its distillation and breaks something in the middle."""
     break_it, settings = FAULTS[fault]
-    notes, broken = folder / "notes", list[float]()
+    notes, broken, started = folder / "notes", list[float](), list[subprocess.Popen[bytes]]()
     with breakable.cluster(num_cpus=1, labels={"lana.target": "ort-1t", "lana.role": "both"}) as machines:
         second = machines.add_node(num_cpus=1)
         given = (f"run.dir={folder}/run", f"ray.address={machines.address}", f"distill.steps={steps}")
@@ -141,15 +146,18 @@ def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
             time.sleep(_AFTER_S)
             broken.append(time.time())
             say(f"{fault} now")
-            break_it(machines, second)
+            started.extend(break_it(machines, second))
 
         driver.Board = recording(notes)  # type: ignore[attr-defined]
         threading.Thread(target=wait_and_break, daemon=True).start()
         run(config, until="distill")
+        for process in started:
+            process.terminate()
+            process.wait()
     return losses(fault, read(notes), broken[0])
 
 
-def main(steps: int = 1500, out: Path | None = None) -> None:
+def main(steps: int = 800, out: Path | None = None) -> None:
     """Prints the table, and writes it as JSON."""
     found: list[Loss] = []
     for fault in FAULTS:
