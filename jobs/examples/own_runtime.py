@@ -7,6 +7,7 @@ are tried.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
 
 def load(program: nn.Module, example: Tensor, target: Target) -> ScriptSession:
     torch.set_num_threads(target.threads)
-    traced = torch.jit.trace(program, (example,))  # type: ignore[no-untyped-call]
+    own = copy.deepcopy(program)  # which shares its weights with the network it was made of
+    traced = torch.jit.trace(own, (example,))  # type: ignore[no-untyped-call]
     return ScriptSession(traced, example.contiguous())
 
 
