@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,8 @@ from lana_ray.cluster.agreement import Agreement, of_driver
 from lana_ray.errors import UserError
 from lana_ray.run_dir.lease import held
 from lana_ray.run_dir.storage import Storage
+
+from ..runs import TOKEN, printed
 
 # The files of memory:// are a process's own: what a directory is that only looks shared.
 NODES = """
@@ -55,15 +54,7 @@ NODES = """
 
 @pytest.mark.slow
 def test_every_node_is_asked_once_and_one_with_another_directory_is_named(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(NODES), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4},
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = ran.stdout.splitlines()
+    said = printed(NODES, tmp_path, **TOKEN)
     assert "asked True" in said
     assert any(line.startswith(f"run.dir memory://run: node {os.uname().nodename} ") for line in said)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import train
+
+from ..runs import TOKEN, printed
 
 SCRIPT = """
     import sys, time
@@ -80,20 +78,7 @@ def worker(setting: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_measures_gets_no_training_however_large_it_is(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = ran.stdout.splitlines()
+    said = printed(SCRIPT, tmp_path, **TOKEN)
     assert "roles [('edge', 'measure'), ('head', 'train'), ('xeon', 'both')]" in said
     assert "group (1, 2) 1" in said
     assert "tasks ['head', 'xeon']" in said

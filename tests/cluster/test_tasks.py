@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from lana_ray.cluster.tasks import run_on_targets, run_tasks
 from lana_ray.config import Config, Target, load_config
 from lana_ray.errors import UserError
 
-from ..runs import settings
+from ..runs import printed, settings
 
 
 @pytest.fixture
@@ -71,19 +68,6 @@ def test_a_target_that_no_node_serves_is_refused(config: Config, ray_cluster: No
 # Tasks of a run
 
 
-def _run(script: str, folder: Path, **environment: str) -> list[str]:
-    """What a process with a Ray of its own prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
-
-
 def test_results_are_in_order_and_tasks_share_the_cpus(config: Config, ray_cluster: None) -> None:
     def claimed(workspace: Any, number: int) -> tuple[int, float]:
         import ray
@@ -126,7 +110,7 @@ def test_a_process_that_had_a_gpu_is_not_used_again(tmp_path: Path) -> None:
             found = run_tasks(lambda workspace, k: os.getpid(), [(k,) for k in range(3)], config, title="t")
             print("processes", gpus, len(set(found)))
     """
-    said = _run(script, tmp_path, RAY_AUTH_MODE="disabled")
+    said = printed(script, tmp_path, RAY_AUTH_MODE="disabled")
     assert "processes 1 3" in said
     assert "processes 0 1" in said
 
@@ -149,6 +133,6 @@ def test_a_task_killed_for_its_memory_is_not_tried_for_ever(tmp_path: Path) -> N
                 print(error)
     """
     environment = {"RAY_memory_usage_threshold": "0.01", "RAY_task_oom_retry_delay_base_ms": "10"}
-    (said,) = [line for line in _run(script, tmp_path, **environment) if line.startswith("score:")]
+    (said,) = [line for line in printed(script, tmp_path, **environment) if line.startswith("score:")]
     assert "ran out of memory" in said
     assert "ray.cpus_per_worker" in said
