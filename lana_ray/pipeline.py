@@ -252,7 +252,8 @@ def _run(
             def each(some: Sequence[Stage]) -> None:
                 for stage in some:
                     check_lease()
-                    nodes.look()
+                    if stage.on_cluster:
+                        nodes.look()
                     with tracked.stage(stage.name):
                         stage.run(made)
 

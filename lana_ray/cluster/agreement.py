@@ -59,13 +59,9 @@ class NodeCheck:
     def look(self) -> None:
         """Asks the nodes that have joined since the last time; this process's own node agrees.
 
-        Without a cluster there is none to ask.
-
         Raises:
             UserError: a node that does not agree, or that starts no process.
         """
-        if not ray.is_initialized():
-            return
         here = ray.get_runtime_context().get_node_id()
         joined = [node for node in nodes() if node.id not in self._agreed | {here}]
         if joined:

@@ -96,9 +96,8 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
             "validation_accuracy": f"{trained.validation_accuracy:.6f}",
             "curve": json.dumps(trained.curve),
         }
-        left_out = (
-            AUXILIARY if isinstance(network, CellNetwork) else ()
-        )  # a teacher may have parts of that name
+        # A teacher may have parts of that name.
+        left_out = AUXILIARY if isinstance(network, CellNetwork) else ()
         deployed = {k: v for k, v in trained.state.items() if not k.startswith(left_out)}
         storage.write_tensors(job.file, deployed, metadata)
         storage.remove(partial)
