@@ -106,7 +106,8 @@ def _wanted(
     return wanted, unmet
 
 
-def _job(workspace: Workspace, architecture: Architecture) -> TrainJob:
+def job_of(workspace: Workspace, architecture: Architecture) -> TrainJob:
+    """The full training of cells."""
     cells = workspace.config.search.cells
     assert cells is not None
     key = fingerprint(
@@ -127,7 +128,7 @@ def _job(workspace: Workspace, architecture: Architecture) -> TrainJob:
 def _train_and_measure(
     workspace: Workspace, wanted: Sequence[_Wanted], sampled: Mapping[str, Sampled]
 ) -> dict[tuple[str, Architecture], Sample]:
-    jobs = {w.architecture: _job(workspace, w.architecture) for w in wanted}
+    jobs = {w.architecture: job_of(workspace, w.architecture) for w in wanted}
     train(workspace, list(jobs.values()), "cells")
     asked: dict[str, dict[Architecture, Any]] = {}
     for w in wanted:
@@ -144,7 +145,7 @@ def _finished(
     sampled: Mapping[str, Sampled],
     samples: Mapping[tuple[str, Architecture], Sample],
 ) -> list[Finished]:
-    jobs = {w.architecture: _job(workspace, w.architecture) for w in wanted}
+    jobs = {w.architecture: job_of(workspace, w.architecture) for w in wanted}
     students = {(w.target, jobs[w.architecture]): samples[w.target, w.architecture] for w in wanted}
     found = tested(workspace, sampled, students)
     counts = {a: count_network(workspace, workspace.cells.build(a)) for a in jobs}

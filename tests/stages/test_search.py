@@ -16,6 +16,7 @@ from lana_ray.predictors.fits import folder_of, read_fit
 from lana_ray.registry._session import session
 from lana_ray.report import sampling_notes, searches_table, write_search_plots
 from lana_ray.run_dir.storage import Storage
+from lana_ray.stages import train_cells
 from lana_ray.workspace import Workspace, cell_space
 
 from ..runs import settings, times
@@ -24,7 +25,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 
 def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: None) -> None:
-    asked = {"trials": 2, "grid": [1.0], "seeds": 2, "steps": 20, "batch_size": 16}
+    asked = {"trials": 2, "grid": [0.0, 1.0], "seeds": 2, "steps": 20, "batch_size": 16}
     target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 8, "time_limit_s": 0.02}}
     config = load_config(
         settings(
@@ -36,9 +37,9 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         )
     )
     rows = search_architectures(config)
-    assert [row["method"] for row in rows] == ["differentiable"] * 2 + ["program"] * 2
+    assert [row["method"] for row in rows] == ["differentiable"] * 4 + ["program"] * 2
     tried = [(row["lambda"], row["seed"]) for row in rows if row["method"] == "differentiable"]
-    assert sorted(tried) == [(1.0, 0), (1.0, 1)]
+    assert sorted(tried) == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     space = Workspace(config).space
     for row in rows:
         assert space.label(tuple(row["choices"])) == row["architecture"]
@@ -48,9 +49,9 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         if row["method"] == "program":
             assert row["predicted_ms"] <= row["budget"]
     asked_for = 0.99 * (1 - config.select.margin)
-    assert rows[2]["budget"] == pytest.approx(asked_for * rows[2]["teacher_ms"])
-    assert rows[3]["budget"] != rows[2]["budget"]
-    assert len({row["key"] for row in rows}) == 4
+    assert rows[4]["budget"] == pytest.approx(asked_for * rows[4]["teacher_ms"])
+    assert rows[5]["budget"] != rows[4]["budget"]
+    assert len({row["key"] for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
     with session(uri) as client:
@@ -66,7 +67,7 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     before = times(tmp_path, "search/*/*.json")
     fewer = config.search.model_copy(update={"seeds": 1})  # of no matter to the program's sweep
     again = search_architectures(config.model_copy(update={"search": fewer}))
-    assert [row for row in again if row["method"] == "program"] == rows[2:]
+    assert [row for row in again if row["method"] == "program"] == rows[4:]
     assert search_architectures(config) == rows
     after = times(tmp_path, "search/*/*.json")
     assert {name: after[name] for name in before} == before
@@ -128,6 +129,16 @@ def test_cells_are_sampled_searched_trained_and_measured(
     assert search_architectures(config) == rows
     assert (times(tmp_path, "search/*/*.json"), times(tmp_path, "students/*")) == before
     assert storage.read_json("cells.json")["results"] == cells_found["results"]
+
+    assert config.search.cells is not None
+    other = config.search.cells.model_copy(update={"drop_path": 0.5})  # of the full training alone
+    searched = config.model_copy(update={"search": config.search.model_copy(update={"cells": other})})
+    chosen = tuple(best["choices"])
+    keys = {train_cells.job_of(Workspace(each), chosen).key for each in (config, searched)}
+    assert len(keys) == 2
+    monkeypatch.setattr(train_cells, "run", lambda *_: [])  # takes a minute
+    assert search_architectures(searched) == rows
+    assert times(tmp_path, "search/*/*.json") == before[0]
 
 
 def rows_folder(folder: Path) -> str:
