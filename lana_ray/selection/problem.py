@@ -53,8 +53,9 @@ class InfeasibleBudget(UserError, ValueError):
         within = f" within the budgets of {', '.join(others)}" if others else ""
         within += f" of at most {most_operations} operations" if most_operations is not None else ""
         super().__init__(
+            "infeasible",
             f"budget {name} = {budget:.9g} cannot be met: the cheapest selection{within} "
-            f"costs {cheapest:.9g}; raise the budget or add cheaper candidates"
+            f"costs {cheapest:.9g}; raise the budget or add cheaper candidates",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,7 +68,10 @@ class TooFewOperations(UserError, ValueError):
 
     def __init__(self, most: int, needed: int) -> None:
         self.most, self.needed = most, needed
-        super().__init__(f"every selection has at least {needed} operations, not {most}; allow more of them")
+        super().__init__(
+            "infeasible",
+            f"every selection has at least {needed} operations, not {most}; allow more of them",
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.most, self.needed)
