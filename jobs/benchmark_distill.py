@@ -29,14 +29,16 @@ from torch import Tensor
 from lana_ray.cluster.connection import connect
 from lana_ray.cluster.distill_worker import GIB, distill_round
 from lana_ray.config import Config, load_config
-from lana_ray.distill.rounds import Candidate, memory, plan_rounds
+from lana_ray.distill.rounds import memory, plan_rounds
 from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.ids import CandidateId
 from lana_ray.monitoring.progress import console
 from lana_ray.networks.layers import observe
 from lana_ray.networks.teachers import load_teacher
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.stages.distill import find_demands, train
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import Workspace
 
 OPS = ("mbconv_e3_k3", "mbconv_e1_k5", "fused_mbconv_e1_k3", "bottleneck_w0.25_k3", "conv_pair_w0.25_k3")
 
@@ -106,22 +108,17 @@ def _prepared(config: Config) -> Workspace:
     """With a teacher whose weights are random: they do not matter here."""
     workspace = Workspace(config)
     network = load_teacher(config.teacher, workspace.data.num_classes).network
-    workspace.storage.write_tensors(TEACHER_FILE, network.state_dict(), {FINGERPRINT_KEY: "random"})
+    workspace.storage.write_tensors(layout.TEACHER, network.state_dict(), {FINGERPRINT_KEY: "random"})
     return workspace
 
 
-def _candidates(workspace: Workspace) -> list[Candidate]:
+def _candidates(workspace: Workspace) -> list[CandidateId]:
     """All that distillation trains."""
-    return [
-        (i, j)
-        for i, ops in enumerate(workspace.space.ops)
-        for j in range(len(ops))
-        if workspace.has_weights(i, j)
-    ]
+    return [one for ids in workspace.space.ids for one in ids if workspace.has_weights(one)]
 
 
 def _loops(
-    workspace: Workspace, candidates: list[Candidate], steps: int, repeats: int
+    workspace: Workspace, candidates: list[CandidateId], steps: int, repeats: int
 ) -> tuple[dict[str, float], float]:
     """Candidate-steps a second of each loop in this process, and the teacher's share of ours."""
     torch.set_num_threads(1)
@@ -146,14 +143,15 @@ def _loops(
     return medians, teacher_s * medians["our step"] / len(candidates)
 
 
-def _trainees(workspace: Workspace, candidates: list[Candidate]) -> list[Trainee]:
+def _trainees(workspace: Workspace, candidates: list[CandidateId]) -> list[Trainee]:
     return [
         Trainee(
             layer=workspace.layers[i],
-            op=workspace.space.ops[i][j].name,
+            op=one.op,
             module=workspace.space.candidate(i, j).train().to(memory_format=torch.channels_last),
         )
-        for i, j in candidates
+        for one in candidates
+        for i, j in [workspace.space.place(one)]
     ]
 
 
@@ -220,14 +218,14 @@ def _through_ray(config: Config, workers: int, steps: int, overhead: float) -> f
     return len(candidates) * (long - short) / (ends[1] - ends[0])
 
 
-def _peak(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
+def _peak(config: Config, limit_gb: float, candidates: list[CandidateId]) -> dict[str, float]:
     """Peak memory of a process that trains the largest round which the limit allows."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak_here, (config, limit_gb, candidates))
 
 
-def _peak_here(config: Config, limit_gb: float, candidates: list[Candidate]) -> dict[str, float]:
+def _peak_here(config: Config, limit_gb: float, candidates: list[CandidateId]) -> dict[str, float]:
     torch.set_num_threads(1)
     limited = config.distill.model_copy(update={"memory_gb": limit_gb, "steps": 3})
     workspace = Workspace(config.model_copy(update={"distill": limited}))

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import typer
 from rich.table import Table
 
 from lana_ray.monitoring.progress import console
+from lana_ray.report.artifacts import RunFiles
+from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import Selection, select
 from lana_ray.selection.problem import Floats, Ints, Problem
 from lana_ray.selection.program import Program, build_program
@@ -131,33 +132,19 @@ def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _of_run(folder: Path, share: float) -> list[Instance]:
     """The problem of each target of a run: its table of latencies, its scores."""
-    scores = _table(folder / "scores.parquet", "score")
-    problems = []
-    for file in sorted((folder / "costs").glob("*.parquet")):
-        costs = _table(file, "latency_ms")
-        teacher = [row["latency_ms"] for row in _last(file) if row["op"] == "teacher"]
-        problems.append(Instance(file.stem, scores, costs, share * math.fsum(teacher)))
+    run, problems = RunFiles.read(Storage(str(folder))), []
+    known = {row.candidate: row.score for row in run.scores or []}
+    for of, labelled in run.tables.items():
+        if of.cost == "latency_ms":
+            costs = list(labelled.table.costs)
+            scores = [np.array([_or_inf(known.get(one)) for one in ids]) for ids in labelled.ids]
+            teacher = math.fsum(float(of_layer[0]) for of_layer in costs)
+            problems.append(Instance(str(of.target), scores, costs, share * teacher))
     return problems
 
 
-def _last(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file; of cost tables, the last one's."""
-    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    last = max(row.get("calibration", 0) for row in rows)
-    return [row for row in rows if row.get("calibration", 0) == last]
-
-
-def _table(file: Path, column: str) -> list[Floats]:
-    """Per layer, the candidates' values; inf where there is none."""
-    rows = _last(file)
-    sizes = [0] * (1 + max(row["layer"] for row in rows))
-    for row in rows:
-        sizes[row["layer"]] = max(sizes[row["layer"]], row["choice"] + 1)
-    values = [np.full(size, np.inf) for size in sizes]
-    for row in rows:
-        if row[column] is not None:
-            values[row["layer"]][row["choice"]] = row[column]
-    return values
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _select(problem: Instance, count: int, time_limit_s: float) -> list[Selection]:

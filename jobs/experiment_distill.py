@@ -112,7 +112,7 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
         )
         for i in places
         for j, op in enumerate(workspace.space.ops[i])
-        if workspace.has_weights(i, j)
+        if workspace.has_weights(workspace.space.ids[i][j])
     ]
     names = sorted({trainee.layer.name for trainee in trainees})
     size = workspace.config.distill.batch_size

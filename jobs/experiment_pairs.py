@@ -29,10 +29,12 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from lana_ray.config import load_config
+from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import console, progress
 from lana_ray.networks.layers import batch_statistics
 from lana_ray.pipeline import run
-from lana_ray.stages.proxy import FILE as STUDENTS_FILE
+from lana_ray.run_dir import layout
+from lana_ray.run_dir.tables import PROXY
 from lana_ray.workspace import Workspace
 
 Floats = NDArray[np.float64]
@@ -51,8 +53,8 @@ def main(
     run(config, until="score")
     torch.set_num_threads(config.ray.cpus_per_worker or torch.get_num_threads())
     workspace = Workspace(config)
-    rows = workspace.storage.read_table(STUDENTS_FILE).to_pylist()
-    chosen, losses = [row["choices"] for row in rows], np.array([row["loss"] for row in rows])
+    rows = PROXY.read(workspace.storage, layout.PROXY)
+    chosen, losses = [row.choices for row in rows], np.array([row.loss for row in rows])
     divergence = _Divergence(workspace)
     wanted = sorted({pair for choices in chosen for pair in _pairs(choices)})
     interactions: dict[Pair, float] = {}
@@ -80,7 +82,7 @@ def main(
         to.write_text(json.dumps({"pairs": len(wanted), "tau": figures}, indent=1))
 
 
-def _pairs(choices: list[int]) -> list[Pair]:
+def _pairs(choices: Architecture) -> list[Pair]:
     """The neighbours of which neither is the teacher's own layer."""
     return [(i, one, other) for i, (one, other) in enumerate(pairwise(choices)) if one and other]
 

@@ -80,8 +80,8 @@ def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
     loaded = _load(config, overrides)
     summary = pipeline.run(loaded, until=stage)
     if summary is not None:
-        console.print(results_table(summary))
-        for unmet in summary["unmet"]:
+        console.print(results_table(summary.teacher.name, summary.results))
+        for unmet in summary.unmet:
             console.print(f"no student: {unmet}", markup=False, soft_wrap=True)
     if stage == "report":
         console.print(f"report: {loaded.run.dir}/report.html", markup=False, soft_wrap=True)
@@ -179,10 +179,9 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
     """
     from lana_ray import pipeline
-    from lana_ray.predictors.fits import folder_of, read_fit
+    from lana_ray.ids import CostId
+    from lana_ray.predictors.fits import read_fit
     from lana_ray.report import (
-        CELLS,
-        SEARCH_PAGE,
         lambda_table,
         repeated,
         results_table,
@@ -190,23 +189,26 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
         write_search_page,
         write_search_plots,
     )
+    from lana_ray.run_dir import layout
     from lana_ray.run_dir.storage import Storage
+    from lana_ray.run_dir.summary import SearchSummary
 
     loaded = _load(config, set)
     rows, storage = pipeline.search_architectures(loaded), Storage(loaded.run.dir)
-    folder = folder_of("layers" if loaded.search.cells is None else "cells", loaded.search.cost)
-    fits = [read_fit(storage, folder, target.name) for target in loaded.targets]
-    if found := [fit for fit in fits if fit is not None]:  # none where a table says what students cost
-        _show_fits(storage, found)
+    costs = [CostId(loaded.search.cost, target.name) for target in loaded.targets]
+    fits = [read_fit(storage, rows[0].space, of) for of in costs]
+    if loaded.search.cells is not None:  # costs of layers are a table
+        _show_fits(storage, [fit for fit in fits if fit is not None])
     console.print(searches_table(rows))
     if repeated(rows):
         console.print(lambda_table(rows))
     if loaded.search.cells is not None:
-        console.print(results_table(storage.read_json(CELLS)))
+        summary = SearchSummary.read(storage)
+        console.print(results_table(summary.teacher, summary.results))
     for plot in write_search_plots(storage, rows):
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
     write_search_page(storage, loaded.ray.node_price_per_hour)
-    console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
+    console.print(f"report: {storage.url(layout.SEARCH_PAGE)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -239,19 +241,22 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray report jobs/quickstart.yaml
     """
-    from lana_ray.report import SEARCH_PAGE, has_searches, results_table, write_page, write_search_page
+    from lana_ray.report import has_searches, results_table, write_page, write_search_page
+    from lana_ray.run_dir import layout
     from lana_ray.run_dir.storage import Storage
+    from lana_ray.run_dir.summary import Summary
 
     loaded = _load(config, set)
     storage, price = Storage(loaded.run.dir), loaded.ray.node_price_per_hour
     if has_searches(storage):
         write_search_page(storage, price)
-        console.print(f"report: {storage.url(SEARCH_PAGE)}", markup=False, soft_wrap=True)
-        if not storage.exists("summary.json"):
+        console.print(f"report: {storage.url(layout.SEARCH_PAGE)}", markup=False, soft_wrap=True)
+        if not storage.exists(layout.SUMMARY):
             return
     write_page(storage, price)
-    console.print(results_table(storage.read_json("summary.json")))
-    console.print(f"report: {storage.url('report.html')}", markup=False, soft_wrap=True)
+    summary = Summary.read(storage)
+    console.print(results_table(summary.teacher.name, summary.results))
+    console.print(f"report: {storage.url(layout.REPORT)}", markup=False, soft_wrap=True)
 
 
 @app.command("config")

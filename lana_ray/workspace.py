@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Config, Target
 from lana_ray.errors import UserError
+from lana_ray.ids import Architecture, CandidateId
 from lana_ray.networks.layers import Layer, find_layers
 from lana_ray.networks.preparation import example_images, memory_format
 from lana_ray.networks.teachers import (
@@ -25,22 +26,17 @@ from lana_ray.networks.teachers import (
     structure,
 )
 from lana_ray.ops import register_files
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.spaces.cells import SPACES, CellSpace, CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
+from lana_ray.training.job import TrainJob
 
 if TYPE_CHECKING:
     from lana_ray.data import ImageData
-
-TEACHER_FILE = "teacher.safetensors"
-
-
-def candidate_file(layer: str, op: str) -> str:
-    """Where a candidate's weights are kept in the run directory."""
-    return f"candidates/{layer}--{op}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Workspace:
     def teacher(self) -> nn.Module:
         """The teacher as trained, from the run directory; frozen, in evaluation mode."""
         network, _ = self._structure
-        network.load_state_dict(self.storage.read_tensors(TEACHER_FILE))
+        network.load_state_dict(self.storage.read_tensors(layout.TEACHER))
         return network.to(memory_format=memory_format(network)).requires_grad_(False)
 
     @cached_property
@@ -104,7 +100,7 @@ class Workspace:
     @cached_property
     def teacher_key(self) -> str:
         """Identity of the teacher's weights and of the data it was trained on."""
-        metadata = self.storage.tensor_metadata(TEACHER_FILE)
+        metadata = self.storage.tensor_metadata(layout.TEACHER)
         assert metadata is not None, "the teacher stage comes first"
         return metadata[FINGERPRINT_KEY]
 
@@ -136,46 +132,53 @@ class Workspace:
             t.model_copy(update={"input_shape": t.input_shape or shape}) for t in self.config.targets
         )
 
-    def candidate_key(self, layer: int, choice: int) -> str:
+    def candidate_key(self, candidate: CandidateId) -> str:
         """Identity of a distilled candidate: what it learns from, with what, and how.
 
         ``memory_gb`` is part of it: a batch in parts has other statistics for batch-norms.
         """
         distill = self.config.distill.model_dump(exclude={"group_size"})
+        layer, choice = self.space.place(candidate)
         at, op = self.layers[layer], self.space.ops[layer][choice]
         method = method_version("cluster.distill_worker", "spaces.layerwise")
         return fingerprint(
             self.teacher_key, at.name, *at.place, op.key, distill, self.config.run.seed, method
         )
 
-    def has_weights(self, layer: int, choice: int) -> bool:
+    def has_weights(self, candidate: CandidateId) -> bool:
         """Whether a candidate is one that distillation trains."""
-        return self.space.is_trained(layer, choice)
+        return self.space.is_trained(*self.space.place(candidate))
 
-    def candidate(self, layer: int, choice: int) -> nn.Module:
+    def candidate(self, candidate: CandidateId) -> nn.Module:
         """A distilled candidate, read from the run directory.
 
         Raises:
             UserError: what lies there is another one, made by another run in the same directory.
         """
-        module = self.space.candidate(layer, choice)
-        if self.has_weights(layer, choice):
-            name = candidate_file(self.layers[layer].name, self.space.ops[layer][choice].name)
+        module = self.space.candidate(*self.space.place(candidate))
+        if self.has_weights(candidate):
+            name = layout.candidate(candidate)
             metadata = self.storage.tensor_metadata(name) or {}
-            if metadata.get(FINGERPRINT_KEY) != self.candidate_key(layer, choice):
+            if metadata.get(FINGERPRINT_KEY) != self.candidate_key(candidate):
                 raise UserError(
-                    f"{self.storage.url(name)}: is not the candidate of these settings; run the same command "
-                    "again, which distils it anew"
+                    "changed",
+                    f"{self.storage.url(name)}: is not the candidate of these settings; rerun the same "
+                    "command, which distils it again",
                 )
             module.load_state_dict(self.storage.read_tensors(name))
         return module.to(memory_format=memory_format(self.teacher))
 
-    def student(self, architecture: tuple[int, ...]) -> nn.Module:
+    def student(self, architecture: Architecture) -> nn.Module:
         """The network an architecture makes of the distilled candidates.
 
         Everything in it can be trained but what the teacher was made with frozen, and what it never uses.
         """
-        trained = {(i, choice): self.candidate(i, choice) for i, choice in enumerate(architecture) if choice}
+        chosen = self.space.chosen(architecture)
+        trained = {
+            (i, j): self.candidate(one)
+            for i, (j, one) in enumerate(zip(architecture, chosen, strict=True))
+            if j
+        }
         network = self.space.build(architecture, trained)
         _require_gradients(network, self._trainable)
         for layer, choice in zip(self.layers, architecture, strict=True):
@@ -183,10 +186,30 @@ class Workspace:
                 network.get_submodule(layer.name).requires_grad_(True)
         return network.to(memory_format=memory_format(network))
 
-    def student_key(self, architecture: tuple[int, ...]) -> str:
+    def student_key(self, architecture: Architecture) -> str:
         """Identity of the student before fine-tuning."""
-        parts = [self.candidate_key(i, choice) for i, choice in enumerate(architecture) if choice]
-        return fingerprint(self.teacher_key, self.space.describe(architecture), parts)
+        chosen = self.space.chosen(architecture)
+        parts = [self.candidate_key(one) for one, j in zip(chosen, architecture, strict=True) if j]
+        return fingerprint(self.teacher_key, self.space.label(architecture), parts)
+
+    @property
+    def teacher_job(self) -> TrainJob:
+        """The teacher as one of the trained networks."""
+        return TrainJob(file=layout.TEACHER, key=self.teacher_key, architecture=None)
+
+    def student_job(self, space: StudentSpace, architecture: Architecture) -> TrainJob:
+        """The full training of a student; targets and budgets that chose the same one share it."""
+        settings = (self.config.finetune, self.data.fingerprint, self.config.run.seed)
+        start = self.student_key(architecture) if space.keeps_layers else self._cells_key(architecture)
+        key = fingerprint(start, *settings, method_version("training.loop", "spaces.cells.students"))
+        return TrainJob(file=layout.student(key), key=key, architecture=architecture, space=space.name)
+
+    def _cells_key(self, architecture: Architecture) -> str:
+        """Identity of a network of cells before its training, and of what is particular to it."""
+        cells = self.config.search.cells
+        assert cells is not None
+        own = (cells.drop_path, cells.auxiliary_weight)
+        return fingerprint(self.teacher_key, self.cells.network_structure(architecture), *own)
 
 
 _in_this_process: dict[str, Workspace] = {}
@@ -195,7 +218,7 @@ _in_this_process: dict[str, Workspace] = {}
 def workspace_in_worker(config: Config) -> Workspace:
     """The workspace of a worker process, kept between tasks while run and teacher stay the same."""
     fresh = Workspace(config)
-    key = fingerprint(config, fresh.storage.tensor_metadata(TEACHER_FILE))
+    key = fingerprint(config, fresh.storage.tensor_metadata(layout.TEACHER))
     if key not in _in_this_process:
         _in_this_process.clear()
         _in_this_process[key] = fresh

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lana_ray.config import Budget, load_config
+from lana_ray.config import LatencyBudget, load_config
 from lana_ray.errors import UserError
 
 SMALLEST: dict[str, Any] = {
@@ -55,14 +55,14 @@ def message(settings: Any, *overrides: str) -> str:
     ],
 )
 def test_budgets_have_units(text: Any, value: float, relative: bool) -> None:
-    budget = Budget.parse(text)
+    budget = LatencyBudget.parse(text)
     assert budget.value == pytest.approx(value)
     assert budget.relative == relative
 
 
 def test_a_relative_budget_is_a_share_of_the_teacher() -> None:
-    assert Budget.parse("25%").limit(8.0) == pytest.approx(2.0)
-    assert Budget.parse("3ms").limit(8.0) == 3.0
+    assert LatencyBudget.parse("25%").limit(8.0) == pytest.approx(2.0)
+    assert LatencyBudget.parse("3ms").limit(8.0) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_a_malformed_budget_names_its_key(bad: Any) -> None:
 @hypothesis_settings(deadline=None)
 @given(st.floats(1e-6, 1e9), st.booleans())
 def test_budgets_survive_being_written(value: float, relative: bool) -> None:
-    budget = Budget(value=value, relative=relative)
-    again = Budget.parse(str(budget))
+    budget = LatencyBudget(value=value, relative=relative)
+    again = LatencyBudget.parse(str(budget))
     assert again.relative == relative
     assert again.value == pytest.approx(value, rel=1e-9)
 
@@ -227,7 +227,7 @@ def test_overrides_reach_everything() -> None:
     assert config.finetune.epochs == 0.5
     assert [t.measure.rel_error for t in config.targets] == [0.02, 0.1]
     assert config.pool.ops == ("identity", "mbconv_e3_k3")
-    assert config.budgets.latency_ms == (Budget(value=12.5, relative=False),)
+    assert config.budgets.latency_ms == (LatencyBudget(value=12.5, relative=False),)
     assert config.registry.name == "a=b"
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lana_ray.config import Config, load_config
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.stages import teacher
 from lana_ray.workspace import Workspace
@@ -75,7 +76,7 @@ def run(config: Config) -> tuple[str, str]:
     """The teacher's key, and that of its candidates; as a process of its own would find them."""
     workspace = Workspace(config)
     teacher.run(workspace)
-    return workspace.teacher_key, workspace.candidate_key(0, 0)
+    return workspace.teacher_key, workspace.candidate_key(workspace.space.ids[0][0])
 
 
 def test_what_is_the_same_is_reused(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +125,8 @@ def test_a_comment_changes_nothing(config: Config, tmp_path: Path) -> None:
 def test_answers_rounded_otherwise_are_the_same(config: Config) -> None:
     before, storage = run(config), Storage(config.run.dir)
     for factor, same in ((1 + 1e-5, True), (1.1, False)):
-        answers = storage.read_tensors(teacher.ANSWERS_FILE)["answers"]
-        storage.write_tensors(teacher.ANSWERS_FILE, {"answers": answers * factor}, {})
+        answers = storage.read_tensors(layout.ANSWERS)["answers"]
+        storage.write_tensors(layout.ANSWERS, {"answers": answers * factor}, {})
         recorded = torch.equal(run_answers(config, storage), answers * factor)
         assert recorded == same
     assert run(config) == before
@@ -134,12 +135,12 @@ def test_answers_rounded_otherwise_are_the_same(config: Config) -> None:
 def run_answers(config: Config, storage: Storage) -> torch.Tensor:
     """What is recorded after a run."""
     run(config)
-    return storage.read_tensors(teacher.ANSWERS_FILE)["answers"]
+    return storage.read_tensors(layout.ANSWERS)["answers"]
 
 
 def test_the_run_directory_knows_the_factory(config: Config, tmp_path: Path) -> None:
     run(config)
     assert (tmp_path / "run" / "factory" / "net.py").read_text() == NET
     assert (tmp_path / "run" / "factory" / "blocks.py").read_text() == BLOCKS
-    identity = json.loads((tmp_path / "run" / teacher.IDENTITY_FILE).read_text())
+    identity = json.loads((tmp_path / "run" / layout.IDENTITY).read_text())
     assert {"torch", "timm", "net.py", "blocks.py", "lana_ray"} <= identity.keys()

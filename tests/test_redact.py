@@ -60,7 +60,7 @@ def test_neither_run_yaml_nor_the_log_holds_a_password(
     for number in (1, 2):
         uri = f"http://me:{CANARY}{number}@host{number}:5000"
         config = load_config(settings(tmp_path, registry={"tracking_uri": uri}))
-        claim(Storage(str(tmp_path)), config, "teacher.safetensors")
+        claim(Storage(str(tmp_path)), config)
         written = (tmp_path / "run.yaml").read_text()
         assert f"tracking_uri: http://host{number}:5000" in written
         assert CANARY not in written

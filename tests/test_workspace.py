@@ -10,22 +10,19 @@ import torch
 
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
+from lana_ray.ids import CandidateId
 from lana_ray.ops import registry
 from lana_ray.preflight.teacher import check_teacher
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.stages import score
-from lana_ray.workspace import (
-    TEACHER_FILE,
-    Workspace,
-    candidate_file,
-    structural_space,
-    workspace_in_worker,
-)
+from lana_ray.workspace import Workspace, structural_space, workspace_in_worker
 
 from .data.samples import write_folder
 from .small_networks import net, tuple_net
 
 NETWORKS = Path(__file__).parent / "small_networks.py"
+MBCONV = CandidateId("blocks.0", "mbconv_e1_k3")
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
 
@@ -50,7 +47,7 @@ def configuration(folder: Path, **changes: Any) -> Config:
 
 def write_teacher(config: Config, key: str = "k", scale: float = 1.0) -> None:
     state = {name: value * scale for name, value in net(3).state_dict().items()}
-    Storage(config.run.dir).write_tensors(TEACHER_FILE, state, {FINGERPRINT_KEY: key})
+    Storage(config.run.dir).write_tensors(layout.TEACHER, state, {FINGERPRINT_KEY: key})
 
 
 @pytest.fixture
@@ -62,10 +59,10 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def write_candidate(workspace: Workspace, layer: int, choice: int, value: float) -> None:
     state = workspace.space.candidate(layer, choice).state_dict()
-    name = candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
     filled = {k: torch.full_like(v, value) if v.is_floating_point() else v for k, v in state.items()}
-    key = workspace.candidate_key(layer, choice)
-    workspace.storage.write_tensors(name, filled, {FINGERPRINT_KEY: key})
+    candidate = workspace.space.ids[layer][choice]
+    key = workspace.candidate_key(candidate)
+    workspace.storage.write_tensors(layout.candidate(candidate), filled, {FINGERPRINT_KEY: key})
 
 
 def test_the_teacher_comes_from_the_run_directory(workspace: Workspace) -> None:
@@ -106,13 +103,13 @@ def test_a_candidate_of_other_settings_is_never_taken(workspace: Workspace) -> N
 
 
 def test_only_candidates_with_weights_of_their_own_are_distilled(workspace: Workspace) -> None:
-    assert [workspace.has_weights(0, choice) for choice in range(4)] == [False, False, True, True]
-    assert isinstance(workspace.candidate(0, 1), torch.nn.Identity)
+    assert [workspace.has_weights(one) for one in workspace.space.ids[0]] == [False, False, True, True]
+    assert isinstance(workspace.candidate(CandidateId("blocks.0", "identity")), torch.nn.Identity)
 
 
 def keys(config: Config) -> tuple[str, str]:
     workspace = Workspace(config)
-    return workspace.candidate_key(0, 2), workspace.student_key((2, 0, 0))
+    return workspace.candidate_key(MBCONV), workspace.student_key((2, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ def test_what_leaves_a_candidate_as_it_is_leaves_its_identity(tmp_path: Path, ch
 
 
 def test_identities_tell_candidates_and_students_apart(workspace: Workspace) -> None:
-    candidates = [workspace.candidate_key(i, j) for i in range(3) for j in range(len(workspace.space.ops[i]))]
+    candidates = [workspace.candidate_key(one) for of_layer in workspace.space.ids for one in of_layer]
     assert len(set(candidates)) == len(candidates)
     assert workspace.student_key((2, 0, 0)) != workspace.student_key((0, 0, 2))
 
@@ -203,7 +200,8 @@ def test_operations_of_the_users_own_file(tmp_path: Path, monkeypatch: pytest.Mo
     workspace = Workspace(config)
     assert [op.name for op in workspace.space.ops[1]] == ["teacher", "conv", "mbconv_e1_k3"]
     assert structural_space(config, 3).build((1, 1, 1))(IMAGES).shape == (4, 3)
-    assert workspace.candidate_key(0, 1) != workspace.candidate_key(0, 2)
+    conv = CandidateId("blocks.0", "conv")
+    assert workspace.candidate_key(conv) != workspace.candidate_key(MBCONV)
     gone = configuration(tmp_path, pool={"modules": ["gone.py"]})
     with pytest.raises(UserError, match=r"pool\.modules: .*/gone\.py: .*No such file"):
         check_teacher(gone, net(3).eval(), 3)

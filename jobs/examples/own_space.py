@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lana_ray.spaces.space import Architecture, Space
+from lana_ray.ids import Architecture
+from lana_ray.spaces.space import Space
 from lana_ray.testing import SpaceSuite
 
 WIDTHS = (8, 16, 24, 32)

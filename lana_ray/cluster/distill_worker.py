@@ -13,18 +13,18 @@ from ray import train
 from torch import nn
 
 from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import Candidate, parts
+from lana_ray.distill.rounds import parts
 from lana_ray.distill.step import DIVERGED, Distiller, Trainee
+from lana_ray.ids import CandidateId
 from lana_ray.networks.layers import observe
 from lana_ray.networks.preparation import memory_format
 from lana_ray.ops.warmstart import warm_start
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.resumable import Checkpoint, checkpoint_in
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
-from lana_ray.workspace import Workspace, candidate_file
+from lana_ray.workspace import Workspace
 
 GIB = 2**30
-STATES = "distilling"
-"""Folder of candidates in training."""
 SAVE_EVERY_S = 60.0
 _SAVING_SHARE = 0.05  # of the time may be spent on saving states
 
@@ -70,24 +70,19 @@ class Ending(NamedTuple):
     """Normalised error of every step."""
 
 
-def ending(workspace: Workspace, candidate: Candidate) -> Ending | None:
+def ending(workspace: Workspace, candidate: CandidateId) -> Ending | None:
     """Of this very candidate, from the run directory; None where it is not there."""
-    metadata = workspace.storage.intact_metadata(_file(workspace, candidate))
-    if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(*candidate):
+    metadata = workspace.storage.intact_metadata(layout.candidate(candidate))
+    if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(candidate):
         return None
     return Ending(float(metadata["error"]), metadata["stopped"], json.loads(metadata["curve"]))
 
 
-def _file(workspace: Workspace, candidate: Candidate) -> str:
-    layer, choice = candidate
-    return candidate_file(workspace.layers[layer].name, workspace.space.ops[layer][choice].name)
-
-
 def distill_round(
     workspace: Workspace,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[CandidateId],
     *,
-    demands: dict[Candidate, Demand],
+    demands: dict[CandidateId, Demand],
     device: torch.device,
     on_steps: Callable[[int], object],
 ) -> None:
@@ -101,14 +96,17 @@ def distill_round(
     """
     settings, teacher = workspace.config.distill, workspace.teacher.to(device)
     limit = settings.memory_gb * GIB
+    places = {candidate: workspace.space.place(candidate) for candidate in candidates}
     trainees = {
-        (i, j): Trainee(
-            layer=workspace.layers[i],
-            op=workspace.space.ops[i][j].name,
-            module=workspace.space.candidate(i, j).to(device).to(memory_format=memory_format(teacher)),
-            parts=parts(demands[i, j], settings.batch_size, limit),
+        candidate: Trainee(
+            layer=workspace.layers[layer],
+            op=candidate.op,
+            module=workspace.space.candidate(layer, choice)
+            .to(device)
+            .to(memory_format=memory_format(teacher)),
+            parts=parts(demands[candidate], settings.batch_size, limit),
         )
-        for i, j in candidates
+        for candidate, (layer, choice) in places.items()
     }
     distiller = Distiller(
         teacher,
@@ -133,44 +131,40 @@ def distill_round(
             due = _save(workspace, distiller, trainees)
     for candidate, trainee in trainees.items():
         _write(workspace, candidate, trainee)
-        workspace.storage.remove(_state_file(workspace, candidate))
+        workspace.storage.remove(layout.candidate_state(candidate))
 
 
-def _resume(workspace: Workspace, distiller: Distiller, trainees: Mapping[Candidate, Trainee]) -> int:
+def _resume(workspace: Workspace, distiller: Distiller, trainees: Mapping[CandidateId, Trainee]) -> int:
     """Takes up saved states; returns how many steps of candidates they saved."""
     for candidate, trainee in trainees.items():
         saved = _checkpoint(workspace, candidate).load()
-        if saved is not None and saved["key"] == workspace.candidate_key(*candidate):
+        if saved is not None and saved["key"] == workspace.candidate_key(candidate):
             distiller.restore(trainee, saved)
     return sum(len(trainee.curve) for trainee in trainees.values())
 
 
-def _save(workspace: Workspace, distiller: Distiller, trainees: Mapping[Candidate, Trainee]) -> float:
+def _save(workspace: Workspace, distiller: Distiller, trainees: Mapping[CandidateId, Trainee]) -> float:
     """Saves the state of every candidate; returns when the next time is due, by the monotonic clock."""
     begin = time.monotonic()
     for candidate, trainee in trainees.items():
-        state = {"key": workspace.candidate_key(*candidate), **distiller.state_of(trainee)}
+        state = {"key": workspace.candidate_key(candidate), **distiller.state_of(trainee)}
         _checkpoint(workspace, candidate).save(state)
     end = time.monotonic()
     return end + max(SAVE_EVERY_S, (end - begin) / _SAVING_SHARE)
 
 
-def _checkpoint(workspace: Workspace, candidate: Candidate) -> Checkpoint:
-    return checkpoint_in(workspace.storage, _state_file(workspace, candidate))
+def _checkpoint(workspace: Workspace, candidate: CandidateId) -> Checkpoint:
+    return checkpoint_in(workspace.storage, layout.candidate_state(candidate))
 
 
-def _state_file(workspace: Workspace, candidate: Candidate) -> str:
-    return f"{STATES}/{_file(workspace, candidate).rpartition('/')[2]}"
-
-
-def _write(workspace: Workspace, candidate: Candidate, trainee: Trainee) -> None:
+def _write(workspace: Workspace, candidate: CandidateId, trainee: Trainee) -> None:
     metadata = {
-        FINGERPRINT_KEY: workspace.candidate_key(*candidate),
+        FINGERPRINT_KEY: workspace.candidate_key(candidate),
         "error": "nan" if trainee.stopped == DIVERGED else f"{trainee.error:.6g}",
         "stopped": trainee.stopped or "",
         "curve": json.dumps([round(value, 5) for value in trainee.curve]),
     }
-    workspace.storage.write_tensors(_file(workspace, candidate), trainee.module.state_dict(), metadata)
+    workspace.storage.write_tensors(layout.candidate(candidate), trainee.module.state_dict(), metadata)
 
 
 def _warm_start(teacher: nn.Module, trainees: Sequence[Trainee], images: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from lana_ray.errors import UserError
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 
@@ -26,7 +27,6 @@ MAX_FAILURES = 3
 _POLL_S = 0.5
 _SETTINGS = "settings"
 _STUDY = "sweep"
-_BEGUN = ".begun"
 _RAY_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables, which verbose=0 does not silence
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard files; results are kept here
@@ -127,7 +127,7 @@ def run_sweep(
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for file in storage.list(_folder(sweep), ".json"):
+    for file in storage.list(layout.trials(sweep.name), ".json"):
         if storage.kept(file, _row, "its trial is run again") is None:
             storage.remove(file)
     finished = _finished(sweep, storage)
@@ -169,7 +169,7 @@ def _run(tuner: tune.Tuner, on_tick: Callable[[], None]) -> None:
 
 def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
     """The results of this sweep's trials; its folder may hold those of other settings as well."""
-    rows = (storage.read_json(file) for file in storage.list(_folder(sweep), ".json"))
+    rows = (storage.read_json(file) for file in storage.list(layout.trials(sweep.name), ".json"))
     mine = [row for row in rows if sweep.holds(row["settings"])]
     return sorted(mine, key=lambda row: float(row["begun"]))
 
@@ -192,9 +192,10 @@ def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Stora
 
     def run(config: dict[str, Any]) -> None:
         settings = config[_SETTINGS] if sweep.is_grid else {name: config[name] for name in sweep.space}
-        name, begun = f"{_folder(sweep)}/{fingerprint(settings)}", time.time()
-        file, state = f"{name}.json", f"{name}.search"
-        storage.write_json(f"{name}{_BEGUN}", settings)
+        key, begun = fingerprint(settings), time.time()
+        file, state = layout.trial(sweep.name, key), layout.trial_state(sweep.name, key)
+        note = layout.trial_begun(sweep.name, key)
+        storage.write_json(note, settings)
         try:
             found = ray.get(find.remote(settings, *known, state))
         except ray.exceptions.RayTaskError as error:
@@ -202,7 +203,7 @@ def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Stora
         found |= trial.judge(found, settings, *ray.get(known))
         storage.write_json(file, {"begun": begun, "settings": settings, **found})
         storage.remove(state)
-        storage.remove(f"{name}{_BEGUN}")
+        storage.remove(note)
         tune.report({name: found[name] for name in sweep.objectives})
 
     labels = {"bundle_label_selector": [dict(sweep.labels)]} if sweep.labels else {}
@@ -246,9 +247,11 @@ def _tuner(
 
 def _begun(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
     """Settings of trials that were begun and not finished."""
-    folder = _folder(sweep)
+    folder = layout.trials(sweep.name)
     done = {file.removesuffix(".json") for file in storage.list(folder, ".json")}
-    begun = [file for file in storage.list(folder, _BEGUN) if file.removesuffix(_BEGUN) not in done]
+    begun = [
+        file for file in storage.list(folder, layout.BEGUN) if file.removesuffix(layout.BEGUN) not in done
+    ]
     settings = [storage.kept(file, dict) for file in begun]
     return [known for known in settings if known is not None and sweep.holds(known)]
 
@@ -281,10 +284,6 @@ def _proposals(
         study_name=_STUDY,
         storage=books,
     )
-
-
-def _folder(sweep: Sweep) -> str:
-    return f"search/{sweep.name}"
 
 
 def _user_error(error: BaseException) -> UserError | None:

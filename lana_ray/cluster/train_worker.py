@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,29 +10,15 @@ from ray import train
 from torch import nn
 
 from lana_ray.config import Config, FinetuneConfig, TrainConfig
+from lana_ray.ids import Architecture
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.resumable import checkpoint_in
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
-from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Architecture
+from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import Rank, train_network
 from lana_ray.workspace import Workspace
-
-STATES = {LayerwiseSpace.name: "training", CellStudents.name: "training-cells"}
-"""Folders of networks in training, by the students' space."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """One network to train; its weights end in ``file`` with ``key`` as their fingerprint."""
-
-    file: str
-    key: str
-    architecture: tuple[int, ...] | None
-    """None for the teacher itself."""
-    space: str = LayerwiseSpace.name
-    """Name of the students' space that the architecture is of."""
 
 
 def train_worker(setting: dict[str, Any]) -> None:
@@ -66,7 +51,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
     device = torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")
     seed = workspace.config.run.seed
     torch.manual_seed(seed)  # a new head's weights must not depend on what was trained before
-    storage, partial = workspace.storage, f"{STATES[job.space]}/{job.key}.safetensors"
+    storage, partial = workspace.storage, layout.network_state(job.space, job.key)
     settings: TrainConfig | FinetuneConfig = workspace.config.finetune
     teacher: nn.Module | None = None if job.architecture is None else workspace.teacher.to(device)
     extras: dict[str, Any] = {}

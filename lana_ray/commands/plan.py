@@ -16,11 +16,11 @@ from lana_ray.cluster.placement import assign_targets
 from lana_ray.cluster.trainers import describe, worker_group
 from lana_ray.config import Config, Target
 from lana_ray.costs import macs
-from lana_ray.costs.registry import COUNTED
 from lana_ray.data import MissingDataError
 from lana_ray.data.names import listed
 from lana_ray.deploy.runtimes import RUNTIMES, check
 from lana_ray.errors import UserError
+from lana_ray.measurement.latencies import LATENCY
 from lana_ray.networks.checkpoints import read_weights
 from lana_ray.networks.preparation import example_images, run
 from lana_ray.networks.teachers import load_teacher, random_weights, structure
@@ -32,8 +32,8 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.offers import offers
 from lana_ray.stages.distill import worker_groups
 from lana_ray.stages.sample import planned_candidates
-from lana_ray.stages.search import EPOCHS
 from lana_ray.training.loop import steps_of
+from lana_ray.trials.problem import EPOCHS
 from lana_ray.workspace import Workspace, cell_space
 
 _IMAGENET_CLASSES = 1000
@@ -156,7 +156,7 @@ def _selection(config: Config, space: LayerwiseSpace) -> str:
         f"budgets {budgets} on {len(config.targets)} targets{on_all}, {config.select.count} students each "
         f"measured and evaluated, in up to {config.select.rounds} rounds; {left:.2g} architectures"
         f"{few} to choose from"
-        + "".join(f"; at most {limit} {name}" for name, limit in _counted(config))
+        + "".join(f"; at most {limit} {name}" for name, limit in _bounds(config))
         + (f"; the teacher itself keeps {', '.join(wide)}" if wide else "")
     )
 
@@ -179,7 +179,7 @@ def _search(config: Config, space: LayerwiseSpace, classes: int) -> Iterator[str
                 f"on each target {trials} differentiable searches, {given}, {steps} steps of "
                 f"{asked.batch_size} score images; {space.size:.2g} architectures to search"
             )
-        if "program" in asked.methods and not asked.metered:
+        if "program" in asked.methods:
             yield f"on each target {asked.trials} integer programs, each with a drawn budget"
         return
     cells = cell_space(config, classes)
@@ -193,7 +193,11 @@ def _search(config: Config, space: LayerwiseSpace, classes: int) -> Iterator[str
     for target in config.targets:
         minutes = (networks + asked.cells.active) * target.measure.time_limit_s / 60
         chosen = f" and {asked.cells.active} chosen" if asked.cells.active else ""
-        took = f"their {asked.cost} read" if asked.metered else f"at most {minutes:.0f} minutes of timing"
+        took = (
+            f"their {asked.cost} read"
+            if asked.cost != LATENCY
+            else f"at most {minutes:.0f} minutes of timing"
+        )
         yield f"{target.name}: {networks} random{chosen} cells, {took}"
     yield (
         f"on each target {trials} searches, {given}, {steps} steps of {asked.batch_size} training and "
@@ -202,12 +206,10 @@ def _search(config: Config, space: LayerwiseSpace, classes: int) -> Iterator[str
     )
 
 
-def _counted(config: Config) -> list[tuple[str, str]]:
-    """The counted budgets, as they are written."""
-    asked = ((name, getattr(config.budgets, name)) for name in COUNTED)
-    return [
-        (name, f"{most} of the teacher's" if most.relative else f"{most}") for name, most in asked if most
-    ]
+def _bounds(config: Config) -> list[tuple[str, str]]:
+    """The budgets beyond latency, as they are written."""
+    bounds = config.budgets.bounds.items()
+    return [(name, f"{most} of the teacher's" if most.relative else f"{most}") for name, most in bounds]
 
 
 def _teacher(config: Config, space: LayerwiseSpace, teacher_macs: float) -> str:

@@ -1,6 +1,6 @@
 """One YAML file says everything: a module for each part of what can be asked for, ``load.py`` reads it."""
 
-from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget
+from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget, LatencyBudget
 from lana_ray.config.config import Config
 from lana_ray.config.data import DataConfig
 from lana_ray.config.finetune import FinetuneConfig
@@ -21,6 +21,7 @@ __all__ = [
     "CountBudget",
     "DataConfig",
     "FinetuneConfig",
+    "LatencyBudget",
     "MeasureConfig",
     "RayConfig",
     "RegistryConfig",

@@ -5,86 +5,122 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lana_ray.config.section import Section, refusal, shown
 
-_MS_PER_UNIT = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+_MS_PER_UNIT = {"": 1.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+_MB_PER_UNIT = {"": 1.0, "MB": 1.0, "kB": 1e-3, "GB": 1e3}
+_MJ_PER_UNIT = {"": 1.0, "mJ": 1.0, "uJ": 1e-3, "µJ": 1e-3, "J": 1e3}
 _COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class Budget(Section):
     """An upper bound on a cost: absolute, or a share of what the teacher costs on the same target."""
 
+    units: ClassVar[Mapping[str, float]]
+    """Size of each unit that the bound may be written in."""
+    example: ClassVar[str]
+
     value: float = Field(gt=0, examples=["12.5"])
     relative: bool = Field(examples=["false"])
 
     @classmethod
-    def parse(cls, text: Any) -> Budget:
-        """Reads ``50%``, ``12.5ms``, ``800us``, ``0.02s`` or a plain number of milliseconds."""
-        return cls._read(text, {"": 1.0, **_MS_PER_UNIT}, "12.5ms")
-
-    @classmethod
-    def _read(cls, text: Any, units: Mapping[str, float], example: str) -> Self:
+    def parse(cls, text: Any) -> Self:
+        """Reads a share of the teacher's, ``50%``, or a number with or without a unit: ``12.5ms``."""
         match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\D*?)\s*", str(text))
         try:
             number = float(match[1]) if match else float("nan")
         except ValueError:
             number = float("nan")
-        if match is None or match[2] not in {"%", *units} or not 0 < number < float("inf"):
-            raise ValueError(f"{shown(text)} is not a valid budget; use e.g. 50% or {example}")
+        if match is None or match[2] not in {"%", *cls.units} or not 0 < number < float("inf"):
+            raise ValueError(f"{shown(text)} is not a valid budget; use e.g. 50% or {cls.example}")
         if match[2] == "%":
             return cls(value=number / 100, relative=True)
-        return cls(value=number * units[match[2]], relative=False)
+        return cls(value=number * cls.units[match[2]], relative=False)
 
     def limit(self, of_teacher: float) -> float:
-        """The bound where the teacher takes ``of_teacher``, in the same unit: milliseconds for latencies."""
+        """The bound in the cost's unit, if the teacher costs ``of_teacher``."""
         return self.value * of_teacher if self.relative else self.value
 
     def __str__(self) -> str:
-        return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}ms"
+        if self.relative:
+            return f"{self.value * 100:.12g}%"
+        unit = next((unit for unit, size in self.units.items() if unit and size == 1.0), "")
+        return f"{self.value:.12g}{unit}"
+
+
+class LatencyBudget(Budget):
+    """An upper bound in milliseconds: ``12.5ms``, ``800us``, ``0.02s``."""
+
+    units = _MS_PER_UNIT
+    example = "12.5ms"
+
+
+class MemoryBudget(Budget):
+    """An upper bound in megabytes (10⁶ bytes): ``40MB``, ``1.2GB``."""
+
+    units = _MB_PER_UNIT
+    example = "40MB"
+
+
+class EnergyBudget(Budget):
+    """An upper bound in millijoules: ``80mJ``, ``0.2J``."""
+
+    units = _MJ_PER_UNIT
+    example = "80mJ"
 
 
 class CountBudget(Budget):
-    """An upper bound on what is counted: absolute, or a share of the teacher's."""
+    """An upper bound on a number: ``2.5M``, ``300k``, ``1.2G``."""
+
+    units = _COUNT_PER_UNIT
+    example = "2.5M"
 
     @classmethod
-    def parse(cls, text: Any) -> CountBudget:
-        """Reads ``50%``, ``2.5M``, ``300k``, ``1.2G`` or a plain number."""
-        budget = cls._read(text, _COUNT_PER_UNIT, "2.5M")
+    def parse(cls, text: Any) -> Self:
+        """As ``Budget.parse``; an absolute bound is at least 1."""
+        budget = super().parse(text)
         if not budget.relative and budget.value < 1:
             raise ValueError(
                 f"{shown(text)} is less than one; for a share of the teacher's write {100 * budget.value:g}%"
             )
         return budget
 
-    def __str__(self) -> str:
-        return f"{self.value * 100:.12g}%" if self.relative else f"{self.value:.12g}"
 
-
-def _as_budget(value: Any) -> Any:
-    return value if isinstance(value, Budget | dict) else Budget.parse(value)
-
-
-def _as_count(value: Any) -> Any:
-    return value if isinstance(value, CountBudget | dict | None) else CountBudget.parse(value)
+def _parsed_as(kind: type[Budget]) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: value if isinstance(value, kind | dict | None) else kind.parse(value)
+    )
 
 
 class BudgetsConfig(Section):
     """Upper bounds that students keep."""
 
-    latency_ms: tuple[Annotated[Budget, BeforeValidator(_as_budget)], ...] = Field(
+    latency_ms: tuple[Annotated[LatencyBudget, _parsed_as(LatencyBudget)], ...] = Field(
         min_length=1, examples=["[70%, 50%]"]
     )
     """Latencies per call, each as a share of the teacher's on the same target (``50%``) or absolute
     (``12.5ms``). Every target gets one student per budget."""
-    params: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
+    peak_memory_mb: Annotated[MemoryBudget | None, _parsed_as(MemoryBudget)] = None
+    """Maximum peak memory of every student on every target: ``40MB``, or a share of the teacher's. A few
+    seconds a network are spent on reading it."""
+    energy_mj: Annotated[EnergyBudget | None, _parsed_as(EnergyBudget)] = None
+    """Maximum energy per batch of every student on every target: ``80mJ``, or a share of the teacher's. Needs
+    a node that counts energy, see ``lana-ray doctor``."""
+    params: Annotated[CountBudget | None, _parsed_as(CountBudget)] = None
     """Maximum number of parameters of every student: ``2.5M``, or a share of the teacher's."""
-    macs: Annotated[CountBudget | None, BeforeValidator(_as_count)] = None
+    macs: Annotated[CountBudget | None, _parsed_as(CountBudget)] = None
     """Maximum number of multiply-accumulates of every student for one input: ``60M``, or a share of the
     teacher's."""
+
+    @property
+    def bounds(self) -> dict[str, Budget]:
+        """The budgets beyond latency, by cost; every student keeps all of them."""
+        others = {name: getattr(self, name) for name in type(self).model_fields if name != "latency_ms"}
+        return {name: budget for name, budget in others.items() if budget is not None}
 
     @field_validator("latency_ms", mode="before")
     @classmethod

@@ -98,6 +98,5 @@ class Config(Section):
     def _data(self, only_given: bool) -> dict[str, Any]:
         data = self.model_dump(mode="json", exclude_unset=only_given)
         data["budgets"] |= {"latency_ms": [str(budget) for budget in self.budgets.latency_ms]}
-        counts = {"params": self.budgets.params, "macs": self.budgets.macs}
-        data["budgets"] |= {name: str(budget) for name, budget in counts.items() if budget}
+        data["budgets"] |= {name: str(budget) for name, budget in self.budgets.bounds.items()}
         return data

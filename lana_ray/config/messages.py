@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from lana_ray.config.budgets import Budget, CountBudget
+from lana_ray.config.budgets import Budget
 from lana_ray.config.section import Says, Section, shown
 from lana_ray.registries import OneOf
 
@@ -218,7 +218,7 @@ def _allowed(kind: _Kind) -> str:
         return _allowed_list(get_args(inner), kind.metadata)
     if isinstance(inner, type) and issubclass(inner, Section):
         if issubclass(inner, Budget):
-            return f"a budget, e.g. 50% or {'2.5M' if issubclass(inner, CountBudget) else '12.5ms'}"
+            return f"a budget, e.g. 50% or {inner.example}"
         return f"a block with keys among {', '.join(sorted(inner.model_fields))}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return words.get(inner, str(inner)) + _bounds(kind.metadata)

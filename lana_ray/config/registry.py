@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from lana_ray.config.budgets import Budget
+from lana_ray.config.budgets import LatencyBudget
 from lana_ray.config.section import Section
 
 
 def _budget_name(value: Any) -> str | None:
-    return None if value is None else str(Budget.parse(value))
+    return None if value is None else str(LatencyBudget.parse(value))
 
 
 class RegistryConfig(Section):

@@ -61,7 +61,7 @@ class SearchConfig(Section):
     """Space of cells to search; by default the scored candidates of the teacher's layers are searched."""
     cost: Annotated[str, OneOf("lana_ray.costs.registry", "METERS")] = "latency_ms"
     """Cost to minimise together with the loss, on every target."""
-    methods: tuple[Literal["differentiable", "program"], ...] = Field(
+    methods: tuple[Annotated[str, OneOf("lana_ray.trials.methods", "METHODS")], ...] = Field(
         default=("differentiable", "program"), min_length=1
     )
     """Search methods: the differentiable search of LA-DNAS, the integer program of LANA."""
@@ -106,10 +106,6 @@ class SearchConfig(Section):
     def _methods_that_can(self) -> SearchConfig:
         if len(set(self.methods)) < len(self.methods):
             raise refusal("each method may be given once", "methods")
-        if self.metered and "differentiable" not in self.methods:
-            raise refusal(
-                f"the program needs search.cost latency_ms, not {self.cost}; add differentiable", "methods"
-            )
         if self.cells is not None and "differentiable" not in self.methods:
             raise refusal("only the differentiable method searches search.cells; add it", "methods")
         return self
@@ -127,8 +123,3 @@ class SearchConfig(Section):
         if repeated := [value for value in self.grid if self.grid.count(value) > 1]:
             raise refusal(f"{repeated[0]:g} is given twice; to try each λ again set search.seeds", "grid")
         return self
-
-    @property
-    def metered(self) -> bool:
-        """Whether the cost is read of a meter, where latencies are sampled against the machine's drift."""
-        return self.cost != "latency_ms"

@@ -54,6 +54,8 @@ def metered(
         missing = unavailable(target)
         names = [name for name in METERS if name not in missing]
     for name, reason in unavailable(target, names).items():
-        raise UserError(f"target {target.name!r}: {name} is not available on this node, because {reason}")
+        raise UserError(
+            "unavailable", f"target {target.name!r}: {name} is not available on this node, because {reason}"
+        )
     images = example_input(target) if example is None else example
     return {name: METERS[name].read(module, images, target) for name in names}

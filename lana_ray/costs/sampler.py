@@ -20,12 +20,13 @@ from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.programs import Programs
 from lana_ray.deploy.runtimes import RUNTIMES, Session, load, prepare, program
 from lana_ray.errors import Unsupported, one_line
+from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.layers import replace
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import Storage
-from lana_ray.spaces.space import Architecture, StudentSpace
+from lana_ray.spaces.space import StudentSpace
 
 _PATIENCE = 4.0
 """How many times longer the references are timed once, to be the baseline of all drift."""
@@ -171,8 +172,9 @@ class Sampler:
         """Raises OtherStructure unless ``own``, what this process would build, is what it was asked for."""
         if own != (item.network or item.structure):
             raise OtherStructure(
+                "changed",
                 f"target {self._target.name!r}: {item.what} is another structure on node {self._node} than "
-                "in the driver; install the same lana_ray, torch, timm and pool.modules on both"
+                "in the driver; install the same lana_ray, torch, timm and pool.modules on both",
             )
 
     def _student(self, item: Work, architecture: Architecture) -> nn.Module | bytes:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
 from lana_ray.costs.timing import Measurement
 from lana_ray.errors import UserError
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.tables import schema_of
 
-FOLDER = "samples"
 SCHEMA_VERSION = 4
 """Changes whenever a column does, or what the numbers mean."""
 _VERSION_KEY = b"lana_ray.samples"
@@ -49,27 +47,6 @@ class Sample(Measurement):
     """Seconds since the epoch."""
 
 
-_COLUMNS = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}
-
-
-def schema_of(record: type[Any]) -> pa.Schema:
-    """The columns of a dataclass, in the order of its fields. ``X | None`` is a column of X with nulls.
-
-    Raises:
-        TypeError: for a field of a type that no column has, naming both.
-    """
-    types = get_type_hints(record)
-    fields = []
-    for name in (field.name for field in dataclasses.fields(record)):
-        is_union = get_origin(types[name]) in (Union, UnionType)
-        options = get_args(types[name]) if is_union else (types[name],)
-        kinds = [kind for kind in options if kind is not NoneType]
-        if len(kinds) != 1 or kinds[0] not in _COLUMNS:
-            raise TypeError(f"{record.__name__}.{name}: no column holds {types[name]}")
-        fields.append(pa.field(name, _COLUMNS[kinds[0]]))
-    return pa.schema(fields)
-
-
 _SCHEMA = schema_of(Sample).with_metadata({_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
@@ -86,14 +63,14 @@ class SampleStore:
         rows = [dataclasses.asdict(sample) for sample in samples]
         if rows:
             table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-            name = f"{FOLDER}/{rows[0]['target']}-{uuid.uuid4().hex[:12]}.parquet"
+            name = layout.samples(rows[0]["target"])
             self._storage.write_table(name, table, fingerprint(SCHEMA_VERSION))
 
     def read(self, target_key: str | None = None) -> list[Sample]:
         """All samples, oldest first; those of one target where ``target_key`` is given."""
         self.damaged = []
         samples = []
-        for name in self._storage.list(FOLDER, ".parquet"):
+        for name in self._storage.list(layout.SAMPLES, ".parquet"):
             try:
                 samples += self._file(name)
             except UserError as error:
@@ -106,10 +83,13 @@ class SampleStore:
         version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise UserError(
-                f"{self._storage.url(name)}: samples of version {version}, not {SCHEMA_VERSION}; left out"
+                "damaged_file",
+                f"{self._storage.url(name)}: samples of version {version}, not {SCHEMA_VERSION}; left out",
             )
         if table.schema.names != _SCHEMA.names:
-            raise UserError(f"{self._storage.url(name)}: its columns are not those of samples; left out")
+            raise UserError(
+                "damaged_file", f"{self._storage.url(name)}: its columns are not those of samples; left out"
+            )
         samples = [Sample(**row) for row in table.to_pylist()]
         possible = [s for s in samples if s.error is not None or 0 < s.median_ms < math.inf]
         if impossible := len(samples) - len(possible):

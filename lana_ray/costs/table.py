@@ -1,16 +1,18 @@
-"""The cost table: what each candidate costs in place, so that a network's latency is a sum."""
+"""The cost table: what each candidate costs in place, so that a network's cost is a sum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lana_ray.ids import Architecture, CostId
+
 Floats = NDArray[np.float64]
 
-# Prior spread of a candidate's cost around its isolated cost, and noise of a whole network's latency (both
+# Prior spread of a candidate's cost around its isolated cost, and noise of a whole network's cost (both
 # relative); the pair that predicts left-out networks best is taken.
 _SPREADS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _NOISES = (0.003, 0.006, 0.012, 0.025, 0.05)
@@ -18,46 +20,148 @@ _NOISES = (0.003, 0.006, 0.012, 0.025, 0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Additive latency model of one target: ``rest_ms`` + Σ over layers of ``costs_ms[layer][choice]``."""
+    """Additive model of one cost on one target: ``rest`` + Σ over layers of ``costs[layer][choice]``.
 
-    rest_ms: float
+    All values are in the cost's unit.
+    """
+
+    rest: float
     """Stem, head and the call itself."""
-    costs_ms: tuple[Floats, ...]
+    costs: tuple[Floats, ...]
     """Per layer, shape [candidates]; infinite where a candidate cannot run on the target."""
-    error_isolated: float
-    """Median relative error over the measured networks when isolated costs are simply added up."""
-    error: float
-    """The same for this table, every network predicted from the others only."""
-    networks: int
-    """How many were measured for it."""
+    error_isolated: float = 0.0
+    """Median relative error over the measured networks if isolated costs are simply added up."""
+    error: float = 0.0
+    """Median relative error of this table, every network predicted from the others only."""
+    networks: int = 0
+    """Number of measured networks that the table rests on; 0 for a cost that is exact."""
 
     def predict(self, architecture: Sequence[int]) -> float:
-        """Latency in milliseconds of a whole network."""
-        chosen = (cost[choice] for cost, choice in zip(self.costs_ms, architecture, strict=True))
-        return self.rest_ms + float(sum(chosen))
+        """Cost of a whole network."""
+        chosen = (cost[choice] for cost, choice in zip(self.costs, architecture, strict=True))
+        return self.rest + float(sum(chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCost:
+    """One cost of one network on a target, in the cost's unit."""
+
+    value: float
+    """Median over the sessions; NaN if the network does not run."""
+    iqr: float = 0.0
+    sessions: tuple[float, ...] = ()
+    """Median of each session, where the cost was measured in several."""
+    error: str | None = None
+    """Why the network does not run."""
+
+    def keeps(self, limit: float) -> bool:
+        """Whether the network runs, at most at this cost."""
+        return self.error is None and self.value <= limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTables:
+    """One cost on one target: everything measured so far, and the tables made from it."""
+
+    id: CostId
+    teacher: float
+    """Cost of the teacher."""
+    isolated: tuple[Floats, ...] = ()
+    """Per layer, shape [candidates]: each candidate alone; infinite for one that cannot run. Empty for a
+    space without layers, whose costs do not add up."""
+    networks: Mapping[Architecture, MeasuredCost] = field(default_factory=dict)
+    """The networks that ran, the teacher among them."""
+    tables: tuple[CostTable, ...] = ()
+    """The first as sampled, then one for every calibration with further networks."""
+
+    @property
+    def table(self) -> CostTable:
+        """The latest."""
+        return self.tables[-1]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the table is exact, so that students need not be measured."""
+        return self.id.target is None
+
+    def with_networks(self, more: Mapping[Architecture, MeasuredCost]) -> CostTables:
+        """The same with further networks, and a table calibrated with all of them."""
+        ran = {architecture: one for architecture, one in more.items() if one.error is None}
+        if not ran:
+            return self
+        networks = {**self.networks, **ran}
+        new = (_calibrated(self.isolated, networks),) if self.isolated else ()
+        return replace(self, networks=networks, tables=(*self.tables, *new))
+
+
+def proportional_costs(
+    of: CostId,
+    priors: Iterable[Sequence[Floats]],
+    networks: Mapping[Architecture, MeasuredCost],
+    teacher: Architecture,
+) -> CostTables:
+    """The first table of a cost that is only measured of whole networks.
+
+    Args:
+        priors: other costs of candidates alone, which this one may be in proportion to: per layer, shape
+            [candidates]. The one whose table predicts networks best, each left out in turn, is taken.
+        networks: at least two that ran, with the teacher.
+    """
+    value = networks[teacher].value
+    options = []
+    for prior in priors:
+        added = sum(float(of_layer[j]) for of_layer, j in zip(prior, teacher, strict=True))
+        isolated = tuple(of_layer * (value / added if added else 1.0) for of_layer in prior)
+        options.append(first_costs(of, isolated, networks, teacher))
+    return min(options, key=lambda option: option.table.error)
+
+
+def first_costs(
+    of: CostId,
+    isolated: Sequence[Floats],
+    networks: Mapping[Architecture, MeasuredCost],
+    teacher: Architecture,
+) -> CostTables:
+    """The first table of a cost.
+
+    Args:
+        isolated: per layer, shape [candidates]: each candidate alone; infinite for one that cannot run.
+        networks: at least two that ran, with the teacher.
+    """
+    return CostTables(
+        id=of,
+        teacher=networks[teacher].value,
+        isolated=tuple(isolated),
+        networks=networks,
+        tables=(_calibrated(isolated, networks),),
+    )
+
+
+def _calibrated(isolated: Sequence[Floats], networks: Mapping[Architecture, MeasuredCost]) -> CostTable:
+    return calibrate(isolated, list(networks), [one.value for one in networks.values()])
 
 
 def calibrate(
-    isolated_ms: Sequence[Floats], architectures: Sequence[Sequence[int]], latencies_ms: Sequence[float]
+    isolated: Sequence[Floats], architectures: Sequence[Sequence[int]], values: Sequence[float]
 ) -> CostTable:
     """Corrects isolated candidate costs by whole networks measured on the target.
 
     A candidate timed alone pays for a call of its own and misses the runtime's fusion and the warm caches
     of its neighbours; LANA's table, made this way, misses its targets by -8 % to +14 % (arXiv 2107.10624,
-    table 2). So the measured costs are only the prior of a Bayesian linear regression of whole latencies
-    on the choices: an offset and a scale first, then each candidate by as much as the networks say.
+    table 2). So isolated costs are only the prior of a Bayesian linear regression of the networks' costs
+    on their choices: an offset and a scale first, then each candidate by as much as the networks say.
 
     Args:
-        isolated_ms: per layer, shape [candidates]; infinite for a candidate that cannot run.
-        architectures: the networks measured; at least two.
-        latencies_ms: their latencies.
+        isolated: per layer, shape [candidates]; infinite for a candidate that cannot run.
+        architectures: the measured networks; at least two.
+        values: their costs, in the unit of the table.
     """
-    sizes = [len(costs) for costs in isolated_ms]
+    sizes = [len(costs) for costs in isolated]
     offsets = np.cumsum([0, *sizes])
-    flat = np.concatenate([np.asarray(costs, dtype=np.float64) for costs in isolated_ms])
+    flat = np.concatenate([np.asarray(costs, dtype=np.float64) for costs in isolated])
     usable = np.isfinite(flat)
     prior = np.where(usable, flat, 0.0)
-    y = np.asarray(latencies_ms, dtype=np.float64)
+    y = np.asarray(values, dtype=np.float64)
     design = np.zeros((len(y), len(flat)))
     for row, architecture in enumerate(architectures):
         design[row, offsets[:-1] + np.asarray(architecture)] = 1
@@ -86,8 +190,8 @@ def calibrate(
     _, correction, rest_correction, left_out = best
     costs = np.where(usable, np.maximum(expected + correction, 0.0), np.inf)
     return CostTable(
-        rest_ms=rest + rest_correction,
-        costs_ms=tuple(np.split(costs, offsets[1:-1])),
+        rest=rest + rest_correction,
+        costs=tuple(np.split(costs, offsets[1:-1])),
         error_isolated=error_isolated,
         error=float(np.median(np.abs(left_out))),
         networks=len(y),
@@ -95,11 +199,11 @@ def calibrate(
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Slope and offset of y on x with relative errors; the slope is 1 where the data cannot tell."""
+    """Slope and offset of y on x with relative errors; the slope is 1 if the data cannot tell."""
     weight = 1 / y
     design = np.stack([x, np.ones_like(x)], axis=1)
     (slope, offset), *_ = np.linalg.lstsq(design * weight[:, None], y * weight, rcond=None)
-    if not 0.1 <= slope <= 10 or offset < 0:
+    if not 0.01 <= slope <= 10 or offset < 0:
         total = float((x * y * weight**2).sum() / max((x * x * weight**2).sum(), 1e-30))
         return (total, 0.0) if slope > 0 and offset < 0 else (1.0, float(np.median(y - x)))
     return float(slope), float(offset)

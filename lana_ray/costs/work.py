@@ -10,9 +10,10 @@ from lana_ray.errors import UserError
 from lana_ray.run_dir.fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from lana_ray.ids import Architecture
     from lana_ray.networks.layers import Layer
     from lana_ray.spaces.layerwise import LayerwiseSpace
-    from lana_ray.spaces.space import Architecture, StudentSpace
+    from lana_ray.spaces.space import StudentSpace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

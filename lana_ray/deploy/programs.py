@@ -12,9 +12,10 @@ from lana_ray.deploy.assemble import OnnxFrame, OnnxModel, fill_program, open_la
 from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import Unsupported, is_fault
+from lana_ray.ids import Architecture
 from lana_ray.ops import count_weights
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Architecture, StudentSpace
+from lana_ray.spaces.space import StudentSpace
 
 _KEPT_BYTES = 1 << 30
 """Of candidates' programs, and of those made ready for their place in a network as many again."""

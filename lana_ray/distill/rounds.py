@@ -6,24 +6,22 @@ import math
 from collections.abc import Mapping
 
 from lana_ray.distill.demand import Demand
-
-Candidate = tuple[int, int]
-"""(layer, choice)."""
+from lana_ray.ids import CandidateId
 
 _GUIDED = 2.0  # rounds that each worker would get if none were smaller than the first
 _WORTH = 10.0  # passes of the teacher, that the candidates of a round should take at least
 
 
 def plan_rounds(
-    costs: Mapping[Candidate, float],
-    demands: Mapping[Candidate, Demand],
+    costs: Mapping[CandidateId, float],
+    demands: Mapping[CandidateId, Demand],
     *,
     overhead: float,
     workers: int,
     batch_size: int,
     limit_bytes: float,
     most: int,
-) -> list[list[Candidate]]:
+) -> list[list[CandidateId]]:
     """Splits candidates into rounds, which workers take one after another until none is left.
 
     At the end all workers should finish together, however fast each is, so rounds take ever smaller parts of
@@ -33,16 +31,16 @@ def plan_rounds(
     few activations, and the teacher only as far as its last layer.
 
     Args:
-        costs: time of one step of each candidate, in any unit.
+        costs: time of one step of each candidate, in any unit; in the order of their layers.
         overhead: that of the teacher's pass, in the same.
         limit_bytes: of memory, that a round may take beside the teacher. A candidate that takes more by
             itself is a round of its own, and trains on its batch in parts.
         most: candidates of a round, which is what the death of a worker can lose.
     """
-    rounds: list[list[Candidate]] = []
+    rounds: list[list[CandidateId]] = []
     left, taken = sum(costs.values()), 0.0
     least = min(_WORTH * overhead, left / workers)  # a round for everyone all the same
-    for candidate in sorted(costs):
+    for candidate in costs:
         here = rounds[-1] if rounds else []
         share = max(left / (_GUIDED * workers), least)
         if workers == 1 or left - share < (1 - 1e-9) * least:
@@ -57,10 +55,10 @@ def plan_rounds(
     return rounds
 
 
-def memory(candidates: list[Candidate], demands: Mapping[Candidate, Demand], batch_size: int) -> int:
+def memory(candidates: list[CandidateId], demands: Mapping[CandidateId, Demand], batch_size: int) -> int:
     """Bytes that a round takes at its peak, beside the teacher."""
     known = [demands[candidate] for candidate in candidates]
-    observed = {layer: demands[layer, choice].observed for layer, choice in candidates}
+    observed = {candidate.layer: demands[candidate].observed for candidate in candidates}
     largest = max(one.per_image for one in known)
     return sum(one.kept for one in known) + batch_size * (sum(observed.values()) + largest)
 

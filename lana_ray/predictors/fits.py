@@ -11,35 +11,32 @@ from numpy.typing import NDArray
 
 from lana_ray.costs.samples import Sample
 from lana_ray.errors import UserError
+from lana_ray.ids import CostId
 from lana_ray.predictors.quality import Quality
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
 Floats = NDArray[np.float64]
 
-OF_STUDENTS = "predictors"
-"""Folder of the run directory that ``lana-ray fit`` keeps predictors of students' latencies in."""
-_WEIGHTS, _FACTS = ".safetensors", ".json"
 _BREAK = 10.0
 """Between samples, in medians, from which on nothing was being sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A target's predictor and how it does on architectures that it was not trained on.
+    """A predictor of one cost on one target, and its errors on architectures it was not trained on."""
 
-    Of latencies, or of another cost: what is said in milliseconds is in its unit then.
-    """
-
-    target: str
-    file: str
-    """In the run directory; trained on all networks."""
+    id: CostId
+    space: str
+    """Name of the space whose networks it predicts."""
     curve: tuple[tuple[int, Quality], ...]
     """Networks trained on, fewest first, and the quality on the test architectures."""
-    predicted_ms: Floats
-    """Of the test architectures, by the last predictor of the curve."""
-    measured_ms: Floats
+    predicted: Floats
+    """For the test architectures, by the last predictor of the curve; in the cost's unit."""
+    measured: Floats
+    """For the test architectures; in the cost's unit."""
     sample_s: float | None
-    """What a network took one sampler, see ``pace``; None where that is not known."""
+    """Seconds that one sampler spends on a network, see ``pace``; None if unknown."""
 
     @property
     def quality(self) -> Quality:
@@ -47,34 +44,9 @@ class Fit:
         return self.curve[-1][1]
 
     @property
-    def what(self) -> str:
-        """It predicts for: ``cells`` or ``students``."""
-        return "cells" if self.file.startswith(folder_of("cells", "")) else "students"
-
-    @property
-    def cost(self) -> str:
-        """It predicts."""
-        folders = self.file.split("/")[1:-1]
-        return folders[-1] if folders else "latency_ms"
-
-    @property
-    def stem(self) -> str:
-        """The predictor's file without its ending: how those beside it are named."""
-        return self.file.removesuffix(_WEIGHTS)
-
-
-def folder_of(what: str, cost: str) -> str:
-    """Where ``lana-ray search`` keeps predictors of a cost.
-
-    Args:
-        what: they predict for, ``cells`` or the students of ``layers``.
-    """
-    return f"predictors/{what}/{cost}"
-
-
-def predictor_file(folder: str, target: str) -> str:
-    """Where a target's predictor is kept in the run directory."""
-    return f"{folder}/{target}{_WEIGHTS}"
+    def file(self) -> str:
+        """The predictor in the run directory, trained on all networks."""
+        return layout.predictor(self.space, self.id)
 
 
 def pace(samples: Iterable[Sample]) -> float | None:
@@ -103,36 +75,37 @@ def pace(samples: Iterable[Sample]) -> float | None:
 
 
 def write_fit(storage: Storage, fit: Fit) -> None:
-    """Writes ``<stem>.json``."""
+    """Writes how good a predictor is, next to its weights."""
     facts = {
-        "curve": [{"networks": count, **found._asdict()} for count, found in fit.curve],
+        "curve": [{"networks": count, **quality._asdict()} for count, quality in fit.curve],
         "sample_s": fit.sample_s,
-        "predicted_ms": fit.predicted_ms.tolist(),
-        "measured_ms": fit.measured_ms.tolist(),
+        "predicted": fit.predicted.tolist(),
+        "measured": fit.measured.tolist(),
     }
-    storage.write_json(fit.stem + _FACTS, facts)
+    storage.write_json(layout.predictor_facts(fit.space, fit.id), facts)
 
 
-def read_fit(storage: Storage, folder: str, target: str) -> Fit | None:
-    """What was last written of a target's predictor; None where it was never fitted.
+def read_fit(storage: Storage, space: str, of: CostId) -> Fit | None:
+    """How good a predictor is; None if there is none.
 
     Raises:
-        UserError: where the file is damaged.
+        UserError: if the file is damaged.
     """
-    file = predictor_file(folder, target)
-    name = file.removesuffix(_WEIGHTS) + _FACTS
-    if not storage.exists(name):
+    file = layout.predictor_facts(space, of)
+    if not storage.exists(file):
         return None
     try:
-        facts = storage.read_json(name)
-        points = [(point.pop("networks"), Quality(**point)) for point in facts["curve"]]
+        facts = storage.read_json(file)
+        curve = tuple((point.pop("networks"), Quality(**point)) for point in facts["curve"])
+        predicted, measured = np.array(facts["predicted"]), np.array(facts["measured"])
+        sample_s = facts["sample_s"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{storage.url(name)}: damaged ({error}); remove it") from None
+        raise UserError("damaged_file", f"{storage.url(file)}: damaged ({error}); remove it") from None
     return Fit(
-        target=target,
-        file=file,
-        curve=tuple(points),
-        predicted_ms=np.array(facts["predicted_ms"]),
-        measured_ms=np.array(facts["measured_ms"]),
-        sample_s=facts["sample_s"],
+        id=of,
+        space=space,
+        curve=curve,
+        predicted=predicted,
+        measured=measured,
+        sample_s=sample_s,
     )

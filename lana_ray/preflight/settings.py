@@ -13,12 +13,12 @@ from lana_ray.costs import macs
 from lana_ray.costs.registry import COUNTED, METERS
 from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
+from lana_ray.ids import Choices
 from lana_ray.ops import parse_op, register_files
 from lana_ray.ops.registry import TEACHER
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.few import fewest_operations
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Choices
 
 _CHEAP = 100
 """So many structures are counted in a few seconds; more are counted once sampling has left some out."""

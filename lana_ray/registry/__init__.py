@@ -17,7 +17,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -48,6 +47,7 @@ from lana_ray.registry._versions import (
     set_aliases,
 )
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.tables import TrialRow
 
 __all__ = [
     "CHAMPION",
@@ -201,7 +201,7 @@ def end_abandoned(run_directory: str, *, tracking_uri: str, prefix: str) -> int:
         return end_abandoned_uploads(client, experiment, run_directory)
 
 
-def log_trials(trials: Sequence[Mapping[str, Any]], *, parent: str, tracking_uri: str, prefix: str) -> int:
+def log_trials(trials: Sequence[TrialRow], *, parent: str, tracking_uri: str, prefix: str) -> int:
     """Logs the trials of a sweep, a child run each, below a run for their target; how many were new.
 
     Args:
@@ -215,8 +215,8 @@ def log_trials(trials: Sequence[Mapping[str, Any]], *, parent: str, tracking_uri
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
         return sum(
-            log_sweep(client, experiment, parent, target, [row for row in trials if row["target"] == target])
-            for target in dict.fromkeys(row["target"] for row in trials)
+            log_sweep(client, experiment, parent, target, [row for row in trials if row.target == target])
+            for target in dict.fromkeys(row.target for row in trials)
         )
 
 

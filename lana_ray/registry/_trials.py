@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lana_ray.registry._tracking import PARENT, search_runs
+from lana_ray.run_dir.tables import TrialRow
 
-_PARAMETERS = ("method", "lambda", "seed", "budget", "cost")
+_PARAMETERS = {"method": "method", "lambda": "multiplier", "seed": "seed", "budget": "budget", "cost": "cost"}
+"""Name in MLflow -> field of ``TrialRow``."""
 _METRICS = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "accuracy", "loss", "search_s")
 
 
-def log_sweep(
-    client: Any, experiment: str, pipeline: str, target: str, trials: Sequence[Mapping[str, Any]]
-) -> int:
+def log_sweep(client: Any, experiment: str, pipeline: str, target: str, trials: Sequence[TrialRow]) -> int:
     """Logs the trials of a target that are not logged yet; how many that were.
 
     A trial is known by its ``key``: what a killed process left half logged is logged again.
@@ -27,7 +27,7 @@ def log_sweep(
         for run in search_runs(client, experiment, f"tags.target = '{target}' and tags.trial LIKE '%'")
         if run.info.status == "FINISHED"
     }
-    missing = [trial for trial in trials if trial["key"] not in known]
+    missing = [trial for trial in trials if trial.key not in known]
     if not missing:
         return 0
     tags = {"search_target": target, "target": target, PARENT: pipeline}
@@ -41,14 +41,14 @@ def log_sweep(
     return len(missing)
 
 
-def _log(client: Any, experiment: str, parent: str, target: str, trial: Mapping[str, Any]) -> None:
-    tags = {PARENT: parent, "trial": trial["key"], "target": target, "architecture": trial["architecture"]}
-    name = f"{trial['method']} {trial['key'][:6]}"
+def _log(client: Any, experiment: str, parent: str, target: str, trial: TrialRow) -> None:
+    tags = {PARENT: parent, "trial": trial.key, "target": target, "architecture": trial.architecture}
+    name = f"{trial.method} {trial.key[:6]}"
     run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    for key in _PARAMETERS:
-        if trial.get(key) is not None:
-            client.log_param(run, key, trial[key])
+    for key, field in _PARAMETERS.items():
+        if (value := getattr(trial, field)) is not None:
+            client.log_param(run, key, value)
     for key in _METRICS:
-        if trial[key] is not None and math.isfinite(trial[key]):
-            client.log_metric(run, key, trial[key])
+        if (value := getattr(trial, key)) is not None and math.isfinite(value):
+            client.log_metric(run, key, value)
     client.set_terminated(run)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lana_ray.config import Budget
+from lana_ray.config import LatencyBudget
 from lana_ray.errors import UserError
 from lana_ray.registry._moved import existing
 from lana_ray.registry._session import database, pages
@@ -147,7 +147,7 @@ def set_aliases(client: Any, name: str, default_budget: str) -> None:
 
 def _keeps(version: Version, budget: str) -> bool:
     """Whether a version was measured within a budget, whatever the one it was made for."""
-    limit_ms = Budget.parse(budget).limit(float(version.tags["teacher_latency_ms"]))
+    limit_ms = LatencyBudget.parse(budget).limit(float(version.tags["teacher_latency_ms"]))
     return float(version.tags["latency_ms"]) <= limit_ms
 
 

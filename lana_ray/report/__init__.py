@@ -6,13 +6,11 @@ Everything is read from the run directory, so that a report can be made again at
 from lana_ray.report import backend  # noqa: F401  before what uses matplotlib
 from lana_ray.report.page import write_page
 from lana_ray.report.plots import sampling_notes, write_fit_plots
-from lana_ray.report.search_page import CELLS, SEARCH_PAGE, has_searches, write_search_page
+from lana_ray.report.search_page import has_searches, write_search_page
 from lana_ray.report.searches import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.table import fits_table, models_table, results_table
 
 __all__ = [
-    "CELLS",
-    "SEARCH_PAGE",
     "fits_table",
     "has_searches",
     "lambda_table",

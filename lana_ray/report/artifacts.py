@@ -1,58 +1,80 @@
-"""What the report reads of a run directory, and the small questions it asks of it."""
+"""A run directory as the report reads it, and the small questions it asks of it."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lana_ray.costs.samples import Sample, SampleStore
-from lana_ray.errors import UserError
+from lana_ray.costs.table import CostTable
+from lana_ray.ids import Architecture, CandidateId, CostId
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import Result, Summary, TargetFacts
+from lana_ray.run_dir.tables import (
+    COSTS,
+    CURVES,
+    PROXY,
+    SCORES,
+    SELECTIONS,
+    TRIALS,
+    CostRow,
+    CurveRow,
+    ProxyRow,
+    ScoreRow,
+    SelectionRow,
+    TrialRow,
+)
 from lana_ray.selection import pareto
 
-Row = dict[str, Any]
-
-SUMMARY = "summary.json"
+LATENCY = "latency_ms"
 _FRONT_POINTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostRows:
-    """The last table of ``costs/<target>.parquet``, by layer and choice."""
+class LabelledTable:
+    """The last cost table of a cost on a target, with the names of its candidates."""
 
-    layers: tuple[str, ...]
-    ops: tuple[tuple[str, ...], ...]
-    latency_ms: tuple[tuple[float, ...], ...]
-    rest_ms: float
+    ids: tuple[tuple[CandidateId, ...], ...]
+    """Per layer."""
+    table: CostTable
     errors: tuple[str, ...]
-    """``layer operation: reason`` of the candidates that do not run on the target."""
+    """``layer=operation: reason`` of the candidates that do not run on the target."""
 
-    def predict(self, choices: Sequence[int]) -> float:
-        """Latency in milliseconds of a whole network."""
-        return self.rest_ms + math.fsum(row[j] for row, j in zip(self.latency_ms, choices, strict=True))
+    @property
+    def layers(self) -> list[str]:
+        return [of_layer[0].layer for of_layer in self.ids]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStudent:
+    """A student whose latency was measured during selection, in milliseconds."""
+
+    choices: Architecture
+    score: float
+    predicted: float
+    """When it was first proposed."""
+    measured: float
+    loss: float | None
+    """Null for one that kept no budget."""
+    chosen: bool
+    """For any budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """A run directory as far as it got."""
+    """A run directory as far as it got; a table that is not there yet is None."""
 
-    summary: Row
-    costs: dict[str, CostRows]
-    """By target; those that were sampled."""
-    scores: list[Row] | None
-    """Of every candidate; one without a score says in ``left_out`` why."""
-    curves: list[Row] | None
-    """Of every candidate trained: the error of each step."""
-    proxy: list[Row] | None
-    """Random students: summed score and true loss."""
-    selections: list[Row] | None
-    search: list[Row] | None
-    """Trials of the sweeps."""
+    summary: Summary
+    tables: dict[CostId, LabelledTable]
+    """Of the targets that were sampled."""
+    scores: list[ScoreRow] | None
+    curves: list[CurveRow] | None
+    proxy: list[ProxyRow] | None
+    selections: list[SelectionRow] | None
+    trials: list[TrialRow] | None
     samples: list[Sample]
     damaged: list[str]
     """Why files of samples were left out."""
@@ -65,115 +87,102 @@ class RunFiles:
             UserError: without a readable ``summary.json``, naming the command that makes it, or for a
                 damaged Parquet file.
         """
-        summary = _summary(storage)
-        names = [target["name"] for target in summary["targets"]]
-        files = {name: f"costs/{name}.parquet" for name in names}
-        costs = {name: _costs(storage, file) for name, file in files.items() if storage.exists(file)}
-        store = SampleStore(storage)
+        summary, store = Summary.read(storage), SampleStore(storage)
+        tables: dict[CostId, LabelledTable] = {}
+        for target in summary.targets:
+            tables |= _tables(COSTS.read_if_there(storage, layout.costs(target.name)) or [])
         return cls(
             summary=summary,
-            costs=costs,
-            scores=_rows(storage, "scores.parquet"),
-            curves=_rows(storage, "curves.parquet"),
-            proxy=_rows(storage, "proxy.parquet"),
-            selections=_rows(storage, "selections.parquet"),
-            search=_rows(storage, "search.parquet"),
+            tables=tables,
+            scores=SCORES.read_if_there(storage, layout.SCORES),
+            curves=CURVES.read_if_there(storage, layout.CURVES),
+            proxy=PROXY.read_if_there(storage, layout.PROXY),
+            selections=SELECTIONS.read_if_there(storage, layout.SELECTIONS),
+            trials=TRIALS.read_if_there(storage, layout.TRIALS),
             samples=store.read(),
             damaged=store.damaged,
         )
 
-    def results_of(self, target: str) -> list[Row]:
-        return [row for row in self.summary["results"] if row["target"] == target]
+    def latency_of(self, target: str) -> LabelledTable | None:
+        """The target's last latency table; None before it was sampled."""
+        return self.tables.get(CostId(LATENCY, target))
 
-    def measured_of(self, target: str) -> list[Row]:
-        """The target's students measured during selection, each architecture once, the chosen ones marked."""
-        found: dict[str, Row] = {}
+    def results_of(self, target: str) -> list[Result]:
+        return [row for row in self.summary.results if row.target == target]
+
+    def measured_of(self, target: str) -> list[MeasuredStudent]:
+        """The target's students measured during selection, each architecture once."""
+        students: dict[Architecture, list[SelectionRow]] = {}
         for row in self.selections or []:
-            if (
-                row["target"] == target
-                and row["measured_ms"] is not None
-                and math.isfinite(row["measured_ms"])
-            ):
-                known = found.setdefault(row["architecture"], dict(row))
-                known["chosen"] = known["chosen"] or row["chosen"]
-                known["loss"] = row["loss"] if known["loss"] is None else known["loss"]
-        return list(found.values())
+            if (row.target, row.cost) == (target, LATENCY) and math.isfinite(row.measured or math.nan):
+                students.setdefault(row.choices, []).append(row)
+        return [
+            MeasuredStudent(
+                choices=choices,
+                score=rows[0].score,
+                predicted=rows[0].predicted,
+                measured=rows[0].measured or math.nan,
+                loss=next((row.loss for row in rows if row.loss is not None), None),
+                chosen=any(row.chosen for row in rows),
+            )
+            for choices, rows in students.items()
+        ]
 
-    def samples_of(self, target: Row) -> list[Sample]:
+    def samples_of(self, target: TargetFacts) -> list[Sample]:
         """The latest sample of every structure on the hardware that the summary names."""
-        mine = {
+        latest = {
             (sample.kind == "reference", sample.key): sample
             for sample in self.samples
-            if sample.target == target["name"] and sample.processor == target["processor"]
+            if sample.target == target.name and sample.processor == target.processor
         }
-        return list(mine.values())
+        return list(latest.values())
 
     def front_of(self, target: str) -> list[tuple[float, float]]:
-        """Every exact trade-off of the target's cost table: (predicted ms, summed score), cheapest first.
+        """Every exact trade-off of the target's latency table: (predicted ms, summed score), cheapest first.
 
-        Empty where costs or scores are missing, or a layer has no candidate with both.
+        Empty if costs or scores are missing, or if a layer has no candidate with both.
         """
-        costs = self.costs.get(target)
-        if costs is None or self.scores is None:
+        labelled = self.latency_of(target)
+        if labelled is None or self.scores is None:
             return []
-        known = {(row["name"], row["op"]): row["score"] for row in self.scores}
-        scores = [
-            np.array([_finite(known.get((layer, op))) for op in ops])
-            for layer, ops in zip(costs.layers, costs.ops, strict=True)
-        ]
-        latencies = [np.array([_finite(ms) for ms in row]) for row in costs.latency_ms]
-        if any(not np.isfinite(s + c).any() for s, c in zip(scores, latencies, strict=True)):
+        known = {row.candidate: row.score for row in self.scores}
+        scores = [np.array([_finite(known.get(one)) for one in of_layer]) for of_layer in labelled.ids]
+        costs = labelled.table.costs
+        if any(not np.isfinite(s + c).any() for s, c in zip(scores, costs, strict=True)):
             return []
-        front = pareto(scores, latencies, max_points=_FRONT_POINTS)
-        return [(costs.rest_ms + point.costs["cost"], point.score) for point in front]
-
-
-def family(op: str) -> str:
-    """The part of an operation's name before its parameters: ``mbconv`` of ``mbconv_e3_k3``."""
-    return re.sub(r"(_[a-z]+[\d.]+)+$", "", op)
-
-
-def read_architecture(label: str) -> dict[str, str]:
-    """Layer name to operation name of ``layer=operation|…``."""
-    return dict(part.split("=", 1) for part in label.split("|"))
+        front = pareto(scores, costs, max_points=_FRONT_POINTS)
+        return [(labelled.table.rest + point.costs["cost"], point.score) for point in front]
 
 
 def _finite(value: float | None) -> float:
     return math.inf if value is None or not math.isfinite(value) else value
 
 
-def _summary(storage: Storage) -> Row:
-    if not storage.exists(SUMMARY):
-        raise UserError(f"{storage.url(SUMMARY)}: not there yet; `lana-ray run CONFIG.yaml` makes it")
-    try:
-        found = storage.read_json(SUMMARY)
-    except ValueError as error:
-        raise UserError(
-            f"{storage.url(SUMMARY)}: damaged ({error}); `lana-ray run CONFIG.yaml` makes it anew"
-        ) from None
-    return dict(found)
+def _tables(rows: list[CostRow]) -> dict[CostId, LabelledTable]:
+    return {
+        CostId(cost, target): _last([row for row in rows if (row.cost, row.target) == (cost, target)])
+        for cost, target in dict.fromkeys((row.cost, row.target) for row in rows)
+    }
 
 
-def _rows(storage: Storage, name: str) -> list[Row] | None:
-    return list(storage.read_table(name).to_pylist()) if storage.exists(name) else None
-
-
-def _costs(storage: Storage, name: str) -> CostRows:
-    rows = storage.read_table(name).to_pylist()
-    last = max(row["calibration"] for row in rows)
-    mine = [row for row in rows if row["calibration"] == last]
-    layers: dict[str, list[Row]] = {}
-    for row in sorted(mine, key=lambda row: (row["layer"], row["choice"])):
-        layers.setdefault(row["name"], []).append(row)
-    return CostRows(
-        layers=tuple(layers),
-        ops=tuple(tuple(row["op"] for row in rows) for rows in layers.values()),
-        latency_ms=tuple(tuple(row["latency_ms"] for row in rows) for rows in layers.values()),
-        rest_ms=mine[0]["rest_ms"],
+def _last(rows: list[CostRow]) -> LabelledTable:
+    last = max(row.calibration for row in rows)
+    layers: dict[str, list[CostRow]] = {}
+    for row in sorted(rows, key=lambda row: (row.layer, row.choice)):
+        if row.calibration == last:
+            layers.setdefault(row.name, []).append(row)
+    first = next(iter(layers.values()))[0]
+    table = CostTable(
+        rest=first.rest,
+        costs=tuple(np.array([row.value for row in of_layer]) for of_layer in layers.values()),
+        error=first.table_error,
+        error_isolated=first.table_error_isolated,
+        networks=first.networks,
+    )
+    return LabelledTable(
+        ids=tuple(tuple(row.candidate for row in of_layer) for of_layer in layers.values()),
+        table=table,
         errors=tuple(
-            f"{layer} {row['op']}: {row['error']}"
-            for layer, rows in layers.items()
-            for row in rows
-            if row["error"]
+            f"{row.candidate}: {row.error}" for of_layer in layers.values() for row in of_layer if row.error
         ),
     )

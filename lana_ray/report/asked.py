@@ -11,9 +11,9 @@ import yaml
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
 from lana_ray.redact import without_passwords
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
-FILE = "run.yaml"
 _ALWAYS = {
     "data": {"image_size"},
     "pool": {"preset"},
@@ -48,13 +48,15 @@ def read_asked(storage: Storage) -> Asked | None:
     Raises:
         UserError: where ``run.yaml`` is not YAML any more.
     """
-    if not storage.exists(FILE):
+    if not storage.exists(layout.SETTINGS):
         return None
-    whole = without_passwords(storage.read_text(FILE), instead="")
+    whole = without_passwords(storage.read_text(layout.SETTINGS), instead="")
     try:
         settings: dict[str, Any] = yaml.safe_load(whole)
     except yaml.YAMLError as error:
-        raise UserError(f"{storage.url(FILE)}: damaged ({' '.join(str(error).split())})") from None
+        raise UserError(
+            "damaged_file", f"{storage.url(layout.SETTINGS)}: damaged ({' '.join(str(error).split())})"
+        ) from None
     defaults = Config.model_construct().model_dump(mode="json")
     defaults["teacher"] = TeacherConfig.model_construct().model_dump(mode="json")
     defaults["data"] = DataConfig.model_construct().model_dump(mode="json")

@@ -2,59 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lana_ray.report.artifacts import CostRows, Row, read_architecture
+from lana_ray.ids import CostId, read_label
+from lana_ray.report.artifacts import LATENCY, LabelledTable
 from lana_ray.report.html import Picture
 from lana_ray.report.maps import architecture_map, cost_map, score_map
-from lana_ray.report.numbers import number
+from lana_ray.run_dir.summary import Result
+from lana_ray.run_dir.tables import ScoreRow
 
 _MAP_ROWS = 40
 
 
-def architectures_picture(results: list[Row]) -> Picture | None:
+def architectures_picture(results: Sequence[Result]) -> Picture | None:
     if not results:
         return None
     return Picture(
         title="Chosen architectures",
         svg=architecture_map(
-            {f"{row['target']}, {row['budget']}": read_architecture(row["architecture"]) for row in results}
+            {
+                f"{row.target}, {row.budget}": {one.layer: one.op for one in read_label(row.architecture)}
+                for row in results
+            }
         ),
         caption="One row per target and budget, one column per layer in the order they run.",
     )
 
 
-def costs_picture(costs: CostRows) -> Picture:
-    """The cost table of a target; the layers' own operation first, then the others, the cheapest first."""
+def costs_picture(of: CostId, labelled: LabelledTable) -> Picture:
+    """A cost table of a target; the layers' own operation first, then the others, the cheapest first."""
     values: dict[str, Any] = {}
     saved: dict[str, list[float]] = {}
-    for i, (ops, latencies) in enumerate(zip(costs.ops, costs.latency_ms, strict=True)):
-        for op, ms in zip(ops, latencies, strict=True):
-            values.setdefault(op, np.full(len(costs.layers), np.nan))[i] = ms
-            saved.setdefault(op, []).append(latencies[0] - ms)
-    ranked = sorted(values, key=lambda op: (op != costs.ops[0][0], -float(np.median(saved[op])), op))
+    for i, (ids, costs) in enumerate(zip(labelled.ids, labelled.table.costs, strict=True)):
+        for one, cost in zip(ids, costs, strict=True):
+            values.setdefault(one.op, np.full(len(labelled.ids), np.nan))[i] = cost
+            saved.setdefault(one.op, []).append(costs[0] - cost)
+    own = labelled.ids[0][0].op
+    ranked = sorted(values, key=lambda op: (op != own, -float(np.median(saved[op])), op))
     shown = ranked[:_MAP_ROWS]
     some = f" The first {len(shown)} operations of {len(ranked)}." if ranked != shown else ""
     return Picture(
-        title="Cost table",
-        svg=cost_map(costs.layers, shown, np.stack([values[op] for op in shown])),
-        caption="What each candidate takes in place, by all networks measured; whatever no candidate "
-        f"replaces takes {number(costs.rest_ms)} ms more. Above, the teacher's own layers; below, the "
+        title="Cost table" if of.cost == LATENCY else f"Cost table of {of.cost}",
+        svg=cost_map(labelled.layers, shown, np.stack([values[op] for op in shown]), of),
+        caption=f"{of.cost} of each candidate in place, from all networks measured; the rest of the "
+        f"network adds {of.written(labelled.table.rest)}. Above, the teacher's own layers; below, the "
         f"operations that save most come first. Empty: no candidate of that kind at that layer.{some}",
     )
 
 
-def scores_picture(scores: list[Row]) -> Picture | None:
+def scores_picture(scores: list[ScoreRow]) -> Picture | None:
     if not scores:
         return None
-    layers = [name for _, name in sorted({(row["layer"], row["name"]) for row in scores})]
+    layers = [name for _, name in sorted({(row.layer, row.name) for row in scores})]
     values: dict[str, Any] = {}
     for row in scores:
-        if row["left_out"] in (None, "diverged"):
-            line = values.setdefault(row["op"], np.full(len(layers), np.nan))
-            line[row["layer"]] = np.inf if row["left_out"] == "diverged" else row["score"]
+        if row.left_out in (None, "diverged"):
+            line = values.setdefault(row.op, np.full(len(layers), np.nan))
+            line[row.layer] = np.inf if row.left_out == "diverged" else row.score
     ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
     shown = ranked[:_MAP_ROWS]
     some = f" The {len(shown)} operations with the lowest median of {len(ranked)}." if ranked != shown else ""

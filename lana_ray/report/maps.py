@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from lana_ray.report.artifacts import family
+from lana_ray.costs.registry import METERS
+from lana_ray.ids import CostId, family_of
 from lana_ray.report.canvas import ABSENT, FILLS, KEPT, REMOVED, picture
 from lana_ray.report.numbers import number
 
@@ -45,7 +46,7 @@ def architecture_map(axes: Axes, students: Mapping[str, Mapping[str, str]]) -> N
         for name, row in students.items():
             axes.text(-0.12, y + 0.5, name, ha="right", va="center", fontsize=8.5)
             for x, layer in enumerate(band):
-                colour = colours[family(row[layer])]
+                colour = colours[family_of(row[layer])]
                 axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
                 _write(axes, x + 0.5, y + 0.5, _wrapped(row[layer]))
             y += 1
@@ -71,20 +72,22 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
 
 
 @picture
-def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs_ms: Floats) -> None:
+def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Floats, of: CostId) -> None:
     """What each operation (a row each) costs in place at each layer (a column each).
 
     Args:
         ops: the layers' own operation first. Twice the slowest of these layers ends the scale: what takes
             longer is of no use, and would leave the rest one colour.
-        costs_ms: shape [ops, layers], in milliseconds; NaN without a candidate, inf where it does not run.
+        costs: shape [ops, layers], in the cost's unit; NaN without a candidate, inf if it does not run.
     """
-    slowest_ms = float(np.nanmax(costs_ms[0]))
-    scale, unit = (1e3, "µs") if slowest_ms < 1 else (1.0, "ms")
-    top = 2 * slowest_ms * scale or 1.0
+    most = float(np.nanmax(costs[0]))
+    scale, unit = 1.0, METERS[of.cost].unit.partition(" ")[0]
+    if unit == "ms" and most < 1:
+        scale, unit = 1e3, "µs"
+    top = 2 * most * scale or 1.0
     norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ beside one that is dear
     ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
-    _heat(axes, layers, ops, costs_ms * scale, norm, ticks, f"cost in place ({unit})", _cost)
+    _heat(axes, layers, ops, costs * scale, norm, ticks, f"cost in place ({unit})", _cost)
 
 
 def _heat(
@@ -133,7 +136,7 @@ def _write(axes: Axes, x: float, y: float, text: str, ink: str = "black") -> Non
 
 def _colours(ops: Iterable[str]) -> dict[str, str]:
     """A fill for every family, the teacher's own layer and identity first."""
-    found = {family(op) for op in ops}
+    found = {family_of(op) for op in ops}
     plain = {"teacher": KEPT, "identity": REMOVED}
     others = sorted(found - set(plain))
     return {name: fill for name, fill in plain.items() if name in found} | {
@@ -147,7 +150,7 @@ def _meaning(name: str) -> str:
 
 def _wrapped(op: str) -> str:
     """An operation's name in short lines: its family, then its parameters."""
-    name = family(op)
+    name = family_of(op)
     lines: list[str] = []
     for words in (name, op[len(name) + 1 :]):
         line = ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lana_ray.costs.samples import Sample
-from lana_ray.report.artifacts import Row, RunFiles
+from lana_ray.report.artifacts import RunFiles
 from lana_ray.report.numbers import count, percent, standard_error
+from lana_ray.run_dir.summary import Summary
 
 SPLITS = {
     "train": "the teacher's own training where it needs one, distillation of the candidates, fine-tuning of "
@@ -23,38 +24,39 @@ def notes(run: RunFiles) -> list[str]:
     return [*_about_images(run.summary), *_about_latencies(run)]
 
 
-def _about_images(summary: Row) -> Iterator[str]:
-    teacher, data = summary["teacher"], summary["data"]
-    if teacher["trained"]:
+def _about_images(summary: Summary) -> Iterator[str]:
+    teacher, data = summary.teacher, summary.data
+    if teacher.trained:
         yield (
-            f"The teacher was trained on this data first, since {teacher['trained']}. Compare the students "
+            f"The teacher was trained on this data first, since {teacher.trained}. Compare the students "
             "with this teacher, not with published accuracies."
         )
-    images = data["sizes"].get("test", 0)
+    images = data.sizes.get("test", 0)
     if images:
-        error = standard_error(teacher["accuracy"], images)
+        error = standard_error(teacher.accuracy, images)
         yield (
             f"Accuracies rest on {count(images)} test images: one standard error is about "
             f"{100 * error:.1f} percentage points, and smaller differences mean little."
         )
-    if data["skipped"]:
-        yield f"Images that could not be decoded and were left out: {count(data['skipped'])}."
+    if data.skipped:
+        yield f"Images that could not be decoded and were left out: {count(data.skipped)}."
 
 
 def _about_latencies(run: RunFiles) -> Iterator[str]:
-    yield from run.summary["unmet"]
-    for row in run.summary["results"]:
-        if row.get("problem"):
-            yield f"{row['target']}, budget {row['budget']}: the student is not registered: {row['problem']}."
-    for target in run.summary["targets"]:
-        name = target["name"]
-        if target["stand_in"]:
+    yield from run.summary.unmet
+    for row in run.summary.results:
+        if row.problem:
+            yield f"{row.target}, budget {row.budget}: the student is not registered: {row.problem}."
+    for target in run.summary.targets:
+        name = target.name
+        if target.stand_in:
             yield (
                 f"No node carries the label of target {name}: the machine that ran this stood in for it, "
-                f"so its latencies are those of {target['processor']}."
+                f"so its latencies are those of {target.processor}."
             )
         yield from _about_samples(name, run.samples_of(target))
-        failed = run.costs[name].errors if name in run.costs else ()
+        labelled = run.latency_of(name)
+        failed = labelled.errors if labelled else ()
         if failed:
             yield f"{name}: candidates that do not run there, left out: {len(failed)}; first {failed[0]}."
     for reason in run.damaged:

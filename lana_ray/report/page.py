@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from scipy.stats import kendalltau
 
+from lana_ray.ids import family_of
 from lana_ray.report import numbers
-from lana_ray.report.artifacts import Row, RunFiles, family
+from lana_ray.report.artifacts import LATENCY, RunFiles
 from lana_ray.report.asked import read_asked
 from lana_ray.report.grids import architectures_picture, costs_picture, scores_picture
 from lana_ray.report.html import Picture, render, sheet
@@ -28,17 +30,18 @@ from lana_ray.report.plots import (
 from lana_ray.report.search_page import SearchPart, search_part
 from lana_ray.report.searches import searches_table
 from lana_ray.report.spending import spending
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
-
-FILE = "report.html"
+from lana_ray.run_dir.summary import TargetFacts
+from lana_ray.run_dir.tables import CurveRow, ProxyRow, ScoreRow
 
 
 @dataclass(kw_only=True)
 class TargetPart:
     """Pictures of one target, and why others are missing."""
 
-    facts: Row
+    facts: TargetFacts
     searches: SearchPart
     pictures: list[Picture] = field(default_factory=list)
     maps: list[Picture] = field(default_factory=list)
@@ -59,7 +62,7 @@ def write_page(storage: Storage, node_price: float | None = None) -> dict[str, d
         UserError: without ``summary.json``, or where an artifact is damaged.
     """
     run = RunFiles.read(storage)
-    targets = [_target(storage, run, target) for target in run.summary["targets"]]
+    targets = [_target(storage, run, target) for target in run.summary.targets]
     page = render(
         "page.html",
         summary=run.summary,
@@ -69,23 +72,23 @@ def write_page(storage: Storage, node_price: float | None = None) -> dict[str, d
         targets=targets,
         asked=read_asked(storage),
         spending=spending(read_hours(storage), node_price),
-        architectures=architectures_picture(run.summary["results"]),
+        architectures=architectures_picture(run.summary.results),
         operations=_operations(run.scores or []),
         score_map=scores_picture(run.scores or []),
         proxy=_proxy(run.proxy or []),
         curves=_curves(run.curves or []),
     )
-    storage.write_text(FILE, page)
+    storage.write_text(layout.REPORT, page)
     return {
-        part.facts["name"]: {picture.file: picture.svg for picture in part.pictures + part.maps}
+        part.facts.name: {picture.file: picture.svg for picture in part.pictures + part.maps}
         for part in targets
     }
 
 
-def _target(storage: Storage, run: RunFiles, facts: Row) -> TargetPart:
-    name = facts["name"]
-    part = TargetPart(facts=facts, searches=search_part(storage, run.search or [], name))
-    if trials := [row for row in run.search or [] if row["target"] == name]:
+def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> TargetPart:
+    name = facts.name
+    part = TargetPart(facts=facts, searches=search_part(storage, run.trials or [], name))
+    if trials := [row for row in run.trials or [] if row.target == name]:
         part.searches.sheets.insert(0, sheet(searches_table(trials)))
     for title, made in (
         ("Accuracy and latency", _accuracy(run, facts)),
@@ -97,8 +100,7 @@ def _target(storage: Storage, run: RunFiles, facts: Row) -> TargetPart:
             part.missing.append(f"{title}: {made}")
         else:
             part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
-    if name in run.costs:
-        part.maps.append(costs_picture(run.costs[name]))
+    part.maps += [costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == name]
     return part
 
 
@@ -106,11 +108,11 @@ Made = tuple[str, str] | str
 """A picture and its caption, or why there is none."""
 
 
-def _accuracy(run: RunFiles, facts: Row) -> Made:
-    results = run.results_of(facts["name"])
+def _accuracy(run: RunFiles, facts: TargetFacts) -> Made:
+    results = run.results_of(facts.name)
     if not results:
         return "no student was finished for this target."
-    images = run.summary["data"]["sizes"]["test"]
+    images = run.summary.data.sizes["test"]
     return (
         accuracy_plot(results, images),
         "Students with their final weights, measured in turn with the teacher. Vertical bars: one standard "
@@ -118,9 +120,9 @@ def _accuracy(run: RunFiles, facts: Row) -> Made:
     )
 
 
-def _loss(run: RunFiles, facts: Row) -> Made:
-    students = run.measured_of(facts["name"])
-    rated = [row for row in students if row["loss"] is not None]
+def _loss(run: RunFiles, facts: TargetFacts) -> Made:
+    students = run.measured_of(facts.name)
+    rated = [row for row in students if row.loss is not None]
     if not rated:
         return "no student of this target has been measured and rated (stage select)."
     over = len(students) - len(rated)
@@ -132,30 +134,30 @@ def _loss(run: RunFiles, facts: Row) -> Made:
     )
 
 
-def _front(run: RunFiles, facts: Row) -> Made:
-    costs, front = run.costs.get(facts["name"]), run.front_of(facts["name"])
-    if costs is None:
-        return f"costs/{facts['name']}.parquet is not there (stage sample)."
+def _front(run: RunFiles, facts: TargetFacts) -> Made:
+    labelled, front = run.latency_of(facts.name), run.front_of(facts.name)
+    if labelled is None:
+        return f"costs/{facts.name}.parquet is not there (stage sample)."
     if not front:
         return "scores.parquet is not there, or holds no candidate for some layer (stage score)."
     students = [
-        (costs.predict(row["choices"]), row["score"], row["chosen"]) for row in run.measured_of(facts["name"])
+        (labelled.table.predict(row.choices), row.score, row.chosen) for row in run.measured_of(facts.name)
     ]
     return (
         front_plot(
             front,
-            costs.predict([0] * len(costs.layers)),
+            labelled.table.predict([0] * len(labelled.ids)),
             [student for student in students if math.isfinite(student[0])],
             _budgets(run, facts),
         ),
         "Every exact trade-off of cost table and scores (no selection lies below the line), and the students "
-        "measured. All latencies here are predicted by the table as first sampled; the students were chosen "
-        "with it re-calibrated, and kept apart from one another.",
+        "measured. All latencies here are predicted by the last table, calibrated with all students; those "
+        "were chosen with earlier ones, and kept apart from one another.",
     )
 
 
-def _prediction(run: RunFiles, facts: Row) -> Made:
-    students = run.measured_of(facts["name"])
+def _prediction(run: RunFiles, facts: TargetFacts) -> Made:
+    students = run.measured_of(facts.name)
     if not students:
         return "no student of this target has been measured (stage select)."
     return (
@@ -165,17 +167,17 @@ def _prediction(run: RunFiles, facts: Row) -> Made:
     )
 
 
-def _budgets(run: RunFiles, facts: Row) -> dict[str, float]:
-    rows = run.results_of(facts["name"]) or [
-        row for row in run.selections or [] if row["target"] == facts["name"]
-    ]
-    return {row["budget"]: row["budget_ms"] for row in rows}
+def _budgets(run: RunFiles, facts: TargetFacts) -> dict[str, float]:
+    if results := run.results_of(facts.name):
+        return {row.budget: row.budget_ms for row in results}
+    rows = [row for row in run.selections or [] if (row.target, row.cost) == (facts.name, LATENCY)]
+    return {row.budget: row.limit for row in rows}
 
 
-def _proxy(students: list[Row]) -> Picture | None:
+def _proxy(students: list[ProxyRow]) -> Picture | None:
     if not students:
         return None
-    tau = kendalltau([row["score"] for row in students], [row["loss"] for row in students]).statistic
+    tau = kendalltau([row.score for row in students], [row.loss for row in students]).statistic
     return Picture(
         title="What the scores are worth",
         svg=proxy_plot(students),
@@ -185,13 +187,13 @@ def _proxy(students: list[Row]) -> Picture | None:
     )
 
 
-def _curves(candidates: list[Row]) -> Picture | None:
+def _curves(candidates: list[CurveRow]) -> Picture | None:
     if not candidates:
         return None
-    by_family: dict[str, list[list[float]]] = {}
+    by_family: dict[str, list[Sequence[float]]] = {}
     for row in candidates:
-        by_family.setdefault(family(row["op"]), []).append(row["error"])
-    stopped = sum(row["stopped"] is not None for row in candidates)
+        by_family.setdefault(family_of(row.op), []).append(row.error)
+    stopped = sum(row.stopped is not None for row in candidates)
     some = f" {stopped} were stopped before their time." if stopped else ""
     return Picture(
         title="Learning curves",
@@ -201,24 +203,27 @@ def _curves(candidates: list[Row]) -> Picture | None:
     )
 
 
-def _operations(scores: list[Row]) -> list[dict[str, Any]]:
+def _operations(scores: list[ScoreRow]) -> list[dict[str, Any]]:
     """Distillation by operation, the best first: errors are ‖t − s‖² / ‖t‖² at the end."""
-    by_op: dict[str, list[Row]] = {}
+    by_op: dict[str, list[ScoreRow]] = {}
     for row in scores:
-        if family(row["op"]) not in ("teacher", "identity") and row["left_out"] in (None, "diverged"):
-            by_op.setdefault(row["op"], []).append(row)
+        if family_of(row.op) not in ("teacher", "identity") and row.left_out in (None, "diverged"):
+            by_op.setdefault(row.op, []).append(row)
     found = []
     for op, rows in by_op.items():
-        sound = sorted((row for row in rows if row["left_out"] is None), key=lambda row: row["distill_error"])
+        sound = [row for row in rows if row.left_out is None]
+        sound.sort(key=lambda row: row.distill_error or 0.0)
+        errors = [row.distill_error for row in sound if row.distill_error is not None]
+        scores_of_op = [row.score for row in sound if row.score is not None]
         found.append(
             {
                 "op": op,
                 "layers": len(rows),
                 "diverged": len(rows) - len(sound),
                 "best": sound[0] if sound else None,
-                "median": median(row["distill_error"] for row in sound) if sound else math.inf,
+                "median": median(errors) if errors else math.inf,
                 "worst": sound[-1] if sound else None,
-                "score": median(row["score"] for row in sound) if sound else None,
+                "score": median(scores_of_op) if scores_of_op else None,
             }
         )
     return sorted(found, key=lambda entry: (entry["median"], entry["op"]))

@@ -9,10 +9,13 @@ from matplotlib.axes import Axes
 
 from lana_ray.costs.registry import METERS
 from lana_ray.predictors.fits import Fit
-from lana_ray.report.artifacts import Row
+from lana_ray.report.artifacts import MeasuredStudent
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture, plain_log
 from lana_ray.report.numbers import count, number, standard_error
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import Result
+from lana_ray.run_dir.tables import ProxyRow
 
 BAND = 0.03
 """Relative error of a prediction that the design allows."""
@@ -25,18 +28,18 @@ _FRONT_ABOVE = 1.5  # how far above the worst student's score the front is still
 
 
 @picture
-def accuracy_plot(axes: Axes, results: Sequence[Row], test_images: int) -> None:
+def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> None:
     """Test accuracy against measured latency: the fine-tuned students and their teacher.
 
     Bars are one standard error of the accuracy and half the interquartile range of the latency.
     """
     first = results[0]
-    teacher = (first["teacher_ms"], first["teacher_accuracy"])
+    teacher = (first.teacher_ms, first.teacher_accuracy)
     axes.errorbar(
-        [row["measured_ms"] for row in results],
-        [100 * row["accuracy"] for row in results],
-        xerr=[row["iqr_ms"] / 2 for row in results],
-        yerr=[100 * standard_error(row["accuracy"], test_images) for row in results],
+        [row.measured_ms for row in results],
+        [100 * row.accuracy for row in results],
+        xerr=[row.iqr_ms / 2 for row in results],
+        yerr=[100 * standard_error(row.accuracy, test_images) for row in results],
         fmt="D",
         color=VERMILION,
         markeredgecolor=INK,
@@ -55,18 +58,19 @@ def accuracy_plot(axes: Axes, results: Sequence[Row], test_images: int) -> None:
         label="teacher",
     )
     axes.set(xlabel=_LATENCY, ylabel="test accuracy (%)")
-    _budgets(axes, _limits(results), [teacher[0], *(row["measured_ms"] for row in results)])
+    _budgets(axes, _limits(results), [teacher[0], *(row.measured_ms for row in results)])
 
 
 @picture
-def loss_plot(axes: Axes, students: Sequence[Row], budgets: Mapping[str, float]) -> None:
+def loss_plot(axes: Axes, students: Sequence[MeasuredStudent], budgets: Mapping[str, float]) -> None:
     """Loss on the score split against measured latency, of distilled students before fine-tuning."""
-    rated = [row for row in students if row["loss"] is not None]
+    rated = [row for row in students if row.loss is not None]
     for chosen in (False, True):
-        mine = [row for row in rated if row["chosen"] == chosen]
-        _marks(axes, [row["measured_ms"] for row in mine], [row["loss"] for row in mine], chosen)
+        mine = [row for row in rated if row.chosen == chosen]
+        losses = [row.loss for row in mine if row.loss is not None]
+        _marks(axes, [row.measured for row in mine], losses, chosen)
     axes.set(xlabel=_LATENCY, ylabel="loss on the score split (nats)")
-    _budgets(axes, budgets, [row["measured_ms"] for row in rated])
+    _budgets(axes, budgets, [row.measured for row in rated])
 
 
 @picture
@@ -96,11 +100,11 @@ def front_plot(
 
 
 @picture
-def proxy_plot(axes: Axes, students: Sequence[Row]) -> None:
+def proxy_plot(axes: Axes, students: Sequence[ProxyRow]) -> None:
     """True loss of random students against the sum of their candidates' scores."""
     axes.scatter(
-        [row["score"] for row in students],
-        [row["loss"] for row in students],
+        [row.score for row in students],
+        [row.loss for row in students],
         _SMALL,
         BLUE,
         alpha=0.75,
@@ -132,9 +136,9 @@ def curves_plot(axes: Axes, families: Mapping[str, Sequence[Sequence[float]]]) -
 
 
 @picture
-def prediction_plot(axes: Axes, students: Sequence[Row]) -> None:
+def prediction_plot(axes: Axes, students: Sequence[MeasuredStudent]) -> None:
     """Predicted against measured latency of whole students, each as predicted when it was proposed."""
-    ends = [value for row in students for value in (row["predicted_ms"], row["measured_ms"])]
+    ends = [value for row in students for value in (row.predicted, row.measured)]
     pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
     line = np.array([min(ends) - pad, max(ends) + pad])
     axes.fill_between(
@@ -142,15 +146,15 @@ def prediction_plot(axes: Axes, students: Sequence[Row]) -> None:
     )
     axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
     for chosen in (False, True):
-        mine = [row for row in students if row["chosen"] == chosen]
-        _marks(axes, [row["predicted_ms"] for row in mine], [row["measured_ms"] for row in mine], chosen)
+        mine = [row for row in students if row.chosen == chosen]
+        _marks(axes, [row.predicted for row in mine], [row.measured for row in mine], chosen)
     axes.set(xlabel=_PREDICTED, ylabel=_LATENCY, xlim=tuple(line), ylim=tuple(line))
 
 
 @picture
 def fit_plot(axes: Axes, fit: Fit) -> None:
     """Predicted against measured latency of the test architectures of a predictor."""
-    line = np.array([min(fit.measured_ms.min(), fit.predicted_ms.min()), fit.measured_ms.max()])
+    line = np.array([min(fit.measured.min(), fit.predicted.min()), fit.measured.max()])
     for share, colour in ((0.1, "#ecf3f8"), (0.05, "#d9e8f2")):
         axes.fill_between(
             line,
@@ -162,8 +166,8 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
         )
     axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
     axes.scatter(
-        fit.predicted_ms,
-        fit.measured_ms,
+        fit.predicted,
+        fit.measured,
         _SMALL,
         BLUE,
         alpha=0.75,
@@ -171,9 +175,9 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
         label="network not trained on",
     )
     axes.set(
-        xlabel=f"predicted {METERS[fit.cost].axis}",
-        ylabel=f"measured {METERS[fit.cost].axis}",
-        title=f"{fit.target}, {fit.curve[-1][0]} networks trained on",
+        xlabel=f"predicted {METERS[fit.id.cost].axis}",
+        ylabel=f"measured {METERS[fit.id.cost].axis}",
+        title=f"{fit.id.target}, {fit.curve[-1][0]} networks trained on",
     )
 
 
@@ -190,7 +194,7 @@ def learning_plot(axes: Axes, fit: Fit) -> None:
         xlabel="networks trained on",
         ylabel="relative error (%)",
         xscale="log",
-        title=f"{fit.target}, {len(fit.measured_ms)} networks not trained on",
+        title=f"{fit.id.target}, {len(fit.measured)} networks not trained on",
     )
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
@@ -202,16 +206,22 @@ def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
     names = []
     for fit in fits:
         for ending, svg in (("", fit_plot(fit)), ("-learning", learning_plot(fit))):
-            name = f"{fit.stem}{ending}.svg"
+            name = layout.predictor_plot(fit.space, fit.id, ending)
             storage.write_text(name, svg)
             names.append(storage.url(name))
     return names
 
 
+def of_space(space: str) -> str:
+    """What the networks of a space are called."""
+    return "cells" if space == "cells" else "students"
+
+
 def sampling_notes(fits: Iterable[Fit]) -> list[str]:
     """How long as many networks would take as the paper of LA-DNAS samples (arXiv 2001.06392)."""
     return [
-        f"{fit.target}: {number(fit.sample_s)} s from one sample to the next; {count(_MANY)} {fit.what}: "
+        f"{fit.id.target}: {number(fit.sample_s)} s from one sample to the next; {count(_MANY)} "
+        f"{of_space(fit.space)}: "
         f"{number(_MANY * fit.sample_s / 3600)} hours on one sampler, "
         f"{number(_MANY * fit.sample_s / 3600 / 8)} on eight"
         for fit in fits
@@ -219,9 +229,9 @@ def sampling_notes(fits: Iterable[Fit]) -> list[str]:
     ]
 
 
-def median_error(students: Sequence[Row]) -> float:
+def median_error(students: Sequence[MeasuredStudent]) -> float:
     """Median absolute relative error of the predictions."""
-    return float(np.median([abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in students]))
+    return float(np.median([abs(row.predicted / row.measured - 1) for row in students]))
 
 
 def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], chosen: bool) -> None:
@@ -233,8 +243,8 @@ def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], chosen: bool) -> 
         axes.scatter(x, y, _SMALL, BLUE, alpha=0.75, linewidth=0, zorder=3, label="other student")
 
 
-def _limits(results: Sequence[Row]) -> dict[str, float]:
-    return {row["budget"]: row["budget_ms"] for row in results}
+def _limits(results: Sequence[Result]) -> dict[str, float]:
+    return {row.budget: row.budget_ms for row in results}
 
 
 def _budgets(axes: Axes, budgets: Mapping[str, float], values: Sequence[float]) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 from rich.table import Table
 
 from lana_ray.costs.registry import METERS
 from lana_ray.errors import UserError
-from lana_ray.predictors.fits import OF_STUDENTS, Fit, folder_of, read_fit
-from lana_ray.report.artifacts import Row
+from lana_ray.ids import CostId
+from lana_ray.predictors.fits import Fit, read_fit
 from lana_ray.report.asked import read_asked
 from lana_ray.report.html import Picture, Sheet, render, sheet
 from lana_ray.report.numbers import number, percent
-from lana_ray.report.plots import fit_plot, learning_plot, sampling_notes
+from lana_ray.report.plots import fit_plot, learning_plot, of_space, sampling_notes
 from lana_ray.report.searches import (
-    NAMES,
     SEARCH_CAPTIONS,
     lambda_table,
     repeated,
@@ -27,13 +25,14 @@ from lana_ray.report.searches import (
 )
 from lana_ray.report.spending import spending
 from lana_ray.report.table import add_row, empty_table, fits_table, results_table
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import SearchSummary
+from lana_ray.run_dir.tables import TRIALS, TrialRow
+from lana_ray.trials.methods import METHODS
 
-SEARCH_PAGE = "search.html"
-_TRIALS = "search.parquet"
-CELLS = "cells.json"
-_SETTINGS = "run.yaml"
+_SPACES = ("layers", "cells")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class SearchPart:
     sentences: list[str]
 
 
-def search_part(storage: Storage, rows: Sequence[Row], target: str) -> SearchPart:
+def search_part(storage: Storage, rows: Sequence[TrialRow], target: str) -> SearchPart:
     """Pictures and tables of a target, of the trials and predictors there are.
 
     Args:
@@ -54,15 +53,15 @@ def search_part(storage: Storage, rows: Sequence[Row], target: str) -> SearchPar
     Raises:
         UserError: where a predictor's facts are damaged.
     """
-    mine = [row for row in rows if row["target"] == target]
+    mine = [row for row in rows if row.target == target]
     pictures = []
     for name, svg in search_pictures(mine, target).items():
         title, caption = SEARCH_CAPTIONS[name]
         pictures.append(Picture(title=title, svg=svg, caption=caption))
     sheets = [sheet(lambda_table(mine))] if repeated(mine) else []
-    costs = {row["cost"] for row in mine}
-    folders = [OF_STUDENTS, *(folder_of(what, cost) for what in ("cells", "layers") for cost in costs)]
-    fits = [fit for folder in folders if (fit := read_fit(storage, folder, target)) is not None]
+    costs = {row.cost for row in mine}
+    ids = [(space, CostId(cost, target)) for space in _SPACES for cost in sorted({"latency_ms", *costs})]
+    fits = [fit for space, of in ids if (fit := read_fit(storage, space, of)) is not None]
     for fit in fits:
         pictures += _fit_pictures(fit)
     if fits:
@@ -80,44 +79,49 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
         UserError: without ``search.parquet``, or where an artifact is damaged.
     """
     if not has_searches(storage):
-        raise UserError(f"{storage.url(_TRIALS)}: not there yet; `lana-ray search CONFIG.yaml` makes it")
-    rows: list[Row] = storage.read_table(_TRIALS).to_pylist()
-    settings = yaml.safe_load(storage.read_text(_SETTINGS))
-    trained = settings["search"]["cells"] is not None and storage.exists(CELLS)
+        raise UserError(
+            "not_run_yet",
+            f"{storage.url(layout.TRIALS)}: not there yet; `lana-ray search CONFIG.yaml` makes it",
+        )
+    rows = TRIALS.read(storage, layout.TRIALS)
+    settings = yaml.safe_load(storage.read_text(layout.SETTINGS))
+    trained = None
+    if settings["search"]["cells"] is not None and storage.exists(layout.SEARCH_SUMMARY):
+        trained = SearchSummary.read(storage)
     page = render(
         "search.html",
         teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"].rpartition(":")[2],
         asked=read_asked(storage),
         spending=spending(read_hours(storage), node_price),
         summary=sheet(searches_table(rows)),
-        results=sheet(results_table(storage.read_json(CELLS))) if trained else None,
+        results=sheet(results_table(trained.teacher, trained.results)) if trained else None,
         targets=[
             {
                 "facts": target,
-                "teacher_ms": next(row["teacher_ms"] for row in rows if row["target"] == target["name"]),
+                "teacher_ms": next(row.teacher_ms for row in rows if row.target == target["name"]),
                 "part": search_part(storage, rows, target["name"]),
-                "trials": sheet(_trials_table([row for row in rows if row["target"] == target["name"]])),
+                "trials": sheet(_trials_table([row for row in rows if row.target == target["name"]])),
             }
             for target in settings["targets"]
-            if any(row["target"] == target["name"] for row in rows)
+            if any(row.target == target["name"] for row in rows)
         ],
     )
-    storage.write_text(SEARCH_PAGE, page)
+    storage.write_text(layout.SEARCH_PAGE, page)
 
 
 def has_searches(storage: Storage) -> bool:
     """Whether ``lana-ray search`` has come to its end in this run directory."""
-    return storage.exists(_TRIALS)
+    return storage.exists(layout.TRIALS)
 
 
 def _fit_pictures(fit: Fit) -> list[Picture]:
-    what, best = fit.what, fit.quality
-    title = f"{METERS[fit.cost].axis.partition(' (')[0].capitalize()} of {what}"
+    what, best = of_space(fit.space), fit.quality
+    title = f"{METERS[fit.id.cost].axis.partition(' (')[0].capitalize()} of {what}"
     return [
         Picture(
             title=f"{title}, predicted and measured",
             svg=fit_plot(fit),
-            caption=f"{len(fit.measured_ms)} {what} that the predictor was not trained on: median error "
+            caption=f"{len(fit.measured)} {what} that the predictor was not trained on: median error "
             f"{percent(best.median_error)}, {percent(best.within_10)} within ±10 %, rank correlation "
             f"{best.spearman:.3f}.",
         ),
@@ -129,10 +133,10 @@ def _fit_pictures(fit: Fit) -> list[Picture]:
     ]
 
 
-def _trials_table(rows: Sequence[Row]) -> Table:
+def _trials_table(rows: Sequence[TrialRow]) -> Table:
     """One row per trial, in the order they were begun."""
     table = empty_table(
-        f"Trials: {METERS[rows[0]['cost']].axis}",
+        f"Trials: {METERS[rows[0].cost].axis}",
         text=("method", "given"),
         numbers=("predicted", "measured", "ms", "accuracy", "seconds", "collapsed"),
         long="architecture",
@@ -140,21 +144,20 @@ def _trials_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         add_row(
             table,
-            NAMES[row["method"]],
+            METHODS[row.method].title,
             _given(row),
-            number(row["predicted_cost"]),
-            number(row["measured_cost"]),
-            number(row["measured_ms"]),
-            percent(row["accuracy"]),
-            number(row["search_s"]),
-            "yes" if row["collapsed"] else "",
-            row["architecture"],
+            number(row.predicted_cost),
+            number(row.measured_cost),
+            number(row.measured_ms),
+            percent(row.accuracy),
+            number(row.search_s),
+            "yes" if row.collapsed else "",
+            row.architecture,
         )
     return table
 
 
-def _given(row: dict[str, Any]) -> str:
-    if row["lambda"] is None:
-        return f"at most {number(row['budget'])}"
-    seed = row.get("seed")
-    return f"λ = {row['lambda']:.3g}" + ("" if seed is None else f", seed {seed}")
+def _given(row: TrialRow) -> str:
+    if row.multiplier is None:
+        return f"at most {number(row.budget)}"
+    return f"λ = {row.multiplier:.3g}" + ("" if row.seed is None else f", seed {row.seed}")

@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from lana_ray.costs.registry import METERS
-from lana_ray.report.artifacts import Row
-from lana_ray.report.canvas import BLUE, GREY, VERMILION, picture, plain_log
+from lana_ray.report.canvas import BLUE, GREEN, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
 from lana_ray.report.table import add_row, empty_table
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.tables import TrialRow
 from lana_ray.search.front import front, hypervolume
+from lana_ray.trials.methods import METHODS
 
-NAMES = {"differentiable": "differentiable search", "program": "integer program"}
 SEARCH_CAPTIONS = {
     "fronts": (
         "Pareto fronts of the searches",
@@ -34,10 +35,11 @@ SEARCH_CAPTIONS = {
 }
 """Title and caption of each picture."""
 _MOST_TICKS = 10
-_LOOKS = {"differentiable": (BLUE, "o", "-"), "program": (VERMILION, "s", "--")}
+_LOOKS = ((BLUE, "o", "-"), (VERMILION, "s", "--"), (GREEN, "^", "-."))
+"""Of the methods, in the order of their registry."""
 
 
-def searches_table(rows: Sequence[Row]) -> Table:
+def searches_table(rows: Sequence[TrialRow]) -> Table:
     """One row per target and method of ``search.parquet``."""
     table = empty_table(
         f"Searches: accuracy on validation images against {_axis(rows)}",
@@ -52,9 +54,9 @@ def searches_table(rows: Sequence[Row]) -> Table:
         ),
         long="collapsed",
     )
-    for target, method in dict.fromkeys((row["target"], row["method"]) for row in rows):
+    for target, method in dict.fromkeys((row.target, row.method) for row in rows):
         mine = _of(rows, target, method)
-        points, most = _points(mine), mine[0]["teacher_cost"]
+        points, most = _points(mine), mine[0].teacher_cost
         at = [
             max((accuracy for cost, accuracy in points if cost <= share * most), default=None)
             for share in (0.7, 0.5)
@@ -62,24 +64,24 @@ def searches_table(rows: Sequence[Row]) -> Table:
         add_row(
             table,
             target,
-            NAMES[method],
+            METHODS[method].title,
             str(len(mine)),
             str(len(front(points))),
             percent(hypervolume(points, most=most)),
             *(percent(accuracy) for accuracy in at),
-            number(sum(row["search_s"] for row in mine) / len(mine)),
-            str(sum(row["collapsed"] for row in mine)),
+            number(sum(row.search_s for row in mine) / len(mine)),
+            str(sum(row.collapsed for row in mine)),
         )
     return table
 
 
-def repeated(rows: Sequence[Row]) -> bool:
+def repeated(rows: Sequence[TrialRow]) -> bool:
     """Whether some λ was tried more than once on a target."""
-    tried = [(row["target"], row["lambda"]) for row in rows if row["lambda"] is not None]
+    tried = [(row.target, row.multiplier) for row in rows if row.multiplier is not None]
     return len(set(tried)) < len(tried)
 
 
-def lambda_table(rows: Sequence[Row]) -> Table:
+def lambda_table(rows: Sequence[TrialRow]) -> Table:
     """What each λ came to on each target, against the smallest one there; spreads are standard deviations.
 
     The difference in accuracy has the standard error of a difference of two means of independent trials
@@ -98,8 +100,8 @@ def lambda_table(rows: Sequence[Row]) -> Table:
         ),
         long="collapsed",
     )
-    for target in dict.fromkeys(row["target"] for row in rows):
-        by_lambda = _by_lambda([row for row in rows if row["target"] == target])
+    for target in dict.fromkeys(row.target for row in rows):
+        by_lambda = _by_lambda([row for row in rows if row.target == target])
         first = next(iter(by_lambda.values()), [])
         for value, mine in by_lambda.items():
             cost, accuracy = _column(mine, "measured_cost"), _column(mine, "accuracy")
@@ -115,19 +117,19 @@ def lambda_table(rows: Sequence[Row]) -> Table:
                 percent(fmean(cost) / fmean(cost_0)),
                 percent(fmean(accuracy)) + _plus_minus(100 * _deviation(accuracy)),
                 "–" if mine is first else f"{points:+.1f}" + _plus_minus(100 * error),
-                str(sum(row["collapsed"] for row in mine)),
+                str(sum(row.collapsed for row in mine)),
             )
     return table
 
 
 @picture
-def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
+def fronts_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
     """Accuracy against the measured cost of every trial of a target, and each method's front."""
-    teacher_cost = rows[0]["teacher_cost"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        points, took = _points(mine), duration(sum(row["search_s"] for row in mine))
-        colour, marker, dash = _LOOKS[method]
+    teacher_cost = rows[0].teacher_cost
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = [row for row in rows if row.method == method]
+        points, took = _points(mine), duration(sum(row.search_s for row in mine))
+        colour, marker, dash = _LOOKS[list(METHODS).index(method) % len(_LOOKS)]
         axes.scatter(
             [cost for cost, _ in points],
             [100 * accuracy for _, accuracy in points],
@@ -136,7 +138,7 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
             marker=marker,
             alpha=0.7,
             linewidth=0,
-            label=f"{NAMES[method]}: hypervolume {percent(hypervolume(points, most=teacher_cost))} "
+            label=f"{METHODS[method].title}: hypervolume {percent(hypervolume(points, most=teacher_cost))} "
             f"({len(mine)} trial{'s'[: len(mine) > 1]}, {took})",
         )
         best = front(points)
@@ -148,7 +150,7 @@ def fronts_plot(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 @picture
-def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
+def lambdas_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
     """Which cost each λ of the differentiable search came to; 0 has a place of its own on the left."""
     by_lambda = _by_lambda(rows)
     lambdas = list(by_lambda)
@@ -157,12 +159,12 @@ def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
         for name in ("predicted_cost", "measured_cost")
     )
     axes.plot(lambdas, predicted, ":", color=GREY, linewidth=1.6, label="predicted")
-    tried = [(row["lambda"], row["measured_cost"]) for row in rows]
+    tried = [(row.multiplier, row.measured_cost) for row in rows]
     x, y = zip(*tried, strict=True)
     axes.scatter(x, y, 28, BLUE, linewidth=0, alpha=0.7, zorder=3, label="measured")
     if repeated(rows):
         axes.plot(lambdas, measured, color=BLUE, linewidth=1.4, label="mean of the measured")
-    axes.axhline(rows[0]["teacher_cost"], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
+    axes.axhline(rows[0].teacher_cost, color=GREY, linestyle=(0, (4, 3)), linewidth=1, label="teacher")
     axes.set(xlabel="λ", ylabel=_axis(rows))
     if lambdas[0] > 0:
         axes.set_xscale("log")
@@ -176,44 +178,41 @@ def lambdas_plot(axes: Axes, rows: Sequence[Row]) -> None:
         axes.minorticks_off()
 
 
-def search_pictures(rows: Sequence[Row], target: str) -> dict[str, str]:
+def search_pictures(rows: Sequence[TrialRow], target: str) -> dict[str, str]:
     """The pictures of a target by name: ``fronts``, and ``lambdas`` where λ was swept."""
-    mine = [row for row in rows if row["target"] == target]
+    mine = [row for row in rows if row.target == target]
     pictures = {"fronts": fronts_plot(mine)} if mine else {}
-    with_lambda = [row for row in mine if row["lambda"] is not None]
+    with_lambda = [row for row in mine if row.multiplier is not None]
     return pictures | ({"lambdas": lambdas_plot(with_lambda)} if with_lambda else {})
 
 
-def write_search_plots(storage: Storage, rows: Sequence[Row]) -> list[str]:
+def write_search_plots(storage: Storage, rows: Sequence[TrialRow]) -> list[str]:
     """Writes ``search/<target>-<picture>.svg``; where they are."""
     names = []
-    for target in dict.fromkeys(row["target"] for row in rows):
+    for target in dict.fromkeys(row.target for row in rows):
         for name, svg in search_pictures(rows, target).items():
-            file = f"search/{target}-{name}.svg"
+            file = layout.search_plot(target, name)
             storage.write_text(file, svg)
             names.append(storage.url(file))
     return names
 
 
-def _of(rows: Sequence[Row], target: str, method: str) -> list[Row]:
-    return [row for row in rows if (row["target"], row["method"]) == (target, method)]
+def _of(rows: Sequence[TrialRow], target: str, method: str) -> list[TrialRow]:
+    return [row for row in rows if (row.target, row.method) == (target, method)]
 
 
-def _axis(rows: Sequence[Row]) -> str:
-    return METERS[rows[0]["cost"]].axis
+def _axis(rows: Sequence[TrialRow]) -> str:
+    return METERS[rows[0].cost].axis
 
 
-def _by_lambda(rows: Sequence[Row]) -> dict[float, list[Row]]:
+def _by_lambda(rows: Sequence[TrialRow]) -> dict[float, list[TrialRow]]:
     """Trials that were given λ, by it, the smallest first."""
-    given = [row for row in rows if row["lambda"] is not None]
-    return {
-        value: [row for row in given if row["lambda"] == value]
-        for value in sorted({row["lambda"] for row in given})
-    }
+    values = sorted({row.multiplier for row in rows if row.multiplier is not None})
+    return {value: [row for row in rows if row.multiplier == value] for value in values}
 
 
-def _column(rows: Sequence[Row], name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _column(rows: Sequence[TrialRow], name: str) -> list[float]:
+    return [getattr(row, name) for row in rows]
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -224,5 +223,5 @@ def _plus_minus(width: float) -> str:
     return "" if isnan(width) else f" ± {width:.1f}"
 
 
-def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    return [(row["measured_cost"], row["accuracy"]) for row in rows]
+def _points(rows: Sequence[TrialRow]) -> list[tuple[float, float]]:
+    return [(row.measured_cost, row.accuracy) for row in rows]

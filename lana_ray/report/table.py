@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
@@ -12,14 +11,15 @@ from rich.text import Text
 from lana_ray.predictors.fits import Fit
 from lana_ray.registry import Version
 from lana_ray.report.numbers import number, percent, spread
+from lana_ray.run_dir.summary import Result
 
 MEASURED = "measured\nms ± IQR"
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
-    """One row per target and budget of ``summary.json``; latencies in milliseconds per batch."""
+def results_table(teacher: str, results: Iterable[Result]) -> Table:
+    """One row per target and budget; latencies in milliseconds per batch."""
     table = empty_table(
-        f"Students of {summary['teacher']['name']}",
+        f"Students of {teacher}",
         text=("target", "budget"),
         numbers=(
             "budget\nms",
@@ -31,19 +31,19 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         ),
         long="registered model",
     )
-    for row in summary["results"]:
-        uri = row["model_uri"]
+    for row in results:
+        uri = row.model_uri
         add_row(
             table,
-            row["target"],
-            row["budget"],
-            number(row["budget_ms"]),
-            spread(row["measured_ms"], row["iqr_ms"]),
-            number(row["teacher_ms"]),
-            f"{row['speedup']:.2f}×",
-            percent(row["accuracy"]),
-            percent(row["teacher_accuracy"]),
-            Text(uri) if uri else Text(row.get("problem") or "not registered", style="yellow"),
+            row.target,
+            row.budget,
+            number(row.budget_ms),
+            spread(row.measured_ms, row.iqr_ms),
+            number(row.teacher_ms),
+            f"{row.speedup:.2f}×",
+            percent(row.accuracy),
+            percent(row.teacher_accuracy),
+            Text(uri) if uri else Text(row.problem or "not registered", style="yellow"),
         )
     return table
 
@@ -85,7 +85,7 @@ def fits_table(fits: Iterable[Fit]) -> Table:
         for count, found in fit.curve:
             add_row(
                 table,
-                fit.target,
+                str(fit.id.target),
                 str(count),
                 percent(found.median_error),
                 percent(found.within_5),

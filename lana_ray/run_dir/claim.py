@@ -9,42 +9,38 @@ import yaml
 from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
-RUN_FILE = "run.yaml"
 _NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data
 
 
-def claim(storage: Storage, config: Config, made_first: str) -> None:
-    """Writes ``run.yaml``; refuses a directory that holds what was made of another teacher or other data.
-
-    Args:
-        made_first: the file that all others are made of; without it, a mistake can still be mended.
-    """
+def claim(storage: Storage, config: Config) -> None:
+    """Writes ``run.yaml``; refuses a directory whose teacher is another one or was trained on other data."""
     written = config.to_public_yaml()  # whoever has the directory may read it
     earlier, now = _earlier(storage), yaml.safe_load(written)
     if earlier is not None:
-        if storage.exists(made_first):
+        if storage.exists(layout.TEACHER):
             _refuse_others(storage, earlier, now)
         changed = [
             _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
         ]
         for change in filter(None, changed):
             say(f"changed since the last run: {change}; what depends on it is made again")
-    storage.write_text(RUN_FILE, written)
+    storage.write_text(layout.SETTINGS, written)
 
 
 def _earlier(storage: Storage) -> dict[str, Any] | None:
     """The settings of the last run; None if there was none or, which is said, its file is damaged."""
-    if not storage.exists(RUN_FILE):
+    if not storage.exists(layout.SETTINGS):
         return None
     try:
-        found = yaml.safe_load(storage.read_text(RUN_FILE))
+        found = yaml.safe_load(storage.read_text(layout.SETTINGS))
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("teacher", "data")):
         return found
-    say(f"{storage.url(RUN_FILE)}: damaged; it is made again")
+    say(f"{storage.url(layout.SETTINGS)}: damaged; it is made again")
     return None
 
 
@@ -54,8 +50,9 @@ def _refuse_others(storage: Storage, earlier: dict[str, Any], now: dict[str, Any
             before = earlier[section].get(key)
             if key not in _NO_IDENTITY and before != value:
                 raise UserError(
+                    "changed",
                     f"run.dir {storage.root}: holds a run with {section}.{key} {before!r}, now it is "
-                    f"{value!r}; choose another run.dir"
+                    f"{value!r}; choose another run.dir",
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -14,5 +15,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A pydantic model or a collection as JSON has it."""
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else list(value)
+    """A pydantic model, a dataclass or a collection as JSON has it."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else list(value)  # type: ignore[arg-type]

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
-_FOLDER = "hours"
 _EVERY_S = 60.0
 
 
@@ -56,7 +54,7 @@ class Hours:
         """
         self.stages: dict[str, Spent] = {}
         self._storage, self._count_nodes, self._every_s = storage, count_nodes, every_s
-        self._file = f"{_FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
+        self._file = layout.hours()
         self._nodes = 1  # the machine of this process, until others are known
 
     @contextmanager
@@ -105,7 +103,7 @@ class Hours:
 
 def read_hours(storage: Storage) -> list[Invocation]:
     """Every invocation on this run directory, as they began; damaged files are named and left out."""
-    files = storage.list(_FOLDER, ".json")
+    files = storage.list(layout.HOURS, ".json")
     found = [storage.kept(name, _invocation, "its hours are not counted") for name in files]
     return [invocation for invocation in found if invocation is not None]
 

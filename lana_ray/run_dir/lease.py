@@ -60,8 +60,9 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
     def check() -> None:
         if lost.is_set():
             raise UserError(
+                "busy",
                 f"run.dir {storage.root}: another driver took it over while this one was suspended; "
-                "run this command again once the other has ended"
+                "run this command again once the other has ended",
             )
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)

@@ -68,8 +68,9 @@ def check_code(expected: Mapping[str, str]) -> None:
     other = [name for name, version in installed_code().items() if version != expected[name]]
     if other:
         raise UserError(
+            "changed",
             f"node {platform.node()}: {', '.join(other)} differs from the driver's; install the same "
-            "versions on every node, and change none while a run goes on"
+            "versions on every node, and change none while a run goes on",
         )
 
 

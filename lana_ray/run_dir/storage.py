@@ -44,7 +44,7 @@ class Storage:
         try:
             self._fs, self._base = fsspec.core.url_to_fs(self.root)
         except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
-            raise UserError(f"run.dir {self.root}: {error}") from None
+            raise UserError("invalid_setting", f"run.dir {self.root}: {error}") from None
         self.is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else ())
 
     def check_writable(self) -> None:
@@ -55,14 +55,15 @@ class Storage:
             self.remove(probe)
         except OSError as error:
             raise UserError(
-                f"run.dir {self.root}: cannot be written ({error.strerror or error}); mend that or choose "
-                "another run.dir"
+                "not_writable",
+                f"run.dir {self.root}: cannot be written ({error.strerror or error}); fix this or choose "
+                "another run.dir",
             ) from None
 
     def path(self, name: str) -> str:
         """Raises UserError for a name that leads out of the root: names come from files, too."""
         if ".." in name.split("/"):
-            raise UserError(f"{self.url(name)}: leads out of run.dir {self.root}; refused")
+            raise UserError("invalid_file", f"{self.url(name)}: leads out of run.dir {self.root}; refused")
         return f"{self._base}/{name}"
 
     def url(self, name: str) -> str:
@@ -88,8 +89,9 @@ class Storage:
             self._write(name, data)
         except OSError as error:
             raise UserError(
-                f"{self.url(name)}: cannot be written ({error.strerror or error}); mend that and run the "
-                "same command again, which goes on from what is finished"
+                "not_writable",
+                f"{self.url(name)}: cannot be written ({error.strerror or error}); fix this and rerun "
+                "the same command; finished work is kept",
             ) from error
 
     def _write(self, name: str, data: bytes) -> None:
@@ -164,7 +166,7 @@ class Storage:
             return self._table(name)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
-                f"{self.url(name)}: damaged Parquet file ({one_line(error)}); remove it"
+                "damaged_file", f"{self.url(name)}: damaged Parquet file ({one_line(error)}); remove it"
             ) from None
 
     def _table(self, name: str) -> pa.Table:
@@ -197,7 +199,8 @@ class Storage:
             return unseal(self.read_bytes(name))[0]
         except ValueError as error:
             raise UserError(
-                f"{self.url(name)}: damaged ({error}); run the same command again, which makes it anew"
+                "damaged_file",
+                f"{self.url(name)}: damaged ({error}); rerun the same command, which writes it again",
             ) from None
 
     def intact_metadata(self, name: str) -> dict[str, str] | None:

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lana_ray.ids import Architecture
 from lana_ray.run_dir.resumable import Checkpoint
 from lana_ray.search.cost import Cost, cost_of, expected_cost, likeliest_within
 from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings
 from lana_ray.search.state import SearchState
 from lana_ray.search.supernet import Supernet
-from lana_ray.spaces.space import Architecture
 
 Batch = tuple[Tensor, Tensor]
 Batches = Callable[[int, int], Iterator[Batch]]

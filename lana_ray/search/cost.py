@@ -44,9 +44,9 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.costs.table import CostTable
+from lana_ray.ids import Architecture
 from lana_ray.search.mixture import gumbel
 from lana_ray.search.supernet import SearchSpace
-from lana_ray.spaces.space import Architecture
 
 Way = Literal["expectation", "gumbel", "argmax"]
 Cost = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ Cost = Callable[[Tensor], Tensor]
 
 
 class AdditiveCost(nn.Module):
-    """A cost table as a differentiable function: encodings [..., d] → milliseconds [...].
+    """A cost table as a differentiable function: encodings [..., d] → cost [...], in its unit.
 
     Infinite where a candidate that cannot run has any share; there is no gradient away from it, so such
     candidates have to be kept out of the search.
@@ -65,13 +65,13 @@ class AdditiveCost(nn.Module):
 
     def __init__(self, table: CostTable) -> None:
         super().__init__()
-        costs = torch.from_numpy(np.concatenate(table.costs_ms)).float()
-        self.rest_ms = table.rest_ms
+        costs = torch.from_numpy(np.concatenate(table.costs)).float()
+        self.rest = table.rest
         self.register_buffer("costs", costs.masked_fill(costs.isinf(), 0.0))
         self.register_buffer("impossible", costs.isinf().float())
 
     def forward(self, encodings: Tensor) -> Tensor:
-        total = self.rest_ms + encodings @ self.costs
+        total = self.rest + encodings @ self.costs
         return total.masked_fill(encodings.detach() @ self.impossible > 0, torch.inf)
 
 

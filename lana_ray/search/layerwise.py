@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lana_ray.ids import Choices
 from lana_ray.networks.layers import batch_statistics, replace
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Choices
 
 
 class LayerwiseSupernet(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lana_ray.spaces.space import Architecture
+from lana_ray.ids import Architecture
 
 
 class SearchSpace(Protocol):

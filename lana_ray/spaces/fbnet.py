@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lana_ray.spaces.space import Architecture, Space
+from lana_ray.ids import Architecture
+from lana_ray.spaces.space import Space
 
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel, expansion and groups of the pointwise convolutions."""

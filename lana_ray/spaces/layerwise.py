@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lana_ray.ids import Architecture, CandidateId, Choices, read_label, write_label
 from lana_ray.networks.layers import Layer, replace
 from lana_ray.ops import Op, build_op, candidates, is_trained
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.spaces.space import Architecture, Choices, StudentSpace
+from lana_ray.spaces.space import StudentSpace
 
 
 class LayerwiseSpace(StudentSpace):
@@ -172,30 +173,43 @@ class LayerwiseSpace(StudentSpace):
             },
         )
 
-    def describe(self, architecture: Architecture) -> dict[str, str]:
-        """Layer name to operation name."""
-        return {
-            layer.name: self.ops[i][choice].name
-            for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True))
-        }
+    @cached_property
+    def ids(self) -> tuple[tuple[CandidateId, ...], ...]:
+        """The candidates of every layer by name, in the order of their indices."""
+        return tuple(
+            tuple(CandidateId(layer.name, op.name) for op in ops)
+            for layer, ops in zip(self.layers, self.ops, strict=True)
+        )
+
+    @cached_property
+    def _places(self) -> dict[CandidateId, tuple[int, int]]:
+        return {one: (i, j) for i, of_layer in enumerate(self.ids) for j, one in enumerate(of_layer)}
+
+    def place(self, candidate: CandidateId) -> tuple[int, int]:
+        """Indices of a candidate's layer and of the candidate there; KeyError if it is not in the pool."""
+        return self._places[candidate]
+
+    def chosen(self, architecture: Architecture) -> tuple[CandidateId, ...]:
+        """The candidate of every layer."""
+        return tuple(of_layer[choice] for of_layer, choice in zip(self.ids, architecture, strict=True))
 
     def label(self, architecture: Architecture) -> str:
-        """The same as one line of text: ``layer=operation|…``."""
-        return "|".join(f"{layer}={op}" for layer, op in self.describe(architecture).items())
+        """The candidates as one line of text: ``layer=operation|…``."""
+        return write_label(self.chosen(architecture))
 
     def parse(self, label: str) -> Architecture:
-        """The architecture that ``label`` writes so.
+        """The architecture with this label.
 
         Raises:
             ValueError: for other layers, or operations that are not among their candidates.
         """
-        pairs = [part.partition("=")[::2] for part in label.split("|")]
-        if [name for name, _ in pairs] != [layer.name for layer in self.layers]:
-            raise ValueError(
-                f"{label!r} is not of the layers {', '.join(layer.name for layer in self.layers)}"
-            )
-        names = [[op.name for op in ops] for ops in self.ops]
-        return tuple(of_layer.index(op) for of_layer, (_, op) in zip(names, pairs, strict=True))
+        candidates = read_label(label)
+        layers = [layer.name for layer in self.layers]
+        if [candidate.layer for candidate in candidates] != layers:
+            raise ValueError(f"{label!r} is not of the layers {', '.join(layers)}")
+        if unknown := [str(candidate) for candidate in candidates if candidate not in self._places]:
+            raise ValueError(f"{', '.join(unknown)}: not in the pool of its layer")
+        return tuple(self.place(candidate)[1] for candidate in candidates)
 
 
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (

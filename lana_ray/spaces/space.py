@@ -11,12 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lana_ray.ids import Architecture
 from lana_ray.networks.layers import Layer
-
-Architecture = tuple[int, ...]
-"""The index of what is chosen for each decision; of a layer, 0 is the teacher's own."""
-Choices = tuple[tuple[int, ...], ...]
-"""Per decision, the indices of some of its options."""
 
 
 class Space(ABC):

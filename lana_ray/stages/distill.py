@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from lana_ray.cluster.claims import PROCESS_BYTES, Ask, occupied, share
 from lana_ray.cluster.connection import Node, nodes
@@ -16,46 +16,41 @@ from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.cluster.trainers import elastic, run_training
 from lana_ray.config import RayConfig
 from lana_ray.distill.demand import Demand, demand
-from lana_ray.distill.rounds import Candidate, memory, plan_rounds
+from lana_ray.distill.rounds import memory, plan_rounds
 from lana_ray.errors import UserError
+from lana_ray.ids import CandidateId
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.stages.sample import TargetCosts, considered
+from lana_ray.run_dir.tables import CURVES, CurveRow
+from lana_ray.stages.sample import Sampling
 from lana_ray.workspace import Workspace
 
 _BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
-CURVES = "curves.parquet"
-_SCHEMA = pa.schema(
-    {
-        "layer": pa.int64(),
-        "name": pa.string(),
-        "choice": pa.int64(),
-        "op": pa.string(),
-        "stopped": pa.string(),
-        "error": pa.list_(pa.float64()),
-    }
-)
 
 
-def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
+def run(workspace: Workspace, sampling: Sampling) -> None:
     """Writes ``candidates/*.safetensors`` and ``curves.parquet``; what is there and still fits is kept."""
     wanted = [
-        (layer, choice)
-        for layer, choices in enumerate(considered(costs))
+        ids[choice]
+        for ids, choices in zip(workspace.space.ids, sampling.considered, strict=True)
         for choice in choices
-        if workspace.has_weights(layer, choice)
+        if workspace.has_weights(ids[choice])
     ]
     ends = _endings(workspace, wanted)
     say(f"distill: {len(wanted) - len(ends)} candidates to train, {len(ends)} reused")
     # Where the cluster shrinks, nobody comes back for a round that was in hand.
     while pending := [candidate for candidate in wanted if candidate not in ends]:
-        times = {c: _BACKWARD * time for c, time in _times(pending, costs).items()}
-        train(workspace, times, overhead=next(iter(costs.values())).teacher_ms)
+        first = next(iter(sampling.targets.values()))
+        isolated = sampling.tables[first.latency].isolated
+        times = {c: _BACKWARD * time for c, time in _times(workspace, pending, isolated).items()}
+        train(workspace, times, overhead=first.teacher_ms)
         finished = _endings(workspace, pending)
         if not finished:
             raise UserError(
+                "failed",
                 f"distill: the workers left before any of {len(pending)} candidates was finished; their "
-                "states are kept, and running this again goes on from there"
+                "states are kept; rerun the same command to continue",
             )
         ends |= finished
     _write_curves(workspace, {candidate: ends[candidate] for candidate in wanted})
@@ -65,29 +60,30 @@ def run(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
     say(f"distill: {len(ends)} candidates, with a normalised error of {error:.3f} in the median{notes}")
 
 
-def _endings(workspace: Workspace, candidates: Sequence[Candidate]) -> dict[Candidate, Ending]:
+def _endings(workspace: Workspace, candidates: Sequence[CandidateId]) -> dict[CandidateId, Ending]:
     """Of those that the run directory holds."""
     found = {candidate: ending(workspace, candidate) for candidate in candidates}
     return {candidate: end for candidate, end in found.items() if end is not None}
 
 
-def _write_curves(workspace: Workspace, ends: Mapping[Candidate, Ending]) -> None:
+def _write_curves(workspace: Workspace, ends: Mapping[CandidateId, Ending]) -> None:
+    places = {candidate: workspace.space.place(candidate) for candidate in ends}
     rows = [
-        {
-            "layer": layer,
-            "name": workspace.layers[layer].name,
-            "choice": choice,
-            "op": workspace.space.ops[layer][choice].name,
-            "stopped": end.stopped or None,
-            "error": end.curve,
-        }
-        for (layer, choice), end in ends.items()
+        CurveRow(
+            layer=places[candidate][0],
+            name=candidate.layer,
+            choice=places[candidate][1],
+            op=candidate.op,
+            stopped=end.stopped or None,
+            error=tuple(end.curve),
+        )
+        for candidate, end in ends.items()
     ]
-    key = fingerprint([workspace.candidate_key(*candidate) for candidate in ends])
-    workspace.storage.write_table(CURVES, pa.Table.from_pylist(rows, schema=_SCHEMA), key)
+    key = fingerprint([workspace.candidate_key(candidate) for candidate in ends])
+    CURVES.write(workspace.storage, layout.CURVES, rows, key)
 
 
-def train(workspace: Workspace, times: dict[Candidate, float], *, overhead: float) -> None:
+def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: float) -> None:
     """Trains candidates through Ray Train.
 
     Args:
@@ -154,23 +150,26 @@ def worker_groups(
     return [main, others]
 
 
-def find_demands(workspace: Workspace, pending: Sequence[Candidate]) -> dict[Candidate, Demand]:
+def find_demands(workspace: Workspace, pending: Sequence[CandidateId]) -> dict[CandidateId, Demand]:
     """Of every candidate; equal structures are tried once."""
     space = workspace.space
     known: dict[str, Demand] = {}
     found = {}
-    for layer, choice in pending:
+    for candidate in pending:
+        layer, choice = space.place(candidate)
         structure = space.structure(layer, choice)
         if structure not in known:
             known[structure] = demand(space.candidate(layer, choice).train(), space.layers[layer])
-        found[layer, choice] = known[structure]
+        found[candidate] = known[structure]
     return found
 
 
-def _times(pending: Sequence[Candidate], costs: Mapping[str, TargetCosts]) -> dict[Candidate, float]:
-    """What each candidate took alone on the first target, the mean where it does not run there."""
-    isolated = next(iter(costs.values())).isolated_ms
-    times = {(i, j): float(isolated[i][j]) for i, j in pending}
+def _times(
+    workspace: Workspace, pending: Sequence[CandidateId], isolated: Sequence[NDArray[np.float64]]
+) -> dict[CandidateId, float]:
+    """What each candidate took alone on the first target; the mean for one that does not run there."""
+    places = {candidate: workspace.space.place(candidate) for candidate in pending}
+    times = {candidate: float(isolated[i][j]) for candidate, (i, j) in places.items()}
     finite = [t for t in times.values() if t < float("inf")]
     mean = sum(finite) / len(finite) if finite else 1.0
     return {c: t if t < float("inf") else mean for c, t in times.items()}

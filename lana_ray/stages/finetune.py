@@ -2,231 +2,202 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lana_ray.cluster.train_worker import TrainJob, is_trained, train_worker
+from lana_ray.cluster.train_worker import is_trained, train_worker
 from lana_ray.cluster.trainers import run_training, worker_group
-from lana_ray.costs.samples import Sample
-from lana_ray.costs.work import student_work
+from lana_ray.costs.table import MeasuredCost
+from lana_ray.costs.work import Work, student_work
+from lana_ray.evaluation.deployed import Tested, tested
+from lana_ray.evaluation.networks import accuracies_before
+from lana_ray.ids import Architecture, CostId
+from lana_ray.measurement.counts import count_network
+from lana_ray.measurement.latencies import SESSIONS, Sampled
+from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
-from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
-from lana_ray.spaces.space import Architecture
-from lana_ray.stages import confirm
-from lana_ray.stages.choice import Choice, keeps
-from lana_ray.stages.counts import count_network
-from lana_ray.stages.deployed import Tested, tested
-from lana_ray.stages.evaluate import accuracies_before
-from lana_ray.stages.sample import SESSIONS, TargetCosts, judge
-from lana_ray.stages.select import Selected
+from lana_ray.selection.choice import Choice
+from lana_ray.selection.loop import Loop, Measurements, World, replace_missed
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import StudentSpace
+from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import steps_of
 from lana_ray.workspace import Workspace
 
-Again = Callable[[Selected, int], Selected]
-"""Callback (missed, attempt): looks for new students for the choices."""
 MAX_REPLACED = 2
 """How often a student over its budget may be replaced by the next best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A fine-tuned student and what it came to."""
+    """A student trained as a whole, with everything measured of it on one target."""
 
-    target: str
+    target: Sampled
     budget: str
     """Its name, which says whether the student keeps it on all targets."""
-    budget_ms: float
+    budgets: Mapping[CostId, float]
+    """The budget of every cost that was measured, in its unit."""
     architecture: str
-    """As people read it."""
+    """Its label."""
     job: TrainJob
-    predicted_ms: float | None
-    """None where latencies were not predicted."""
+    predicted: Mapping[CostId, float]
     calibration: int | None
-    """Which of the target's cost tables predicted it; None where none did."""
-    sample: Sample
-    """Of the student with its final weights, measured in turn with the teacher."""
-    teacher_ms: float
+    """Number of the target's table that predicted its latency; None without a table."""
+    costs: Mapping[CostId, MeasuredCost]
+    """With its final weights; latency in turn with the teacher's."""
     counts: Mapping[str, float]
-    """What is counted of the student: ``params`` and ``macs``."""
+    """Its counted costs: ``params`` and ``macs``."""
     accuracy_before: float | None
-    """On the test split, as distilled; None where it was not."""
+    """On the test split, before this training; None for a student that was not distilled."""
     tested: Tested
 
     @property
+    def latency(self) -> MeasuredCost:
+        return self.costs[self.target.latency]
+
+    @property
+    def budget_ms(self) -> float:
+        return self.budgets[self.target.latency]
+
+    @property
     def problem(self) -> str | None:
-        """Why it must not be registered; None when it may."""
-        if self.sample.error is not None:
-            return self.sample.error
-        if not keeps(self.sample, self.budget_ms):
-            return f"measured {self.sample.median_ms:.3f} ms, over the budget of {self.budget_ms:.3f} ms"
+        """Why the student must not be registered; None if it may."""
+        for of, budget in self.budgets.items():
+            cost = self.costs[of]
+            if cost.error is not None:
+                return cost.error
+            if not cost.keeps(budget):
+                return f"measured {of.written(cost.value)}, over the budget of {of.written(budget)}"
         return None
 
 
-def student_job(workspace: Workspace, architecture: Architecture) -> TrainJob:
-    """The fine-tuning of an architecture; targets and budgets that chose the same share it."""
-    settings = (workspace.config.finetune, workspace.data.fingerprint, workspace.config.run.seed)
-    key = fingerprint(workspace.student_key(architecture), *settings, method_version("training.loop"))
-    return TrainJob(file=f"students/{key}.safetensors", key=key, architecture=architecture)
-
-
-def run(workspace: Workspace, selected: Selected, look_again: Again) -> tuple[list[Finished], Selected]:
+def run(
+    workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], loop: Loop, world: World
+) -> tuple[list[Finished], Loop]:
     """Writes ``students/*.safetensors``, then tests and measures every student together with the teacher.
 
-    A student that its last, longest measurement finds over its budget is given up for the next best one, or
-    for one that is looked for anew.
-
-    Args:
-        look_again: as ``select.again``, of (missed, time).
+    A student that its last measurement finds over its budget is replaced by the next best one, or by one that
+    another round proposes (``selection.loop.replace_missed``).
 
     Returns:
-        The finished students, and the selection as it is in the end.
+        The finished students, and the loop as it is in the end.
     """
-    samples = _train_and_measure(workspace, selected.choices, selected.costs)
-    for time in range(1, MAX_REPLACED + 1):
-        selected, replaced = _replace(workspace, selected, samples, look_again, time)
+    measured = _train_and_measure(workspace, space, sampled, loop.choices)
+    for attempt in range(1, MAX_REPLACED + 1):
+        missed = {
+            k: choice.chosen
+            for k, choice in enumerate(loop.choices)
+            if choice.chosen is not None and _is_over(choice, measured)
+        }
+        if not missed:
+            break
+        loop = replace_missed(loop, missed, world, attempt)
+        replaced = [k for k in missed if loop.choices[k].chosen != missed[k]]
+        for k in missed:
+            _say_replaced(loop.choices[k], k in replaced)
         if not replaced:
             break
-        samples |= _train_and_measure(workspace, replaced, selected.costs)
-    return _finished(workspace, selected, samples), selected
+        new = _train_and_measure(workspace, space, sampled, [loop.choices[k] for k in replaced])
+        measured = _merged(measured, new)
+    return _finished(workspace, space, sampled, loop, measured), loop
 
 
 def _finished(
-    workspace: Workspace, selected: Selected, samples: Mapping[tuple[str, Architecture], Sample]
+    workspace: Workspace,
+    space: StudentSpace,
+    sampled: Mapping[str, Sampled],
+    loop: Loop,
+    measured: Measurements,
 ) -> list[Finished]:
-    costs = selected.costs
-    chosen = [
-        (choice, choice.architecture, target)
-        for choice in selected.choices
-        if choice.architecture
-        for target in choice.limits
-    ]
-    jobs = {a: student_job(workspace, a) for _, a, _ in chosen}
-    found = tested(workspace, costs, {(target, jobs[a]): samples[target, a] for _, a, target in chosen})
-    before = accuracies_before(workspace, list(jobs))
-    counts = {a: count_network(workspace, workspace.space.build(a)) for a in jobs}
+    chosen = [(c, c.chosen, target) for c in loop.choices if c.chosen is not None for target in c.targets]
+    jobs = {a: workspace.student_job(space, a) for _, a, _ in chosen}
+    ran = {
+        (target, jobs[a]): all(measured[of][a].error is None for of in _of_target(choice, target))
+        for choice, a, target in chosen
+    }
+    results = tested(workspace, sampled, ran)
+    before = accuracies_before(workspace, list(jobs)) if isinstance(space, LayerwiseSpace) else {}
+    counts = {a: count_network(workspace, space.build(a)) for a in jobs}
     return [
         Finished(
-            target=target,
+            target=sampled[target],
             budget=choice.name,
-            budget_ms=choice.limits[target].budget_ms,
-            architecture=workspace.space.label(a),
+            budgets={of: choice.limits[of].budget for of in _of_target(choice, target)},
+            architecture=space.label(a),
             job=jobs[a],
-            predicted_ms=choice.students[a].selection.costs[target],
-            calibration=choice.students[a].calibrations[target],
-            sample=samples[target, a],
-            teacher_ms=costs[target].teacher_ms,
+            predicted=choice.students[a].predicted,
+            calibration=choice.students[a].calibrations.get(sampled[target].latency),
+            costs={of: measured[of][a] for of in _of_target(choice, target)},
             counts=counts[a],
-            accuracy_before=before[a],
-            tested=found[target, jobs[a]],
+            accuracy_before=before.get(a),
+            tested=results[target, jobs[a]],
         )
         for choice, a, target in chosen
     ]
 
 
-def _replace(
-    workspace: Workspace,
-    selected: Selected,
-    samples: Mapping[tuple[str, Architecture], Sample],
-    look_again: Again,
-    time: int,
-) -> tuple[Selected, list[Choice]]:
-    """Takes the next best students for those over their budget.
-
-    They are measured once more before one is trained: what made one student slower since it was chosen may
-    have done so to others.
-
-    Returns:
-        The selection with them, and its choices that have another student now.
-    """
-    choices, costs = copy.deepcopy(selected.choices), selected.costs
-    over = {k: choice.architecture for k, choice in enumerate(choices) if _is_over(choice, samples)}
-    for k, architecture in over.items():
-        assert architecture is not None
-        choices[k].given_up.add(architecture)
-        choices[k].architecture = None
-    if over:
-        given_up = [choices[k] for k in over]
-        confirmed = confirm.run(workspace, given_up, costs, lambda choice: choice.candidates(), time)
-        choices = _placed(choices, over, confirmed)
-    if without := [k for k in over if choices[k].architecture is None]:
-        missed = Selected(choices=[choices[k] for k in without], costs=costs)
-        found = look_again(missed, time)
-        choices, costs = _placed(choices, without, found.choices), found.costs
-    for k, architecture in over.items():
-        choice = choices[k]
-        who = f"finetune: {choice.place} {choice.name}: over budget with its final weights"
-        if choice.architecture is None:
-            say(f"{who}; no other student keeps it either")
-            choice.architecture = architecture
-        else:
-            say(f"{who}; the next best that keeps it is taken")
-    replaced = [choices[k] for k, architecture in over.items() if choices[k].architecture != architecture]
-    return Selected(choices=choices, costs=costs), replaced
+def _of_target(choice: Choice, target: str) -> list[CostId]:
+    return [of for of in choice.limits if of.target == target]
 
 
-def _placed(choices: Sequence[Choice], places: Iterable[int], new: Sequence[Choice]) -> list[Choice]:
-    """The choices with new ones in some places."""
-    by_place = dict(zip(places, new, strict=True))
-    return [by_place.get(k, choice) for k, choice in enumerate(choices)]
-
-
-def _is_over(choice: Choice, samples: Mapping[tuple[str, Architecture], Sample]) -> bool:
-    """Whether the student of a choice does not keep its budget on some target."""
-    return choice.architecture is not None and not all(
-        keeps(samples[target, choice.architecture], limit.budget_ms)
-        for target, limit in choice.limits.items()
+def _is_over(choice: Choice, measured: Measurements) -> bool:
+    """Whether the student of a choice misses its budget on some target."""
+    student = choice.chosen
+    return student is not None and not all(
+        measured[of][student].keeps(limit.budget) for of, limit in choice.limits.items()
     )
 
 
+def _say_replaced(choice: Choice, is_replaced: bool) -> None:
+    who = f"finetune: {choice.place} {choice.name}: over budget with its final weights"
+    then = "the next best that keeps it is taken" if is_replaced else "no other student keeps it either"
+    say(f"{who}; {then}")
+
+
 def _train_and_measure(
-    workspace: Workspace, choices: Sequence[Choice], costs: Mapping[str, TargetCosts]
-) -> dict[tuple[str, Architecture], Sample]:
-    """Fine-tunes the chosen students that are not yet, and measures each on its target."""
-    choices = [choice for choice in choices if choice.architecture]
-    jobs = {c.architecture: student_job(workspace, c.architecture) for c in choices if c.architecture}
-    train(workspace, list(jobs.values()), "finetune")
-    return _measure(workspace, choices, jobs, costs)
+    workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], choices: Sequence[Choice]
+) -> Measurements:
+    """Trains the chosen students that are not trained yet, and measures each on its targets.
+
+    Students over their budget get as many sessions again: training another one takes long, and a moment in
+    which the machine was disturbed should not cost that.
+    """
+    choices = [choice for choice in choices if choice.chosen is not None]
+    jobs = {c.chosen: workspace.student_job(space, c.chosen) for c in choices if c.chosen is not None}
+    train(workspace, list(jobs.values()))
+
+    def measure(some: Sequence[Choice], sessions: range) -> Measurements:
+        work: dict[str, dict[Architecture, Work]] = {}
+        for choice in some:
+            for target in choice.targets:
+                student = choice.chosen
+                assert student is not None
+                job = jobs[student]
+                work.setdefault(target, {})[student] = student_work(space, student, job.file, job.key)
+        return measure_students(workspace, space, sampled, work, sessions, "measure")
+
+    measured = measure(choices, SESSIONS)
+    over = [choice for choice in choices if _is_over(choice, measured)]
+    return _merged(measured, measure(over, range(2 * len(SESSIONS)))) if over else measured
 
 
-def train(workspace: Workspace, jobs: Sequence[TrainJob], title: str) -> None:
-    """Trains the networks that are not yet, through Ray Train, as ``finetune`` says."""
+def _merged(first: Measurements, then: Measurements) -> Measurements:
+    return {of: {**first.get(of, {}), **then.get(of, {})} for of in {**first, **then}}
+
+
+def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
+    """Trains networks that are not trained yet, through Ray Train, as ``finetune`` says."""
     config = workspace.config
     pending = [job for job in jobs if not is_trained(workspace.storage, job)]
-    say(f"{title}: {len(pending)} networks to train, {len(jobs) - len(pending)} reused")
+    say(f"finetune: {len(pending)} networks to train, {len(jobs) - len(pending)} reused")
     if pending:
         total = len(pending) * steps_of(config.finetune, workspace.data.sizes["train"])
         run_training(
             train_worker,
             {"jobs": pending},
             config,
-            title=title,
+            title="finetune",
             total=total,
             groups=[worker_group(config.ray, config.finetune)],
             process_group=True,
         )
-
-
-def _measure(
-    workspace: Workspace,
-    choices: Sequence[Choice],
-    chosen: Mapping[Architecture, TrainJob],
-    costs: Mapping[str, TargetCosts],
-) -> dict[tuple[str, Architecture], Sample]:
-    """The median session of every student; of twice as many where the first ones find it over its budget.
-
-    To train another one takes long; a moment in which the machine was disturbed should not cost that.
-    """
-
-    def measured(some: Sequence[Choice], sessions: range) -> dict[tuple[str, Architecture], Sample]:
-        asked = {}
-        for name in dict.fromkeys(name for choice in some for name in choice.limits):
-            mine = dict.fromkeys(c.architecture for c in some if name in c.limits and c.architecture)
-            asked[name] = {a: student_work(workspace.space, a, chosen[a].file, chosen[a].key) for a in mine}
-        found = judge(workspace, asked, costs, sessions, "measure")
-        return {key: judged.sample for key, judged in found.items()}
-
-    samples = measured(choices, SESSIONS)
-    over = [choice for choice in choices if _is_over(choice, samples)]
-    return samples | measured(over, range(2 * len(SESSIONS))) if over else samples

@@ -17,16 +17,18 @@ from lana_ray.deploy import to_onnx
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import UserError
+from lana_ray.evaluation.networks import accuracies, trained_network, weights_digest
+from lana_ray.measurement.counts import count_network
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
 from lana_ray.networks.teachers import Teacher
 from lana_ray.registry.verification import problem
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.stages.evaluate import trained_network, weights_digest
+from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, TeacherFacts
+from lana_ray.selection.loop import Loop
 from lana_ray.stages.finetune import Finished
-from lana_ray.stages.leftovers import run_directory
-from lana_ray.stages.sample import Sampled
-from lana_ray.stages.track import curve_of, run_of
+from lana_ray.stages.sample import Sampling
+from lana_ray.tracking import curve_of, run_directory, run_of
 from lana_ray.workspace import Workspace
 
 VERIFICATION_BYTES = 4 << 20
@@ -42,22 +44,29 @@ def run(
     workspace: Workspace,
     teacher: Teacher,
     finished: Sequence[Finished],
-    sampled: Mapping[str, Sampled],
     evidence: Mapping[str, str],
-) -> dict[tuple[str, str], str]:
-    """Registers in MLflow what may be registered.
+) -> list[Result]:
+    """Registers in MLflow the students that keep their budgets.
 
     Args:
-        evidence: what is kept with every version: name there -> file of the run directory, where ``{target}``
-            stands for the target's name.
+        evidence: what is kept with every version: name there -> file of the run directory, in which
+            ``{target}`` stands for the target's name.
 
     Returns:
-        ``models:/…`` URI by (target, budget).
+        The results of all students, with their ``models:/…`` URIs.
     """
+    uris = _registered(workspace, teacher, finished, evidence)
+    return [_result(f, uris.get((f.target.target.name, f.budget))) for f in finished]
+
+
+def _registered(
+    workspace: Workspace, teacher: Teacher, finished: Sequence[Finished], evidence: Mapping[str, str]
+) -> dict[tuple[str, str], str]:
+    """URIs by (target, budget)."""
     sound = [f for f in finished if f.problem is None]
     for f in finished:
         if f.problem is not None:
-            say(f"register: {f.target} {f.budget} is not registered: {f.problem}")
+            say(f"register: {f.target.target.name} {f.budget} is not registered: {f.problem}")
     if not sound:
         return {}
     uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
@@ -65,14 +74,14 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         students, teachers = [], {}
         for f in sound:
-            known, name = sampled[f.target], f.target
-            model = _model(workspace, _as_tested(workspace, f), known.target, tests)
+            target = f.target.target
+            model = _model(workspace, _as_tested(workspace, f), target, tests)
             files = {
-                there: _copy(workspace, file.format(target=name), Path(folder))
+                there: _copy(workspace, file.format(target=target.name), Path(folder))
                 for there, file in evidence.items()
             }
-            students.append(_student(workspace, teacher, f, known, model, files))
-            teachers[name] = _model(workspace, workspace.teacher, known.target, tests)
+            students.append(_student(workspace, teacher, f, model, files))
+            teachers[target.name] = _model(workspace, workspace.teacher, target, tests)
         registered = registry.register(
             students,
             teachers,
@@ -82,7 +91,81 @@ def run(
         )
     _promote(workspace.config, registered, uri)
     say(f"register: {len(registered)} versions in MLflow; see them with lana-ray models")
-    return {(f.target, f.budget): version.model_uri for f, version in zip(sound, registered, strict=True)}
+    pairs = zip(sound, registered, strict=True)
+    return {(f.target.target.name, f.budget): version.model_uri for f, version in pairs}
+
+
+def _result(f: Finished, uri: str | None) -> Result:
+    return Result(
+        target=f.target.target.name,
+        budget=f.budget,
+        budget_ms=f.budget_ms,
+        predicted_ms=f.predicted.get(f.target.latency),
+        calibration=f.calibration,
+        measured_ms=f.latency.value,
+        iqr_ms=f.latency.iqr,
+        teacher_ms=f.target.teacher_ms,
+        speedup=f.target.teacher_ms / f.latency.value,
+        costs={of.cost: cost.value for of, cost in f.costs.items()},
+        params=f.counts["params"],
+        macs=f.counts["macs"],
+        accuracy=f.tested.accuracy,
+        validation_accuracy=f.tested.validation_accuracy,
+        accuracy_before=f.accuracy_before,
+        teacher_accuracy=f.tested.teacher_accuracy,
+        architecture=f.architecture,
+        model_uri=uri,
+        problem=f.problem,
+    )
+
+
+def write_summary(
+    workspace: Workspace,
+    teacher: Teacher,
+    sampling: Sampling,
+    loop: Loop,
+    results: Sequence[Result],
+    seconds: Mapping[str, float],
+) -> Summary:
+    """Writes ``summary.json``."""
+    data, counts = workspace.data, count_network(workspace, workspace.teacher)
+    itself = workspace.teacher_job
+    summary = Summary(
+        teacher=TeacherFacts(
+            name=teacher.name,
+            layers=len(workspace.layers),
+            parameters=int(counts["params"]),
+            macs=counts["macs"],
+            accuracy=accuracies(workspace, [itself])[itself],
+            trained=teacher.untrained,
+            fingerprint=workspace.teacher_key,
+        ),
+        data=DataFacts(classes=tuple(data.classes), sizes=dict(data.sizes), skipped=data.skipped),
+        targets=tuple(_target_facts(sampling, loop, name) for name in sampling.targets),
+        results=tuple(results),
+        unmet=tuple(choice.unmet for choice in loop.choices if choice.unmet),
+        versions=versions(),
+        seconds={stage: round(value, 1) for stage, value in seconds.items()},
+    )
+    summary.write(workspace.storage)
+    return summary
+
+
+def _target_facts(sampling: Sampling, loop: Loop, name: str) -> TargetFacts:
+    sampled = sampling.targets[name]
+    target, table = sampled.target, loop.tables[sampled.latency].table
+    return TargetFacts(
+        name=name,
+        runtime=target.runtime,
+        threads=target.threads,
+        batch_size=target.batch_size,
+        processor=sampled.processor,
+        teacher_ms=sampled.teacher_ms,
+        error=table.error,
+        error_isolated=table.error_isolated,
+        networks=table.networks,
+        stand_in=sampled.placement.stand_in,
+    )
 
 
 def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
@@ -103,8 +186,9 @@ def _as_tested(workspace: Workspace, f: Finished) -> nn.Module:
     network = trained_network(workspace, f.job)
     if weights_digest(workspace, f.job) != f.tested.weights:
         raise UserError(
-            f"{workspace.storage.url(f.job.file)}: changed since it was tested, so it is not registered; run "
-            "the same command again"
+            "changed",
+            f"{workspace.storage.url(f.job.file)}: changed since it was tested, so it is not registered; "
+            "rerun the same command",
         )
     return network
 
@@ -121,23 +205,25 @@ def _student(
     workspace: Workspace,
     teacher: Teacher,
     f: Finished,
-    known: Sampled,
     model: registry.Model,
     files: Mapping[str, Path],
 ) -> registry.Student:
+    target, latency = f.target, f.target.latency
     predicted = {
-        **({} if f.predicted_ms is None else {"predicted_ms": f"{f.predicted_ms:.6g}"}),
+        **({"predicted_ms": f"{f.predicted[latency]:.6g}"} if latency in f.predicted else {}),
         **({} if f.calibration is None else {"calibration": str(f.calibration)}),
     }
-    identity = (f.tested.weights, f.sample.key, known.target_key, f.budget, f.sample.median_ms, predicted)
+    identity = (f.tested.weights, f.job.key, target.target_key, f.budget, f.latency.value, predicted)
+    others = {of: cost for of, cost in f.costs.items() if of != latency}
     tags = {
-        "latency_ms": f"{f.sample.median_ms:.6g}",
-        "latency_iqr_ms": f"{f.sample.iqr_ms:.6g}",
+        "latency_ms": f"{f.latency.value:.6g}",
+        "latency_iqr_ms": f"{f.latency.iqr:.6g}",
         **predicted,
         "budget_ms": f"{f.budget_ms:.6g}",
-        "teacher_latency_ms": f"{f.teacher_ms:.6g}",
+        "teacher_latency_ms": f"{target.teacher_ms:.6g}",
+        **{of.cost: f"{cost.value:.6g}" for of, cost in others.items()},
         **{name: f"{value:.0f}" for name, value in f.counts.items()},
-        "speedup": f"{f.teacher_ms / f.sample.median_ms:.4g}",
+        "speedup": f"{target.teacher_ms / f.latency.value:.4g}",
         "accuracy": f"{f.tested.accuracy:.6g}",
         "validation_accuracy": f"{f.tested.validation_accuracy:.6g}",
         "teacher_accuracy": f"{f.tested.teacher_accuracy:.6g}",
@@ -145,16 +231,16 @@ def _student(
         "student_fingerprint": fingerprint(*identity),
         "run_directory": run_directory(workspace),
         "teacher_fingerprint": fingerprint(workspace.teacher_key, workspace.data.fingerprint),
-        "target_fingerprint": known.target_key,
-        "processor": f.sample.processor,
-        "runtime": f.sample.runtime,
-        "target_settings": known.target.model_dump_json(exclude={"measure", "label"}),
+        "target_fingerprint": target.target_key,
+        "processor": target.processor,
+        "runtime": target.runtime,
+        "target_settings": target.target.model_dump_json(exclude={"measure", "label"}),
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     return registry.Student(
         model=model,
-        target=known.target.name,
+        target=target.target.name,
         budget=f.budget,
         teacher=teacher.name,
         tags=tags,

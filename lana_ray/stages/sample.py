@@ -1,131 +1,72 @@
-"""Stage 2: what every candidate costs on every target, as a table that adds up to whole networks."""
+"""Stage 2: what every candidate costs on every target, as tables that add up to whole networks."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from lana_ray.cluster.connection import nodes
-from lana_ray.cluster.fleet import run_jobs
 from lana_ray.cluster.job import Job
-from lana_ray.cluster.placement import Placement, assign_targets
-from lana_ray.cluster.samplers import sampler_start
 from lana_ray.config import Target
-from lana_ray.costs.samples import Sample, SampleStore
-from lana_ray.costs.table import CostTable, calibrate
-from lana_ray.costs.timing import middle
-from lana_ray.costs.work import Work, candidate_work, empty_work, in_sessions, network_work
+from lana_ray.costs.registry import COUNTED
+from lana_ray.costs.samples import Sample
+from lana_ray.costs.table import CostTable, CostTables, MeasuredCost, first_costs, proportional_costs
+from lana_ray.costs.work import Work, candidate_work, empty_work, network_work
 from lana_ray.errors import UserError
-from lana_ray.monitoring.progress import progress_of, say
+from lana_ray.ids import Architecture, CandidateId, Choices, CostId
+from lana_ray.measurement.counts import exact_costs
+from lana_ray.measurement.latencies import Sampled, measure, measured, placements
+from lana_ray.measurement.readings import readings
+from lana_ray.monitoring.progress import say
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.tables import COSTS, CostRow
+from lana_ray.selection.loop import Tables
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Architecture, Choices, StudentSpace
+from lana_ray.spaces.offers import offers
 from lana_ray.workspace import Workspace
 
 SLOW, FAILS = "slow", "fails"
 """Why a candidate is left out: it is slower than ``pool.max_cost`` allows, or fails, on every target."""
-SESSIONS = range(3)
-"""In which students are measured to be judged by a budget; later ones confirm what these found."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """A target that was sampled."""
-
-    target: Target
-    placement: Placement
-    target_key: str
-    teacher_ms: float
-    """The teacher's latency when this target was first sampled: the baseline of all drift."""
-    space: str = LayerwiseSpace.name
-    """Name of the students' space that was."""
-
-    def job(self, work: Sequence[Work]) -> Job:
-        """Further measurements on the same hardware."""
-        return Job(
-            target=self.target,
-            placement=self.placement,
-            work=work,
-            space=self.space,
-            target_key=self.target_key,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetCosts(Sampled):
-    """Everything measured on one target so far, and the tables made of it."""
+class SampledCandidates(Sampled):
+    """A target on which all candidates were measured."""
 
     candidates: tuple[tuple[Sample, ...], ...]
     """Per layer, each candidate alone."""
-    isolated_ms: tuple[NDArray[np.float64], ...]
     considered: Choices
-    """The candidates that are worth their time here, the teacher's layers first."""
-    networks: dict[Architecture, Sample]
-    sessions_ms: dict[Architecture, tuple[float, ...]] = field(default_factory=dict)
-    """Of the networks among them that were measured in several sessions: each one's median."""
-    tables: tuple[CostTable, ...]
-    """The first as sampled; another each time that further networks were measured."""
+    """The candidates that are worth training for this target, the teacher's own layers first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What the stage hands on."""
+
+    targets: dict[str, SampledCandidates]
+    tables: Tables
+    """Latency on every target, and every cost that has a budget."""
 
     @property
-    def table(self) -> CostTable:
-        """The one that knows of all networks."""
-        return self.tables[-1]
-
-    def with_networks(self, more: Mapping[Architecture, Judged]) -> TargetCosts:
-        """The same with further networks measured, and a table calibrated with all of them."""
-        if not more:
-            return self
-        networks = {**self.networks, **{a: judged.sample for a, judged in more.items()}}
-        return replace(
-            self,
-            networks=networks,
-            sessions_ms={**self.sessions_ms, **{a: judged.sessions_ms for a, judged in more.items()}},
-            tables=(*self.tables, _calibrate(self.isolated_ms, networks)),
-        )
+    def considered(self) -> Choices:
+        """The candidates worth training for some target: what is trained, scored and chosen from."""
+        layers = zip(*(sampled.considered for sampled in self.targets.values()), strict=True)
+        return tuple(tuple(sorted(set().union(*of_targets))) for of_targets in layers)
 
 
-class Judged(NamedTuple):
-    """A network measured in several sessions."""
+def run(workspace: Workspace, costs: Sequence[str]) -> Sampling:
+    """Samples every target and writes ``samples/*.parquet`` and ``costs/<target>.parquet``.
 
-    sample: Sample
-    """The median session, or a failed one."""
-    sessions_ms: tuple[float, ...]
-
-
-def planned_candidates(space: LayerwiseSpace) -> list[Work]:
-    """What is measured alone for a target's table; equal structures once."""
-    work: dict[str, Work] = {}
-    for layer, ops in enumerate(space.ops):
-        for item in (empty_work(space, layer), *(candidate_work(space, layer, j) for j in range(len(ops)))):
-            work.setdefault(item.key, item)
-    return list(work.values())
-
-
-def considered(costs: Mapping[str, TargetCosts]) -> Choices:
-    """The candidates worth their time on some target: what is trained, scored and chosen from."""
-    layers = zip(*(measured.considered for measured in costs.values()), strict=True)
-    return tuple(tuple(sorted(set().union(*of_targets))) for of_targets in layers)
-
-
-def placements(workspace: Workspace) -> dict[str, Placement]:
-    """Where each target's sampler runs; says so where this machine stands in for one."""
-    config = workspace.config
-    found = assign_targets(config.targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
-    stand_ins = [name for name, placement in found.items() if placement.stand_in]
-    if stand_ins:
-        say(f"no node is labelled; this machine stands in for {', '.join(stand_ins)}")
-    return found
-
-
-def run(workspace: Workspace) -> dict[str, TargetCosts]:
-    """Samples every target and writes ``samples/*.parquet`` and ``costs/<target>.parquet``."""
+    Args:
+        costs: the costs that tables are made of, besides latency.
+    """
+    for line in offers(workspace.space):
+        say(f"pool: {line}")
     where, alone = placements(workspace), planned_candidates(workspace.space)
     jobs = [
         Job(
@@ -138,156 +79,120 @@ def run(workspace: Workspace) -> dict[str, TargetCosts]:
         for target in workspace.targets
     ]
     measure(workspace, jobs, "sample", more={t.name: t.measure.architectures for t in workspace.targets})
-    costs = {job.target.name: _costs(workspace, job) for job in jobs}
-    write(workspace, costs)
-    for name, known in costs.items():
-        table = known.table
-        say(
-            f"sample: {name}: teacher {known.teacher_ms:.3f} ms; on networks left out the table errs by "
-            f"{100 * table.error:.1f} % in the median (isolated costs: {100 * table.error_isolated:.1f} %)"
-        )
-    _say_left_out(left_out(costs))
-    return costs
+    targets = {job.target.name: _sampled(workspace, job) for job in jobs}
+    latency = {
+        targets[job.target.name].latency: _latency_tables(workspace, job, targets[job.target.name])
+        for job in jobs
+    }
+    sampling = Sampling(targets=targets, tables=latency)
+    sampling = Sampling(targets=targets, tables={**latency, **_other_tables(workspace, costs, sampling)})
+    write(workspace, sampling, sampling.tables)
+    _say_errors(sampling)
+    _say_left_out(left_out(workspace.space, sampling))
+    return sampling
 
 
-def left_out(costs: Mapping[str, TargetCosts]) -> dict[tuple[int, int], str]:
-    """Why candidates go no further, by (layer, choice): ``FAILS`` on every target, or ``SLOW``.
+def planned_candidates(space: LayerwiseSpace) -> list[Work]:
+    """What is measured alone for a target's table; equal structures once."""
+    work: dict[str, Work] = {}
+    for layer, ops in enumerate(space.ops):
+        for item in (empty_work(space, layer), *(candidate_work(space, layer, j) for j in range(len(ops)))):
+            work.setdefault(item.key, item)
+    return list(work.values())
 
-    What is slow on some targets and fails on the others is ``SLOW``.
+
+def left_out(space: LayerwiseSpace, sampling: Sampling) -> dict[CandidateId, str]:
+    """Why candidates go no further: ``FAILS`` on every target, or ``SLOW``.
+
+    One that is slow on some targets and fails on the others is ``SLOW``.
     """
-    wanted, reasons = considered(costs), dict[tuple[int, int], str]()
-    for layer, alone in enumerate(zip(*(measured.isolated_ms for measured in costs.values()), strict=True)):
-        runs = np.isfinite(np.stack(alone)).any(axis=0).tolist()
-        for choice in set(range(len(runs))).difference(wanted[layer]):
-            reasons[layer, choice] = SLOW if runs[choice] else FAILS
+    reasons: dict[CandidateId, str] = {}
+    isolated = [sampling.tables[sampled.latency].isolated for sampled in sampling.targets.values()]
+    for layer, ids in enumerate(space.ids):
+        alone = np.stack([of_target[layer] for of_target in isolated])
+        runs = np.atleast_1d(np.isfinite(alone).any(axis=0))
+        for choice in set(range(len(ids))).difference(sampling.considered[layer]):
+            reasons[ids[choice]] = SLOW if runs[choice] else FAILS
     return reasons
 
 
-def _say_left_out(reasons: Mapping[tuple[int, int], str]) -> None:
-    counts = Counter(reasons.values())
-    if counts[SLOW]:
-        say(f"sample: left out {counts[SLOW]} candidates slower than pool.max_cost allows on every target")
-    if counts[FAILS]:
-        say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report has the reasons")
+def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Choices:
+    """The layer itself, and the candidates that run and take at most ``max_cost`` times its time."""
+    most = np.inf if max_cost is None else max_cost
+    return tuple(
+        (0, *(int(j) for j in np.flatnonzero(np.isfinite(alone) & (alone <= most * alone[0])) if j))
+        for alone in isolated
+    )
 
 
-def measure(
-    workspace: Workspace, jobs: Sequence[Job], title: str, more: Mapping[str, int] | None = None
-) -> None:
-    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle.
-
-    Args:
-        more: by target, how many structures will follow from what is measured first.
-    """
-    totals = {job.target.name: len(job.work) + (more or {}).get(job.target.name, 0) for job in jobs}
-    store = SampleStore(workspace.storage)
-    store.read()
-    for damaged in store.damaged:
-        say(f"left out: {damaged}")
-    start = sampler_start(workspace.config, workspace.data.num_classes)
-    with progress_of({f"{title} {name}": total for name, total in totals.items()}) as show:
-        run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
-    for job in jobs:
-        if not job.work:
-            continue  # the references alone were wanted
-        samples = list(job.samples.values())
-        failed = [sample for sample in samples if sample.error is not None]
-        unsettled = sum(not sample.settled for sample in samples) - len(failed)
-        notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
-        notes += [f"{unsettled} did not settle"] if unsettled else []
-        notes += [f"{len(failed)} failed, {failed[0].what} with {failed[0].error}"] if failed else []
-        say(f"{title}: {job.target.name}: {', '.join(notes)}")
+def write(workspace: Workspace, sampling: Sampling, tables: Tables) -> None:
+    """Writes ``costs/<target>.parquet``: every table of a target, see ``CostRow``."""
+    for name, sampled in sampling.targets.items():
+        of_target = [costs for of, costs in tables.items() if of.target == name]
+        rows = [
+            row
+            for costs in of_target
+            for number, table in enumerate(costs.tables)
+            for row in _rows(workspace.space, sampling, sampled, costs, number, table)
+        ]
+        networks = [sorted(map(list, costs.networks)) for costs in of_target]
+        key = fingerprint(sampled.target_key, workspace.space.fingerprint, networks)
+        facts = {"teacher_ms": str(sampled.teacher_ms)}
+        COSTS.write(workspace.storage, layout.costs(name), rows, key, facts)
 
 
-def latencies(
-    workspace: Workspace,
-    space: StudentSpace,
-    sampled: Mapping[str, Sampled],
-    asked: Mapping[str, Sequence[Architecture]],
-    title: str,
-) -> dict[str, dict[Architecture, float]]:
-    """Measures networks on their targets; milliseconds of those that ran.
-
-    Args:
-        asked: by target.
-    """
-    work = {name: {a: network_work(space, a) for a in mine} for name, mine in asked.items()}
-    jobs = {name: sampled[name].job(list(mine.values())) for name, mine in work.items()}
-    measure(workspace, list(jobs.values()), title)
-    return {name: ran(jobs[name], mine) for name, mine in work.items()}
-
-
-def ran(job: Job, work: Mapping[Architecture, Work]) -> dict[Architecture, float]:
-    """Milliseconds of the networks of a job that ran."""
-    samples = {architecture: job.samples[item.key] for architecture, item in work.items()}
-    return {a: sample.median_ms for a, sample in samples.items() if sample.error is None}
-
-
-def judge(
-    workspace: Workspace,
-    asked: Mapping[str, Mapping[Architecture, Work]],
-    costs: Mapping[str, Sampled],
-    sessions: range,
-    title: str,
-) -> dict[tuple[str, Architecture], Judged]:
-    """Measures networks that are judged by a budget, in several sessions each.
-
-    Args:
-        asked: by target.
-    """
-    jobs = {name: costs[name].job(in_sessions(list(work.values()), sessions)) for name, work in asked.items()}
-    measure(workspace, list(jobs.values()), title)
-    found = {}
-    for name, work in asked.items():
-        for architecture, item in work.items():
-            taken = [jobs[name].samples[again.key] for again in in_sessions([item], sessions)]
-            failed = next((sample for sample in taken if sample.error is not None), None)
-            sessions_ms = tuple(sample.median_ms for sample in taken)
-            found[name, architecture] = Judged(failed or middle(taken), sessions_ms)
-    return found
+def _rows(
+    space: LayerwiseSpace,
+    sampling: Sampling,
+    sampled: SampledCandidates,
+    costs: CostTables,
+    number: int,
+    table: CostTable,
+) -> Iterator[CostRow]:
+    for layer, ids in enumerate(space.ids):
+        for choice, candidate in enumerate(ids):
+            sample = sampled.candidates[layer][choice] if costs.id == sampled.latency else None
+            yield CostRow(
+                target=sampled.target.name,
+                cost=costs.id.cost,
+                calibration=number,
+                layer=layer,
+                name=candidate.layer,
+                choice=choice,
+                op=candidate.op,
+                value=float(table.costs[layer][choice]),
+                rest=table.rest,
+                table_error=table.error,
+                table_error_isolated=table.error_isolated,
+                networks=table.networks,
+                isolated=float(costs.isolated[layer][choice]),
+                considered=choice in sampling.considered[layer],
+                iqr=sample.iqr_ms if sample else None,
+                repeats=sample.repeats if sample else None,
+                settled=sample.settled if sample else None,
+                error=sample.error if sample else None,
+            )
 
 
 def _isolated(
     space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]
 ) -> list[NDArray[np.float64]]:
-    """What each candidate takes alone, per layer, shape [candidates]; infinite where it does not run."""
+    """What each candidate takes alone, per layer, shape [candidates]; infinite for one that does not run."""
     isolated = []
     for layer, ops in enumerate(space.ops):
         empty = samples[empty_work(space, layer).key]
         taken = [samples[candidate_work(space, layer, choice).key] for choice in range(len(ops))]
         if taken[0].error is not None:
             raise UserError(
+                "refused",
                 f"target {target.name!r}: the teacher's layer {space.layers[layer].name} "
-                f"does not run there: {taken[0].error}"
+                f"does not run there: {taken[0].error}",
             )
-        # Without it the calibration with whole networks has to find what a call costs.
+        # If the empty program fails, the calibration with whole networks must find what a call costs.
         call_ms = empty.median_ms if empty.error is None else 0.0
         values = [s.median_ms - call_ms if s.error is None else np.inf for s in taken]
         isolated.append(np.maximum(np.asarray(values), 0.0))
     return isolated
-
-
-def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]) -> None:
-    """Says of which layers' candidates the costs include what a call costs by itself."""
-    failed = {
-        layer.name: samples[key].error
-        for i, layer in enumerate(space.layers)
-        if samples[key := empty_work(space, i).key].error is not None
-    }
-    if failed:
-        say(
-            f"sample: {target.name}: an empty program of the shape of {', '.join(failed)} does not run "
-            f"({next(iter(failed.values()))}); its time is not subtracted from their candidates'"
-        )
-
-
-def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Choices:
-    """The candidates that run and take at most so much of their layer's time, and the layer itself."""
-    most = np.inf if max_cost is None else max_cost
-    return tuple(
-        (0, *(int(j) for j in np.flatnonzero(np.isfinite(alone) & (alone <= most * alone[0])) if j))
-        for alone in isolated
-    )
 
 
 def _networks(workspace: Workspace, target: Target, among: Choices) -> list[Architecture]:
@@ -301,84 +206,94 @@ def _planned_networks(workspace: Workspace, target: Target, samples: Mapping[str
     return [network_work(workspace.space, a) for a in _networks(workspace, target, among)]
 
 
-def _costs(workspace: Workspace, job: Job) -> TargetCosts:
-    space, samples = workspace.space, job.samples
-    reference = job.references["teacher"]
-    isolated = _isolated(space, job.target, samples)
-    _say_failed_empties(space, job.target, samples)
-    among = worth(isolated, workspace.config.pool.max_cost)
-    networks = _networks(workspace, job.target, among)
-    measured = {a: samples[network_work(space, a).key] for a in networks}
-    whole = {a: sample for a, sample in measured.items() if sample.error is None}
-    if len(whole) < 2:
-        reason = next((s.error for s in measured.values() if s.error), "too few networks")
-        raise UserError(f"target {job.target.name!r}: no student runs there: {reason}")
-    return TargetCosts(
+def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
+    space, reference = workspace.space, job.references["teacher"]
+    isolated = _isolated(space, job.target, job.samples)
+    _say_failed_empties(space, job.target, job.samples)
+    return SampledCandidates(
         target=job.target,
         placement=job.placement,
         target_key=job.target_key,
         teacher_ms=reference.median_ms,
+        processor=reference.processor,
+        runtime=reference.runtime,
         candidates=tuple(
-            tuple(samples[candidate_work(space, layer, choice).key] for choice in range(len(ops)))
+            tuple(job.samples[candidate_work(space, layer, choice).key] for choice in range(len(ops)))
             for layer, ops in enumerate(space.ops)
         ),
-        isolated_ms=tuple(isolated),
-        considered=among,
-        networks={space.teacher: reference, **whole},
-        tables=(_calibrate(isolated, {space.teacher: reference, **whole}),),
+        considered=worth(isolated, workspace.config.pool.max_cost),
     )
 
 
-def _calibrate(isolated: Sequence[NDArray[np.float64]], networks: Mapping[Architecture, Sample]) -> CostTable:
-    return calibrate(isolated, list(networks), [sample.median_ms for sample in networks.values()])
+def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates) -> CostTables:
+    space = workspace.space
+    networks = _networks(workspace, job.target, sampled.considered)
+    samples = {a: job.samples[network_work(space, a).key] for a in networks}
+    ran = {a: measured(sample) for a, sample in samples.items() if sample.error is None}
+    if len(ran) < 2:
+        reason = next((s.error for s in samples.values() if s.error), "too few networks")
+        raise UserError("refused", f"target {job.target.name!r}: no student runs there: {reason}")
+    whole = {space.teacher: measured(job.references["teacher"]), **ran}
+    isolated = _isolated(space, job.target, job.samples)
+    return first_costs(sampled.latency, isolated, whole, space.teacher)
 
 
-def costs_file(target: str) -> str:
-    """Where a target's cost tables are kept in the run directory."""
-    return f"costs/{target}.parquet"
+def _other_tables(workspace: Workspace, costs: Sequence[str], sampling: Sampling) -> dict[CostId, CostTables]:
+    metered = [cost for cost in costs if cost not in COUNTED]
+    counted = COUNTED if metered else [cost for cost in costs if cost in COUNTED]
+    exact = {cost: exact_costs(workspace, cost, sampling.considered) for cost in counted}
+    tables = {CostId(cost): exact[cost] for cost in costs if cost in COUNTED}
+    for cost in metered:
+        tables |= _metered_tables(workspace, cost, sampling, list(exact.values()))
+    return tables
 
 
-def write(workspace: Workspace, costs: Mapping[str, TargetCosts]) -> None:
-    """Writes ``costs/<target>.parquet``: every table of a target, told apart by ``calibration``.
+def _metered_tables(
+    workspace: Workspace, cost: str, sampling: Sampling, exact: Sequence[CostTables]
+) -> dict[CostId, CostTables]:
+    """Tables of a cost that a meter reads of whole networks alone: those that were timed."""
+    space, targets = workspace.space, sampling.targets
+    asked = {name: list(sampling.tables[sampled.latency].networks) for name, sampled in targets.items()}
+    found = readings(workspace, space, cost, targets, asked, "sample")
+    tables = {}
+    for name, sampled in targets.items():
+        of, values = CostId(cost, name), found[name]
+        if space.teacher not in values or len(values) < 2:
+            raise UserError("failed", f"target {name!r}: {cost} could be read of too few networks")
+        priors = [sampling.tables[sampled.latency].isolated, *(one.isolated for one in exact)]
+        networks = {a: MeasuredCost(value=value) for a, value in values.items()}
+        tables[of] = proportional_costs(of, priors, networks, space.teacher)
+    return tables
 
-    What a table predicts of a network is the sum of its candidates' ``latency_ms`` and ``rest_ms``, which is
-    the same in all rows of the table.
-    """
-    wanted = considered(costs)
-    for name, known in costs.items():
-        rows = [
-            row
-            for number, table in enumerate(known.tables)
-            for row in _rows(workspace.space, known, wanted, number, table)
-        ]
-        networks = [sample.key for sample in known.networks.values()]
-        key = fingerprint(known.target_key, workspace.space.fingerprint, networks)
-        whole = pa.Table.from_pylist(rows).replace_schema_metadata({"teacher_ms": str(known.teacher_ms)})
-        workspace.storage.write_table(costs_file(name), whole, key)
+
+def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]) -> None:
+    """Says for which layers' candidates the costs include what a call costs by itself."""
+    failed = {
+        layer.name: samples[key].error
+        for i, layer in enumerate(space.layers)
+        if samples[key := empty_work(space, i).key].error is not None
+    }
+    if failed:
+        say(
+            f"sample: {target.name}: an empty program of the shape of {', '.join(failed)} does not run "
+            f"({next(iter(failed.values()))}); its time is not subtracted from their candidates'"
+        )
 
 
-def _rows(
-    space: LayerwiseSpace, costs: TargetCosts, wanted: Choices, number: int, table: CostTable
-) -> Iterator[dict[str, Any]]:
-    for layer, ops in enumerate(space.ops):
-        for choice, op in enumerate(ops):
-            sample = costs.candidates[layer][choice]
-            yield {
-                "target": costs.target.name,
-                "calibration": number,
-                "layer": layer,
-                "name": space.layers[layer].name,
-                "choice": choice,
-                "op": op.name,
-                "latency_ms": float(table.costs_ms[layer][choice]),
-                "rest_ms": table.rest_ms,
-                "table_error": table.error,
-                "table_error_isolated": table.error_isolated,
-                "networks": table.networks,
-                "isolated_ms": float(costs.isolated_ms[layer][choice]),
-                "considered": choice in wanted[layer],
-                "iqr_ms": sample.iqr_ms,
-                "repeats": sample.repeats,
-                "settled": sample.settled,
-                "error": sample.error,
-            }
+def _say_errors(sampling: Sampling) -> None:
+    for of, costs in sampling.tables.items():
+        if not costs.is_exact:
+            table = costs.table
+            say(
+                f"sample: {of.target}: the teacher's {of.cost} is {of.written(costs.teacher)}; on networks "
+                f"left out the table errs by {100 * table.error:.1f} % in the median (costs alone: "
+                f"{100 * table.error_isolated:.1f} %)"
+            )
+
+
+def _say_left_out(reasons: Mapping[CandidateId, str]) -> None:
+    counts = Counter(reasons.values())
+    if counts[SLOW]:
+        say(f"sample: left out {counts[SLOW]} candidates slower than pool.max_cost allows on every target")
+    if counts[FAILS]:
+        say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report has the reasons")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lana_ray.cluster.train_worker import TrainJob, is_trained, train_worker
+from lana_ray.cluster.train_worker import is_trained, train_worker
 from lana_ray.cluster.trainers import run_training, worker_group
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.factories import factory_files
@@ -15,14 +15,14 @@ from lana_ray.networks.preparation import example_images
 from lana_ray.networks.teachers import Teacher, random_weights, weights_fingerprint
 from lana_ray.preflight.settings import check_space
 from lana_ray.preflight.teacher import check_teacher, first_images, list_parameters
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import installed_code, method_version, public_version, source_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
+from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import steps_of
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import Workspace
 
-IDENTITY_FILE = "identity.json"
-ANSWERS_FILE = "answers.safetensors"
 _ROUNDING = 1e-3
 """Of the largest answer: a difference that machines may make."""
 
@@ -60,11 +60,11 @@ def run(workspace: Workspace) -> Teacher:
     key = fingerprint(
         teacher.fingerprint, answers, public_version("torch"), data, adapt, config.run.seed, training
     )
-    job = TrainJob(file=TEACHER_FILE, key=key, architecture=None)
+    job = TrainJob(file=layout.TEACHER, key=key, architecture=None)
     if is_trained(workspace.storage, job):
         say(f"teacher: {teacher.name} reused")
     elif adapt is None:
-        workspace.storage.write_tensors(TEACHER_FILE, teacher.network.state_dict(), {FINGERPRINT_KEY: key})
+        workspace.storage.write_tensors(layout.TEACHER, teacher.network.state_dict(), {FINGERPRINT_KEY: key})
         say(f"teacher: {teacher.name}")
     else:
         say(f"teacher: {teacher.name} is trained for {adapt.epochs:g} epochs, since {teacher.untrained}")
@@ -93,13 +93,13 @@ def _say_changes(workspace: Workspace, teacher: Teacher, answers: str) -> None:
         "the teacher's answers": answers,
         "the images or labels": workspace.data.content,
     }
-    before = storage.read_json(IDENTITY_FILE) if storage.exists(IDENTITY_FILE) else {}
+    before = storage.read_json(layout.IDENTITY) if storage.exists(layout.IDENTITY) else {}
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if before and changed:
         say(f"changed since the last run: {', '.join(changed)}; what depends on it is made again")
     for name in code.keys() & set(changed):
-        storage.write_bytes(f"factory/{name}", code[name].read_bytes())
-    storage.write_json(IDENTITY_FILE, now)
+        storage.write_bytes(layout.factory(name), code[name].read_bytes())
+    storage.write_json(layout.IDENTITY, now)
 
 
 @torch.no_grad()
@@ -110,10 +110,10 @@ def _answers(workspace: Workspace, teacher: Teacher) -> str:
     """
     storage = workspace.storage
     answers = teacher.network(example_images(workspace.config.data.image_size))
-    if storage.tensor_metadata(ANSWERS_FILE) is not None:
-        recorded = storage.read_tensors(ANSWERS_FILE)["answers"]
+    if storage.tensor_metadata(layout.ANSWERS) is not None:
+        recorded = storage.read_tensors(layout.ANSWERS)["answers"]
         far = _ROUNDING * float(recorded.abs().max())
         if recorded.shape == answers.shape and torch.allclose(recorded, answers, rtol=0, atol=far):
             return fingerprint(recorded.tolist())
-    storage.write_tensors(ANSWERS_FILE, {"answers": answers}, {})
+    storage.write_tensors(layout.ANSWERS, {"answers": answers}, {})
     return fingerprint(answers.tolist())

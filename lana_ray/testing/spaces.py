@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lana_ray.spaces.space import Architecture, Space, StudentSpace
+from lana_ray.ids import Architecture
+from lana_ray.spaces.space import Space, StudentSpace
 
 _DRAWN = 20
 

@@ -19,16 +19,19 @@ from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.cluster.trainers import run_training
 from lana_ray.config import Config, load_config
 from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import Candidate, parts
+from lana_ray.distill.rounds import parts
+from lana_ray.ids import CandidateId
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
-from lana_ray.workspace import TEACHER_FILE, Workspace, candidate_file
+from lana_ray.workspace import Workspace
 
 from ..runs import settings, times
 from ..small_networks import net
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
-EVERY: list[Candidate] = [(0, 2), (0, 3), (1, 1), (1, 2), (2, 2), (2, 3)]
+_MBCONV, _PAIR = "mbconv_e1_k3", "conv_pair_w0.25_k3"
+EVERY = [CandidateId(f"blocks.{i}", op) for i in range(3) for op in (_MBCONV, _PAIR)]
 DEMANDS = dict.fromkeys(EVERY, Demand(kept=1000, per_image=1000, observed=100))
 
 
@@ -39,22 +42,17 @@ def configuration(folder: Path, **distill: Any) -> Config:
 
 def prepared(config: Config) -> Workspace:
     workspace = Workspace(config)
-    workspace.storage.write_tensors(TEACHER_FILE, net(10).state_dict(), {FINGERPRINT_KEY: "k"})
+    workspace.storage.write_tensors(layout.TEACHER, net(10).state_dict(), {FINGERPRINT_KEY: "k"})
     return workspace
 
 
 def train(
     workspace: Workspace,
-    candidates: list[Candidate],
-    demands: dict[Candidate, Demand] = DEMANDS,
+    candidates: list[CandidateId],
+    demands: dict[CandidateId, Demand] = DEMANDS,
     on_steps: Callable[[int], object] = lambda _: None,
 ) -> None:
     distill_round(workspace, candidates, demands=demands, device=torch.device("cpu"), on_steps=on_steps)
-
-
-def file_of(workspace: Workspace, candidate: Candidate) -> str:
-    i, j = candidate
-    return candidate_file(workspace.layers[i].name, workspace.space.ops[i][j].name)
 
 
 def test_a_round_leaves_weights_curves_and_no_doubt(tmp_path: Path) -> None:
@@ -63,13 +61,13 @@ def test_a_round_leaves_weights_curves_and_no_doubt(tmp_path: Path) -> None:
     train(workspace, EVERY[:3], on_steps=told.append)
     assert [ending(workspace, c) is not None for c in EVERY] == [True] * 3 + [False] * 3
     assert told == [0] + [3] * 8  # nothing was resumed
-    metadata = workspace.storage.tensor_metadata(file_of(workspace, EVERY[0]))
+    metadata = workspace.storage.tensor_metadata(layout.candidate(EVERY[0]))
     assert metadata is not None
     curve = json.loads(metadata["curve"])
     assert len(curve) == 8
     assert float(metadata["error"]) == pytest.approx(sum(curve) / 8, rel=1e-3)
     assert metadata["stopped"] == ""
-    assert workspace.candidate(*EVERY[0]) is not None
+    assert workspace.candidate(EVERY[0]) is not None
 
 
 def test_another_partition_into_rounds_trains_the_same_candidates(tmp_path: Path) -> None:
@@ -78,25 +76,25 @@ def test_another_partition_into_rounds_trains_the_same_candidates(tmp_path: Path
     for candidate in EVERY[:4]:
         train(apart, [candidate])
     for candidate in EVERY[:4]:
-        one, other = (w.storage.read_tensors(file_of(w, candidate)) for w in (together, apart))
+        one, other = (w.storage.read_tensors(layout.candidate(candidate)) for w in (together, apart))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_candidate_too_large_for_the_memory_sees_its_batch_in_parts(tmp_path: Path) -> None:
     """Its batch-norms then see a part at a time, so it learns something else than it would at once."""
     workspace = prepared(configuration(tmp_path, memory_gb=0.001))
-    large = dataclasses.replace(DEMANDS[0, 2], per_image=int(0.0001 * GIB))
+    large = dataclasses.replace(DEMANDS[EVERY[0]], per_image=int(0.0001 * GIB))
     assert parts(large, 32, 0.001 * GIB) == 4
-    train(workspace, [(0, 2), (0, 3)], {**DEMANDS, (0, 2): large})
+    train(workspace, EVERY[:2], {**DEMANDS, EVERY[0]: large})
     curves = []
-    for candidate in ((0, 2), (0, 3)):
-        metadata = workspace.storage.tensor_metadata(file_of(workspace, candidate))
+    for candidate in EVERY[:2]:
+        metadata = workspace.storage.tensor_metadata(layout.candidate(candidate))
         assert metadata is not None
         curves.append(json.loads(metadata["curve"]))
     whole = prepared(configuration(tmp_path / "whole"))
-    train(whole, [(0, 2), (0, 3)])
-    for candidate, curve, same in zip(((0, 2), (0, 3)), curves, (False, True), strict=True):
-        metadata = whole.storage.tensor_metadata(file_of(whole, candidate))
+    train(whole, EVERY[:2])
+    for candidate, curve, same in zip(EVERY[:2], curves, (False, True), strict=True):
+        metadata = whole.storage.tensor_metadata(layout.candidate(candidate))
         assert metadata is not None
         assert (json.loads(metadata["curve"]) == curve) == same
 
@@ -116,11 +114,11 @@ def interrupt_after(calls: int) -> Callable[[int], None]:
     return on_steps
 
 
-def weights_of(workspace: Workspace, candidates: list[Candidate]) -> dict[str, torch.Tensor]:
+def weights_of(workspace: Workspace, candidates: list[CandidateId]) -> dict[str, torch.Tensor]:
     return {
         f"{candidate} {name}": value
         for candidate in candidates
-        for name, value in workspace.storage.read_tensors(file_of(workspace, candidate)).items()
+        for name, value in workspace.storage.read_tensors(layout.candidate(candidate)).items()
     }
 
 
@@ -141,7 +139,7 @@ def test_a_killed_round_goes_on_to_the_same_candidates_in_other_rounds(
     expected, found = weights_of(whole, EVERY[:3]), weights_of(killed, EVERY[:3])
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     assert [ending(killed, c) for c in EVERY[:3]] == [ending(whole, c) for c in EVERY[:3]]
-    assert not killed.storage.list(worker_module.STATES)
+    assert not killed.storage.list(layout.CANDIDATE_STATES)
 
 
 def test_the_state_of_other_settings_or_damaged_is_not_used(
@@ -152,7 +150,7 @@ def test_the_state_of_other_settings_or_damaged_is_not_used(
     workspace = prepared(configuration(tmp_path, lr=0.01))
     with pytest.raises(Interrupted):
         train(workspace, EVERY[:2], on_steps=interrupt_after(6))
-    (_, damaged) = workspace.storage.list(worker_module.STATES)
+    (_, damaged) = workspace.storage.list(layout.CANDIDATE_STATES)
     workspace.storage.write_bytes(damaged, workspace.storage.read_bytes(damaged)[:100])
     other, told = prepared(configuration(tmp_path)), list[int]()
     train(other, EVERY[:2], on_steps=told.append)
@@ -164,7 +162,7 @@ def _dies_once(setting: dict[str, Any]) -> None:
     """A worker that is killed when it begins a certain round, the first time anybody does."""
     marker, usual = Path(setting["marker"]), worker_module.distill_round
 
-    def round_of(workspace: Workspace, candidates: list[Candidate], **others: Any) -> None:
+    def round_of(workspace: Workspace, candidates: list[CandidateId], **others: Any) -> None:
         if EVERY[4] in candidates and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lana_ray.cluster.train_worker import TrainJob, _train
+from lana_ray.cluster.train_worker import _train
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
+from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import Rank
-from lana_ray.workspace import TEACHER_FILE
 
 from ..preflight.test_teacher import workspace_of
 
@@ -31,7 +32,7 @@ def test_all_parts_are_written_and_some_as_they_were(
 ) -> None:
     workspace = workspace_of(tmp_path, name, monkeypatch)
     before = workspace.loaded.network.state_dict()
-    workspace.storage.write_tensors(TEACHER_FILE, before, {FINGERPRINT_KEY: "k"})
+    workspace.storage.write_tensors(layout.TEACHER, before, {FINGERPRINT_KEY: "k"})
     _train(
         workspace, TrainJob(file="trained.safetensors", key="k", architecture=(0, 0)), Rank(), BOARD, "worker"
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import fields, make_dataclass
+from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import pyarrow as pa
 import pytest
@@ -15,10 +14,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lana_ray.costs.samples import FOLDER, SCHEMA_VERSION, Sample, SampleStore, schema_of
+from lana_ray.costs.samples import SCHEMA_VERSION, Sample, SampleStore
+from lana_ray.run_dir.layout import SAMPLES
 from lana_ray.run_dir.storage import Storage
 
 from ..measured import sample
+from ..run_dir.columns import values_of
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -49,7 +50,7 @@ def test_nothing_is_nothing(storage: Storage) -> None:
     store = SampleStore(storage)
     assert store.read() == []
     store.append([])
-    assert storage.list(FOLDER) == []
+    assert storage.list(SAMPLES) == []
 
 
 def test_samples_of_one_target(storage: Storage) -> None:
@@ -72,7 +73,7 @@ def test_two_writers_do_not_disturb_one_another(storage: Storage) -> None:
 def test_a_truncated_file_is_left_out_and_named(storage: Storage, keep: int) -> None:
     store = SampleStore(storage)
     store.append([sample(key="lost")])
-    (name,) = storage.list(FOLDER)
+    (name,) = storage.list(SAMPLES)
     store.append([sample(key="kept")])
     storage.write_bytes(name, storage.read_bytes(name)[:keep])
     assert [s.key for s in store.read()] == ["kept"]
@@ -86,14 +87,14 @@ def test_a_truncated_file_is_left_out_and_named(storage: Storage, keep: int) -> 
 def test_samples_of_another_version_are_left_out_and_named(storage: Storage) -> None:
     store = SampleStore(storage)
     store.append([sample(key="kept")])
-    (name,) = storage.list(FOLDER)
+    (name,) = storage.list(SAMPLES)
     table = storage.read_table(name)
     older = table.replace_schema_metadata({"lana_ray.samples": "1"})
-    storage.write_table(f"{FOLDER}/older.parquet", older, "x")
-    storage.write_table(f"{FOLDER}/narrow.parquet", table.drop_columns(["drift"]), "x")
-    storage.write_table(f"{FOLDER}/strange.parquet", pa.table({"a": [1]}), "x")
+    storage.write_table(f"{SAMPLES}/older.parquet", older, "x")
+    storage.write_table(f"{SAMPLES}/narrow.parquet", table.drop_columns(["drift"]), "x")
+    storage.write_table(f"{SAMPLES}/strange.parquet", pa.table({"a": [1]}), "x")
     assert [s.key for s in store.read()] == ["kept"]
-    folder = storage.url(FOLDER)
+    folder = storage.url(SAMPLES)
     assert store.damaged == [
         f"{folder}/narrow.parquet: its columns are not those of samples; left out",
         f"{folder}/older.parquet: samples of version 1, not {SCHEMA_VERSION}; left out",
@@ -114,42 +115,9 @@ def test_impossible_latencies_are_left_out_and_counted(storage: Storage) -> None
 def test_an_unfinished_write_is_no_sample(tmp_path: Path) -> None:
     store = SampleStore(Storage(str(tmp_path)))
     store.append([sample()])
-    (tmp_path / FOLDER / ".cpu-1.parquet.abc").write_bytes(b"PAR1 half")
+    (tmp_path / SAMPLES / ".cpu-1.parquet.abc").write_bytes(b"PAR1 half")
     assert len(store.read()) == 1
     assert store.damaged == []
-
-
-_VALUES: dict[Any, st.SearchStrategy[Any]] = {
-    float: st.floats(allow_nan=False),
-    int: st.integers(-(2**63), 2**63 - 1),
-    bool: st.booleans(),
-    str: st.text(st.characters(codec="utf-8")),
-    bytes: st.binary(),
-}
-_OLD_STYLE: Any = Union.__getitem__((float, NoneType))
-_TYPES: list[Any] = [*_VALUES, *(kind | None for kind in _VALUES), _OLD_STYLE]
-
-
-def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    if get_origin(kind) in (Union, UnionType):
-        (inner,) = (option for option in get_args(kind) if option is not NoneType)
-        return st.none() | _VALUES[inner]
-    return _VALUES[kind]
-
-
-@given(st.data(), st.lists(st.sampled_from(_TYPES), min_size=1, max_size=6))
-def test_a_record_of_any_types_comes_back_equal(data: st.DataObject, kinds: list[Any]) -> None:
-    names = [f"f{number}" for number in range(len(kinds))]
-    schema = schema_of(make_dataclass("Record", list(zip(names, kinds, strict=True))))
-    rows = st.fixed_dictionaries({name: values_of(kind) for name, kind in zip(names, kinds, strict=True)})
-    drawn = data.draw(st.lists(rows, min_size=1, max_size=3))
-    assert pa.Table.from_pylist(drawn, schema=schema).to_pylist() == drawn
-
-
-@pytest.mark.parametrize("kind", [list[int], int | str, dict[str, int], object])
-def test_a_field_that_no_column_holds_is_named(kind: Any) -> None:
-    with pytest.raises(TypeError, match=r"Record\.odd: "):
-        schema_of(make_dataclass("Record", [("plain", int), ("odd", kind)]))
 
 
 @hypothesis_settings(deadline=None, max_examples=30)

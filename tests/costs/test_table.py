@@ -57,7 +57,7 @@ def test_networks_not_measured_are_predicted_better_than_by_isolated_costs(seed:
     error = float(np.median(errors(table, others, m.latencies(others))))
     added = [sum(c[j] for c, j in zip(m.isolated, a, strict=True)) for a in measured]
     rest = float(np.median(latencies - np.asarray(added)))
-    plain = CostTable(rest_ms=rest, costs_ms=tuple(m.isolated), error_isolated=0, error=0, networks=2)
+    plain = CostTable(rest=rest, costs=tuple(m.isolated), error_isolated=0, error=0, networks=2)
     error_isolated = float(np.median(errors(plain, others, m.latencies(others))))
     assert error < 0.6 * error_isolated
     assert error < 0.03
@@ -72,8 +72,8 @@ def test_scale_and_offset_are_recovered(scale: float) -> None:
     measured, others = m.architectures(24), m.architectures(100)
     table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
     assert errors(table, others, m.latencies(others)).max() < 1e-3
-    assert table.rest_ms == pytest.approx(m.rest, rel=0.02)
-    for found, true in zip(table.costs_ms, m.costs, strict=True):
+    assert table.rest == pytest.approx(m.rest, rel=0.02)
+    for found, true in zip(table.costs, m.costs, strict=True):
         np.testing.assert_allclose(found, true, rtol=0.02)
     assert table.error < 1e-3
 
@@ -91,7 +91,7 @@ def test_a_candidate_that_cannot_run_stays_infinite() -> None:
     measured = [a for a in m.architectures(60) if a[2] != 4 and a[5] != 0]
     m.isolated[2][4] = m.isolated[5][0] = np.inf
     table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
-    found = [np.flatnonzero(np.isinf(costs)).tolist() for costs in table.costs_ms]
+    found = [np.flatnonzero(np.isinf(costs)).tolist() for costs in table.costs]
     assert found == [[], [], [4], [], [], [0], [], []]
     assert table.predict((0, 0, 4, 0, 0, 1, 0, 0)) == np.inf
     assert np.isfinite(table.predict(measured[0]))
@@ -104,7 +104,7 @@ def test_a_candidate_that_costs_nothing_costs_nothing() -> None:
         costs[1] = isolated[1] = 0.0
     measured = m.architectures(48)
     table = calibrate(m.isolated, measured, m.latencies(measured).tolist())
-    for costs in table.costs_ms:
+    for costs in table.costs:
         assert 0 <= costs[1] < 0.1
 
 
@@ -115,9 +115,9 @@ def test_the_order_of_the_networks_does_not_matter() -> None:
     order = m.rng.permutation(40)
     first = calibrate(m.isolated, measured, latencies.tolist())
     second = calibrate(m.isolated, [measured[k] for k in order], latencies[order].tolist())
-    assert second.rest_ms == pytest.approx(first.rest_ms)
+    assert second.rest == pytest.approx(first.rest)
     assert second.error == pytest.approx(first.error)
-    for a, b in zip(first.costs_ms, second.costs_ms, strict=True):
+    for a, b in zip(first.costs, second.costs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
@@ -150,11 +150,11 @@ def measurements(draw: st.DrawFn) -> tuple[list[Floats], list[tuple[int, ...]], 
 def test_no_cost_is_ever_negative(given_: tuple[list[Floats], list[tuple[int, ...]], list[float]]) -> None:
     isolated, networks, latencies = given_
     table = calibrate(isolated, networks, latencies)
-    assert [len(costs) for costs in table.costs_ms] == [len(costs) for costs in isolated]
-    for costs in table.costs_ms:
+    assert [len(costs) for costs in table.costs] == [len(costs) for costs in isolated]
+    for costs in table.costs:
         assert np.isfinite(costs).all()
         assert (costs >= 0).all()
-    assert np.isfinite([table.rest_ms, table.error, table.error_isolated]).all()
+    assert np.isfinite([table.rest, table.error, table.error_isolated]).all()
 
 
 @settings(deadline=None, max_examples=20)

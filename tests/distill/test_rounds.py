@@ -6,10 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import Candidate, memory, parts, plan_rounds
+from lana_ray.distill.rounds import memory, parts, plan_rounds
+from lana_ray.ids import CandidateId
+
+
+def candidate(layer: int, choice: int) -> CandidateId:
+    return CandidateId(f"blocks.{layer}", f"op{choice}")
+
 
 _CANDIDATES = st.dictionaries(
-    st.tuples(st.integers(0, 20), st.integers(1, 20)),
+    st.builds(candidate, st.integers(0, 20), st.integers(1, 20)),
     st.tuples(
         st.floats(0.001, 1000.0),
         st.builds(
@@ -34,7 +40,7 @@ _SAME = Demand(kept=10, per_image=5, observed=1)
     st.integers(1, 20),
 )
 def test_every_candidate_once_in_order_and_within_the_limits(
-    known: dict[Candidate, tuple[float, Demand]],
+    known: dict[CandidateId, tuple[float, Demand]],
     overhead: float,
     workers: int,
     batch_size: int,
@@ -52,7 +58,7 @@ def test_every_candidate_once_in_order_and_within_the_limits(
         limit_bytes=limit,
         most=most,
     )
-    assert [c for one in rounds for c in one] == sorted(costs)
+    assert [c for one in rounds for c in one] == list(costs)
     left = sum(costs.values())
     for one in rounds:
         assert 1 <= len(one) <= most
@@ -64,13 +70,13 @@ def test_every_candidate_once_in_order_and_within_the_limits(
         left -= took
 
 
-def even(layers: int = 8, each: int = 8) -> dict[Candidate, float]:
-    return {(layer, choice): 1.0 for layer in range(layers) for choice in range(each)}
+def even(layers: int = 8, each: int = 8) -> dict[CandidateId, float]:
+    return {candidate(layer, choice): 1.0 for layer in range(layers) for choice in range(each)}
 
 
 def plan(
-    costs: dict[Candidate, float], workers: int, overhead: float, most: int = 1000
-) -> list[list[Candidate]]:
+    costs: dict[CandidateId, float], workers: int, overhead: float, most: int = 1000
+) -> list[list[CandidateId]]:
     return plan_rounds(
         costs,
         dict.fromkeys(costs, _SAME),
@@ -105,9 +111,9 @@ def test_one_worker_takes_all_at_once_as_far_as_it_may() -> None:
 
 def test_memory_counts_a_layers_activations_once_and_the_largest_step() -> None:
     demands = {
-        (0, 1): Demand(kept=10, per_image=5, observed=3),
-        (0, 2): Demand(kept=20, per_image=7, observed=3),
-        (1, 1): Demand(kept=30, per_image=6, observed=4),
+        candidate(0, 1): Demand(kept=10, per_image=5, observed=3),
+        candidate(0, 2): Demand(kept=20, per_image=7, observed=3),
+        candidate(1, 1): Demand(kept=30, per_image=6, observed=4),
     }
     assert memory(list(demands), demands, 2) == 60 + 2 * (3 + 4 + 7)
 
@@ -123,5 +129,5 @@ def test_parts_keep_the_limit_as_far_as_two_images_do(
     assert min(sizes) >= 2 or count == 1
     if min(sizes) > 3:
         assert kept + batch_size + max(sizes) * per_image <= limit or count == 1
-    if memory([(0, 1)], {(0, 1): one}, batch_size) <= limit:
+    if memory([candidate(0, 1)], {candidate(0, 1): one}, batch_size) <= limit:
         assert count == 1

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from lana_ray.costs.samples import Sample
-from lana_ray.errors import UserError
-from lana_ray.predictors.fits import OF_STUDENTS, Fit, folder_of, pace, predictor_file, read_fit, write_fit
+from lana_ray.ids import CostId
+from lana_ray.predictors.fits import Fit, pace, read_fit, write_fit
 from lana_ray.predictors.quality import quality
 from lana_ray.run_dir.storage import Storage
+
+from ..errors import refuses
 
 
 def sample(time: float, seconds: float = 0.1, node: str = "a", cpus: str = "0") -> Sample:
@@ -59,36 +61,39 @@ def test_too_few_samples_have_no_pace(samples: list[Sample]) -> None:
     assert pace(samples) is None
 
 
-def fit(folder: str) -> Fit:
+OF = CostId("energy_mj", "ort")
+
+
+def fit(space: str) -> Fit:
     predicted, measured = np.array([1.0, 1.0]), np.array([1.1, 2.0])
     return Fit(
-        target="ort",
-        file=predictor_file(folder, "ort"),
+        id=OF,
+        space=space,
         curve=((8, quality([1.0, 2.0], measured)), (16, quality(predicted, measured))),
-        predicted_ms=predicted,
-        measured_ms=measured,
+        predicted=predicted,
+        measured=measured,
         sample_s=0.25,
     )
 
 
 def test_a_fit_is_read_as_it_was_written(tmp_path: Path) -> None:
-    storage, written = Storage(str(tmp_path)), fit(folder_of("cells", "energy_mj"))
-    assert (written.what, written.cost) == ("cells", "energy_mj")
-    assert (fit(OF_STUDENTS).what, fit(OF_STUDENTS).cost) == ("students", "latency_ms")
+    storage, written = Storage(str(tmp_path)), fit("cells")
+    assert written.file == "predictors/cells/energy_mj/ort.safetensors"
     write_fit(storage, written)
-    read = read_fit(storage, folder_of("cells", "energy_mj"), "ort")
+    read = read_fit(storage, "cells", OF)
     assert read is not None
-    assert (read.target, read.file, read.sample_s) == (written.target, written.file, written.sample_s)
+    assert (read.id, read.file, read.sample_s) == (written.id, written.file, written.sample_s)
     assert np.array_equal([tuple(q) for _, q in read.curve], [tuple(q) for _, q in written.curve], True)
     assert [count for count, _ in read.curve] == [8, 16]
-    assert read.predicted_ms.tolist() == [1.0, 1.0]
-    assert read.measured_ms.tolist() == [1.1, 2.0]
-    assert read_fit(storage, OF_STUDENTS, "ort") is None
+    assert read.predicted.tolist() == [1.0, 1.0]
+    assert read.measured.tolist() == [1.1, 2.0]
+    assert read_fit(storage, "layers", OF) is None
+    assert read_fit(storage, "cells", CostId("latency_ms", "ort")) is None
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"curve": [{"networks": 8}]}'])
+@pytest.mark.parametrize("content", ["{", "{}", '{"curve": [{"networks": 8}]}', '{"curve": []}'])
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    storage.write_text("predictors/ort.json", content)
-    with pytest.raises(UserError, match=r"predictors/ort\.json: damaged"):
-        read_fit(storage, OF_STUDENTS, "ort")
+    storage.write_text("predictors/layers/energy_mj/ort.json", content)
+    with refuses("damaged_file", "predictors/layers/energy_mj/ort.json"):
+        read_fit(storage, "layers", OF)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lana_ray.config import Config, load_config
 from lana_ray.costs.registry import COUNTED
+from lana_ray.costs.table import CostTable
 from lana_ray.errors import UserError
+from lana_ray.measurement.counts import exact_costs
 from lana_ray.preflight import settings as structure
-from lana_ray.stages import counts
 from lana_ray.workspace import structural_space
 
 from ..runs import settings
-from ..stages.test_select import Checked
+from ..stages.test_select import Sampled
 
 OPS = ["identity", "mbconv_e1_k3", "bottleneck_w0.5_k3", "repvgg_w1_k3"]
 
@@ -91,13 +91,12 @@ def test_a_counted_budget_is_refused_where_counting_everything_refuses_it(
     assert "budgets" in refused(config_of(tmp_path, budgets={"latency_ms": "90%", name: "0.01%"}))
 
 
-def counted(config: Config, space: Any, folder: Path) -> counts.CountedBudget:
+def counted(config: Config, space: Any, folder: Path) -> CostTable:
     """By the stage that counts every candidate."""
     (name,) = (name for name in COUNTED if getattr(config.budgets, name))
-    here = Checked(folder, {"latency_ms": "90%", name: getattr(config.budgets, name).value}).workspace
+    here = Sampled(folder, {"latency_ms": "90%", name: getattr(config.budgets, name).value}).workspace
     here.space, here.teacher = space, space.network
-    (found,) = counts.counted_budgets(here, [np.zeros(len(ops)) for ops in space.ops])
-    return found
+    return exact_costs(here, name, space.everything).table
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from lana_ray.commands.plan import plan
 from lana_ray.deploy import to_program
 from lana_ray.errors import UserError
 from lana_ray.networks.layers import observe
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.scoring.suffixes import Suffixes
 from lana_ray.stages.teacher import load_checked
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.workspace import Workspace
 
 from .. import odd_networks
 from ..odd_networks import REFUSED, WORKING, Answering, made
@@ -41,7 +42,7 @@ def test_ordinary_networks_are_taken_and_learn(
     workspace = workspace_of(tmp_path, name, monkeypatch)
     loaded = load_checked(workspace)
     expected = loaded.network(IMAGES.clone())
-    workspace.storage.write_tensors(TEACHER_FILE, loaded.network.state_dict(), {FINGERPRINT_KEY: "k"})
+    workspace.storage.write_tensors(layout.TEACHER, loaded.network.state_dict(), {FINGERPRINT_KEY: "k"})
     images = IMAGES.contiguous(memory_format=torch.channels_last)
     before = images.clone()
     assert torch.allclose(workspace.teacher(images), expected, atol=1e-4)
@@ -91,7 +92,7 @@ def test_what_is_frozen_or_unused_stays_so(
 ) -> None:
     workspace = workspace_of(tmp_path, name, monkeypatch)
     state = workspace.loaded.network.state_dict()
-    workspace.storage.write_tensors(TEACHER_FILE, state, {FINGERPRINT_KEY: "k"})
+    workspace.storage.write_tensors(layout.TEACHER, state, {FINGERPRINT_KEY: "k"})
     for network in (workspace.student((0, 0)), workspace.teacher_to_train()):
         assert {n for n, p in network.named_parameters() if not p.requires_grad} == fixed
     assert not any(p.requires_grad for p in workspace.teacher.parameters())

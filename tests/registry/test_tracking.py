@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from lana_ray import registry
+from lana_ray import registry, tracking
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
 from lana_ray.networks.teachers import Teacher
 from lana_ray.registry import DataSet, Part, Pipeline
-from lana_ray.stages import track
 from lana_ray.workspace import Workspace
 
+from ..report.rundir import trial
 from ..runs import settings
 from .students import model, network, student
 
@@ -109,23 +109,27 @@ def test_students_and_trials_are_nested_below_the_pipelines_run(uri: str) -> Non
         prefix="tiny/net",
     )
     assert version.tags["run"] == parent
-    figures = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "accuracy", "loss")
-    trial = {
-        **dict.fromkeys(figures, 0.5),
-        "search_s": 1.0,
-        "key": "t1",
-        "target": "ort 1t",
-        "method": "program",
-        "architecture": "1",
-    }
+    program = trial("program", 0.5, 0.5, budget=0.6, target="ort 1t", predicted_ms=None)
+    priced = trial("differentiable", 0.5, 0.7, multiplier=0.1, seed=1, target="ort 1t", key="t2")
     for again in (parent, _track(uri, key="k2")):  # another configuration's sweep has trials of this one
-        news = registry.log_trials([trial], parent=again, tracking_uri=uri, prefix="tiny/net")
-        assert news == (again == parent)
+        news = registry.log_trials([program, priced], parent=again, tracking_uri=uri, prefix="tiny/net")
+        assert news == (2 if again == parent else 0)
     runs = {run.info.run_name: run for run in _client(uri).search_runs(["1"])}
     assert runs["ort 1t 50%"].data.tags["mlflow.parentRunId"] == parent
     assert runs["ort 1t 50%"].data.metrics["validation_accuracy"] == 0.6
     assert runs["search ort 1t"].data.tags["mlflow.parentRunId"] == parent
-    assert runs["program t1"].data.tags["mlflow.parentRunId"] == runs["search ort 1t"].info.run_id
+    of_program, of_priced = runs["program t1"].data, runs["differentiable t2"].data
+    for data in (of_program, of_priced):
+        assert data.tags["mlflow.parentRunId"] == runs["search ort 1t"].info.run_id
+    assert of_program.params == {"method": "program", "budget": "0.6", "cost": "latency_ms"}
+    assert of_priced.params == {
+        "method": "differentiable",
+        "lambda": "0.1",
+        "seed": "1",
+        "cost": "latency_ms",
+    }
+    assert of_priced.metrics["accuracy"] == 0.7
+    assert "predicted_ms" not in of_program.metrics
 
 
 def test_parameters_are_the_settings_without_cluster_registry_and_passwords(tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_parameters_are_the_settings_without_cluster_registry_and_passwords(tmp_
             registry={"tracking_uri": "http://me:c4nary@host"},
         )
     )
-    found = track.parameters(config)
+    found = tracking.parameters(config)
     assert found["budgets.latency_ms"] == "1000%, 500ms"
     assert found["targets.eager.batch_size"] == "4"
     assert found["targets.ort.measure.architectures"] == "8"
@@ -158,9 +162,9 @@ def test_a_registry_that_goes_costs_the_run_nothing_before_its_end(
         told.append([part.name for part in parts])
         return "r1"
 
-    monkeypatch.setattr(track, "run_of", run_of)
+    monkeypatch.setattr(tracking, "run_of", run_of)
     workspace = Workspace(load_config(settings(tmp_path)))
-    with track.tracking(workspace) as tracked:
+    with tracking.tracking(workspace) as tracked:
         with tracked.stage("teacher"):
             pass
         tracked.begin(teacher)
@@ -174,5 +178,8 @@ def test_a_registry_that_goes_costs_the_run_nothing_before_its_end(
     assert told == [stages[:1], stages]
     assert "no tracking server answers; the stage sample is logged later" in capsys.readouterr().out
     gone = True
-    with pytest.raises(UserError, match="no tracking server answers"), track.tracking(workspace) as tracked:
+    with (
+        pytest.raises(UserError, match="no tracking server answers"),
+        tracking.tracking(workspace) as tracked,
+    ):
         tracked.begin(teacher)

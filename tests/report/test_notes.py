@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lana_ray.report.artifacts import RunFiles
 from lana_ray.report.notes import notes
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import Summary
 
 from .rundir import PROCESSOR
 
@@ -22,7 +25,7 @@ from .rundir import PROCESSOR
         "torch-2t: 3 of 40 measurements (8 %) did not settle",
         "torch-2t: beside the measurements the teacher ran 0.97 to 1.12 times as long as at the start",
         "torch-2t, budget 50%: the student is not registered: measured 0.961 ms, over the budget",
-        "left out: 1; first blocks.0.0 bottleneck_w0.25_k3: RuntimeError: no such kernel.",
+        "left out: 1; first blocks.0.0=bottleneck_w0.25_k3: RuntimeError: no such kernel.",
     ],
 )
 def test_notes_say_what_limits_the_results(finished: Storage, note: str) -> None:
@@ -30,12 +33,14 @@ def test_notes_say_what_limits_the_results(finished: Storage, note: str) -> None
 
 
 def test_what_went_as_it_should_is_not_mentioned(run: Storage) -> None:
-    summary = run.read_json("summary.json")
-    summary["teacher"]["trained"] = None
-    summary["data"]["skipped"] = 0
-    summary["targets"] = [{**target, "stand_in": False} for target in summary["targets"]]
-    summary["results"] = [{**row, "problem": None} for row in summary["results"]]
-    run.write_json("summary.json", summary)
+    summary = Summary.read(run)
+    replace(
+        summary,
+        teacher=replace(summary.teacher, trained=None),
+        data=replace(summary.data, skipped=0),
+        targets=tuple(replace(target, stand_in=False) for target in summary.targets),
+        results=tuple(replace(row, problem=None) for row in summary.results),
+    ).write(run)
     for file in (*run.list("samples"), *run.list("costs")):
         run.remove(file)
     assert len(notes(RunFiles.read(run))) == 1  # the standard error
@@ -43,9 +48,9 @@ def test_what_went_as_it_should_is_not_mentioned(run: Storage) -> None:
 
 def test_samples_of_other_hardware_are_not_counted(run: Storage) -> None:
     assert any("did not settle" in note for note in notes(RunFiles.read(run)))
-    summary = run.read_json("summary.json")
-    summary["targets"][0]["processor"] = "another"
-    run.write_json("summary.json", summary)
+    summary = Summary.read(run)
+    [target] = summary.targets
+    replace(summary, targets=(replace(target, processor="another"),)).write(run)
     assert not any("did not settle" in note for note in notes(RunFiles.read(run)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from lana_ray.report import write_page
 from lana_ray.report.artifacts import RunFiles
 from lana_ray.report.notes import notes
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import Summary
 
 from .rundir import DIVERGED
 
@@ -98,10 +100,12 @@ def test_axes_carry_their_units(page: _Page) -> None:
 
 
 def test_the_headline_has_every_result(finished: Storage, page: _Page) -> None:
-    for row in finished.read_json("summary.json")["results"]:
-        assert f"{100 * row['accuracy']:.1f} %" in page.text
-        assert f"{row['speedup']:.2f}×" in page.text
-        assert (row["model_uri"] or "not registered") in page.text
+    results = Summary.read(finished).results
+    assert len(results) == 4
+    for row in results:
+        assert f"{100 * row.accuracy:.1f} %" in page.text
+        assert f"{row.speedup:.2f}×" in page.text
+        assert (row.model_uri or "not registered") in page.text
 
 
 def test_the_notes_stand_on_the_page(finished: Storage, page: _Page) -> None:
@@ -175,9 +179,8 @@ def test_what_is_missing_is_left_out_with_a_sentence(
 
 
 def test_a_summary_alone_makes_a_page(finished: Storage, tmp_path: Path) -> None:
-    summary = finished.read_json("summary.json")
     empty = Storage(str(tmp_path))
-    empty.write_json("summary.json", {**summary, "results": []})
+    replace(Summary.read(finished), results=()).write(empty)
     page = page_of(empty)
     assert page.pictures == []
     assert "No student was finished." in page.text
@@ -192,10 +195,13 @@ def test_the_same_run_makes_the_same_page(run: Storage) -> None:
 
 def test_names_are_shown_as_they_are(run: Storage) -> None:
     name = "<script>alert(1)</script> & $x^{"
-    summary = run.read_json("summary.json")
-    summary["teacher"]["name"] = name
-    summary["results"][0]["budget"] = "$\\frac"
-    run.write_json("summary.json", summary)
+    summary = Summary.read(run)
+    first, *others = summary.results
+    replace(
+        summary,
+        teacher=replace(summary.teacher, name=name),
+        results=(replace(first, budget="$\\frac"), *others),
+    ).write(run)
     page = page_of(run)
     assert "script" not in page.tags
     assert name in page.text
@@ -208,9 +214,13 @@ def test_without_a_summary_the_command_that_makes_it_is_named(run: Storage) -> N
         UserError, match=r"summary\.json: not there yet; `lana-ray run CONFIG\.yaml` makes it"
     ):
         write_page(run)
-    run.write_text("summary.json", '{"teacher": ')
-    with pytest.raises(UserError, match=r"summary\.json: damaged .*`lana-ray run CONFIG\.yaml`"):
-        write_page(run)
+    for content in ('{"teacher": ', "{}"):
+        run.write_text("summary.json", content)
+        with pytest.raises(
+            UserError, match=r"summary\.json: damaged .*`lana-ray run CONFIG\.yaml`"
+        ) as raised:
+            write_page(run)
+        assert raised.value.code == "damaged_file"
 
 
 def test_a_damaged_table_is_named_and_no_page_is_left_half_written(run: Storage) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import html
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from lana_ray import cli
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
-from lana_ray.predictors.fits import Fit, folder_of, predictor_file, write_fit
+from lana_ray.ids import CostId
+from lana_ray.predictors.fits import Fit, write_fit
 from lana_ray.predictors.quality import quality
 from lana_ray.report import write_page, write_search_page
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import SearchSummary, Summary
+from lana_ray.run_dir.tables import TRIALS
 
 from .test_page import LOADING_TAGS, _Page
 from .test_searches import GRID, ROWS
@@ -36,8 +40,8 @@ def searched(folder: Path) -> Storage:
     """A run directory in which `lana-ray search` alone was called, with a predictor for cells."""
     storage = Storage(str(folder))
     storage.write_text("run.yaml", load_config(SETTINGS | {"run": {"dir": str(folder)}}).to_yaml())
-    rows = [{**row, "seed": 0, "architecture": f"<cell {n}>"} for n, row in enumerate(GRID + ROWS[2:])]
-    storage.write_table("search.parquet", pa.Table.from_pylist(rows), "key")
+    rows = [replace(row, seed=0, architecture=f"<cell {n}>") for n, row in enumerate(GRID + ROWS[2:])]
+    TRIALS.write(storage, layout.TRIALS, rows, "key")
     rng = np.random.default_rng(0)
     measured = rng.uniform(1, 3, 40)
     curve = tuple(
@@ -46,11 +50,11 @@ def searched(folder: Path) -> Storage:
     write_fit(
         storage,
         Fit(
-            target="ort-1t",
-            file=predictor_file(folder_of("cells", "latency_ms"), "ort-1t"),
+            id=CostId("latency_ms", "ort-1t"),
+            space="cells",
             curve=curve,
-            predicted_ms=measured * rng.normal(1, 0.03, 40),
-            measured_ms=measured,
+            predicted=measured * rng.normal(1, 0.03, 40),
+            measured=measured,
             sample_s=0.36,
         ),
     )
@@ -83,16 +87,17 @@ def test_the_page_has_everything_about_the_searches(page: _Page) -> None:
 
 def test_the_cells_that_were_trained_in_full_stand_on_the_page(finished: Storage, tmp_path: Path) -> None:
     storage = searched(tmp_path)
-    storage.write_json("cells.json", finished.read_json("summary.json"))
+    summary = Summary.read(finished)
+    SearchSummary(teacher=summary.teacher.name, results=summary.results, unmet=()).write(storage)
     write_search_page(storage)
     assert "registered model" not in _Page(storage.read_text("search.html")).text  # cells were not asked for
     cells = {**SETTINGS["search"], "cells": {"space": "nasbench201"}}
     storage.write_text("run.yaml", load_config(SETTINGS | {"search": cells}).to_yaml())
     write_search_page(storage)
     text = _Page(storage.read_text("search.html")).text
-    assert all(
-        (row["model_uri"] or row["problem"]) in text for row in finished.read_json("summary.json")["results"]
-    )
+    assert f"Students of {summary.teacher.name}" in text
+    assert len(summary.results) == 4
+    assert all((row.model_uri or row.problem or "no reason") in text for row in summary.results)
 
 
 def test_the_page_loads_nothing_and_names_are_shown_as_they_are(page: _Page) -> None:

@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.page import write_page
 from lana_ray.report.searches import fronts_plot, lambdas_plot
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.tables import TRIALS
 
-
-def trial(method: str, ms: float, accuracy: float, **settings: float) -> dict[str, Any]:
-    found = {"lambda": None, "budget": None} | settings
-    figures = {
-        "cost": "latency_ms",
-        "teacher_cost": 2.0,
-        "teacher_ms": 2.0,
-        "predicted_cost": ms,
-        "measured_cost": ms,
-        "predicted_ms": ms,
-        "measured_ms": ms,
-        "accuracy": accuracy,
-        "search_s": 3.0,
-    }
-    return {"target": "ort-1t", "method": method, "collapsed": False, **found, **figures}
-
+from .rundir import trial
 
 ROWS = [
-    trial("differentiable", 0.5, 0.5, **{"lambda": 1.0}),
-    trial("differentiable", 1.5, 0.9, **{"lambda": 0.1}),
+    trial("differentiable", 0.5, 0.5, multiplier=1.0),
+    trial("differentiable", 1.5, 0.9, multiplier=0.1),
     trial("program", 0.5, 0.6, budget=0.6),
     trial("program", 1.2, 0.8, budget=1.3),
     trial("program", 1.3, 0.7, budget=1.4),
 ]
-
-
 GRID = [
-    trial("differentiable", ms, accuracy, **{"lambda": value})
+    trial("differentiable", ms, accuracy, multiplier=value)
     for value, ms, accuracy in (
         *((0.0, 2.0, 0.90), (0.0, 2.2, 0.94)),
         *((0.5, 1.0, 0.80), (0.5, 1.1, 0.86)),
@@ -102,7 +85,7 @@ def test_pictures_are_written_and_stand_in_the_report(run: Storage, tmp_path: Pa
         ElementTree.parse(file)
     write_page(run)
     before = (tmp_path / "report.html").read_text()
-    run.write_table("search.parquet", pa.Table.from_pylist(ROWS), "key")
+    TRIALS.write(run, layout.TRIALS, ROWS, "key")
     write_page(run)
     after = (tmp_path / "report.html").read_text()
     assert "What λ comes to" in after

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from lana_ray.registry import Version
 from lana_ray.report import models_table, results_table
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.summary import Result, Summary
 
 
 def shown(table: Table, width: int = 160) -> str:
@@ -22,39 +24,38 @@ def shown(table: Table, width: int = 160) -> str:
 
 
 @pytest.fixture
-def summary(finished: Storage) -> dict[str, Any]:
-    found: dict[str, Any] = finished.read_json("summary.json")
-    return found
+def results(finished: Storage) -> Sequence[Result]:
+    return Summary.read(finished).results
 
 
-def test_a_row_has_the_numbers_of_the_result(summary: dict[str, Any]) -> None:
-    row = summary["results"][0]
-    row |= {"measured_ms": 0.4756, "iqr_ms": 0.0123, "speedup": 2.104, "accuracy": 0.9125}
-    line = next(line for line in shown(results_table(summary)).splitlines() if row["model_uri"] in line)
-    assert line.split()[:2] == [row["target"], row["budget"]]
+def test_a_row_has_the_numbers_of_the_result(results: Sequence[Result]) -> None:
+    first, *others = results
+    row = replace(first, measured_ms=0.4756, iqr_ms=0.0123, speedup=2.104, accuracy=0.9125)
+    lines = shown(results_table("net", [row, *others])).splitlines()
+    line = next(line for line in lines if str(row.model_uri) in line)
+    assert line.split()[:2] == [row.target, row.budget]
     for text in ("0.700", "0.476 ± 0.012", "1.00", "2.10×", "91.2 %", "93.1 %"):
         assert text in line
 
 
-def test_what_is_not_registered_says_why(summary: dict[str, Any]) -> None:
-    assert "measured 0.961 ms, over the budget of 0.950 ms" in shown(results_table(summary), 200)
+def test_what_is_not_registered_says_why(results: Sequence[Result]) -> None:
+    assert "measured 0.961 ms, over the budget of 0.950 ms" in shown(results_table("net", results), 200)
 
 
-def test_names_with_brackets_are_shown_as_they_are(summary: dict[str, Any]) -> None:
-    summary["results"][0]["target"] = "[red]x"
-    summary["teacher"]["name"] = "[/b]net"
-    text = shown(results_table(summary))
+def test_names_with_brackets_are_shown_as_they_are(results: Sequence[Result]) -> None:
+    first, *others = results
+    text = shown(results_table("[/b]net", [replace(first, target="[red]x"), *others]))
     assert "[red]x" in text
     assert "[/b]net" in text
 
 
-def test_eighty_columns_are_enough(summary: dict[str, Any]) -> None:
-    text = shown(results_table(summary), 80)
+def test_eighty_columns_are_enough(results: Sequence[Result]) -> None:
+    text = shown(results_table("efficientnet_lite0", results), 80)
     assert "…" not in text
     assert len(text.splitlines()) < 30
-    for row in summary["results"]:
-        assert f"{row['measured_ms']:.3g}" in text
-        assert f"{100 * row['accuracy']:.1f} %" in text
+    for row in results:
+        assert f"{row.measured_ms:.3g}" in text
+        assert f"{100 * row.accuracy:.1f} %" in text
 
 
 def test_models_are_listed_with_their_aliases() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from lana_ray.ids import Architecture
 from lana_ray.run_dir.resumable import Checkpoint, pack, unpack
 from lana_ray.search.bilevel import SearchResult, parameter_free_share, search
 from lana_ray.search.cost import Way, cost_of
 from lana_ray.search.mixture import Mixture
 from lana_ray.search.settings import SearchSettings
-from lana_ray.spaces.space import Architecture
 
 from .toys import ToySpace, ToySupernet, additive, batches, output
 

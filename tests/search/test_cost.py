@@ -117,8 +117,8 @@ def test_choices_that_are_closed_are_neither_drawn_nor_moved() -> None:
 
 def test_a_cost_table_is_a_cost() -> None:
     table = CostTable(
-        rest_ms=0.7,
-        costs_ms=(np.array([1.0, np.inf, 3.0]), np.array([0.5, 0.25])),
+        rest=0.7,
+        costs=(np.array([1.0, np.inf, 3.0]), np.array([0.5, 0.25])),
         error_isolated=0.0,
         error=0.0,
         networks=2,

@@ -109,9 +109,7 @@ def test_the_cheaper_of_equals_is_found(space: LayerwiseSpace, mixture: Mixture)
 
     costs = [np.ones(size) for size in space.sizes]
     costs[0][2] = 0.5
-    cost = AdditiveCost(
-        CostTable(rest_ms=1.0, costs_ms=tuple(costs), error_isolated=0.0, error=0.0, networks=2)
-    )
+    cost = AdditiveCost(CostTable(rest=1.0, costs=tuple(costs), error_isolated=0.0, error=0.0, networks=2))
     supernet, loss = LayerwiseSupernet(space, candidate, considered), divergence(space.network)
     result = search(
         supernet,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lana_ray.spaces.space import Architecture
+from lana_ray.ids import Architecture
 
 
 class ToySpace:

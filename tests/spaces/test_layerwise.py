@@ -177,7 +177,7 @@ def test_building_and_training_a_student_leaves_the_teacher_alone() -> None:
 
 def test_architectures_are_described_for_people() -> None:
     space = small()
-    assert space.describe((0, 1, 1)) == {
+    assert {one.layer: one.op for one in space.chosen((0, 1, 1))} == {
         "blocks.0": "teacher",
         "blocks.1": "pruned_w0.5",
         "blocks.2": "identity",
@@ -186,7 +186,7 @@ def test_architectures_are_described_for_people() -> None:
 
 
 def test_an_architecture_of_another_length_is_refused() -> None:
-    for use in (small().build, small().describe, small().encode):
+    for use in (small().build, small().chosen, small().encode):
         with pytest.raises(ValueError, match=r"argument|broadcast"):
             use((0, 0))
 

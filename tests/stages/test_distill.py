@@ -60,9 +60,10 @@ def test_every_candidate_is_tried_for_what_it_asks(tmp_path: Path) -> None:
     config = configuration(tmp_path)
     write_teacher(config)
     workspace = Workspace(config)
-    candidates = [(0, 2), (0, 3), (1, 1), (2, 2)]
+    ids = workspace.space.ids
+    candidates = [ids[0][2], ids[0][3], ids[1][1], ids[2][2]]
     demands = find_demands(workspace, candidates)
     assert list(demands) == candidates
     weights = sum(p.nbytes for p in workspace.space.candidate(0, 2).parameters())
-    assert demands[0, 2].kept == 4 * weights
-    assert demands[0, 2] != demands[0, 3]
+    assert demands[ids[0][2]].kept == 4 * weights
+    assert demands[ids[0][2]] != demands[ids[0][3]]

@@ -1,122 +1,140 @@
-"""What becomes of a fine-tuned student that is measured over its budget."""
+"""Students that their last measurement finds over a budget."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from lana_ray.cluster.train_worker import TrainJob
-from lana_ray.config import Budget
-from lana_ray.costs.samples import Sample
-from lana_ray.stages import confirm, finetune
-from lana_ray.stages.choice import Choice, Limit
-from lana_ray.stages.sample import SESSIONS, Judged
-from lana_ray.stages.select import Selected
-
-from ..measured import sample
+from lana_ray.costs.table import CostTables, MeasuredCost
+from lana_ray.ids import Architecture, CostId
+from lana_ray.selection.choice import Choice, Limit, Proposal, State
+from lana_ray.selection.loop import Loop, Measurements, Proposed, World
+from lana_ray.stages import finetune
+from lana_ray.stages.finetune import Finished
+from lana_ray.training.job import TrainJob
 
 ONE, OTHER = (1, 0), (0, 1)
-JOBS = {a: TrainJob(file=f"students/{a}", key=str(a), architecture=a) for a in (ONE, OTHER)}
+EDGE, MEMORY = CostId("latency_ms", "edge"), CostId("peak_memory_mb", "edge")
+SPACE = cast(Any, SimpleNamespace(fingerprint="space", label=str, network_structure=str))
 
 
-def choice(architecture: Any) -> Choice:
-    limits = {"edge": Limit(budget_ms=1.0, limit_ms=0.98)}
-    return Choice(budget=Budget.parse("1ms"), limits=limits, architecture=architecture)
+def job(space: Any, architecture: Architecture) -> TrainJob:
+    return TrainJob(file=f"students/{architecture}", key=str(architecture), architecture=architecture)
+
+
+WORKSPACE = cast(Any, SimpleNamespace(student_job=job))
+
+
+def chosen(student: Architecture, *others: Architecture) -> Choice:
+    students = (student, *others)
+    return Choice(
+        budget="1ms",
+        limits={EDGE: Limit(budget=1.0, margin=0.02)},
+        students={a: Proposal(predicted={EDGE: 0.9}) for a in students},
+        measured={a: {EDGE: MeasuredCost(value=0.9)} for a in students},
+        loss={a: 0.1 * (k + 1) for k, a in enumerate(students)},
+        chosen=student,
+        state=State.CHOSEN,
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Architecture]:
+    """The students that were trained."""
+    done: list[Architecture] = []
+
+    def train(workspace: Any, jobs: Sequence[TrainJob]) -> None:
+        done.extend(job.architecture for job in jobs if job.architecture)
+
+    monkeypatch.setattr(finetune, "train", train)
+    return done
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, latency: Any) -> list[tuple[set[Any], int]]:
+    """Lets final measurements find ``latency(architecture, sessions)``; what was asked for."""
+    asked: list[tuple[set[Any], int]] = []
+
+    def measure(_: Any, __: Any, ___: Any, work: Any, sessions: range, title: str) -> Measurements:
+        asked.append((set(work["edge"]), len(sessions)))
+        return {EDGE: {a: MeasuredCost(value=latency(a, len(sessions))) for a in work["edge"]}}
+
+    monkeypatch.setattr(finetune, "measure_students", measure)
+    return asked
 
 
 def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, trained: list[Architecture]
 ) -> None:
-    asked: list[tuple[set[Any], int]] = []
-
-    def judge(_: Any, work: dict[str, Any], __: Any, sessions: range, title: str) -> dict[Any, Judged]:
-        asked.append((set(work["edge"]), len(sessions)))
-        first = len(sessions) == len(SESSIONS)
-        times = {ONE: 1.1 if first else 0.97, OTHER: 0.9}
-        return {("edge", a): Judged(sample(median_ms=times[a]), ()) for a in work["edge"]}
-
-    monkeypatch.setattr(finetune, "judge", judge)
-    space = SimpleNamespace(fingerprint="space", label=str, network_structure=str)
-    workspace, choices = cast(Any, SimpleNamespace(space=space)), [choice(ONE), choice(OTHER)]
-    found = finetune._measure(workspace, choices, cast(Any, JOBS), cast(Any, {}))
+    asked = measuring(monkeypatch, lambda a, count: 0.9 if a == OTHER else 1.1 if count == 3 else 0.97)
+    choices = [chosen(ONE), chosen(OTHER)]
+    found = finetune._train_and_measure(WORKSPACE, SPACE, {}, choices)
     assert asked == [({ONE, OTHER}, 3), ({ONE}, 6)]
-    assert {a: s.median_ms for (_, a), s in found.items()} == {ONE: 0.97, OTHER: 0.9}
+    assert {a: cost.value for a, cost in found[EDGE].items()} == {ONE: 0.97, OTHER: 0.9}
     assert not any(finetune._is_over(choice, found) for choice in choices)
 
 
-def test_a_student_that_fails_on_its_target_is_over() -> None:
-    samples: dict[tuple[str, tuple[int, ...]], Sample] = {}
-    samples["edge", ONE] = sample(median_ms=0.5, error="out of memory")
-    assert finetune._is_over(choice(ONE), samples)
+def world(latencies: Mapping[Architecture, float]) -> World:
+    def measure(asked: Mapping[str, Sequence[Architecture]], attempt: int) -> Measurements:
+        return {EDGE: {a: MeasuredCost(value=latencies[a]) for a in asked["edge"]}}
+
+    return World(
+        propose=lambda *_: Proposed(unmet="no further student"),
+        measure=measure,
+        evaluate=lambda some: dict.fromkeys(some, 0.5),
+        margin=lambda _: 0.02,
+        fix="",
+    )
 
 
-THIRD = (1, 1)
-SPACE = SimpleNamespace(fingerprint="space", label=str, network_structure=str)
-
-
-@pytest.mark.parametrize(("other_ms", "taken"), [(0.9, OTHER), (1.2, THIRD)])
-def test_who_takes_over_is_measured_again_first(
-    monkeypatch: pytest.MonkeyPatch, other_ms: float, taken: Any
+@pytest.mark.parametrize(("other_ms", "taken", "number"), [(0.9, OTHER, 2), (1.2, ONE, 1)])
+def test_a_student_over_its_budget_gives_way_to_one_that_keeps_it(
+    other_ms: float,
+    taken: Architecture,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: list[Architecture],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The second best kept its budget when it was chosen from; whether it still does decides."""
-    sessions_asked: list[range] = []
-
-    def judge(_: Any, work: dict[str, Any], __: Any, sessions: range, title: str) -> dict[Any, Judged]:
-        sessions_asked.append(sessions)
-        times = {OTHER: other_ms, THIRD: 0.8}
-        return {("edge", a): Judged(sample(median_ms=times[a]), ()) for a in work["edge"]}
-
-    monkeypatch.setattr(confirm, "judge", judge)
-    monkeypatch.setattr(confirm, "losses", lambda *_: {ONE: 0.1, OTHER: 0.2, THIRD: 0.3})
-    over = choice(ONE)
-    over.loss = {ONE: 0.1, OTHER: 0.2, THIRD: 0.3}
-    found, replaced = replace([over], nothing)
-    assert found.choices == replaced
-    assert [(c.architecture, ONE in c.given_up) for c in replaced] == [(taken, True)]
-    assert (over.architecture, over.given_up) == (ONE, set())
-    confirmed = confirm.sessions(0)
-    assert all(set(sessions).isdisjoint([*SESSIONS, *confirmed]) for sessions in sessions_asked)
+    """The second best kept the budget once; whether it still does is measured before it is trained."""
+    measuring(monkeypatch, lambda a, _: 1.1 if a == ONE else 0.8)
+    monkeypatch.setattr(finetune, "_finished", lambda *known: [])
+    tables = {EDGE: CostTables(id=EDGE, teacher=2.0)}
+    before = Loop(choices=(chosen(ONE, OTHER),), tables=tables)
+    _, after = finetune.run(WORKSPACE, SPACE, {}, before, world({OTHER: other_ms}))
+    assert after.choices[0].chosen == taken
+    assert trained == [ONE, OTHER][:number]
+    assert ("the next best" if taken == OTHER else "no other student") in capsys.readouterr().out
+    assert before.choices[0].chosen == ONE
 
 
-def nothing(missed: Selected, time: int) -> Selected:
-    """Finds no further students."""
-    return missed
-
-
-def replace(choices: list[Choice], look_again: finetune.Again) -> tuple[Selected, list[Choice]]:
-    """All students of the choices were measured over their budget."""
-    selected = Selected(choices=choices, costs={})
-    over = {("edge", c.architecture): sample(median_ms=1.1) for c in choices if c.architecture}
-    return finetune._replace(cast(Any, SimpleNamespace(space=SPACE)), selected, over, look_again, 1)
-
-
-def test_where_no_student_is_left_others_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = cast(Any, {"edge": "with what was measured"})
-
-    def look_again(missed: Selected, time: int) -> Selected:
-        return Selected(
-            choices=[dataclasses.replace(c, architecture=OTHER) for c in missed.choices], costs=costs
-        )
-
-    alone = choice(ONE)
-    alone.loss = {ONE: 0.1}
-    monkeypatch.setattr(confirm, "losses", lambda *_: {})
-    found, replaced = replace([alone], look_again)
-    assert [c.architecture for c in found.choices] == [c.architecture for c in replaced] == [OTHER]
-    assert found.costs == costs
-
-
-def test_where_no_other_student_keeps_the_budget_the_first_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(_: Any, work: dict[str, Any], *__: Any) -> dict[Any, Judged]:
-        return {("edge", a): Judged(sample(median_ms=1.2), ()) for a in work["edge"]}
-
-    monkeypatch.setattr(confirm, "judge", judge)
-    monkeypatch.setattr(confirm, "losses", lambda *_: {})
-    alone, over = choice(ONE), choice(ONE)
-    alone.loss, over.loss = {ONE: 0.1}, {ONE: 0.1, OTHER: 0.2}
-    found, replaced = replace([alone, over], nothing)
-    assert replaced == []
-    assert [c.architecture for c in found.choices] == [ONE, ONE]
+@pytest.mark.parametrize(
+    ("costs", "words"),
+    [
+        ((0.9, 2.0, None), None),
+        ((1.1, 2.0, None), "1.100 ms, over the budget of 1.000 ms"),
+        ((0.9, 3.0, None), "3.000 MB, over the budget of 2.500 MB"),
+        ((0.9, 1.0, "out of memory"), "out of memory"),
+    ],
+)
+def test_a_student_that_misses_any_budget_is_not_registered(
+    costs: tuple[float, float, str | None], words: str | None
+) -> None:
+    latency_ms, memory_mb, error = costs
+    finished = Finished(
+        target=cast(Any, SimpleNamespace(latency=EDGE)),
+        budget="1ms",
+        budgets={EDGE: 1.0, MEMORY: 2.5},
+        architecture="",
+        job=job(SPACE, ONE),
+        predicted={},
+        calibration=None,
+        costs={EDGE: MeasuredCost(value=latency_ms, error=error), MEMORY: MeasuredCost(value=memory_mb)},
+        counts={},
+        accuracy_before=None,
+        tested=cast(Any, None),
+    )
+    problem = finished.problem
+    assert problem is None if words is None else words in str(problem)

@@ -7,21 +7,24 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.table import CostTables
 from lana_ray.costs.work import candidate_work, empty_work
 from lana_ray.errors import UserError
+from lana_ray.ids import CostId
 from lana_ray.networks.layers import find_layers
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
+from lana_ray.run_dir.tables import LAYER_SCORES, SCORES, LayerScoreRow
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import sample as stage
 from lana_ray.stages import score
-from lana_ray.stages.sample import FAILS, SLOW, considered, left_out, worth
+from lana_ray.stages.sample import FAILS, SLOW, Sampling, left_out, worth
 
 from ..measured import sample
 from ..small_networks import net
@@ -30,6 +33,7 @@ _TIMES = st.lists(st.floats(0, 10) | st.just(np.inf), min_size=0, max_size=8)
 
 NET = net(3).eval()
 SPACE = LayerwiseSpace(NET, find_layers(NET, torch.zeros(2, 3, 16, 16)), ["identity", "mbconv_e1_k3"])
+SCORED: dict[str, Any] = {"kl": 0.0, "loss": 0.0}
 TARGET = cast(Any, SimpleNamespace(name="edge"))
 
 
@@ -77,18 +81,20 @@ def test_a_layer_that_does_not_run_is_named() -> None:
         stage._isolated(SPACE, TARGET, measured(teacher=None))
 
 
-def costs_of(*targets: dict[str, Sample]) -> Any:
-    costs = {}
+def sampling_of(*targets: dict[str, Sample]) -> Sampling:
+    known, tables = {}, {}
     for number, samples in enumerate(targets):
+        of = CostId("latency_ms", f"t{number}")
         isolated = stage._isolated(SPACE, TARGET, samples)
-        costs[f"t{number}"] = SimpleNamespace(isolated_ms=tuple(isolated), considered=worth(isolated, 1.0))
-    return cast(Any, costs)
+        tables[of] = CostTables(id=of, teacher=1.0, isolated=tuple(isolated))
+        known[f"t{number}"] = SimpleNamespace(latency=of, considered=worth(isolated, 1.0))
+    return Sampling(targets=cast(Any, known), tables=tables)
 
 
 def reasons_of(*targets: dict[str, Sample]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for (layer, choice), reason in left_out(costs_of(*targets)).items():
-        found.setdefault(SPACE.ops[layer][choice].name, set()).add(reason)
+    for candidate, reason in left_out(SPACE, sampling_of(*targets)).items():
+        found.setdefault(candidate.op, set()).add(reason)
     return found
 
 
@@ -99,7 +105,7 @@ def test_what_fails_and_what_is_slow_are_told_apart(capsys: pytest.CaptureFixtur
     assert reasons_of(failing, slow) == {"mbconv_e1_k3": {SLOW}}
     assert reasons_of(measured(identity=None), measured(identity=1.5)) == {"identity": {SLOW}}
     assert reasons_of(measured(None, identity=None)) == {"identity": {FAILS}}
-    stage._say_left_out(left_out(costs_of(failing)))
+    stage._say_left_out(left_out(SPACE, sampling_of(failing)))
     slower, failed = capsys.readouterr().out.splitlines()
     assert "3 candidates slower than pool.max_cost" in slower
     assert "2 candidates that run on no target" in failed
@@ -114,22 +120,22 @@ def test_the_scores_tell_why_a_candidate_has_none(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(score, "task_bytes", lambda *_: 0)
     monkeypatch.setattr(score, "run_tasks", lambda *_, **__: None)
     for layer, ops in enumerate(SPACE.ops):
+        name = SPACE.layers[layer].name
         rows = [
-            {"layer": layer, "name": SPACE.layers[layer].name, "choice": j, "op": op.name}
-            | ({"kl": 0.1 * j, "loss": 0.0} if op.name == "teacher" else {})
+            LayerScoreRow(layer=layer, name=name, choice=j, op=op.name, **(SCORED if j == 0 else {}))
             for j, op in enumerate(ops)
         ]
-        table = pa.Table.from_pylist(rows, schema=score._SCHEMA)
-        storage.write_table(score._file(workspace, layer), table, "kept")
-    costs = costs_of(measured(identity=None, mbconv_e1_k3=1.5))
-    scores = score.run(workspace, considered(costs), left_out(costs))
+        LAYER_SCORES.write(storage, layout.scores(name), rows, "kept")
+    sampling = sampling_of(measured(identity=None, mbconv_e1_k3=1.5))
+    scores = score.run(workspace, sampling.considered, left_out(SPACE, sampling))
     assert [list(np.flatnonzero(np.isfinite(of_layer))) for of_layer in scores] == [[0]] * 3
-    why = {row["op"]: row["left_out"] for row in storage.read_table(score.FILE).to_pylist()}
+    why = {row.op: row.left_out for row in SCORES.read(storage, layout.SCORES)}
     assert why == {"teacher": None, "identity": FAILS, "mbconv_e1_k3": SLOW}
 
 
-def on_targets(*choices: tuple[tuple[int, ...], ...]) -> Any:
-    return cast(Any, {f"t{k}": SimpleNamespace(considered=c) for k, c in enumerate(choices)})
+def on_targets(*choices: tuple[tuple[int, ...], ...]) -> Sampling:
+    targets = {f"t{k}": SimpleNamespace(considered=c) for k, c in enumerate(choices)}
+    return Sampling(targets=cast(Any, targets), tables={})
 
 
 def test_what_is_slower_than_its_layer_is_not_worth_its_time() -> None:
@@ -151,5 +157,5 @@ def test_the_layer_itself_comes_first_whatever_it_takes(
 
 def test_a_candidate_that_one_target_wants_is_kept_for_all() -> None:
     one, other = ((0, 1), (0,)), ((0, 3), (0, 2))
-    assert considered(on_targets(one)) == one
-    assert considered(on_targets(one, other)) == ((0, 1, 3), (0, 2))
+    assert on_targets(one).considered == one
+    assert on_targets(one, other).considered == ((0, 1, 3), (0, 2))

@@ -10,13 +10,15 @@ import torch
 from lana_ray import registry
 from lana_ray.config import load_config
 from lana_ray.costs.samples import SampleStore
+from lana_ray.ids import CostId
 from lana_ray.pipeline import search_architectures
 from lana_ray.predictors import latency as predictor
-from lana_ray.predictors.fits import folder_of, read_fit
+from lana_ray.predictors.fits import read_fit
 from lana_ray.registry._session import session
 from lana_ray.report import sampling_notes, searches_table, write_search_plots
 from lana_ray.run_dir.storage import Storage
-from lana_ray.stages import train_cells
+from lana_ray.run_dir.summary import SearchSummary
+from lana_ray.stages import finetune
 from lana_ray.workspace import Workspace, cell_space
 
 from ..runs import settings, times
@@ -37,21 +39,21 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         )
     )
     rows = search_architectures(config)
-    assert [row["method"] for row in rows] == ["differentiable"] * 4 + ["program"] * 2
-    tried = [(row["lambda"], row["seed"]) for row in rows if row["method"] == "differentiable"]
+    assert [row.method for row in rows] == ["differentiable"] * 4 + ["program"] * 2
+    tried = [(row.multiplier, row.seed) for row in rows if row.method == "differentiable"]
     assert sorted(tried) == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     space = Workspace(config).space
     for row in rows:
-        assert space.label(tuple(row["choices"])) == row["architecture"]
-        assert row["measured_ms"] > 0
-        assert 0 <= row["accuracy"] <= 1
-        assert (row["lambda"] is None) == (row["seed"] is None) == (row["method"] == "program")
-        if row["method"] == "program":
-            assert row["predicted_ms"] <= row["budget"]
+        assert space.label(row.choices) == row.architecture
+        assert row.measured_ms > 0
+        assert 0 <= row.accuracy <= 1
+        assert (row.multiplier is None) == (row.seed is None) == (row.method == "program")
+        if row.method == "program":
+            assert (row.predicted_ms or 0) <= (row.budget or 0)
     asked_for = 0.99 * (1 - config.select.margin)
-    assert rows[4]["budget"] == pytest.approx(asked_for * rows[4]["teacher_ms"])
-    assert rows[5]["budget"] != rows[4]["budget"]
-    assert len({row["key"] for row in rows}) == 6
+    assert rows[4].budget == pytest.approx(asked_for * rows[4].teacher_ms)
+    assert rows[5].budget != rows[4].budget
+    assert len({row.key for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
     with session(uri) as client:
@@ -60,14 +62,14 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     children = [run for run in runs if "trial" in run.data.tags]
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in children}
     assert parent in {run.info.run_id for run in runs}
-    assert {run.data.tags["trial"] for run in children} == {row["key"] for row in rows}
+    assert {run.data.tags["trial"] for run in children} == {row.key for row in rows}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.params.get("seed") for run in children} == {"0", "1", None}
 
     before = times(tmp_path, "search/*/*.json")
     fewer = config.search.model_copy(update={"seeds": 1})  # of no matter to the program's sweep
     again = search_architectures(config.model_copy(update={"search": fewer}))
-    assert [row for row in again if row["method"] == "program"] == rows[4:]
+    assert [row for row in again if row.method == "program"] == rows[4:]
     assert search_architectures(config) == rows
     after = times(tmp_path, "search/*/*.json")
     assert {name: after[name] for name in before} == before
@@ -94,49 +96,49 @@ def test_cells_are_sampled_searched_trained_and_measured(
         )
     )
     rows = search_architectures(config)
-    assert [row["method"] for row in rows] == ["differentiable"] * 2
+    assert [row.method for row in rows] == ["differentiable"] * 2
     space, storage = cell_space(config, 10), Storage(str(tmp_path))
     for row in rows:
-        architecture = space.parse(row["architecture"])
-        assert architecture == tuple(row["choices"]) == space.live(architecture)
-        assert min(row["measured_ms"], row["predicted_ms"], row["teacher_ms"]) > 0
-        assert 0 <= row["accuracy"] <= 1
+        architecture = space.parse(row.architecture)
+        assert architecture == row.choices == space.live(architecture)
+        assert min(row.measured_ms, row.predicted_ms or 0, row.teacher_ms) > 0
+        assert 0 <= row.accuracy <= 1
     cells_measured = {s.key for s in SampleStore(storage).read() if s.kind == "network"}
     assert len(cells_measured) >= 28
-    fit = read_fit(storage, folder_of("cells", "latency_ms"), "eager")
+    fit = read_fit(storage, "cells", CostId("latency_ms", "eager"))
     assert fit is not None
     assert [count for count, _ in fit.curve] == [9, 19, 23]  # 5 are for testing; 4 were chosen
     (note,) = sampling_notes([fit])
     assert "cells: " in note
     kept = storage.list(f"search/{rows_folder(tmp_path)}", ".safetensors")
     assert len(kept) == 2
-    network = space.build(tuple(rows[0]["choices"]))
+    network = space.build(rows[0].choices)
     states = [storage.read_tensors(file) for file in kept]
     assert any(state.keys() == network.state_dict().keys() for state in states)
 
-    cells_found = storage.read_json("cells.json")
-    (result,) = cells_found["results"]
-    best = min(rows, key=lambda row: (-row["accuracy"], row["key"]))  # equals go by their key
-    assert result["architecture"] == best["architecture"]
-    assert result["measured_ms"] <= result["budget_ms"] == 500
-    (unmet,) = cells_found["unmet"]
+    cells_found = SearchSummary.read(storage)
+    (result,) = cells_found.results
+    best = min(rows, key=lambda row: (-row.accuracy, row.key))  # equals go by their key
+    assert result.architecture == best.architecture
+    assert result.measured_ms <= result.budget_ms == 500
+    (unmet,) = cells_found.unmet
     assert "0.001" in unmet
     uri = registry.default_tracking_uri(config.registry, storage)
-    loaded = registry.load(result["model_uri"], uri)
+    loaded = registry.load(str(result.model_uri), uri)
     assert loaded(torch.zeros(3, 3, 16, 16)).shape == (3, 10)
-    assert registry.find("models:/net-eager@champion", uri).tags["architecture"] == best["architecture"]
+    assert registry.find("models:/net-eager@champion", uri).tags["architecture"] == best.architecture
     before = times(tmp_path, "search/*/*.json"), times(tmp_path, "students/*")
     assert search_architectures(config) == rows
     assert (times(tmp_path, "search/*/*.json"), times(tmp_path, "students/*")) == before
-    assert storage.read_json("cells.json")["results"] == cells_found["results"]
+    assert SearchSummary.read(storage) == cells_found
 
     assert config.search.cells is not None
     other = config.search.cells.model_copy(update={"drop_path": 0.5})  # of the full training alone
     searched = config.model_copy(update={"search": config.search.model_copy(update={"cells": other})})
-    chosen = tuple(best["choices"])
-    keys = {train_cells.job_of(Workspace(each), chosen).key for each in (config, searched)}
-    assert len(keys) == 2
-    monkeypatch.setattr(train_cells, "run", lambda *_: [])  # takes a minute
+    chosen = best.choices
+    spaces = [Workspace(each) for each in (config, searched)]
+    assert len({known.student_job(known.cells, chosen).key for known in spaces}) == 2
+    monkeypatch.setattr(finetune, "run", lambda *known: ([], known[3]))  # takes a minute
     assert search_architectures(searched) == rows
     assert times(tmp_path, "search/*/*.json") == before[0]
 

@@ -6,10 +6,10 @@ import ast
 from typing import Any
 
 from lana_ray.errors import UserError
+from lana_ray.ids import Architecture
 from lana_ray.spaces.cells.skeleton import Place, Skeleton, StemName
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import NONE, Cell, Wiring
-from lana_ray.spaces.space import Architecture
 
 OPERATIONS = (
     "none",

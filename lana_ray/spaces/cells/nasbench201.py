@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from lana_ray.errors import UserError
+from lana_ray.ids import Architecture
 from lana_ray.spaces.cells.skeleton import Place, Skeleton, StemName
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import Wiring
-from lana_ray.spaces.space import Architecture
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 WIRING = Wiring(

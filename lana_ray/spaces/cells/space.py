@@ -9,10 +9,11 @@ from typing import ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lana_ray.ids import Architecture
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.skeleton import Skeleton
 from lana_ray.spaces.cells.wiring import Cell, Wiring
-from lana_ray.spaces.space import Architecture, Space
+from lana_ray.spaces.space import Space
 
 _T = TypeVar("_T")
 

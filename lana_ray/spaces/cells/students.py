@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lana_ray.errors import UserError
+from lana_ray.ids import Architecture
 from lana_ray.networks.layers import Layer
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Architecture, StudentSpace
+from lana_ray.spaces.space import StudentSpace
 
 
 class CellStudents(StudentSpace):

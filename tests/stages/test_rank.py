@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lana_ray.stages.proxy import random_students
+from lana_ray.stages.score import random_students
 
 _SCORES = st.lists(
     st.lists(st.floats(0, 5) | st.just(np.inf), max_size=6).map(lambda rest: np.array([0.0, *rest])),

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from lana_ray.cluster.leases import leased
 from lana_ray.cluster.tasks import run_on_targets, shared
-from lana_ray.cluster.train_worker import TrainJob
 from lana_ray.config import Config, Target
-from lana_ray.costs.samples import Sample
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session, load, program
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
+from lana_ray.evaluation import networks as whole
+from lana_ray.evaluation.networks import weights_digest
+from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import progress
 from lana_ray.registry.verification import runs_here
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
-from lana_ray.stages import evaluate
-from lana_ray.stages.evaluate import weights_digest
-from lana_ray.stages.sample import Sampled
-from lana_ray.workspace import TEACHER_FILE, Workspace, structural_students
+from lana_ray.training.job import TrainJob
+from lana_ray.workspace import Workspace, structural_students
 
 Pair = tuple[str, TrainJob]
 """A target's name and a trained network."""
@@ -50,22 +50,22 @@ class Tested:
 
 
 def tested(
-    workspace: Workspace, sampled: Mapping[str, Sampled], samples: Mapping[Pair, Sample]
+    workspace: Workspace, sampled: Mapping[str, Sampled], students: Mapping[Pair, bool]
 ) -> dict[Pair, Tested]:
     """Accuracies of students as their targets run them, see ``accuracies``.
 
     Args:
-        samples: of the students on their targets; of one that failed there, the network is evaluated.
+        students: whether each runs on its target; the network of one that does not is evaluated.
     """
-    teacher = TrainJob(file=TEACHER_FILE, key=workspace.teacher_key, architecture=None)
-    ran = [pair for pair, sample in samples.items() if sample.error is None]
-    teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in samples)]
-    networks = list(dict.fromkeys(job for _, job in samples))
+    teacher = workspace.teacher_job
+    ran = [pair for pair, runs in students.items() if runs]
+    teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in students)]
+    networks = list(dict.fromkeys(job for _, job in students))
 
     def on(split: str, pairs: Sequence[Pair]) -> dict[Pair, float]:
-        plain = evaluate.accuracies(workspace, networks, split)
+        plain = whole.accuracies(workspace, networks, split)
         there = accuracies(workspace, sampled, pairs, split)
-        return {(name, job): plain[job] for name, job in samples} | there
+        return {(name, job): plain[job] for name, job in students} | there
 
     test, validation = on("test", [*teachers, *ran]), on("validation", ran)
     return {
@@ -75,7 +75,7 @@ def tested(
             teacher_accuracy=test[name, teacher],
             weights=weights_digest(workspace, job),
         )
-        for name, job in samples
+        for name, job in students
     }
 
 
@@ -91,7 +91,7 @@ def accuracies(
     Raises:
         UserError: a program that cannot be run, naming the target.
     """
-    networks = evaluate.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
+    networks = whole.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
     there = [(name, job) for name, job in pairs if _answers_alone(sampled[name].target)]
     found = _of_programs(workspace, sampled, there, split)
     return {pair: found.get(pair, networks[pair[1]]) for pair in pairs}
@@ -107,7 +107,7 @@ def _of_programs(
     """Accuracy of programs, each measured once and kept by the content of the weights."""
     storage, data = workspace.storage, workspace.data
     files = {
-        (name, job): "evaluations/{}.json".format(
+        (name, job): layout.evaluation(
             fingerprint(
                 "deployed", split, weights_digest(workspace, job), sampled[name].target_key, data.fingerprint
             )
@@ -153,7 +153,9 @@ def _right(
     for position, found, error in run_on_targets(_answer, calls, config):
         name, job = pairs[position]
         if error is not None:
-            raise UserError(f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}")
+            raise UserError(
+                "failed", f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}"
+            )
         yield (name, job), found
 
 

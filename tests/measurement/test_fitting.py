@@ -10,15 +10,16 @@ import pytest
 
 from lana_ray.config import load_config
 from lana_ray.costs.samples import SampleStore
+from lana_ray.ids import Architecture, CostId
 from lana_ray.latency import LatencyPredictor
+from lana_ray.measurement.fitting import MeasuredNetworks
+from lana_ray.measurement.fitting import fit_predictors as fit_networks
 from lana_ray.pipeline import fit_predictors
 from lana_ray.predictors import latency as predictor
 from lana_ray.report import sampling_notes, write_fit_plots
 from lana_ray.report.numbers import number
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces import NasBench201Space
-from lana_ray.spaces.space import Architecture
-from lana_ray.stages import fit
 from lana_ray.workspace import Workspace
 
 from ..runs import settings
@@ -42,7 +43,7 @@ def test_a_predictor_is_fitted_to_what_was_sampled(
     (again,) = fit_predictors(config)
     assert again.quality == fitted.quality
     assert len(SampleStore(Storage(str(tmp_path))).read()) == len(taken)
-    assert fitted.predicted_ms.shape == fitted.measured_ms.shape == (8,)
+    assert fitted.predicted.shape == fitted.measured.shape == (8,)
     space = Workspace(config).space
     loaded = LatencyPredictor.load(tmp_path / fitted.file)
     assert loaded.predict(space.encode(space.teacher)[None])[0] > 0
@@ -72,13 +73,14 @@ def test_no_network_is_measured_again_under_another_name(
         measured.extend(repr(cells.live(a)) for a in asked["cpu"])
         return {"cpu": {a: 1.0 + rng.random() for a in asked["cpu"]}}
 
-    known = fit.Known(
+    known = MeasuredNetworks(
         encode=cells.encode,
         networks=networks,
         active=40,
         draw=cells.random,
         structure=lambda a: repr(cells.live(a)),
     )
-    (found,) = fit.run(Workspace(load_config(settings(tmp_path))), {"cpu": known}, measure)
+    workspace, of = Workspace(load_config(settings(tmp_path))), CostId("latency_ms", "cpu")
+    (found,) = fit_networks(workspace, {of: known}, "cells", measure)
     assert len(measured) == len(set(measured)) == len(networks) + 40
-    assert found.curve[-1][0] == len(measured) - len(found.measured_ms)
+    assert found.curve[-1][0] == len(measured) - len(found.measured)

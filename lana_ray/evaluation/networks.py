@@ -8,14 +8,15 @@ from typing import Any
 from torch import nn
 
 from lana_ray.cluster.tasks import device, run_tasks, task_bytes
-from lana_ray.cluster.train_worker import TrainJob
+from lana_ray.ids import Architecture
 from lana_ray.networks.layers import batch_statistics
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.sealed import DIGEST_KEY
 from lana_ray.scoring.score import batch_statistics_loss
 from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.spaces.space import Architecture
+from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import accuracy
 from lana_ray.workspace import Workspace
 
@@ -83,7 +84,7 @@ def _kept(
     Args:
         function: task of (workspace, subject, file, *more) that writes the file.
     """
-    files = {subject: f"evaluations/{key}.json" for subject, key in keys.items()}
+    files = {subject: layout.evaluation(key) for subject, key in keys.items()}
     known = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
     pending = [subject for subject, value in known.items() if value is None]
     asked = [(subject, files[subject], *more) for subject in pending]

@@ -1,4 +1,4 @@
-"""Beside the stages: what MLflow is told of a pipeline run while it goes on."""
+"""What MLflow is told of a pipeline run while it goes on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from lana_ray import registry
 from lana_ray.cluster.connection import node_count
 from lana_ray.config import Config
 from lana_ray.errors import UserError
+from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit
 from lana_ray.networks.teachers import Teacher
 from lana_ray.redact import without_passwords
 from lana_ray.registry import Part
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.hours import Hours
 from lana_ray.run_dir.storage import Storage
-from lana_ray.stages.sample import Sampled, TargetCosts, costs_file
-from lana_ray.workspace import TEACHER_FILE, Workspace
+from lana_ray.selection.loop import Tables
+from lana_ray.workspace import Workspace
 
 _NO_PARAMETERS = ("ray.", "registry.")  # what comes out does not depend on them
 
@@ -62,12 +64,17 @@ class Tracking:
                 say(f"tracking: {error}; the stage {name} is logged later")
 
     def finish(
-        self, sampled: Mapping[str, Sampled], plots: Mapping[str, Mapping[str, str]], files: Sequence[str]
+        self,
+        sampled: Mapping[str, Sampled],
+        tables: Tables,
+        plots: Mapping[str, Mapping[str, str]],
+        files: Sequence[str],
     ) -> None:
         """Logs the targets, and the run as finished.
 
         Args:
             sampled: by target.
+            tables: with every student measured.
             plots: by target, SVG by file name.
             files: of the run directory, kept with the run.
 
@@ -76,7 +83,7 @@ class Tracking:
         """
         assert self.teacher is not None
         storage = self.workspace.storage
-        targets = [_target(storage, known, plots.get(name, {})) for name, known in sampled.items()]
+        targets = [_target(storage, target, tables, plots.get(name, {})) for name, target in sampled.items()]
         kept = {name: storage.read_bytes(name) for name in files}
         parts = [*self._stages(), *targets]
         run_of(self.workspace, self.teacher, parts=parts, files=kept, status="FINISHED")
@@ -94,7 +101,7 @@ class Tracking:
             Part(
                 name=f"stage {name}",
                 metrics={"seconds": seconds},
-                curve=curve_of(self.workspace.storage, TEACHER_FILE) if name == "teacher" else (),
+                curve=curve_of(self.workspace.storage, layout.TEACHER) if name == "teacher" else (),
             )
             for name, seconds in self.seconds.items()
         ]
@@ -178,19 +185,25 @@ def curve_of(storage: Storage, file: str) -> list[dict[str, float]]:
     return list(json.loads((storage.tensor_metadata(file) or {}).get("curve", "[]")))
 
 
-def _target(storage: Storage, known: Sampled, plots: Mapping[str, str]) -> Part:
-    metrics, files = {"teacher_latency_ms": known.teacher_ms}, {n: s.encode() for n, s in plots.items()}
-    if isinstance(known, TargetCosts):
-        metrics |= {
-            "table_error": known.table.error,
-            "table_error_isolated": known.table.error_isolated,
-            "networks": known.table.networks,
-            "candidates": sum(map(len, known.table.costs_ms)),
-        }
-        files["costs.parquet"] = storage.read_bytes(costs_file(known.target.name))
+def run_directory(workspace: Workspace) -> str:
+    """Marks in MLflow what a driver of this run directory logged; there is one driver at a time."""
+    return fingerprint(workspace.storage.root)
+
+
+def _target(storage: Storage, sampled: Sampled, tables: Tables, plots: Mapping[str, str]) -> Part:
+    name, table = sampled.target.name, tables[sampled.latency].table
+    metrics = {
+        "teacher_latency_ms": sampled.teacher_ms,
+        "table_error": table.error,
+        "table_error_isolated": table.error_isolated,
+        "networks": table.networks,
+        "candidates": sum(map(len, table.costs)),
+    }
+    files = {file: svg.encode() for file, svg in plots.items()}
+    files["costs.parquet"] = storage.read_bytes(layout.costs(name))
     return Part(
-        name=f"target {known.target.name}",
-        tags={"target": known.target.name, "target_fingerprint": known.target_key},
+        name=f"target {name}",
+        tags={"target": name, "target_fingerprint": sampled.target_key},
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
         files=files,
     )

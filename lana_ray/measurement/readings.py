@@ -1,4 +1,4 @@
-"""What networks cost on their targets by a meter other than the clock: read there once, and kept."""
+"""Costs of networks on their targets that a meter reads: each network once, and kept."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lana_ray.cluster.tasks import run_on_targets
 from lana_ray.config import Config, Target
 from lana_ray.costs.registry import metered, unavailable
 from lana_ray.errors import Unsupported, UserError, one_line
+from lana_ray.ids import Architecture
+from lana_ray.measurement.latencies import LATENCY, Sampled
 from lana_ray.monitoring.progress import progress_of, say
-from lana_ray.spaces.space import Architecture, StudentSpace
-from lana_ray.stages.fit import MIN_NETWORKS
-from lana_ray.stages.sample import Sampled
+from lana_ray.run_dir import layout
+from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace, structural_students
 
-FOLDER = "metered"
 _WAIT_S = 5.0
 """For cores, before a reading gives way to others and is asked for again."""
 
@@ -33,43 +33,39 @@ class _Refusal:
     reason: str
 
 
-def check(workspace: Workspace) -> None:
-    """Refuses a search for a cost that cannot be learnt; the nodes of the targets are asked.
+def check_meters(workspace: Workspace, costs: Mapping[str, str]) -> None:
+    """Asks a node of every target whether it can read meters.
+
+    Args:
+        costs: name of the meter -> the setting that asks for it.
 
     Raises:
-        UserError: naming the first target whose node cannot read the meter, or where too few students would
-            be metered for a predictor.
+        UserError: naming the first target whose node cannot, and the setting.
     """
-    settings, targets = workspace.config.search, workspace.targets
-    if not settings.metered:
-        return  # samplers say themselves what they cannot do
-    for target in targets:
-        if settings.cells is None and target.measure.architectures < MIN_NETWORKS:
-            raise UserError(
-                f"target {target.name!r}: a predictor of search.cost {settings.cost} needs {MIN_NETWORKS} "
-                f"students; raise measure.architectures, which is {target.measure.architectures}"
-            )
-    asked = [(target, (target, settings.cost)) for target in targets]
+    targets = [(target, cost) for cost in costs for target in workspace.targets]
+    asked = [(target, (target, cost)) for target, cost in targets]
     for position, reason, error in run_on_targets(_unavailable, asked, workspace.config):
         if why := error or reason:
+            target, cost = targets[position]
             raise UserError(
-                f"target {targets[position].name!r}: search.cost {settings.cost} is not available on its "
-                f"node, because {why}"
+                "unavailable",
+                f"target {target.name!r}: {costs[cost]} cannot be read on its node, because {why}",
             )
 
 
 def readings(
     workspace: Workspace,
     space: StudentSpace,
+    cost: str,
     sampled: Mapping[str, Sampled],
     asked: Mapping[str, Sequence[Architecture]],
     title: str,
 ) -> dict[str, dict[Architecture, float]]:
-    """Reads the meter of ``search.cost`` for networks on their targets; the cost of those that could be read.
+    """Reads a meter for networks on their targets; the costs of those that could be read, by target.
 
-    Each reading is a file of the run directory as soon as it is there, by target, meter and structure, and
-    never taken again; so is the reason if the exporter or the runtime refuses a network. What failed
-    otherwise, ``MAX_FAILURES`` times, is not kept.
+    Each reading is written to the run directory at once, by target, meter and structure, and never taken
+    again; so is the reason if the exporter or the runtime refuses a network. A reading that failed otherwise,
+    ``MAX_FAILURES`` times, is not kept.
 
     Args:
         asked: by target.
@@ -77,13 +73,13 @@ def readings(
     Raises:
         UserError: when no node serves a target any more.
     """
-    config, storage, cost = workspace.config, workspace.storage, workspace.config.search.cost
-    folders = {name: f"{FOLDER}/{sampled[name].target_key}" for name in asked}
+    config, storage = workspace.config, workspace.storage
+    keys = {name: sampled[name].target_key for name in asked}
     files = {
-        name: {a: f"{folders[name]}/{cost}-{space.network_structure(a)}.json" for a in architectures}
+        name: {a: layout.reading(keys[name], cost, space.network_structure(a)) for a in architectures}
         for name, architectures in asked.items()
     }
-    there = {file for folder in folders.values() for file in storage.list(folder)}
+    there = {file for key in keys.values() for file in storage.list(layout.readings(key))}
     missing = {
         file: (name, a)
         for name, mine in files.items()
@@ -92,7 +88,7 @@ def readings(
     }
     classes = workspace.data.num_classes
     calls = [
-        (sampled[name].target, (config, classes, space.name, sampled[name].target, a))
+        (sampled[name].target, (config, classes, space.name, sampled[name].target, cost, a))
         for name, a in missing.values()
     ]
     todo, done = Counter(name for name, _ in missing.values()), Counter[str]()
@@ -125,18 +121,18 @@ def _reading(kept: Any) -> dict[str, Any]:
     return {key: kept[key] for key in ("what", "value", "error")}
 
 
-def teacher_cost(workspace: Workspace, sampled: Sampled) -> float:
-    """What the teacher costs on a target, in the unit of ``search.cost``.
+def teacher_cost(workspace: Workspace, cost: str, sampled: Sampled) -> float:
+    """What the teacher costs on a target, in the cost's unit.
 
     Raises:
-        UserError: where it could not be read.
+        UserError: if it cannot be read.
     """
-    if not workspace.config.search.metered:
+    if cost == LATENCY:
         return sampled.teacher_ms
     name, space = sampled.target.name, workspace.space
-    found = readings(workspace, space, {name: sampled}, {name: [space.teacher]}, "teacher")[name]
+    found = readings(workspace, space, cost, {name: sampled}, {name: [space.teacher]}, "teacher")[name]
     if not found:
-        raise UserError(f"target {name!r}: {workspace.config.search.cost} of the teacher could not be read")
+        raise UserError("failed", f"target {name!r}: {cost} of the teacher could not be read")
     return found[space.teacher]
 
 
@@ -183,7 +179,7 @@ def _read_all(
 
 
 def _read(
-    config: Config, num_classes: int, space: str, target: Target, architecture: Architecture
+    config: Config, num_classes: int, space: str, target: Target, cost: str, architecture: Architecture
 ) -> float | Busy | _Refusal:
     """One reading, on a node of the target and on cores that it leases; who holds them if none are free."""
     own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
@@ -191,14 +187,11 @@ def _read(
         return own
     with own.used():
         torch.set_num_threads(target.threads)
-        network, cost = (
-            structural_students(config, num_classes, space).build(architecture),
-            config.search.cost,
-        )
+        network = structural_students(config, num_classes, space).build(architecture)
         try:
             value = metered(network, target, [cost])[cost]
         except Unsupported as error:
             return _Refusal(one_line(error))
     if value <= 0:
-        raise UserError(f"the meter reads {value:g}; relative errors need a positive cost")
+        raise UserError("failed", f"the meter reads {value:g}; relative errors need a positive cost")
     return value

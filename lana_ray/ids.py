@@ -1,0 +1,76 @@
+"""Names that stay the same in every process, file and registry."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+Architecture = tuple[int, ...]
+"""The index of what is chosen for each decision of a space; for a layer, 0 is the teacher's own operation."""
+Choices = tuple[tuple[int, ...], ...]
+"""For each decision, the indices of some of its options."""
+
+
+def family_of(op: str) -> str:
+    """The part of an operation's name before its parameters: ``mbconv`` of ``mbconv_e3_k3``."""
+    return re.sub(r"(_[a-z]+[\d.]+)+$", "", op)
+
+
+class CandidateId(NamedTuple):
+    """One operation in the place of one layer.
+
+    Its text, ``layer=operation``, is what labels of architectures, ``select.force`` and messages say.
+    """
+
+    layer: str
+    """Path of the layer in the teacher, such as ``blocks.1.0``."""
+    op: str
+    """Name of the operation, such as ``mbconv_e3_k5``."""
+
+    def __str__(self) -> str:
+        return f"{self.layer}={self.op}"
+
+    @classmethod
+    def parse(cls, text: str) -> CandidateId:
+        """Reads ``layer=operation``; ValueError for other text."""
+        layer, separator, op = text.partition("=")
+        if not (layer and separator and op):
+            raise ValueError(f"{text!r} is not of the form layer=operation")
+        return cls(layer, op)
+
+
+def read_label(label: str) -> tuple[CandidateId, ...]:
+    """The candidates of a layer-wise architecture's label, ``layer=operation|…``, in the order of layers."""
+    return tuple(map(CandidateId.parse, label.split("|")))
+
+
+def write_label(candidates: tuple[CandidateId, ...]) -> str:
+    """The inverse of ``read_label``."""
+    return "|".join(map(str, candidates))
+
+
+class CostId(NamedTuple):
+    """One cost on one target, such as ``latency_ms on edge``."""
+
+    cost: str
+    """As in ``budgets``, with the unit at its end."""
+    target: str | None = None
+    """None for a cost that is the same on every target, such as ``params``."""
+
+    def __str__(self) -> str:
+        return self.cost if self.target is None else f"{self.cost} on {self.target}"
+
+    def written(self, value: float) -> str:
+        """A value of this cost with its unit: ``1.750 ms``, ``2.5e+06 params``."""
+        return written(self.cost, value)
+
+
+_UNITS = {"ms": "ms", "mb": "MB", "mj": "mJ"}
+
+
+def written(cost: str, value: float) -> str:
+    """A value of a cost with its unit, which the cost's name ends in."""
+    unit = _UNITS.get(cost.rpartition("_")[2])
+    if unit is None:
+        return f"{value:.6g} {cost}"
+    return f"{value:.3f} {unit}" if abs(value) >= 0.01 else f"{value:.3g} {unit}"

@@ -1,0 +1,183 @@
+"""Predictors of what whole networks cost on a target, fitted to the networks measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lana_ray.costs.samples import SampleStore
+from lana_ray.costs.work import network_work
+from lana_ray.errors import UserError
+from lana_ray.ids import Architecture, CostId
+from lana_ray.measurement.latencies import Sampled
+from lana_ray.monitoring.progress import progress
+from lana_ray.predictors.fits import Fit, Floats, pace, write_fit
+from lana_ray.predictors.latency import LatencyPredictor
+from lana_ray.predictors.quality import quality
+from lana_ray.run_dir import layout
+from lana_ray.spaces.space import StudentSpace
+from lana_ray.workspace import Workspace
+
+MIN_NETWORKS = 20
+"""Fewest networks that a predictor is fitted to."""
+_TEST_SHARE = 0.2
+_CURVE_POINTS = 5
+_SMALLEST = 8
+_ROUNDS = 4
+"""In which the networks that the predictor chooses are measured, each with a predictor of all before."""
+_POOL = 20
+"""Random architectures that each of them is chosen from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredNetworks:
+    """Networks of a space that were measured on a target, and how to get more of them."""
+
+    encode: Callable[[Architecture], NDArray[np.float32]]
+    networks: Mapping[Architecture, float]
+    """Their costs, in one unit."""
+    active: int
+    """Number of further networks to measure, where predictors disagree most."""
+    draw: Callable[[np.random.Generator], Architecture]
+    structure: Callable[[Architecture], str]
+    """Identity of an architecture's network: several architectures may have the same one."""
+    sample_s: float | None = None
+    """Seconds that a sampler spends on each network; None if unknown."""
+
+
+Measure = Callable[[Mapping[str, Sequence[Architecture]], str], Mapping[str, Mapping[Architecture, float]]]
+"""Callback ``(networks by target, title)``: the costs of those that ran, by target."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Costs of the networks measured on a target, by what they are used for."""
+
+    test: dict[Architecture, float]
+    """A fifth of the networks drawn at random."""
+    drawn: dict[Architecture, float]
+    """The other networks drawn at random."""
+    chosen: dict[Architecture, float]
+    """Networks on which predictors disagreed."""
+
+    @property
+    def training(self) -> dict[Architecture, float]:
+        return self.drawn | self.chosen
+
+
+def paced(
+    workspace: Workspace,
+    space: StudentSpace,
+    sampled: Sampled,
+    networks: Iterable[Architecture],
+) -> float | None:
+    """Seconds that a sampler of the target spent on each of the networks, as their samples tell."""
+    keys = {network_work(space, architecture).key for architecture in networks}
+    return pace(s for s in SampleStore(workspace.storage).read(sampled.target_key) if s.key in keys)
+
+
+def fit_predictors(
+    workspace: Workspace, networks: Mapping[CostId, MeasuredNetworks], space: str, measure: Measure
+) -> list[Fit]:
+    """Writes a predictor of every cost and target, and a file that says how good it is.
+
+    A fifth of the architectures is kept for testing; predictors trained on growing parts of the others give
+    the learning curve, whose last point includes the networks chosen where predictors disagreed. The
+    predictor that is written is trained on all networks.
+
+    Args:
+        networks: of one cost, by target.
+        space: the name of their space.
+
+    Raises:
+        UserError: if fewer than ``MIN_NETWORKS`` networks were measured.
+    """
+    splits = {of: _split(workspace, of, measured) for of, measured in networks.items()}
+    for number in range(_ROUNDS):
+        _measure_chosen(workspace, networks, splits, measure, number)
+    fits = []
+    with progress("fit", len(networks)) as show:
+        for number, (of, split) in enumerate(splits.items(), 1):
+            fits.append(_fit(workspace, of, space, networks[of], split))
+            write_fit(workspace.storage, fits[-1])
+            show(number)
+    return fits
+
+
+def _split(workspace: Workspace, of: CostId, measured: MeasuredNetworks) -> _Split:
+    if len(measured.networks) < MIN_NETWORKS:
+        raise UserError(
+            "invalid_setting",
+            f"target {of.target!r}: {len(measured.networks)} networks measured, a predictor needs "
+            f"{MIN_NETWORKS}; raise measure.architectures of the target, or search.cells.samples",
+        )
+    costs = list(measured.networks.items())
+    order = np.random.default_rng(workspace.config.run.seed).permutation(len(costs))
+    shuffled = [costs[position] for position in order]
+    count = round(_TEST_SHARE * len(shuffled))
+    return _Split(dict(shuffled[:count]), dict(shuffled[count:]), {})
+
+
+def _measure_chosen(
+    workspace: Workspace,
+    networks: Mapping[CostId, MeasuredNetworks],
+    splits: Mapping[CostId, _Split],
+    measure: Measure,
+    number: int,
+) -> None:
+    """Adds a round of networks about which each target's present predictor is least certain."""
+    seed, asked = workspace.config.run.seed, dict[CostId, list[Architecture]]()
+    for of, split in splits.items():
+        known = networks[of]
+        count = (known.active * (number + 1)) // _ROUNDS - (known.active * number) // _ROUNDS
+        if count:
+            # numpy takes [seed, 0] for seed, whose numbers drew the networks that are known.
+            rng = np.random.default_rng([seed, number + 1])
+            drawn = {known.structure(a): a for a in (known.draw(rng) for _ in range(_POOL * count))}
+            taken = {known.structure(a) for a in (*split.training, *split.test)}
+            pool = [architecture for structure, architecture in drawn.items() if structure not in taken]
+            if not pool:
+                continue  # all there are have been measured
+            predictor = _predictor(known, split.training, seed)
+            chosen = predictor.choose(_encodings(known, pool), min(count, len(pool)))
+            asked[of] = [pool[position] for position in chosen]
+    if asked:
+        by_target = {str(of.target): architectures for of, architectures in asked.items()}
+        found = measure(by_target, f"fit, round {number + 1} of {_ROUNDS}")
+        for of in asked:
+            splits[of].chosen.update(found[str(of.target)])
+
+
+def _fit(workspace: Workspace, of: CostId, space: str, sampled: MeasuredNetworks, split: _Split) -> Fit:
+    known, tests = list(split.training.items()), _encodings(sampled, list(split.test))
+    file = layout.predictor(space, of)
+    seed = workspace.config.run.seed
+    drawn, measured = len(split.drawn), np.array(list(split.test.values()))
+    sizes = {drawn >> halvings for halvings in range(_CURVE_POINTS)} - set(range(_SMALLEST))
+    curve, predicted = [], np.empty(0)
+    for size in sorted(sizes | {len(known)}):
+        predicted = _predictor(sampled, dict(known[:size]), seed).predict(tests)
+        curve.append((size, quality(predicted, measured)))
+    workspace.storage.write_bytes(file, _predictor(sampled, split.training | split.test, seed).to_bytes())
+    return Fit(
+        id=of,
+        space=space,
+        curve=tuple(curve),
+        predicted=predicted,
+        measured=measured,
+        sample_s=sampled.sample_s,
+    )
+
+
+def _predictor(
+    sampled: MeasuredNetworks, latencies: Mapping[Architecture, float], seed: int
+) -> LatencyPredictor:
+    predictor = LatencyPredictor(seed=seed)
+    return predictor.fit(_encodings(sampled, list(latencies)), list(latencies.values()))
+
+
+def _encodings(sampled: MeasuredNetworks, architectures: Sequence[Architecture]) -> Floats:
+    return np.stack([sampled.encode(a) for a in architectures]).astype(np.float64)

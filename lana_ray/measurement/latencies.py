@@ -1,0 +1,171 @@
+"""Latencies on every target, from samplers on its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lana_ray.cluster.connection import nodes
+from lana_ray.cluster.fleet import run_jobs
+from lana_ray.cluster.job import Job
+from lana_ray.cluster.placement import Placement, assign_targets
+from lana_ray.cluster.samplers import sampler_start
+from lana_ray.config import Target
+from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.table import MeasuredCost
+from lana_ray.costs.timing import middle
+from lana_ray.costs.work import Work, in_sessions, network_work
+from lana_ray.ids import Architecture, CostId
+from lana_ray.monitoring.progress import progress_of, say
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.space import StudentSpace
+from lana_ray.workspace import Workspace
+
+LATENCY = "latency_ms"
+SESSIONS = range(3)
+"""Sessions in which a student is first judged by a budget; later ones confirm the result."""
+_CONFIRMING = 5
+"""Sessions of a confirmation: more than at first, since an error would only be noticed after fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """A target that was sampled."""
+
+    target: Target
+    placement: Placement
+    target_key: str
+    """Identity of its hardware, runtime and settings, and of the teacher's structure."""
+    teacher_ms: float
+    """The teacher's latency when this target was first sampled: the baseline of all drift."""
+    processor: str
+    runtime: str
+    """The runtime and its version."""
+    space: str = LayerwiseSpace.name
+    """Name of the space of students that was sampled."""
+
+    @property
+    def latency(self) -> CostId:
+        return CostId(LATENCY, self.target.name)
+
+    def job(self, work: Sequence[Work]) -> Job:
+        """Further measurements on the same hardware."""
+        return Job(
+            target=self.target,
+            placement=self.placement,
+            work=work,
+            space=self.space,
+            target_key=self.target_key,
+        )
+
+
+def placements(workspace: Workspace) -> dict[str, Placement]:
+    """Where each target's sampler runs; says so if this machine stands in for a target."""
+    config = workspace.config
+    found = assign_targets(config.targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
+    stand_ins = [name for name, placement in found.items() if placement.stand_in]
+    if stand_ins:
+        say(f"no node is labelled; this machine stands in for {', '.join(stand_ins)}")
+    return found
+
+
+def measure(
+    workspace: Workspace, jobs: Sequence[Job], title: str, more: Mapping[str, int] | None = None
+) -> None:
+    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle.
+
+    Args:
+        more: by target, how many structures will follow from what is measured first.
+    """
+    totals = {job.target.name: len(job.work) + (more or {}).get(job.target.name, 0) for job in jobs}
+    store = SampleStore(workspace.storage)
+    store.read()
+    for damaged in store.damaged:
+        say(f"left out: {damaged}")
+    start = sampler_start(workspace.config, workspace.data.num_classes)
+    with progress_of({f"{title} {name}": total for name, total in totals.items()}) as show:
+        run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
+    for job in jobs:
+        if not job.work:
+            continue  # only the references were wanted
+        samples = list(job.samples.values())
+        failed = [sample for sample in samples if sample.error is not None]
+        unsettled = sum(not sample.settled for sample in samples) - len(failed)
+        notes = [f"{len(samples) - job.reused} measured", f"{job.reused} reused"]
+        notes += [f"{unsettled} did not settle"] if unsettled else []
+        notes += [f"{len(failed)} failed, {failed[0].what} with {failed[0].error}"] if failed else []
+        say(f"{title}: {job.target.name}: {', '.join(notes)}")
+
+
+def latencies(
+    workspace: Workspace,
+    space: StudentSpace,
+    sampled: Mapping[str, Sampled],
+    asked: Mapping[str, Sequence[Architecture]],
+    title: str,
+) -> dict[str, dict[Architecture, float]]:
+    """Measures networks on their targets; milliseconds of those that ran, by target.
+
+    Args:
+        asked: by target.
+    """
+    work = {name: {a: network_work(space, a) for a in some} for name, some in asked.items()}
+    jobs = {name: sampled[name].job(list(some.values())) for name, some in work.items()}
+    measure(workspace, list(jobs.values()), title)
+    return {name: ran(jobs[name], some) for name, some in work.items()}
+
+
+def ran(job: Job, work: Mapping[Architecture, Work]) -> dict[Architecture, float]:
+    """Milliseconds of the networks of a job that ran."""
+    samples = {architecture: job.samples[item.key] for architecture, item in work.items()}
+    return {a: sample.median_ms for a, sample in samples.items() if sample.error is None}
+
+
+def measured(sample: Sample, sessions: Sequence[Sample] = ()) -> MeasuredCost:
+    """A sample as a cost."""
+    return MeasuredCost(
+        value=sample.median_ms,
+        iqr=sample.iqr_ms,
+        sessions=tuple(session.median_ms for session in sessions),
+        error=sample.error,
+    )
+
+
+def sessions_of(attempt: int) -> range:
+    """The sessions of a student's measurement: 0 is the first one, later ones confirm it."""
+    if not attempt:
+        return SESSIONS
+    start = len(SESSIONS) + (attempt - 1) * _CONFIRMING
+    return range(start, start + _CONFIRMING)
+
+
+def in_many_sessions(
+    workspace: Workspace,
+    asked: Mapping[str, Mapping[Architecture, Work]],
+    sampled: Mapping[str, Sampled],
+    sessions: range,
+    title: str,
+) -> dict[tuple[str, Architecture], list[Sample]]:
+    """Measures networks that are judged by a budget, in several sessions each.
+
+    Args:
+        asked: by target.
+
+    Returns:
+        By target and architecture: the sample of every session.
+    """
+    jobs = {
+        name: sampled[name].job(in_sessions(list(work.values()), sessions)) for name, work in asked.items()
+    }
+    measure(workspace, list(jobs.values()), title)
+    return {
+        (name, architecture): [jobs[name].samples[again.key] for again in in_sessions([item], sessions)]
+        for name, work in asked.items()
+        for architecture, item in work.items()
+    }
+
+
+def judged(sessions: Sequence[Sample]) -> Sample:
+    """The median session, or one that failed."""
+    failed = next((sample for sample in sessions if sample.error is not None), None)
+    return failed or middle(sessions)

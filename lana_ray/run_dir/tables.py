@@ -1,0 +1,263 @@
+"""The tables of a run directory: what a row holds, and how it is written and read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+from lana_ray.errors import UserError
+from lana_ray.ids import CandidateId
+from lana_ray.run_dir import layout
+from lana_ray.run_dir.storage import Storage
+
+_COLUMNS: dict[Any, pa.DataType] = {
+    float: pa.float64(),
+    int: pa.int64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    bytes: pa.binary(),
+    tuple[float, ...]: pa.list_(pa.float64()),
+    tuple[int, ...]: pa.list_(pa.int64()),
+}
+
+
+def schema_of(record: type[Any]) -> pa.Schema:
+    """The columns of a dataclass, in the order of its fields. ``X | None`` is a column of X with nulls.
+
+    Raises:
+        TypeError: for a field of a type that no column has, naming both.
+    """
+    types = get_type_hints(record)
+    fields = []
+    for name in (field.name for field in dataclasses.fields(record)):
+        is_union = get_origin(types[name]) in (Union, UnionType)
+        options = get_args(types[name]) if is_union else (types[name],)
+        kinds = [kind for kind in options if kind is not NoneType]
+        if len(kinds) != 1 or kinds[0] not in _COLUMNS:
+            raise TypeError(f"{record.__name__}.{name}: no column holds {types[name]}")
+        fields.append(pa.field(name, _COLUMNS[kinds[0]]))
+    return pa.schema(fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """What a row about one candidate begins with."""
+
+    layer: int
+    """Index of the layer."""
+    name: str
+    """Name of the layer."""
+    choice: int
+    """Index of the candidate there."""
+    op: str
+
+    @property
+    def candidate(self) -> CandidateId:
+        return CandidateId(self.name, self.op)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow(CandidateRow):
+    """A candidate in one of a target's cost tables. All values are in the unit of ``cost``.
+
+    A table predicts for a network the sum of its candidates' ``value`` and of ``rest``, which is the same in
+    all rows of the table.
+    """
+
+    target: str
+    cost: str
+    calibration: int
+    """Number of the table: 0 as first sampled, then one more for every calibration."""
+    value: float
+    """In the network; infinite for a candidate that does not run on the target."""
+    rest: float
+    table_error: float
+    """Median relative error on measured networks, each left out in turn."""
+    table_error_isolated: float
+    """Median relative error if the costs measured alone are added up."""
+    networks: int
+    """Number of networks that the table rests on."""
+    isolated: float
+    """Measured alone."""
+    considered: bool
+    """Whether it goes on to distillation."""
+    iqr: float | None
+    repeats: int | None
+    settled: bool | None
+    error: str | None
+    """Why it does not run on the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRow(CandidateRow):
+    """How a candidate's distillation went."""
+
+    stopped: str | None
+    """Why it ended early."""
+    error: tuple[float, ...]
+    """Normalised error of every step: ‖t − s‖² / ‖t‖²."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScoreRow(CandidateRow):
+    """The scores of a candidate; null for one that was not scored."""
+
+    loss: float | None = None
+    """Change of the loss, in nats."""
+    loss_se: float | None = None
+    """Standard error of ``loss``."""
+    kl: float | None = None
+    """Divergence from the teacher, in nats."""
+    kl_se: float | None = None
+    distill_error: float | None = None
+    """Normalised error at the end of the distillation."""
+    left_out: str | None = None
+    """Why it was not scored: ``slow``, ``fails``, or why its distillation ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow(LayerScoreRow):
+    """The same with the score that ``score.by`` names."""
+
+    score: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyRow:
+    """A random student."""
+
+    architecture: str
+    choices: tuple[int, ...]
+    score: float
+    """Sum of its candidates' scores, in nats."""
+    loss: float
+    """Loss of the whole student on the score split, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRow:
+    """A student proposed for a budget, once for every limit of the budget."""
+
+    target: str
+    budget: str
+    cost: str
+    """What the limit is of; the values are in its unit."""
+    limit: float
+    """The budget itself, without the margin."""
+    round: int
+    calibration: int
+    """Number of the cost table that ``predicted`` is of."""
+    rank: int
+    architecture: str
+    choices: tuple[int, ...]
+    score: float
+    gap: float
+    predicted: float
+    measured: float | None
+    """Null for a student that does not run."""
+    iqr: float | None
+    loss: float | None
+    """On the score split, in nats; null for a student over a limit."""
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A trial of ``lana-ray search``; costs are in the unit of ``cost``."""
+
+    target: str
+    space: str
+    method: str
+    key: str
+    architecture: str
+    choices: tuple[int, ...]
+    cost: str
+    multiplier: float | None
+    """λ; null for a trial that was given a budget."""
+    budget: float | None
+    seed: int | None
+    collapsed: bool
+    teacher_cost: float
+    predicted_cost: float
+    measured_cost: float
+    teacher_ms: float
+    predicted_ms: float | None
+    measured_ms: float
+    iqr_ms: float
+    accuracy: float
+    """On the validation split."""
+    loss: float | None
+    search_s: float
+    begun: float
+    """Seconds since the epoch."""
+
+
+R = TypeVar("R", bound="Any")
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """A kind of Parquet file, with a dataclass as its row."""
+
+    record: type[R]
+
+    def write(
+        self,
+        storage: Storage,
+        file: str,
+        rows: Sequence[R],
+        key: str,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes a file, whole or not at all.
+
+        Args:
+            key: fingerprint of what the rows were made from.
+            facts: about all rows, kept in the file's metadata.
+        """
+        plain = [dataclasses.asdict(row) for row in rows]
+        table = pa.Table.from_pylist(plain, schema=schema_of(self.record))
+        storage.write_table(file, table.replace_schema_metadata(dict(facts or {})), key)
+
+    def read(self, storage: Storage, file: str) -> list[R]:
+        """The rows of a file.
+
+        Raises:
+            UserError: for a file that is damaged, or that another version has written.
+        """
+        table = storage.read_table(file)
+        if table.schema.names != schema_of(self.record).names:
+            raise UserError(
+                "damaged_file",
+                f"{storage.url(file)}: written by another version of lana_ray; the command that made it, "
+                "`lana-ray run` or `lana-ray search`, writes it again",
+            )
+        return [self.record(**_as_tuples(row)) for row in table.to_pylist()]
+
+    def read_if_there(self, storage: Storage, file: str) -> list[R] | None:
+        """The rows of a file; None if there is no such file. Raises as ``read``."""
+        return self.read(storage, file) if storage.exists(file) else None
+
+
+def _as_tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
+COSTS = Table(CostRow)
+CURVES = Table(CurveRow)
+LAYER_SCORES = Table(LayerScoreRow)
+SCORES = Table(ScoreRow)
+PROXY = Table(ProxyRow)
+SELECTIONS = Table(SelectionRow)
+TRIALS = Table(TrialRow)
+
+
+def layer_scores(storage: Storage, layer: str, key: str) -> list[LayerScoreRow] | None:
+    """The scores of a layer's candidates; None if none were made under this key."""
+    file = layout.scores(layer)
+    return LAYER_SCORES.read(storage, file) if storage.table_fingerprint(file) == key else None

@@ -1,0 +1,100 @@
+"""The best students that a sweep found, one for every target and budget, as the closed loop takes them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from lana_ray.costs.registry import COUNTED
+from lana_ray.costs.table import CostTables
+from lana_ray.costs.work import network_work
+from lana_ray.ids import Architecture, CostId
+from lana_ray.measurement.counts import count_network
+from lana_ray.measurement.latencies import LATENCY, Sampled, sessions_of
+from lana_ray.measurement.readings import teacher_cost
+from lana_ray.measurement.students import measure_students
+from lana_ray.run_dir.tables import TrialRow
+from lana_ray.selection.choice import Choice, Limit, Proposal
+from lana_ray.selection.loop import Loop, Measurements, Proposed, Tables, World
+from lana_ray.selection.margin import margin
+from lana_ray.spaces.space import StudentSpace
+from lana_ray.workspace import Workspace
+
+
+def choices_among(workspace: Workspace, sampled: Mapping[str, Sampled]) -> Loop:
+    """The loop as it begins: one choice for every target and budget."""
+    budgets = workspace.config.budgets
+    bounds = {cost: bound for cost, bound in budgets.bounds.items() if cost not in COUNTED}
+    tables = {}
+    for name, target in sampled.items():
+        for cost in (LATENCY, *bounds):
+            of = CostId(cost, name)
+            tables[of] = CostTables(id=of, teacher=teacher_cost(workspace, cost, target))
+    choices = tuple(
+        Choice(
+            budget=str(budget),
+            limits={
+                of: Limit(
+                    budget=bound.limit(tables[of].teacher),
+                    margin=margin(workspace.config.select, tables[of]),
+                )
+                for cost, bound in {LATENCY: budget, **bounds}.items()
+                for of in [CostId(cost, name)]
+            },
+        )
+        for name in sampled
+        for budget in budgets.latency_ms
+    )
+    return Loop(choices=choices, tables=tables)
+
+
+def world_of_trials(
+    workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], rows: Sequence[TrialRow]
+) -> World:
+    """Trials as proposals, the most accurate first; their accuracy on the validation split ranks them."""
+    ranked = sorted(rows, key=lambda row: (-row.accuracy, row.key))
+    best: dict[Architecture, float] = {}
+    for row in ranked:
+        best.setdefault(row.choices, row.accuracy)
+    allowed = {a for a in best if _keeps_counts(workspace, space, a)}
+
+    def propose(choice: Choice, tables: Tables) -> Proposed:
+        (target,) = choice.targets
+        students: dict[Architecture, Proposal] = {}
+        for row in ranked:
+            if row.target == target and row.choices in allowed:
+                students.setdefault(row.choices, Proposal(predicted=_predicted(row, sampled[target])))
+        return Proposed(students=students, unmet="" if students else _too_large(choice))
+
+    def measure(asked: Mapping[str, Sequence[Architecture]], attempt: int) -> Measurements:
+        work = {name: {a: network_work(space, a) for a in some} for name, some in asked.items()}
+        title = "confirm" if attempt else "search"
+        return measure_students(workspace, space, sampled, work, sessions_of(attempt), title)
+
+    return World(
+        propose=propose,
+        measure=measure,
+        evaluate=lambda architectures: {a: -best[a] for a in architectures},
+        margin=functools.partial(margin, workspace.config.select),
+        fix="raise the budget or search.lambdas, or make search.cells narrower",
+    )
+
+
+def _predicted(row: TrialRow, sampled: Sampled) -> dict[CostId, float]:
+    return {} if row.predicted_ms is None else {sampled.latency: row.predicted_ms}
+
+
+def _keeps_counts(workspace: Workspace, space: StudentSpace, architecture: Architecture) -> bool:
+    bounds = {c: bound for c, bound in workspace.config.budgets.bounds.items() if c in COUNTED}
+    if not bounds:
+        return True
+    counts = count_network(workspace, space.build(architecture))
+    teacher = count_network(workspace, workspace.teacher)
+    return all(counts[cost] <= bound.limit(teacher[cost]) for cost, bound in bounds.items())
+
+
+def _too_large(choice: Choice) -> str:
+    return (
+        f"target {choice.place}: budget {choice.name}: no trial keeps budgets.params and budgets.macs; raise "
+        "them, or make search.cells narrower"
+    )

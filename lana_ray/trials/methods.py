@@ -1,0 +1,96 @@
+"""The search methods, by the names of ``search.methods``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lana_ray.costs.table import CostTable
+from lana_ray.ids import Architecture
+from lana_ray.registries import Registry
+from lana_ray.run_dir.resumable import checkpoint_in
+from lana_ray.search.bilevel import search
+from lana_ray.search.settings import SearchSettings
+from lana_ray.selection import select
+from lana_ray.trials.problem import EPOCHS, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search method returns."""
+
+    architecture: Architecture
+    collapsed: bool = False
+    """Whether most of it learns nothing."""
+    trajectory: tuple[tuple[float, float], ...] = ()
+    """Expected and actual cost after every part of the search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchMethod:
+    """A way to find an architecture for a price or a budget."""
+
+    name: str
+    """As in ``search.methods``."""
+    title: str
+    """As tables and plots call it."""
+    needs_table: bool
+    """Whether it needs costs and scores that add up, as those of layers do."""
+    takes_price: bool
+    """Whether it can be given λ; a budget can be given to all."""
+    find: Callable[[Problem, str], Found]
+    """Callback ``(problem, file)``; the file of the run directory keeps its state, to resume."""
+
+
+def _differentiable(problem: Problem, file: str) -> Found:
+    """LA-DNAS: gradient steps on ``L + λ·LAT(α)``."""
+    setup, config = problem.setup, problem.setup.config.search
+    settings = {
+        "epochs": EPOCHS,
+        "alpha_lr": config.lr,
+        "mixture": config.mixture,
+        "multiplier": problem.settings.get("lambda", 0.0),
+        "target": problem.settings.get("budget"),
+        "seed": problem.seed,
+    }
+    found = search(
+        problem.supernet(),
+        setup.differentiable().to(problem.device),
+        settings=SearchSettings(**{**settings, **problem.search_settings()}),
+        reference=setup.reference,
+        operations=problem.operations,
+        weight_batches=problem.batches("train"),
+        alpha_batches=problem.batches("score"),
+        steps=problem.steps,
+        loss=problem.loss(),
+        checkpoint=checkpoint_in(problem.workspace.storage, file),
+    )
+    trajectory = tuple((point.expected_cost, point.cost) for point in found.trajectory)
+    return Found(architecture=found.architecture, collapsed=found.collapsed, trajectory=trajectory)
+
+
+def _program(problem: Problem, file: str) -> Found:
+    """LANA: the best student within a budget, by scores and table."""
+    setup, table = problem.setup, problem.setup.model
+    assert isinstance(table, CostTable)
+    limit = problem.settings["budget"] - table.rest
+    (selection,) = select(setup.scores, {"cost": table.costs}, {"cost": limit})
+    return Found(architecture=selection.choices)
+
+
+METHODS = Registry(
+    "search method",
+    (
+        SearchMethod(
+            name="differentiable",
+            title="differentiable search",
+            needs_table=False,
+            takes_price=True,
+            find=_differentiable,
+        ),
+        SearchMethod(
+            name="program", title="integer program", needs_table=True, takes_price=False, find=_program
+        ),
+    ),
+)
+"""Every search method, by name."""
