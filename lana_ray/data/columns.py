@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file hold images and labels, and labels of any type as class numbers."""
+"""Finds the image and label columns of a Parquet file, and turns labels of any type into class numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LABEL_COLUMN = "label"
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names that the configuration gives; None for the hub's ``image`` or ``img``, and ``label``."""
+    """Column names from the configuration; None for the hub's names, ``image`` or ``img`` and ``label``."""
 
     image: str | None = None
     label: str | None = None
@@ -30,18 +30,23 @@ class Columns:
         return self.label or _LABEL_COLUMN
 
     def image_path(self, url: str, parquet: Any) -> str:
-        """Path of the column of a ``ParquetFile`` that holds the encoded bytes, such as ``image.bytes``.
+        """Returns the path of the column that holds the encoded bytes, such as ``image.bytes``.
+
+        Args:
+            url: names the file in messages.
+            parquet: an open ``ParquetFile``.
 
         Raises:
-            UserError: no such column, one of another type, or one that only names files.
+            UserError: there is no such column, it has another type, or it only names files.
         """
         schema = parquet.schema_arrow
         candidates = (self.image,) if self.image else _IMAGE_COLUMNS
         name = next((x for x in candidates if x in schema.names), None)
         if name is None:
             raise UserError(
+                "invalid_data",
                 f"{url}: no image column {' or '.join(candidates)}; set data.image_column to one of "
-                f"{listed(schema.names, 20)}"
+                f"{listed(schema.names, 20)}",
             )
         kind = schema.field(name).type
         if _is_binary(kind):
@@ -50,23 +55,25 @@ class Columns:
             path = f"{name}.bytes"
         else:
             raise UserError(
-                f"{url}: column {name} is {kind}; expected encoded images: binary or struct<bytes: binary>"
+                "invalid_data",
+                f"{url}: column {name} is {kind}; expected encoded images: binary or struct<bytes: binary>",
             )
         if _is_null(parquet.metadata, path):
             raise UserError(
-                f"{url}: column {path} is empty; images kept in files beside it are not read: write their "
-                "bytes into the column"
+                "invalid_data",
+                f"{url}: column {path} is empty, and images in separate files are not read; write their "
+                "bytes into the column",
             )
         return path
 
     def labels(self, url: str, column: Any) -> tuple[Labels, tuple[str, ...] | None]:
-        """Class numbers of a label column, and the class names they count if the labels are names.
+        """Returns a class number per row, shape [rows], and the class names if the labels are names.
 
-        Whole numbers of any type are taken as they are; names are numbered in their order as text. All labels
-        are ``UNLABELLED`` if the whole column is empty.
+        Integral values of any type are class numbers; names are numbered in alphabetical order. All labels
+        are ``UNLABELLED`` if the column is empty.
 
         Raises:
-            UserError: a row without a label, or labels that are neither whole numbers nor names.
+            UserError: a row has no label, or the labels are neither integral numbers nor names.
         """
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -88,17 +95,21 @@ class Columns:
                 return column.cast(pa.int64()).to_numpy().astype(np.int64), None
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{url}: column {self.label_name} is {kind}, and not all are class numbers "
-                f"({str(error).splitlines()[0]})"
+                "invalid_data",
+                f"{url}: column {self.label_name} is {kind}, and not all of its values are class numbers "
+                f"({str(error).splitlines()[0]})",
             ) from None
         raise UserError(
-            f"{url}: column {self.label_name} is {kind}; expected one class an image, as a number or a name"
+            "invalid_data",
+            f"{url}: column {self.label_name} is {kind}; expected one class per image, as a number or a name",
         )
 
     def _refuse_empty(self, url: str, empty: npt.NDArray[np.bool_]) -> None:
         rows = np.flatnonzero(empty)
         if len(rows):
-            raise UserError(f"{url} row {rows[0]}: has no {self.label_name}; remove the row or label it")
+            raise UserError(
+                "invalid_data", f"{url} row {rows[0]}: has no {self.label_name}; remove the row or label it"
+            )
 
 
 def _is_binary(kind: Any) -> bool:
@@ -106,7 +117,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _is_null(metadata: Any, path: str) -> bool:
-    """Whether the file's statistics say that a column has rows and no value."""
+    """Returns whether a column has rows but no value, according to the file's statistics."""
     empty = 0
     for group in range(metadata.num_row_groups):
         chunks = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]

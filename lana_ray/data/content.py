@@ -1,7 +1,7 @@
-"""Identity of data by its content: files are read whole once on a machine, later only where one has changed.
+"""Hashes of data by its content: each machine reads all files once, and later only those that changed.
 
-What tells that a file has not changed are its size and times, or the ETag of an object store. For a million
-images that is a million calls of ``stat``. The first time they are read at what the disk gives.
+A file counts as unchanged if its size and times, or its ETag in an object store, are the same. A million
+images take a million calls of ``stat``; the first time, they are read as fast as the disk allows.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import fsspec
 import numpy as np
 from torch import Tensor
 
-from lana_ray.errors import UserError
+from lana_ray.errors import Code, UserError
 from lana_ray.monitoring.progress import progress
 
 _PART = 1000
-"""Files of one folder, at most, that are read again where one of them has changed."""
+"""Most files of one folder that share a cached hash: all of them are read again if one changes."""
 _READERS = 8
 _SHOWN = 2**30
-"""Bytes to read, from which on progress is shown."""
+"""Bytes to read from which progress is shown."""
 _SETTLED_NS = 2 * 10**9
-"""Nanoseconds since a file's last change, from which on its times will tell of the next one."""
+"""Nanoseconds after a file's last change from which another change is sure to alter its times."""
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
-"""What object stores tell of an object's content, by the names that their clients use."""
+"""Names under which the clients of object stores give a hash of an object's content."""
 
 
 def cache() -> Path:
-    """Where this machine keeps what it knows of data."""
+    """Returns the folder in which this machine caches hashes and copies of data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lana_ray"
 
 
 def digest(*parts: bytes) -> str:
-    """Hash of byte strings."""
-    whole = hashlib.sha256()
+    """Returns a hash of byte strings, 16 hexadecimal digits."""
+    sha = hashlib.sha256()
     for part in parts:
-        whole.update(len(part).to_bytes(8, "little"))
-        whole.update(part)
-    return whole.hexdigest()[:16]
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()[:16]
 
 
 def content_of_files(paths: Sequence[str]) -> str:
-    """Hash of the content of local files, one after another.
+    """Returns a hash of the content of local files, in this order.
 
     Raises:
         UserError: a file cannot be read.
@@ -67,19 +67,22 @@ def content_of_files(paths: Sequence[str]) -> str:
 
 
 def content_of(url: str) -> str:
-    """Hash of the content of one file, or what its object store says instead."""
+    """Returns a hash of one file's content, or of its ETag if an object store gives one."""
     fs, path = fsspec.core.url_to_fs(url)
     return content_of_files([path]) if _is_local(fs) else _state_of_object(fs, path)
 
 
 def state_of(url: str) -> str:
-    """Changes whenever the file does, without reading it if its store can tell; differs between machines."""
+    """Returns a hash that changes whenever the file does; it differs between machines.
+
+    The file is read only if its store has neither times nor an ETag.
+    """
     fs, path = fsspec.core.url_to_fs(url)
     return _state([(path, os.stat(path))]) if _is_local(fs) else _state_of_object(fs, path)
 
 
 def content_of_object(value: Any) -> str:
-    """Hash of the arrays that a data set's attributes hold and of the files that they name."""
+    """Returns a hash of the arrays in a data set's attributes and of the files that they name."""
     arrays: list[str] = []
     files: dict[str, None] = {}
 
@@ -99,36 +102,37 @@ def content_of_object(value: Any) -> str:
 
 
 class _Part:
-    """Some files that are read together.
+    """Files of one folder whose hash is cached together.
 
     Attributes:
-        content: hash of the content, None while it is not known.
-        size: of all, bytes.
+        content: hash of their content; None until they are read.
+        size: total size, bytes.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
-        with _named(paths[0]):
+        with _naming(paths[0]):
             stats = [(path, os.stat(path)) for path in paths]
         self.size = sum(status.st_size for _, status in stats)
         self._changed_ns = max(max(status.st_mtime_ns, status.st_ctime_ns) for _, status in stats)
-        self._kept = cache() / "content" / _state(stats)
+        self._cached = cache() / "content" / _state(stats)
         self.content: str | None = None
         with contextlib.suppress(OSError):
-            self.content = self._kept.read_text() or None
+            self.content = self._cached.read_text() or None
 
     def read(self) -> int:
-        """Finds the content out and keeps it; returns the bytes read."""
+        """Hashes the files and caches the hash; returns the bytes read."""
         begin_ns = time.time_ns()
         digests = []
         for path in self._paths:
-            with _named(path), open(path, "rb") as file:
+            with _naming(path), open(path, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").digest())
         self.content = digest(*digests)
         if begin_ns - self._changed_ns > _SETTLED_NS:
-            with contextlib.suppress(OSError):  # then it is read again next time
-                self._kept.parent.mkdir(parents=True, exist_ok=True)
-                self._kept.write_text(self.content)
+            # Without a cache the files are read again next time.
+            with contextlib.suppress(OSError):
+                self._cached.parent.mkdir(parents=True, exist_ok=True)
+                self._cached.write_text(self.content)
         return self.size
 
 
@@ -147,16 +151,23 @@ def _state_of_object(fs: Any, path: str) -> str:
     tag = next((info[name] for name in _ETAGS if info.get(name)), None)
     if tag is not None:
         return digest(str((tag, info.get("size"))).encode())
-    with _named(path), fs.open(path, "rb") as file:
-        whole = hashlib.sha256()
+    with _naming(path), fs.open(path, "rb") as file:
+        sha = hashlib.sha256()
         for block in iter(functools.partial(file.read, 2**20), b""):
-            whole.update(block)
-    return digest(whole.digest())
+            sha.update(block)
+    return digest(sha.digest())
 
 
 @contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
+def _naming(path: str) -> Iterator[None]:
+    """Turns an ``OSError`` into a ``UserError`` that names the file."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path!a}: cannot be read ({error.strerror or error})") from None
+        raise unreadable(ascii(path), error) from None
+
+
+def unreadable(name: str, error: OSError) -> UserError:
+    """Returns the error to raise for a file that cannot be read."""
+    code: Code = "missing_file" if isinstance(error, FileNotFoundError) else "invalid_file"
+    return UserError(code, f"{name}: cannot be read ({error.strerror or error})")

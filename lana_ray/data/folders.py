@@ -1,4 +1,4 @@
-"""A folder of images: one folder per class, perhaps below one folder per split. Other layouts are refused."""
+"""Reads folders of images with one folder per class, perhaps inside one per split; refuses other layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lana_ray.data.content import content_of_files, digest
+from lana_ray.data.content import content_of_files, digest, unreadable
 from lana_ray.data.names import class_name, counted, listed, printable, split_named
 from lana_ray.data.pixels import FORMATS
 from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source
@@ -22,7 +22,7 @@ from lana_ray.errors import UserError
 _READ = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
 )
-# Images all the same: they count as ones that do not decode, instead of missing without a word.
+# These are images too: they count as undecodable, so that they are not left out silently.
 _NOT_READ = frozenset(
     {".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".exr", ".dcm", ".dng", ".cr2", ".nef"}
 )
@@ -39,23 +39,24 @@ _PREVIEW = 32  # images
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """What lies in a folder, without hidden files and those that operating systems leave."""
+    """The content of a folder, without hidden files and those of operating systems."""
 
     path: str
     images: tuple[tuple[str, int], ...]
-    """Path and size in bytes of the images directly in it, in order."""
+    """Path and size in bytes of each image directly in it, sorted."""
     others: tuple[str, ...]
     """Names of the other files directly in it."""
     folders: Mapping[str, Folder]
-    """By name, in order."""
+    """Subfolders by name, sorted."""
 
     def all_images(self) -> Iterator[tuple[str, int]]:
-        """The images at any depth."""
+        """Yields the images at any depth."""
         yield from self.images
         for folder in self.folders.values():
             yield from folder.all_images()
 
     def all_others(self) -> Iterator[str]:
+        """Yields the names of the other files at any depth."""
         yield from self.others
         for folder in self.folders.values():
             yield from folder.all_others()
@@ -66,41 +67,44 @@ class Folder:
 
     @functools.cached_property
     def filled(self) -> dict[str, Folder]:
-        """The folders that hold images at some depth."""
+        """Subfolders that contain images at any depth."""
         return {name: folder for name, folder in self.folders.items() if folder.has_images}
 
     @functools.cached_property
     def has_classes(self) -> bool:
-        """Most of its images lie in folders below it."""
+        """Whether most of its images are in subfolders."""
         return sum(1 for _ in self.all_images()) > 2 * len(self.images)
 
 
 def scan(setting: str, location: str) -> Folder:
-    """What lies at a local path.
+    """Reads the names and sizes of the files in a local folder.
 
     Raises:
-        MissingDataError: no such folder.
-        UserError: it is no local folder, or a folder or link in it cannot be followed.
+        MissingDataError: there is no such folder.
+        UserError: it is not a local folder, or a folder or link in it cannot be followed.
     """
     name = f"{setting} {printable(location)}"
     if "://" in location:
         raise UserError(
-            f"{name}: image folders must be local; pack the images into Parquet and set data.parquet"
+            "invalid_setting",
+            f"{name}: image folders must be local; pack the images into Parquet and set data.parquet",
         )
     if not Path(location).exists():
-        raise MissingDataError(f"{name}: no such folder")
+        raise MissingDataError("missing_file", f"{name}: no such folder")
     if not Path(location).is_dir():
-        raise UserError(f"{name}: is a file; expected a folder with one folder of images per class")
+        raise UserError(
+            "invalid_file", f"{name}: is a file; expected a folder with one folder of images per class"
+        )
     try:
         return _scan(location, frozenset())
     except OSError as error:
         where = printable(str(error.filename))
         fix = "make it readable" if isinstance(error, PermissionError) else "remove or replace it"
-        raise UserError(f"{name}: {where} cannot be read ({error.strerror}); {fix}") from None
+        raise UserError("invalid_file", f"{name}: {where} cannot be read ({error.strerror}); {fix}") from None
 
 
 def _scan(path: str, above: frozenset[tuple[int, int]]) -> Folder:
-    """``above`` are the folders on the way: a link back to one of them is not followed."""
+    """Reads a folder recursively; links back to one of the folders ``above`` it are not followed."""
     status = os.stat(path)
     above |= {(status.st_dev, status.st_ino)}
     images: list[tuple[str, int]] = []
@@ -134,7 +138,7 @@ def _has_suffix_of_image(name: str) -> bool:
 
 
 def _begins_like_image(path: str) -> bool:
-    """For files without a suffix or with an odd one."""
+    """Returns whether a file without a known suffix begins like an image."""
     try:
         with open(path, "rb") as file:
             start = file.read(12)
@@ -146,23 +150,23 @@ def _begins_like_image(path: str) -> bool:
 
 
 def unwrapped(folder: Folder) -> Folder:
-    """The folder that holds the class or split folders: an archive often has one more around them."""
+    """Returns the folder that contains the class or split folders; archives often add a folder around it."""
     while not folder.images and len(folder.filled) == 1:
         ((name, inner),) = folder.filled.items()
-        beside = [other for key, other in folder.folders.items() if key != name]
-        if not inner.has_classes or any(not list(other.all_others()) for other in beside):
+        siblings = [other for key, other in folder.folders.items() if key != name]
+        if not inner.has_classes or any(not list(other.all_others()) for other in siblings):
             break
         folder = inner
     return folder
 
 
 def split_folders(name: str, root: Folder) -> dict[str, Folder]:
-    """Folders of ``root`` that are splits, by ``train``, ``validation`` and ``test``; none if it has classes.
+    """Returns the split folders of ``root`` by ``train``, ``validation`` and ``test``; {} if it has classes.
 
-    A folder ``train`` that holds images, beside others such as ``bus`` and ``tram``, is a class like them.
+    A folder ``train`` with images directly in it, next to others such as ``bus`` and ``tram``, is a class.
 
     Raises:
-        UserError: it is unclear which folder is which split, or the training images have no class folders.
+        UserError: the folders of the splits are ambiguous, or the training images have no class folders.
     """
     named = {inner: split_named(inner) for inner in root.filled}
     splits = {inner: split for inner, split in named.items() if split}
@@ -173,12 +177,13 @@ def split_folders(name: str, root: Folder) -> dict[str, Folder]:
     fix = "set data.folder to the training folder and data.test to the test folder"
     if rest:
         raise UserError(
-            f"{name}: folders {listed(list(splits))} look like splits, {listed(rest)} do not; {fix}"
+            "invalid_data",
+            f"{name}: folders {listed(list(splits))} look like splits, {listed(rest)} do not; {fix}",
         )
     twice = [split for split, count in Counter(splits.values()).items() if count > 1]
     if twice or "train" not in splits.values():
         what = f"several folders for {twice[0]}" if twice else "no training folder"
-        raise UserError(f"{name}: {what} among {listed(list(splits))}; {fix}")
+        raise UserError("invalid_data", f"{name}: {what} among {listed(list(splits))}; {fix}")
     by_split = {split: root.folders[inner] for inner, split in splits.items()}
     if not by_split["train"].has_classes:
         raise _without_classes(name, root, list(splits))
@@ -186,19 +191,20 @@ def split_folders(name: str, root: Folder) -> dict[str, Folder]:
 
 
 def class_folders(name: str, root: Folder, *, may_be_empty: bool = False) -> dict[str, Folder]:
-    """The folders of ``root`` by class name.
+    """Returns the folders of ``root`` by class name.
 
     Args:
-        may_be_empty: leave folders without images out instead of refusing them.
+        may_be_empty: ignore folders without images instead of refusing them.
 
     Raises:
-        UserError: these are no class folders: what they seem to be, and what to do.
+        UserError: these are not class folders; the message says what they seem to be, and the fix.
     """
     lower = {inner.lower() for inner in root.folders}
     if lower & _IMAGE_FOLDERS and lower & _LABEL_FOLDERS:
         raise UserError(
+            "invalid_data",
             f"{name}: folders {listed(list(root.folders))} look like data for detection or segmentation; "
-            "lana-ray classifies images and needs one folder per class"
+            "lana-ray classifies images and needs one folder per class",
         )
     filled = root.filled
     alone = [
@@ -213,56 +219,63 @@ def class_folders(name: str, root: Folder, *, may_be_empty: bool = False) -> dic
     for raw, folder in (filled if may_be_empty else root.folders).items():
         clean = class_name(raw)
         if not folder.has_images:
-            raise UserError(f"{name}: class folder {clean} holds no images; fill it or remove it")
+            raise UserError(
+                "invalid_data", f"{name}: class folder {clean} contains no images; fill it or remove it"
+            )
         if clean in classes:
             other = os.path.basename(classes[clean].path)
-            raise UserError(f"{name}: folders {other!a} and {raw!a} are both class {clean}; join them")
+            raise UserError(
+                "invalid_data", f"{name}: folders {other!a} and {raw!a} are both class {clean}; merge them"
+            )
         classes[clean] = folder
     return classes
 
 
 def _refuse_splits(name: str, filled: Mapping[str, Folder]) -> None:
-    """Raises UserError if all folders hold the same folders: splits of unknown names, or below classes."""
+    """Raises UserError if all folders contain the same folders: then these or those may be splits."""
     inner = [set(folder.filled) for folder in filled.values() if folder.has_classes]
     if len(filled) < 2 or len(inner) < len(filled):
         return
     common = sorted(set.intersection(*inner))
     if all(map(split_named, common)) and common:
-        fix = f"put the splits outside: {common[0]}/{next(iter(filled))}"
+        fix = f"put the classes inside the splits, as in {common[0]}/{next(iter(filled))}"
     elif len(common) > 1:
         fix = (
-            "if they are splits, set data.folder and data.test to one each; otherwise put the images of each "
+            "set data.folder and data.test to one each if they are splits; otherwise put the images of each "
             "class directly into its folder"
         )
     else:
         return
-    raise UserError(f"{name}: folders {listed(list(filled))} all hold {listed(common)}; {fix}")
+    raise UserError(
+        "invalid_data", f"{name}: folders {listed(list(filled))} all hold {listed(common)}; {fix}"
+    )
 
 
 def _labels_in(root: Folder) -> list[str]:
-    """Files and folders directly in ``root`` that may hold labels."""
+    """Returns the names of files and folders directly in ``root`` that may contain labels."""
     files = [file for file in root.others if os.path.splitext(file)[1].lower() in _ANNOTATIONS]
     return files + [inner for inner in root.folders if inner.lower() in _LABEL_FOLDERS]
 
 
 def _without_classes(name: str, root: Folder, flat: list[str]) -> UserError:
-    """Says what lies in a folder that has no class folders; ``flat`` are those with images all the same."""
+    """Returns the error for a folder without class folders; ``flat`` names its folders that have images."""
     if flat:
         content = f"images in {listed(flat)} are in no class folder"
     elif root.images:
         content = f"{counted(len(root.images), 'image')} directly in it"
     else:
         others = list(root.all_others())
-        content = f"holds no images, only {listed(others, 3)}" if others else "is empty"
+        content = f"contains no images, only {listed(others, 3)}" if others else "is empty"
     unread = f"; {listed(_labels_in(root))} is not read" if _labels_in(root) and root.has_images else ""
     return UserError(
+        "invalid_data",
         f"{name}: {content}{unread}; expected one folder of images per class, named after it "
-        "(labels in files of CSV, YOLO, COCO or Pascal VOC are not supported)"
+        "(labels in CSV, YOLO, COCO or Pascal VOC files are not supported)",
     )
 
 
 def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | None, decode: Decode) -> Source:
-    """The images at any depth below class folders; without ``classes``, all of ``root``, unlabelled."""
+    """Returns the images at any depth of class folders, or of ``root``, unlabelled, without ``classes``."""
     parts = [root] if classes is None else list(classes.values())
     images = [list(part.all_images()) for part in parts]
     numbers = [UNLABELLED] if classes is None else np.arange(len(parts))
@@ -272,7 +285,7 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
         try:
             return Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
+            raise unreadable(printable(path), error) from None
 
     shown = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), _PREVIEW)).round().astype(int)]
 
@@ -289,7 +302,7 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
         labels=np.repeat(np.asarray(numbers, dtype=np.int64), [len(part) for part in images]),
         classes=None if classes is None else tuple(classes),
         by_name=classes is not None,
-        # Files without compression are all of one size: the content of some of them tells data sets apart.
+        # Uncompressed files all have one size, so only the content of some of them tells data sets apart.
         identity=digest(relative.encode(errors="surrogateescape"), *map(read, shown)),
         content=functools.cache(lambda: digest(listing, content_of_files(paths).encode())),
         pixels=lambda index: decode(read(paths[index])),
@@ -300,11 +313,11 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
 
 
 def _notes(root: Folder) -> tuple[str, ...]:
-    """What of a folder of classes is not used."""
+    """Returns a line for each kind of file that is not used in a folder of classes."""
     notes, where = [], printable(root.path)
     if root.images:
         notes.append(
-            f"not used: {counted(len(root.images), 'image')} directly in {where}, in no class folder"
+            f"not used: {counted(len(root.images), 'image')} directly in {where} instead of a class folder"
         )
     if others := list(root.all_others()):
         kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)

@@ -1,7 +1,7 @@
-"""One data set, split four ways, as deterministic batches of tensors.
+"""Splits a data set four ways and yields deterministic batches of tensors.
 
-The splits never share an image: ``train`` teaches, ``score`` scores candidates and chooses among students,
-``validation`` picks a training's best epoch, ``test`` is only ever reported.
+The splits never share an image: ``train`` is for training, ``score`` for scoring candidates and choosing
+students, ``validation`` for picking a training's best epoch, and ``test`` only for the reported accuracy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from lana_ray.errors import UserError
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 
-_AHEAD = 2  # batches prepared while the consumer works on the one before
+_AHEAD = 2
+"""Batches prepared in advance while the consumer works on another one."""
 
 Batch = tuple[Tensor, Tensor]
 """Images [n, 3, size, size] float32, normalised, and labels [n] int64."""
@@ -39,7 +40,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an image file into an input: decode, centre square, resize, (pixel / 255 - mean) / std."""
+    """The steps from an image file to an input: decode, centre square, resize, (pixel / 255 - mean) / std."""
 
     size: int
     """Height and width of the input, pixels."""
@@ -50,14 +51,14 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
     """Values that become black and white in grey images of more than 8 bits; None for 0 to 65535."""
     orientation: str = "exif"
-    """Images are turned as their EXIF orientation says."""
+    """Images are rotated according to their EXIF orientation."""
     transparency: str = "white"
-    """What transparent parts show."""
+    """Colour of transparent parts."""
     frame: str = "first"
-    """Of animations and of files with several pages."""
+    """Frame that is read from animations and from files with several pages."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the fields as JSON values."""
         return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(self).items()}
 
 
@@ -68,13 +69,13 @@ def load_data(
     std: Sequence[float] = IMAGENET_STD,
     seed: int = 0,
 ) -> ImageData:
-    """Opens what ``config`` names and splits it; images are read and decoded only as batches ask for them.
+    """Opens the data that ``config`` names and splits it; images are only read and decoded for their batch.
 
     Args:
-        config: where the images are and how many to set aside.
-        mean: per channel, of pixels in 0..1; take the teacher's.
-        std: likewise.
-        seed: of the splits, of shuffling and of augmentation.
+        config: location of the images, and how many to set aside.
+        mean: mean per channel of pixels in 0..1; use the teacher's.
+        std: standard deviation per channel of pixels in 0..1; use the teacher's.
+        seed: seed of the splits, of shuffling and of augmentation.
 
     Raises:
         UserError: the data is missing, damaged, wrongly labelled or too small for its splits.
@@ -95,13 +96,13 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 class ImageData:
-    """The four splits of one data set.
+    """A data set in four splits.
 
     Attributes:
         classes: class names, in the order of the labels.
-        preprocessing: how images become tensors.
-        sizes: images per split.
-        notes: what was inferred about the data and what is missing in it, one line each.
+        preprocessing: the steps from images to tensors.
+        sizes: number of images per split.
+        notes: lines on what was inferred about the data and on what it lacks.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class ImageData:
         preprocessing: Preprocessing,
         seed: int,
     ) -> None:
-        self._made_of = (train, test, classes, config)
-        self._given_seed = seed
+        self._parts = (train, test, classes, config)
+        self._unreduced_seed = seed
         self.classes = classes
         self.preprocessing = preprocessing
         self._sources = [train] if test is None else [train, test]
@@ -127,25 +128,25 @@ class ImageData:
         self.sizes = {split: len(self._indices[split]) for split in SPLITS}
         self.notes = [note for source in self._sources for note in source.notes]
         self.notes += missing_classes(self._labels, self._indices, classes)
-        self._of_settings = (classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment)
+        self._settings = (classes, preprocessing.as_dict(), self.sizes, seed, config.limit, config.augment)
 
     @functools.cached_property
     def content(self) -> str:
-        """Identity of every image and label, wherever the files lie.
+        """Hash of every image and label, independent of where the files are.
 
-        Local images are read whole for it the first time, and after that only if they changed.
+        Local images are all read for it the first time, and later only if they changed.
         """
         return fingerprint([(source.content(), digest(source.labels.tobytes())) for source in self._sources])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of content, splits and preprocessing."""
-        return fingerprint(self.content, *self._of_settings, method_version("data.images"))
+        """Hash of content, splits and preprocessing."""
+        return fingerprint(self.content, *self._settings, method_version("data.images"))
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
-        """The same data with another mean and standard deviation per channel."""
+        """Returns this data with another mean and standard deviation per channel."""
         preprocessing = replace(self.preprocessing, mean=_triple(mean), std=_triple(std))
-        return ImageData(*self._made_of, preprocessing, self._given_seed)
+        return ImageData(*self._parts, preprocessing, self._unreduced_seed)
 
     @property
     def num_classes(self) -> int:
@@ -153,11 +154,11 @@ class ImageData:
 
     @property
     def skipped(self) -> int:
-        """Images met so far, by this object, that do not decode."""
+        """Number of undecodable images that this object has met so far."""
         return len(self._undecodable)
 
     def check(self) -> list[str]:
-        """Decodes a few images before work begins; returns what looks wrong about them.
+        """Decodes a few images before work begins; returns a line for each thing that looks wrong about them.
 
         Raises:
             UserError: too many of them do not decode.
@@ -166,7 +167,10 @@ class ImageData:
         return check_preview(self._sources, decode, self._max_undecodable)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """The images of a split, in a fixed random order; test images count on after the training ones."""
+        """Returns the image indices of a split in a fixed random order, shape [n].
+
+        Test images are numbered after the training images.
+        """
         return self._indices[split]
 
     def steps(
@@ -177,7 +181,7 @@ class ImageData:
         max_images: int | None = None,
         drop_last: bool = False,
     ) -> int:
-        """Batches of an epoch, given the arguments of ``batches``: at least one."""
+        """Returns the number of batches per epoch for the same arguments of ``batches``; at least 1."""
         count = len(self._indices[split][:max_images])
         return max(1, count // batch_size if drop_last else -(-count // batch_size))
 
@@ -195,27 +199,28 @@ class ImageData:
         channels_last: bool = True,
         seed: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches of one epoch, prepared by one background thread that ends with the iterator.
+        """Yields the batches of one epoch, prepared by one background thread that ends with the iterator.
 
-        What a batch holds depends on its number, the seed and these arguments alone, not on what was consumed
-        before: a training that resumes, or shares an epoch with other workers, asks for its numbers ``only``.
+        The content of a batch depends only on its number, the seed and these arguments, not on the batches
+        consumed before: trainings that resume or share an epoch with other workers set ``only``.
 
-        An image that does not decode is counted and left out of its batch; where ``shuffle`` asks for a
-        training order, the next one that decodes takes its place, so that batches keep their size.
+        An undecodable image is counted and left out of its batch. With ``shuffle``, the next image that
+        decodes replaces it, so that training batches keep their size.
 
         Args:
             split: one of ``SPLITS``.
-            batch_size: images per batch. Without ``drop_last`` the last batch holds what remains; without
+            batch_size: images per batch. Without ``drop_last`` the last batch may be smaller; without
                 ``shuffle`` a single image is added to another batch, since one image has no batch statistics.
-            epoch: chooses the order and the augmentation.
-            augment: as ``data.augment`` says; never otherwise.
-            only: numbers of the batches wanted, in order, counting from 0; all by default.
-            max_images: only so many images of the split, the same in every epoch.
+            epoch: selects the order and the augmentation.
+            shuffle: draw a new order for this epoch.
+            augment: augment the images according to ``data.augment``.
+            only: numbers of the batches to yield, in order, counting from 0; defaults to all.
+            max_images: use this many images of the split, the same ones in every epoch.
             channels_last: memory layout of the images; the shape is [n, 3, size, size] either way.
-            seed: of order and augmentation; the data's by default.
+            seed: seed of order and augmentation; defaults to the data's.
 
         Raises:
-            UserError: more undecodable images than ``data.max_undecodable`` allows; none that decodes.
+            UserError: more images are undecodable than ``data.max_undecodable`` allows, or all of them are.
         """
         steps = self.steps(split, batch_size=batch_size, max_images=max_images, drop_last=drop_last)
         order = self._indices[split][:max_images]
@@ -224,27 +229,28 @@ class ImageData:
         if shuffle:
             order = generator.permutation(order)
         changes = self._changes(generator, len(order)) if augment and self._augment != "none" else None
-        every = np.arange(len(order))
+        all_places = np.arange(len(order))
 
         def batch(number: int) -> Batch | None:
             last = number == steps - 1 and not (drop_last and len(order) >= batch_size)
-            places = every[number * batch_size : None if last else (number + 1) * batch_size]
+            places = all_places[number * batch_size : None if last else (number + 1) * batch_size]
             images, labels, kept = self._decode(order, places, replace=shuffle)
             if not images:
                 return None
             tensor = self._tensor(images, None if changes is None else [x[kept] for x in changes])
             return tensor if channels_last else tensor.contiguous(), torch.from_numpy(self._labels[labels])
 
-        made = _prefetch(batch, range(steps) if only is None else only, split)
-        return made if shuffle or batch_size == 1 else _joined(made)
+        batches = _prefetch(batch, range(steps) if only is None else only, split)
+        return batches if shuffle or batch_size == 1 else _merge_single_images(batches)
 
     def endless(
         self, split: str, *, batch_size: int, start_step: int = 0, seed: int | None = None
     ) -> Iterator[Batch]:
-        """Shuffled batches of a split, epoch after epoch, from any step on; training images augmented.
+        """Yields shuffled batches of a split, epoch after epoch; training images are augmented.
 
         Args:
-            seed: of order and augmentation; the data's by default.
+            start_step: number of the first batch to yield.
+            seed: seed of order and augmentation; defaults to the data's.
         """
         batch_size = min(batch_size, self.sizes[split])
         per_epoch = self.steps(split, batch_size=batch_size, drop_last=True)
@@ -262,7 +268,7 @@ class ImageData:
             )
 
     def _tensor(self, images: Sequence[pixels.Pixels], changes: Sequence[Any] | None) -> Tensor:
-        """Normalised inputs, changed by crop offsets and flips if there are any."""
+        """Returns normalised inputs [n, 3, size, size], cropped and flipped if there are ``changes``."""
         fitted = pixels.fit(images, self.preprocessing.size)
         if changes is not None:
             fitted = pixels.crop_and_flip(fitted, *changes)
@@ -271,7 +277,7 @@ class ImageData:
     def _changes(
         self, generator: np.random.Generator, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Crop offsets [count, 2] and flips [count] of one epoch."""
+        """Draws the crop offsets [count, 2] and flips [count] of one epoch."""
         offsets = generator.integers(0, 2 * pixels.margin(self.preprocessing.size) + 1, (count, 2))
         flips = generator.random(count) < (0.5 if self._augment == "flip" else 0.0)
         return offsets, flips
@@ -279,7 +285,7 @@ class ImageData:
     def _decode(
         self, order: npt.NDArray[np.int64], places: npt.NDArray[np.int64], *, replace: bool
     ) -> tuple[list[pixels.Pixels], list[int], list[int]]:
-        """Pixels, image indices and places of what decodes among ``order[places]``."""
+        """Returns the pixels, image indices and places of the images among ``order[places]`` that decode."""
         images, indices, kept = [], [], []
         for place in places.tolist():
             candidates = (
@@ -295,7 +301,7 @@ class ImageData:
         return images, indices, kept
 
     def _pixels(self, index: int) -> pixels.Pixels | None:
-        """An image as uint8 [height, width, 3]; None, and counted, where it does not decode."""
+        """Returns an image as uint8 [height, width, 3]; counts it and returns None if it does not decode."""
         if index in self._undecodable:
             return None
         source, local = self._sources[0], index
@@ -307,15 +313,16 @@ class ImageData:
             self._undecodable.add(index)
             if self.skipped > self._max_undecodable * len(self._labels):
                 raise UserError(
+                    "invalid_data",
                     f"{source.name}: {self.skipped} of {len(self._labels)} images do not decode, more than "
-                    f"data.max_undecodable {self._max_undecodable:g}; last {source.where(local)} ({error}): "
-                    "fix the files or raise it"
+                    f"data.max_undecodable {self._max_undecodable:g}, the last one {source.where(local)} "
+                    f"({error}); fix the files or raise data.max_undecodable",
                 ) from None
             return None
 
 
 def _prefetch(batch: Callable[[int], Batch | None], steps: Sequence[int], split: str) -> Iterator[Batch]:
-    """Batches in order, made in one background thread; closing the iterator ends the thread."""
+    """Yields batches in order, prepared in one background thread; closing the iterator ends the thread."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lana-ray-data")
     remaining = iter(steps)
     pending: deque[Future[Batch | None]] = deque(
@@ -324,27 +331,29 @@ def _prefetch(batch: Callable[[int], Batch | None], steps: Sequence[int], split:
     is_empty = bool(steps)
     try:
         while pending:
-            made = pending.popleft().result()
+            ready = pending.popleft().result()
             pending.extend(pool.submit(batch, s) for s in itertools.islice(remaining, 1))
-            if made is not None:
+            if ready is not None:
                 is_empty = False
-                yield made
+                yield ready
         if is_empty:
-            raise UserError(f"data: no image of split {split} decodes; fix the files or add images")
+            raise UserError(
+                "invalid_data", f"data: no image of split {split} decodes; fix the files or add images"
+            )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same images in order; a batch of one is joined to the batch before it, the first to the next."""
-    held: Batch | None = None
+def _merge_single_images(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields the batches; one of a single image is merged with its predecessor, the first with the next."""
+    last: Batch | None = None
     for batch in batches:
-        if held is not None and 1 in (len(held[1]), len(batch[1])):
-            images = torch.cat((held[0], batch[0]))
-            held = (images, torch.cat((held[1], batch[1])))
+        if last is not None and 1 in (len(last[1]), len(batch[1])):
+            images = torch.cat((last[0], batch[0]))
+            last = (images, torch.cat((last[1], batch[1])))
             continue
-        if held is not None:
-            yield held
-        held = batch
-    if held is not None:
-        yield held
+        if last is not None:
+            yield last
+        last = batch
+    if last is not None:
+        yield last

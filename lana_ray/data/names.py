@@ -1,4 +1,4 @@
-"""Names of files, folders and classes: what they say, and how they are shown."""
+"""Interprets and formats the names of files, folders and classes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("validation", "validate", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
-_AFTER = re.compile(r"(set|sets|data|images?|imgs?|split)$")  # testset, trainimages
+_SUFFIX = re.compile(r"(set|sets|data|images?|imgs?|split)$")
+"""Suffixes of words such as testset and trainimages."""
 
 
 def split_named(name: str) -> str | None:
-    """``train``, ``validation`` or ``test`` if a file or folder is named so: ``Train``, ``val2017``,
-    ``seg_test``, ``training_set``, ``train-00000-of-00001.parquet``; None for other and for mixed names."""
+    """Returns the split that a file or folder is named after: ``train``, ``validation`` or ``test``.
+
+    Such names are ``Train``, ``val2017``, ``seg_test``, ``training_set`` and
+    ``train-00000-of-00001.parquet``. Returns None for names of no split and of several.
+    """
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
-    splits = {_WORDS.get(word) or _WORDS.get(_AFTER.sub("", word)) for word in words} - {None}
+    splits = {_WORDS.get(word) or _WORDS.get(_SUFFIX.sub("", word)) for word in words} - {None}
     return splits.pop() if len(splits) == 1 else None
 
 
 def class_name(raw: str) -> str:
-    """A folder's or label's name as a class name: composed Unicode, without blanks around it, printable."""
+    """Returns a folder's or label's name as a class name: composed Unicode, stripped, printable."""
     return printable(unicodedata.normalize("NFC", raw).strip())
 
 
 def printable(name: str) -> str:
-    """A file's name on one line; control characters and bytes that are not UTF-8 become escapes (``\\n``)."""
+    """Returns a name on one line; control characters and bytes other than UTF-8 become escapes (``\\n``)."""
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") else char
         for char in name
@@ -36,11 +40,11 @@ def printable(name: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
+    """Returns a count with its noun: ``1 image``, ``2 images``."""
     return f"{count} {noun}" + "s" * (count != 1)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names as a list in words: ``a, b and 2 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

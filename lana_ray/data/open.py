@@ -1,4 +1,4 @@
-"""From the configuration's ``data`` block to checked sources: training images and, if any, test images."""
+"""Opens the training images and any test images of the ``data`` settings, and checks their labels."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from lana_ray.errors import UserError
 
 
 def open_sources(config: DataConfig) -> tuple[Source, Source | None]:
-    """The training images and the test images that the data comes with, None where it has none.
+    """Returns the training images and the data's own test images, or None if it has none.
 
     Without ``data.test``, Parquet files or image folders that are named after splits (``train``, ``test``,
-    ``validation`` and the like) are taken as already split. The test images are those of ``test``, or of
-    ``validation`` where ``test`` is missing or has no labels.
+    ``validation`` and the like) are already split. The test images are those of ``test``, or those of
+    ``validation`` if ``test`` is missing or has no labels.
 
     Raises:
-        UserError: what is named is missing, damaged or not labelled as expected.
+        UserError: the data is missing, damaged or not labelled as expected.
     """
     if config.test and not (config.parquet or config.folder):
         raise UserError(
-            "data.test: goes with data.parquet and data.folder; this data has its own test images"
+            "invalid_setting",
+            "data.test: goes with data.parquet and data.folder; remove it, this data has its own test images",
         )
     decoder = functools.partial(decode, value_range=config.value_range)
     if config.parquet:
@@ -66,7 +67,7 @@ def _open_parquet(
         shown = {
             split: listed([PurePosixPath(file).name for file in part], 2) for split, part in splits.items()
         }
-        return _of_splits(shown, open_split, [PurePosixPath(file).name for file in rest])
+        return _open_splits(shown, open_split, [PurePosixPath(file).name for file in rest])
     else:
         source = open_split("train")
     if not test:
@@ -86,7 +87,7 @@ def _open_folder(location: str, test: str | None, decoder: Decode) -> tuple[Sour
         return _open_classes("data.folder", folder, decoder, is_train=is_train)
 
     if splits and not test:
-        return _of_splits({split: printable(part.path) for split, part in splits.items()}, open_split, [])
+        return _open_splits({split: printable(part.path) for split, part in splits.items()}, open_split, [])
     train = _open_classes("data.folder", splits.get("train", root), decoder, is_train=True)
     if train.name != f"data.folder {printable(location)}":
         note = f"its class folders are those of {train.name.removeprefix('data.folder ')}"
@@ -101,14 +102,15 @@ def _open_classes(setting: str, root: Folder, decoder: Decode, *, is_train: bool
     return folder_source(setting, root, class_folders(name, root, may_be_empty=not is_train), decoder)
 
 
-def _of_splits(
+def _open_splits(
     shown: Mapping[str, str], open_split: Callable[[str], Source], rest: Sequence[str]
 ) -> tuple[Source, Source | None]:
-    """Opens the splits that files or folders are named after; the training images' notes say which is which.
+    """Opens the splits that files or folders are named after, with notes on which is which.
 
     Args:
-        shown: files or folder of each split, for people.
-        rest: files of no split.
+        shown: files or folder of each split, for the notes.
+        open_split: opens the split of a name.
+        rest: files that are named after no split.
     """
     train, test = open_split("train"), None
     notes = [f"training images are {shown['train']}"]
@@ -126,23 +128,25 @@ def _of_splits(
     if test is None:
         notes.append("test images are set aside from the training images (data.test_fraction)")
     if rest:
-        notes.append(f"{listed(rest)}: named after no split, not used")
+        notes.append(f"{listed(rest)}: not used, as named after no split")
     return dataclasses.replace(train, notes=(*notes, *train.notes)), test
 
 
 def class_names(train: Source, test: Source | None) -> tuple[str, ...]:
-    """The class names in the order of the training labels; ``0``, ``1``, … where the files carry none.
+    """Returns the class names in the order of the training labels; ``0``, ``1``, … if the files have none.
 
     Raises:
         UserError: images without labels, a label out of range, a class that only the test images have, fewer
-            than two classes, or the same images to train and to test.
+            than two classes, or the same images for training and testing.
     """
     sources = [train] if test is None else [train, test]
     for source in sources:
         if len(source) == 0:
-            raise UserError(f"{source.name}: holds no images")
+            raise UserError("invalid_data", f"{source.name}: contains no images")
         if not source.is_labelled:
-            raise UserError(f"{source.name}: its images have no labels; name labelled ones")
+            raise UserError(
+                "invalid_data", f"{source.name}: its images have no labels; choose labelled images"
+            )
     if test is not None:
         _check_pair(train, test)
     classes = train.classes or (test.classes if test is not None else None)
@@ -150,30 +154,40 @@ def class_names(train: Source, test: Source | None) -> tuple[str, ...]:
         highest = int(train.labels.max())
         if highest >= len(train):
             raise UserError(
+                "invalid_data",
                 f"{train.where(int(train.labels.argmax()))}: label {highest} is out of range for "
-                f"{len(train)} images; labels count from 0 without gaps"
+                f"{len(train)} images; labels must count from 0 without gaps",
             )
         classes = tuple(str(label) for label in range(highest + 1))
     for source in sources:
         _check_labels(source, len(source.classes or classes))
     if len(np.unique(train.labels)) < 2:
-        raise UserError(f"{train.name}: {len(train)} images of one class; at least two classes are needed")
+        raise UserError(
+            "invalid_data", f"{train.name}: {len(train)} images of one class; at least two classes are needed"
+        )
     return classes
 
 
 def _check_pair(train: Source, test: Source) -> None:
     if train.identity == test.identity:
-        raise UserError(f"{test.name}: holds the training images; name others or leave data.test out")
+        raise UserError(
+            "invalid_data",
+            f"{test.name}: contains the training images; choose other images or remove data.test",
+        )
     if train.by_name != test.by_name and not (train.classes and test.classes):
         by_name, by_number = (train, test) if train.by_name else (test, train)
-        raise UserError(f"{by_number.name}: labels are numbers, but those of {by_name.name} are names")
+        raise UserError(
+            "invalid_data",
+            f"{by_number.name}: labels are numbers, but those of {by_name.name} are names; "
+            "label both with names or both with numbers",
+        )
 
 
 def relabelled(test: Source, classes: Sequence[str]) -> Source:
-    """The test images with labels that count ``classes``, whatever order or part of them its files have.
+    """Returns the test images with labels that index ``classes``.
 
     Raises:
-        UserError: an image of a class that is not among them.
+        UserError: an image's class is not one of ``classes``.
     """
     if test.classes is None or test.classes == tuple(classes):
         return test
@@ -183,8 +197,9 @@ def relabelled(test: Source, classes: Sequence[str]) -> Source:
         lower = {name.casefold(): name for name in classes}
         near = [f"{name} is {lower[name.casefold()]} there" for name in unknown if name.casefold() in lower]
         raise UserError(
+            "invalid_data",
             f"{test.name}: {listed(unknown)} not among the classes of the training images "
-            f"({listed(near or classes)}); rename or remove them"
+            f"({listed(near or classes)}); rename or remove them",
         )
     numbers = np.asarray([number.get(name, UNLABELLED) for name in test.classes], dtype=np.int64)
     return dataclasses.replace(test, labels=numbers[test.labels], classes=tuple(classes))
@@ -195,6 +210,7 @@ def _check_labels(source: Source, count: int) -> None:
     if len(wrong):
         first = int(wrong[0])
         raise UserError(
+            "invalid_data",
             f"{source.where(first)}: label {source.labels[first]} is out of range; "
-            f"there are {count} classes, 0 to {count - 1}"
+            f"there are {count} classes, 0 to {count - 1}",
         )

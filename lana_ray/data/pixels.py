@@ -1,7 +1,7 @@
-"""Encoded bytes → pixels → normalised tensors; plain functions without state.
+"""Decodes image bytes to pixels, and resizes, crops and normalises pixels to tensors; has no state.
 
-Images are uint8 arrays [height, width, 3] until the whole batch is normalised: in that layout torch resizes
-some ten times faster than in float32 or with the channels first.
+Images stay uint8 arrays [height, width, 3] until a batch is normalised: torch resizes them about ten times
+faster in that layout than in float32 or with the channels first.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from torch.nn import functional
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 2**27
-"""Pixels of the largest image that is decoded: 400 MB as RGB. A few kilobytes can claim far more."""
-# Pillow reads more: some formats start programs (EPS starts Ghostscript), others are hardly ever tested.
+"""Pixels of the largest image that is decoded, 400 MB as RGB. A few kilobytes can claim far more."""
+# Pillow reads more, but some formats start programs (EPS starts Ghostscript) and others are hardly tested.
 _NAMES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 Image.init()
 FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)
-"""Image formats that are decoded, by Pillow's names. The content decides, not the file's name."""
+"""Pillow's names of the formats that are decoded. The content determines the format, not the file's name."""
 
 _JPEG_START = b"\xff\xd8\xff"
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 # Tags of EXIF and TIFF.
 _ORIENTATION, _PHOTOMETRIC, _BITS, _SUBFILE, _DNG_VERSION = 274, 262, 258, 254, 50706
 
-# Twice as fast as Pillow, same pixels. torchvision 0.29 announces that it will go; Pillow, which also reads
-# what it refuses, then does all the work.
+# This decoder is twice as fast as Pillow and gives the same pixels. torchvision 0.29 announces its removal;
+# Pillow, which also decodes what this one refuses, then decodes everything.
 _decode_jpeg = getattr(torch.ops.image, "decode_jpeg", None)
 
 
 class UndecodableError(Exception):
-    """These bytes are no image, only a part of one, or one that is not read."""
+    """The bytes are not an image, are truncated, or have an unsupported format."""
 
 
 def decode(data: bytes | None, *, value_range: tuple[float, float] | None = None) -> Pixels:
-    """Pixels [height, width, 3] of an image in one of ``FORMATS``, as a viewer shows it.
+    """Returns the pixels [height, width, 3] of an image in one of ``FORMATS``, as a viewer shows it.
 
-    It is turned as its EXIF orientation says, transparent parts are white, grey, palette and CMYK images
-    become RGB without colour profiles, and of several frames or pages the first is read.
+    The image is rotated according to its EXIF orientation; transparent parts are white; grey, palette and
+    CMYK images become RGB without colour profiles; only the first of several frames or pages is read.
 
     Args:
-        value_range: values that become black and white in grey images of more than 8 bits; 0 to 65535 for
-            those of 16 bits by default. Other values are clipped and NaN is black.
+        value_range: values that become black and white in grey images of more than 8 bits; defaults to 0 to
+            65535 for images of 16 bits. Other values are clipped and NaN is black.
 
     Raises:
-        UndecodableError: the bytes are missing, truncated or no image; the image has more than ``MAX_PIXELS``
-            or its values have no range.
+        UndecodableError: the bytes are missing, truncated or not an image, or the image has more than
+            ``MAX_PIXELS`` or values of an unknown range.
     """
     if not data:
         raise UndecodableError("no bytes")
@@ -69,7 +69,7 @@ def decode(data: bytes | None, *, value_range: tuple[float, float] | None = None
             return rgb(image, value_range)
     except UndecodableError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds on damaged bytes
+    except Exception as error:  # Pillow raises a dozen types of exceptions for damaged bytes
         raise UndecodableError(str(error) or type(error).__name__) from None
 
 
@@ -89,17 +89,17 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _is_raw(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    """Raw files of cameras are TIFF files whose first image is a thumbnail, or have a mark of their own."""
+    """Returns whether a TIFF file is a camera's raw file: it begins with a thumbnail, or a tag says so."""
     is_thumbnail = image.tag_v2.get(_SUBFILE, 0) == 1
     return is_thumbnail or _DNG_VERSION in image.tag_v2 or data[8:10] == b"CR"
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether this is an upright grey or colour JPEG within ``MAX_PIXELS``: torchvision decodes it alike."""
+    """Returns whether torchvision decodes a JPEG like Pillow: upright, grey or RGB, within ``MAX_PIXELS``."""
     if not data.startswith(_JPEG_START):
         return False
     place, is_plain = 2, False
-    # Segments up to the first scan: a marker of two bytes, a length of two, then the content.
+    # Read the segments up to the first scan: a marker of two bytes, a length of two bytes, then the content.
     while data[place : place + 1] == b"\xff" and place + 10 <= len(data):
         marker, end = data[place + 1], place + 2 + (data[place + 2] << 8 | data[place + 3])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -115,21 +115,21 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 def _may_be_turned(metadata: bytes) -> bool:
-    """Whether an APP1 segment of a JPEG has an orientation that is not upright, or cannot be read."""
+    """Returns whether an APP1 segment of a JPEG is unreadable or has an orientation that is not upright."""
     if not metadata.startswith(b"Exif"):
         return b"tiff:Orientation" in metadata
     exif = Image.Exif()
     try:
         exif.load(metadata)
         return bool(exif.get(_ORIENTATION, 1) != 1)
-    except Exception:  # Pillow then tells damaged metadata from a damaged image
+    except Exception:  # Pillow distinguishes damaged metadata from a damaged image
         return True
 
 
 def rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> Pixels:
-    """Pixels [height, width, 3] of a Pillow image; see ``decode``."""
+    """Returns the pixels [height, width, 3] of a Pillow image, converted like those of ``decode``."""
     image.load()
-    with contextlib.suppress(Exception):  # damaged metadata: the image itself is sound
+    with contextlib.suppress(Exception):  # an image with damaged metadata is still intact
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":
         return np.repeat(_eight_bits(image, value_range)[:, :, None], 3, axis=2)
@@ -140,14 +140,14 @@ def rgb(image: Image.Image, value_range: tuple[float, float] | None = None) -> P
 
 
 def _eight_bits(image: Image.Image, value_range: tuple[float, float] | None) -> Pixels:
-    """Pixels [height, width] of a grey image whose values are 16-bit, 32-bit or floating point."""
+    """Returns the pixels [height, width] of a grey image of 16-bit, 32-bit or floating-point values."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     low, high = value_range or _range(image, tags)
     values = np.clip(np.nan_to_num(np.asarray(image, dtype=np.float32), nan=low), low, high)
     values -= low
     values *= 255 / (high - low)
     scaled = np.rint(values).astype(np.uint8)
-    return 255 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled  # 0: white is zero, which Pillow leaves
+    return 255 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled  # 0: white is zero; Pillow ignores it
 
 
 def _range(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
@@ -157,14 +157,14 @@ def _range(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
         return 0, 65535
     kind = "floating-point" if image.mode == "F" else "32-bit or signed"
     raise UndecodableError(
-        f"{kind} values; set data.value_range to those that are black and white, e.g. [0, 1]"
+        f"{kind} values; set data.value_range to the values of black and white, e.g. [0, 1]"
     )
 
 
 def fit(images: Sequence[Pixels], size: int) -> Pixels:
-    """Cuts each image to its centre square and resizes that to [n, size, size, 3].
+    """Crops each image to its centre square and resizes that; returns uint8 [n, size, size, 3].
 
-    The resizing is bilinear and antialiased; images of equal shape are resized together.
+    Resizing is bilinear and antialiased; images of equal shape are resized together.
     """
     fitted = np.empty((len(images), size, size, 3), dtype=np.uint8)
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -192,20 +192,19 @@ def _resize(images: Pixels, size: int) -> Pixels:
 
 
 def margin(size: int) -> int:
-    """Pixels added on each side before a random crop: an eighth of the image."""
+    """Returns the pixels added on each side before a random crop: an eighth of the image size."""
     return size // 8
 
 
 def crop_and_flip(images: Pixels, offsets: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> Pixels:
-    """Mirrors where ``flips`` [n], pads with black, crops at ``offsets`` [n, 2] (row, column)."""
+    """Mirrors the images of ``flips`` [n], pads with black, crops at ``offsets`` [n, 2] (row, column)."""
     count, size = images.shape[:2]
     pad = margin(size)
     padded = np.zeros((count, size + 2 * pad, size + 2 * pad, 3), dtype=np.uint8)
     inner = padded[:, pad : pad + size, pad : pad + size]
     inner[:] = images
-    inner[flips] = (
-        torch.from_numpy(images[flips]).flip(2).numpy()
-    )  # four times as fast as numpy's [:, :, ::-1]
+    # torch's flip is four times as fast as numpy's [:, :, ::-1].
+    inner[flips] = torch.from_numpy(images[flips]).flip(2).numpy()
     cropped = np.empty_like(images)
     for index, (top, left) in enumerate(offsets.tolist()):
         cropped[index] = padded[index, top : top + size, left : left + size]
@@ -213,10 +212,10 @@ def crop_and_flip(images: Pixels, offsets: npt.NDArray[np.int64], flips: npt.NDA
 
 
 def normalise(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(pixel / 255 - mean) / std of [n, size, size, 3]: float32 [n, 3, size, size], channels last."""
+    """Returns (pixel / 255 - mean) / std of [n, size, size, 3]: float32 [n, 3, size, size], channels last."""
     count, size = images.shape[:2]
     centre, spread = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
-    # whole rows, so that numpy's inner loop is long
+    # Scaling entire rows makes numpy's inner loop long.
     scale = np.tile((1 / (255 * spread)).astype(np.float32), size)
     shift = np.tile((-centre / spread).astype(np.float32), size)
     rows = images.reshape(count, size, size * 3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where images come from. Every source answers the same few questions, whatever its files look like."""
+"""Defines sources of labelled images, and opens those of scikit-learn and torchvision."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lana_ray.errors import UserError
 
 Labels = npt.NDArray[np.int64]
 Decode = Callable[[bytes | None], Pixels]
-"""Encoded bytes to pixels, see ``pixels.decode``."""
+"""Function from encoded bytes to pixels, such as ``pixels.decode``."""
 UNLABELLED = -1
 
 
 class MissingDataError(UserError):
-    """The data is not on this machine, though it may be where the run takes place."""
+    """The data is not on this machine, but it may be on the machines of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,25 @@ class Source:
     """Labelled images that are decoded one by one, on demand."""
 
     name: str
-    """How the user named it, setting included: ``data.parquet …/train.parquet``."""
+    """The setting and its value, for messages: ``data.parquet …/train.parquet``."""
     labels: Labels
-    """Class of each image, [n]; ``UNLABELLED`` for all of them if the files carry no labels."""
+    """Class of each image, shape [n]; ``UNLABELLED`` for all of them if the files have no labels."""
     classes: tuple[str, ...] | None
-    """Class names in the order of the labels; None where the files carry none."""
+    """Class names in the order of the labels; None if the files have none."""
     by_name: bool = False
-    """The files label images with names, which ``classes`` numbers; otherwise with numbers."""
+    """Whether the labels in the files are names, in the order of ``classes``, instead of numbers."""
     identity: str
-    """Hash of what is cheap to read: tells data sets apart, not what was changed in one."""
+    """Hash of what is cheap to read: it distinguishes data sets, but does not show every change of one."""
     content: Callable[[], str]
-    """Hash of all images, the same wherever their files lie; may have to read them."""
+    """Returns a hash of all images, independent of where the files are; may have to read them all."""
     pixels: Callable[[int], Pixels]
-    """The image at an index as uint8 [height, width, 3]; raises UndecodableError."""
+    """Returns the image at an index as uint8 [height, width, 3]; raises UndecodableError."""
     where: Callable[[int], str]
-    """Names the image at an index for an error message."""
+    """Returns the name of the image at an index, for messages."""
     preview: Callable[[], Iterator[tuple[str, bytes | None]]] = lambda: iter(())
-    """Name and encoded bytes of a few images that are cheap to read; none if all are known to decode."""
+    """Yields name and encoded bytes of a few images that are cheap to read; nothing if all surely decode."""
     notes: tuple[str, ...] = ()
-    """What a user should know about how the files were read, one line each."""
+    """Lines for the user on how the files were interpreted."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +61,7 @@ class Source:
 
 
 def digits_source() -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8×8 grey, ten classes.
+    """Returns scikit-learn's 1,797 handwritten digits: 8 × 8 pixels, grey, ten classes.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -70,10 +70,10 @@ def digits_source() -> Source:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingDataError(
-            "data.source digits: needs scikit-learn; pip install 'lana-ray[digits]'"
+            "missing_package", "data.source digits: needs scikit-learn; pip install 'lana-ray[digits]'"
         ) from None
     digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # the stored values are 0..16
     labels = digits.target.astype(np.int64)
     return Source(
         name="data.source digits",
@@ -87,10 +87,11 @@ def digits_source() -> Source:
 
 
 def torchvision_source(class_name: str, root: str, *, train: bool, download: bool) -> Source:
-    """One half of a torchvision data set that is split by ``train=`` or ``split=`` and labels each image.
+    """Returns the training or test images of a torchvision data set that takes ``train=`` or ``split=``.
 
     Raises:
-        UserError: unknown name, no such split, files missing or not downloadable.
+        UserError: the name is unknown, the data set has no such splits or labels, or its files are missing
+            or cannot be downloaded.
     """
     name = f"data.torchvision {class_name}"
     factory = _torchvision_class(class_name)
@@ -99,7 +100,8 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
         {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
     )
     unusable = UserError(
-        f"{name}: has no labelled train/test split; export it as Parquet and set data.parquet"
+        "invalid_data",
+        f"{name}: has no labelled train/test split; export it as Parquet and set data.parquet",
     )
     if "download" not in parameters or not half.keys() <= parameters.keys():
         raise unusable
@@ -107,8 +109,10 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
         dataset = factory(root, download=download, **half)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        fix = "see data.root" if download else "set data.download: true, or data.root to where it is"
-        raise MissingDataError(f"{name}: cannot be read from {root} ({reason}); {fix}") from None
+        fix = "check data.root" if download else "set data.download: true, or data.root to its folder"
+        raise MissingDataError(
+            "missing_file", f"{name}: cannot be read from {root} ({reason}); {fix}"
+        ) from None
     except (TypeError, ValueError):
         raise unusable from None
     targets = next(
@@ -139,9 +143,11 @@ def torchvision_source(class_name: str, root: str, *, train: bool, download: boo
 
 
 def _torchvision_class(class_name: str) -> Any:
-    known: Sequence[str] = torchvision.datasets.__all__
-    if class_name in known:
+    names: Sequence[str] = torchvision.datasets.__all__
+    if class_name in names:
         return getattr(torchvision.datasets, class_name)
-    near = difflib.get_close_matches(class_name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(class_name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "see torchvision's list of data sets"
-    raise UserError(f"data.torchvision {class_name}: torchvision has no such data set; {hint}")
+    raise UserError(
+        "unknown_name", f"data.torchvision {class_name}: torchvision has no such data set; {hint}"
+    )

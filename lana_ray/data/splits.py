@@ -1,4 +1,4 @@
-"""Random splits in which every class has its share."""
+"""Splits images at random, with the same shares of the classes in every split."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lana_ray.errors import UserError
 SPLITS = ("train", "score", "validation", "test")
 Indices = npt.NDArray[np.int64]
 
-_SET_ASIDE = 1024  # images to score with, and to validate with, where the configuration says nothing
-_LEAST = 2  # images of a split: the statistics of a batch need two
+_SET_ASIDE = 1024
+"""Most images to score with, and to validate with, by default."""
+_LEAST = 2
+"""Images that a split needs at least: batch statistics of one image are not defined."""
 
 
 def divide(
     labels: npt.NDArray[np.int64], test: int | None, config: DataConfig, seed: int
 ) -> dict[str, Indices]:
-    """Random splits in which each class has its share, as far as its images suffice.
+    """Returns the image indices of random splits with equal shares of each class, if it has enough images.
 
-    Each class has an image in ``train`` first, whatever ``limit`` is.
+    Every class gets an image in ``train`` before other splits do, and before ``config.limit`` cuts ``train``.
 
     Args:
-        labels: of the training images, [n], counting from 0.
-        test: test images that the data has of its own, numbered from n on; None to set a share aside.
-
-    Returns:
-        Image indices per split; ``config.limit`` shortens ``train``.
+        labels: labels of the training images, shape [n], counting from 0.
+        test: number of the data's own test images, which are numbered from n on; None to set a share aside.
+        seed: seed of the splits.
 
     Raises:
-        UserError: too few images for the splits.
+        UserError: there are too few images for the splits.
     """
     count = len(labels)
     order = _spread(np.arange(count), labels, np.random.default_rng([seed, len(SPLITS)]))
@@ -43,20 +43,24 @@ def divide(
     else:
         held_out = count + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
     if len(held_out) < _LEAST:
-        raise UserError(f"data: only {counted(len(held_out), 'test image')}; need {_LEAST}")
-    if len(order) < 4 * _LEAST:
-        aside = f" when {len(held_out)} of {count} are set aside to test" if test is None else ""
-        lower = "; add images" + (" or lower data.test_fraction" if test is None else "")
         raise UserError(
-            f"data: only {counted(len(order), 'training image')}{aside}; need {4 * _LEAST}{lower}"
+            "invalid_data", f"data: only {counted(len(held_out), 'test image')}; needs {_LEAST}: add images"
+        )
+    if len(order) < 4 * _LEAST:
+        aside = f" after {len(held_out)} of {count} are set aside to test" if test is None else ""
+        fix = "add images" + (" or lower data.test_fraction" if test is None else "")
+        raise UserError(
+            "invalid_data",
+            f"data: only {counted(len(order), 'training image')}{aside}; needs {4 * _LEAST}: {fix}",
         )
     default = min(_SET_ASIDE, max(_LEAST, len(order) // 8))
     score = config.score_images or default
     both = score + (config.validation_images or default)
     if both > len(order) // 2:
         raise UserError(
+            "invalid_data",
             f"data.score_images {score} and data.validation_images {both - score} would take more than "
-            f"half of {len(order)} training images; lower them to {len(order) // 2} together"
+            f"half of {len(order)} training images; lower them to {len(order) // 2} together",
         )
     return {
         "train": order[:-both][: config.limit],
@@ -67,9 +71,9 @@ def divide(
 
 
 def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Indices:
-    """Random order in which every part holds the classes in their shares, after one image of each.
+    """Returns a random order with one image of each class first, and equal class shares in every part after.
 
-    It does not depend on which numbers the classes have.
+    The order does not depend on the numbering of the classes.
     """
     order = generator.permutation(indices)
     _, first, inverse, counts = np.unique(
@@ -78,7 +82,7 @@ def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.rando
     order = order[np.argsort(first[inverse], kind="stable")]
     sizes = counts[np.argsort(first)]
     ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # One offset a class: classes of equal size take turns, so that even short parts hold all of them.
+    # With one offset per class, classes of equal size take turns, so that even short parts contain them all.
     places = (ranks + np.repeat(generator.random(len(sizes)), sizes)) / np.repeat(sizes, sizes)
     places[ranks == 0] -= 1
     return order[np.argsort(places, kind="stable")]
@@ -87,7 +91,7 @@ def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.rando
 def missing_classes(
     labels: npt.NDArray[np.int64], splits: dict[str, Indices], classes: Sequence[str]
 ) -> list[str]:
-    """A line for each set of splits that lack images of the same classes."""
+    """Returns a line for each group of splits that lack images of the same classes."""
     lacking: dict[tuple[int, ...], list[str]] = {}
     for split, indices in splits.items():
         absent = np.setdiff1d(np.arange(len(classes)), labels[indices])

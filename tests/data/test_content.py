@@ -21,7 +21,7 @@ from .samples import encoded, load, picture, write_folder, write_parquet
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this machine keeps what it knows; files may be known as soon as they are written."""
+    """The cache folder of this machine; the hash of a file is cached as soon as it is written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(content, "_SETTLED_NS", -(10**18))
     return tmp_path / "cache" / "lana_ray"
@@ -107,11 +107,11 @@ def test_only_folders_that_changed_are_read_again(tmp_path: Path, cache: Path) -
     root = write_folder(tmp_path / "images", 3)
     files = [str(file) for file in sorted(root.rglob("*.png"))]
     content_of_files(files)
-    known = {file: file.stat().st_mtime_ns for file in (cache / "content").iterdir()}
-    assert len(known) == 3
+    cached = {file: file.stat().st_mtime_ns for file in (cache / "content").iterdir()}
+    assert len(cached) == 3
     Path(files[4]).write_bytes(b"other")
     content_of_files(files)
-    assert {file: file.stat().st_mtime_ns for file in known} == known
+    assert {file: file.stat().st_mtime_ns for file in cached} == cached
     assert len(list((cache / "content").iterdir())) == 4
 
 
@@ -119,7 +119,7 @@ def test_what_is_known_of_a_file_is_taken(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "x").write_bytes(b"content")
     first = content_of(str(tmp_path / "x"))
     (note,) = (cache / "content").iterdir()
-    note.write_text("known")
+    note.write_text("cached")
     assert content_of(str(tmp_path / "x")) != first
 
 
@@ -133,12 +133,12 @@ def test_a_file_that_was_written_just_now_is_read_again(
 
 
 def test_an_object_without_a_tag_is_read() -> None:
-    found = []
+    hashes = []
     for data in (b"one", b"two", b"one"):
         with fsspec.open("memory://content/x", "wb") as file:
             file.write(data)
-        found.append(content_of("memory://content/x"))
-    assert found[0] == found[2] != found[1]
+        hashes.append(content_of("memory://content/x"))
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 class Arrays:
@@ -152,11 +152,11 @@ def of_paths(path: Path) -> Any:
 
 @pytest.mark.parametrize("hold", [of_paths, lambda path: Arrays([path])])
 def test_files_that_an_object_names_are_its_content(tmp_path: Path, hold: Callable[[Path], Any]) -> None:
-    found = []
+    hashes = []
     for data in (b"one", b"two"):
         (tmp_path / "x").write_bytes(data)
-        found.append(content_of_object(hold(tmp_path / "x")))
-    assert found[0] != found[1]
+        hashes.append(content_of_object(hold(tmp_path / "x")))
+    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("make", [np.zeros, torch.zeros])

@@ -10,8 +10,8 @@ import pytest
 from lana_ray.config import DataConfig
 from lana_ray.data.open import open_sources
 from lana_ray.data.sources import MissingDataError, Source
-from lana_ray.errors import UserError
 
+from ..errors import refuses
 from .samples import NAMES, encoded, load, picture, write_folder
 
 
@@ -20,12 +20,11 @@ def sources(root: Path, test: Path | None = None) -> tuple[Source, Source | None
 
 
 def refusal(root: Path, test: Path | None = None) -> str:
-    with pytest.raises(UserError) as caught:
+    """The message about data that cannot be used."""
+    with refuses("invalid_data", str(root)) as error:
         sources(root, test)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert not isinstance(caught.value, MissingDataError)
-    return message
+    assert not isinstance(error.value, MissingDataError)
+    return str(error.value)
 
 
 def flat(folder: Path, count: int = 2) -> None:
@@ -95,9 +94,7 @@ def test_images_of_unread_kinds_count_as_undecodable(tmp_path: Path) -> None:
     for name in NAMES:
         (tmp_path / name / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     data = load(folder=str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"3 of 27 images tried do not decode; first .*phone\.HEIC .*supported"
-    ):
+    with refuses("invalid_data", "3 of 27", "phone.HEIC", "supported"):
         data.check()
 
 
@@ -121,7 +118,8 @@ def test_links(tmp_path: Path) -> None:
     (root / "eel" / "more").symlink_to(tmp_path / "elsewhere")
     assert sources(root)[0].labels.tolist() == [0] * 2 + [1] * 2 + [2] * 5
     (root / "cat" / "gone.png").symlink_to(tmp_path / "gone.png")
-    assert "cat/gone.png cannot be read" in refusal(root)
+    with refuses("invalid_file", "data.folder", "cat/gone.png"):
+        sources(root)
 
 
 def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
@@ -134,27 +132,31 @@ def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
     write_folder(tmp_path, 2)
     (tmp_path / "dog").chmod(0)
-    message = refusal(tmp_path)
+    with refuses("invalid_file", str(tmp_path / "dog")):
+        sources(tmp_path)
     (tmp_path / "dog").chmod(0o700)
-    assert "dog cannot be read" in message
 
 
 def test_an_image_that_vanished(tmp_path: Path) -> None:
     train, _ = sources(write_folder(tmp_path / "pictures", 2))
     (tmp_path / "pictures" / "cat" / "0.png").unlink()
-    with pytest.raises(UserError, match=r"0\.png: cannot be read"):
+    with refuses("missing_file", "cat/0.png"):
         train.pixels(0)
 
 
 def test_missing_folders_and_files_in_their_place(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match=r"data\.folder .*gone: no such folder"):
+    with refuses("missing_file", f"data.folder {tmp_path / 'gone'}") as error:
         sources(tmp_path / "gone")
+    assert isinstance(error.value, MissingDataError)
     write_folder(tmp_path / "pictures", 2)
-    with pytest.raises(MissingDataError, match=r"data\.test .*gone"):
+    with refuses("missing_file", f"data.test {tmp_path / 'gone'}") as error:
         sources(tmp_path / "pictures", tmp_path / "gone")
+    assert isinstance(error.value, MissingDataError)
     (tmp_path / "a.zip").write_bytes(b"")
-    assert "is a file" in refusal(tmp_path / "a.zip")
-    with pytest.raises(UserError, match="must be local"):
+    with refuses("invalid_file", f"data.folder {tmp_path / 'a.zip'}") as error:
+        sources(tmp_path / "a.zip")
+    assert not isinstance(error.value, MissingDataError)
+    with refuses("invalid_setting", "s3://bucket/images", "data.parquet"):
         open_sources(DataConfig(folder="s3://bucket/images"))
 
 
@@ -252,41 +254,45 @@ def test_unclear_splits_are_refused(tmp_path: Path, names: tuple[str, ...]) -> N
 def test_flat_splits_beside_other_images_are_no_classes(tmp_path: Path) -> None:
     for name in ("train", "test", "unlabelled"):
         flat(tmp_path / name)
-    assert "look like splits" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "test, train look like splits" in message
+    assert "unlabelled" in message
 
 
 def test_splits_of_unknown_names_and_splits_below_classes_are_refused(tmp_path: Path) -> None:
     for name in ("lernen", "pruefen"):
         write_folder(tmp_path / "a" / name, 2)
-    assert "lernen, pruefen all hold cat, dog, eel" in refusal(tmp_path / "a")
+    message = refusal(tmp_path / "a")
+    assert "lernen, pruefen" in message
+    assert "cat, dog, eel" in message
     for name in NAMES:
         write_folder(tmp_path / "b" / name, 2, names=("train", "test"))
     assert "train/cat" in refusal(tmp_path / "b") or "test/cat" in refusal(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "named"),
     [
-        (["0.png", "1.png"], "2 images directly in it"),
-        (["0.png", "labels.csv"], "labels.csv is not read"),
-        (["images/0.png", "labels.csv"], "labels.csv is not read"),
-        (["train/0.png", "valid/1.png"], "images in train, valid are in no class folder"),
-        (["train/0.png", "test/1.png", "train.csv"], "train.csv is not read"),
-        (["images/train/0.png", "labels/train/0.txt"], "images in train are in no class folder"),
+        (["0.png", "1.png"], "2 images"),
+        (["0.png", "labels.csv"], "labels.csv"),
+        (["images/0.png", "labels.csv"], "labels.csv"),
+        (["train/0.png", "valid/1.png"], "train, valid"),
+        (["train/0.png", "test/1.png", "train.csv"], "train.csv"),
+        (["images/train/0.png", "labels/train/0.txt"], "images in train "),
         (["train/images/0.png", "train/labels/0.txt", "valid/images/0.png"], "detection"),
         (["images/0.png", "masks/0.png"], "segmentation"),
         (["JPEGImages/0.png", "Annotations/0.xml", "ImageSets/a.txt"], "detection"),
-        (["annotations/a.json", "train2017/0.png", "val2017/0.png"], "annotations is not read"),
-        (["data.txt", "more/a.json"], "holds no images, only data.txt, a.json"),
-        ([], "is empty"),
+        (["annotations/a.json", "train2017/0.png", "val2017/0.png"], "annotations"),
+        (["data.txt", "more/a.json"], "data.txt, a.json"),
+        ([], "empty"),
     ],
 )
-def test_other_layouts_are_named(tmp_path: Path, files: list[str], said: str) -> None:
+def test_other_layouts_are_named(tmp_path: Path, files: list[str], named: str) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(picture(1)) if name.endswith(".png") else b"")
     message = refusal(tmp_path)
-    assert said in message
+    assert named in message
     assert "folder per class" in message or "folder of images per class" in message
 
 
@@ -300,7 +306,7 @@ def test_an_empty_class_folder_is_refused_in_train_and_left_out_of_test(tmp_path
     assert "no images of 1 of 3 classes in test: dog" in data.notes
     for file in (train / "dog").iterdir():
         file.unlink()
-    assert "class folder dog holds no images" in refusal(train)
+    assert "class folder dog " in refusal(train)
 
 
 def test_spellings_of_a_class(tmp_path: Path) -> None:
@@ -313,7 +319,9 @@ def test_spellings_of_a_class(tmp_path: Path) -> None:
         seen = {data.classes[label]: labels.tolist().count(label) for label in labels.tolist()}
     assert seen == dict.fromkeys(data.classes, 2)
     write_folder(tmp_path / "a", 1, names=("caf\u00e9",))
-    assert "both class caf\u00e9" in refusal(train)
+    message = refusal(train)
+    assert "class caf\u00e9" in message
+    assert ascii("cafe\u0301") in message
 
 
 def test_images_directly_in_the_folder_are_named(tmp_path: Path) -> None:
