@@ -173,12 +173,12 @@ def test_a_worker_keeps_its_workspace_until_the_teacher_changes(tmp_path: Path) 
 def test_the_teacher_must_fit_data_and_pool(tmp_path: Path) -> None:
     config = configuration(tmp_path)
     check_teacher(config, net(3).eval(), 3)
-    with pytest.raises(UserError, match=r"answers with \[2, 3\] where the data has 4 classes"):
+    with pytest.raises(UserError, match=r"\[2, 3\], but the data has 4 classes"):
         check_teacher(config, net(3).eval(), 4)
     with pytest.raises(UserError, match=r"layer blocks\.0 does not fit: it returns tuple"):
         check_teacher(config, tuple_net(3).eval(), 3)
     wrong = configuration(tmp_path, teacher={"factory": f"{NETWORKS}:net", "layers": ["stages.*"]})
-    with pytest.raises(UserError, match="no module is named like 'stages"):
+    with pytest.raises(UserError, match="no module matches 'stages"):
         check_teacher(wrong, net(3).eval(), 3)
 
 

@@ -1,1 +1,1 @@
-"""Teachers: loading and identity, their layers, and the operations on networks that all stages share."""
+"""Loads and identifies teachers, finds their layers, and does what all stages need to do to networks."""

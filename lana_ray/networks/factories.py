@@ -1,4 +1,4 @@
-"""Imports functions that the configuration names and calls the one that makes the teacher."""
+"""Imports functions that the configuration names, and calls the factory of the teacher."""
 
 from __future__ import annotations
 
@@ -19,50 +19,59 @@ import numpy as np
 import torch
 from torch import nn
 
-from lana_ray.errors import UserError, one_line
+from lana_ray.errors import Code, UserError, one_line
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import closure
 
 _FAILURES = (Exception, SystemExit)
-"""What a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""
+"""Exceptions that a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""
 _FOLDERS = re.compile(r"_folder_[0-9a-f]{16}\.")
-"""The names that ``import_file`` gives to folders."""
+"""Matches the module names that ``import_file`` gives to folders."""
 
 
 def import_object(path: str, key: str) -> Callable[..., Any]:
-    """Imports ``package.module:name`` or ``file.py:name``.
+    """Imports ``package.module:name`` or ``file.py:name`` and returns the function.
 
-    A file is imported once under a module name of its own, so that ``timm.py`` hides no package. It may
-    import its neighbours, ``from .blocks import Block`` or ``from blocks import Block``; in the second form
-    an installed package of that name comes first.
+    A file is imported once, under a unique module name, so that ``timm.py`` hides no package. It may import
+    its neighbours with ``from .blocks import Block`` or ``from blocks import Block``; in the second form an
+    installed package of that name has precedence.
+
+    Args:
+        key: the setting that gives the path, for messages.
 
     Raises:
-        UserError: with ``key`` and the path, if it cannot be imported or is not callable.
+        UserError: it cannot be imported or is not callable.
     """
     module_name, colon, attribute = path.rpartition(":")
     if not (module_name and colon and attribute):
-        raise UserError(f"{key}: {path!r} is not of the form package.module:function")
+        raise UserError(
+            "invalid_setting",
+            f"{key}: {path!r} is not of the form package.module:function or file.py:function",
+        )
     try:
         is_file = module_name.endswith(".py")
         module = import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
     except (ImportError, FileNotFoundError, SyntaxError) as error:
-        raise UserError(f"{key}: {path}: {_FOLDERS.sub('', one_line(error))}") from None
+        code: Code = "missing_file" if isinstance(error, FileNotFoundError) else "invalid_extension"
+        raise UserError(code, f"{key}: {path}: {_FOLDERS.sub('', one_line(error))}") from None
     except _FAILURES as error:
-        raise UserError(f"{key}: {path}: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(
+            "invalid_extension", f"{key}: {path}: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if not hasattr(module, attribute):
-        raise UserError(f"{key}: {path}: {module_name} has no attribute {attribute!r}")
+        raise UserError("unknown_name", f"{key}: {path}: {module_name} has no attribute {attribute!r}")
     value = getattr(module, attribute)
     if not callable(value):
-        raise UserError(f"{key}: {path} is not callable, but {type(value).__name__}")
+        raise UserError("invalid_extension", f"{key}: {path} is {type(value).__name__}, not a function")
     return value
 
 
 def import_file(file: Path) -> ModuleType:
-    """Executes a file as a module of a package that stands for its folder, once as long as it stays the same.
+    """Executes a file as a module of a package that represents its folder; once unless the file changes.
 
     Raises:
-        ImportError: not a Python file.
-        Exception: whatever the file raises.
+        ImportError: it is not a Python file.
+        Exception: any exception that the file raises.
     """
     file = file.resolve()
     if file.suffix != ".py":
@@ -78,7 +87,7 @@ def import_file(file: Path) -> ModuleType:
     parent.__path__ = [str(file.parent)]
     sys.modules[package] = parent
     if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # last: installed packages come first
+        sys.path.append(str(file.parent))  # at the end, so that installed packages have precedence
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -92,7 +101,7 @@ def import_file(file: Path) -> ModuleType:
 
 
 def _forget(files: Sequence[Path], folder: Path) -> None:
-    """Has neighbours that were imported as they were before imported again."""
+    """Makes Python import the files again, which may have changed since they were imported."""
     for file in files:
         name = ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
         if getattr(sys.modules.get(name), "__file__", None) == str(file):
@@ -100,12 +109,10 @@ def _forget(files: Sequence[Path], folder: Path) -> None:
 
 
 def factory_files(factory: str) -> tuple[list[Path], Path]:
-    """The Python files that ``teacher.factory`` is made of, with those of its own that it imports.
+    """Returns the Python file of ``teacher.factory`` with the files that it imports, and their root folder.
 
-    Of an installed package, they are that package's; of a user's own, all that lie in the same folder.
-
-    Returns:
-        The files, none if it is no Python code, and the folder around them.
+    Imports are followed within an installed package, or within the folder of a user's own file or package.
+    There are no files if the factory is not Python code.
     """
     name = factory.rpartition(":")[0]
     if name.endswith(".py"):
@@ -120,37 +127,44 @@ def factory_files(factory: str) -> tuple[list[Path], Path]:
 
 
 def call_factory(factory: str, num_classes: int) -> nn.Module:
-    """The network that ``teacher.factory`` makes.
+    """Returns the network that ``teacher.factory`` builds.
 
-    A factory that takes no arguments at all is called without ``num_classes``.
+    A factory that takes no arguments is called without ``num_classes``.
 
     Raises:
-        UserError: if the factory cannot be imported, takes other arguments, raises, or returns no module.
+        UserError: the factory cannot be imported, takes other arguments, raises, or returns no module.
     """
     function = import_object(factory, "teacher.factory")
     arguments = {} if _takes_nothing(function) else {"num_classes": num_classes}
     try:
         inspect.signature(function).bind(**arguments)
     except ValueError:
-        pass  # a builtin without a signature: the call will tell
+        pass  # a builtin may have no signature; the call itself shows whether it takes the argument
     except TypeError as error:
-        raise UserError(f"teacher.factory: {factory} must take num_classes ({one_line(error)})") from None
+        raise UserError(
+            "invalid_extension", f"teacher.factory: {factory} must take num_classes ({one_line(error)})"
+        ) from None
     try:
         network = function(**arguments)
     except _FAILURES as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"teacher.factory: {factory}({_written(arguments)}) raised {reason}") from error
+        raise UserError(
+            "invalid_extension", f"teacher.factory: {factory}({_format(arguments)}) raised {reason}"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"teacher.factory: {factory} returned {type(network).__name__}, not a torch Module")
+        raise UserError(
+            "invalid_extension",
+            f"teacher.factory: {factory} returned {type(network).__name__}, not a torch Module",
+        )
     return network
 
 
-def _written(arguments: dict[str, Any]) -> str:
+def _format(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments and has no place for ``num_classes``."""
+    """Returns whether a function can be called without arguments and does not take ``num_classes``."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:
@@ -163,7 +177,7 @@ def _takes_nothing(function: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python from ``seed``; afterwards their generators are as before."""
+    """Seeds the random generators of torch, NumPy and Python; restores their states afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The replaceable layers of a network: found, verified, observed, replaced, and run from the middle on."""
+"""Finds, verifies, observes and replaces the layers of a network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lana_ray.errors import UserError
 from lana_ray.networks.layouts import Layout, Rearranged, find_layouts
 from lana_ray.networks.reach import find_offset
 
-# Block structures of timm's families, tried in this order: EfficientNet and MobileNetV3, ConvNeXt, ResNet
-# and ResNeSt, RegNet, ViT and DeiT.
+# Block structures of timm's families in the order in which they are tried: EfficientNet and MobileNetV3,
+# ConvNeXt, ResNet and ResNeSt, RegNet, ViT and DeiT.
 _BLOCK_PATTERNS = (
     r"blocks\.\d+\.\d+",
     r"stages\.\d+\.blocks\.\d+",
@@ -34,32 +34,34 @@ _BLOCK_PATTERNS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One replaceable block of the teacher and the shapes a candidate for it must keep."""
+    """A replaceable block of the teacher, with the shapes that its candidates must have."""
 
     name: str
     """Module name in the teacher, for example ``blocks.1.0``."""
     input_shape: tuple[int, ...]
-    """Without the batch dimension. Images are [C, H, W] or [H, W, C], tokens [T, D], sequences [C, L]."""
+    """Shape without the batch: images are [C, H, W] or [H, W, C], tokens [T, D], sequences [C, L]."""
     output_shape: tuple[int, ...]
+    """Shape without the batch."""
     residual: bool
-    """The layer adds its input to its output."""
+    """Whether the layer adds its input to its output."""
     layout: Layout = Layout.CHANNELS_FIRST
-    """Which axis of both shapes holds the channels."""
+    """Axis of the channels in both shapes."""
     offset: tuple[float, float] | None = (0.0, 0.0)
-    """The middle of what output pixel (0, 0) of a strided layer reads, in rows and columns of its input.
+    """Centre of the input region that output pixel (0, 0) of a strided layer reads, as (row, column).
 
-    (0, 0) where convolutions pad kernel // 2 on every side, (1, 1) where a stride of 2 pads as TensorFlow
-    does, one pixel more behind than before. None where the layer's stride is not what its sizes suggest.
+    It is (0, 0) if convolutions pad kernel // 2 on every side, and (1, 1) if a stride of 2 pads as TensorFlow
+    does, one pixel more at the end than at the beginning. None if the layer's stride is not the ratio of its
+    sizes.
     """
 
     @property
     def is_image(self) -> bool:
-        """Maps images to images, of a layout that is known."""
+        """Whether the layer maps images to images, with a known layout."""
         return self._has(dimensions=3)
 
     @property
     def is_tokens(self) -> bool:
-        """Maps tokens, or sequences, to as many, of a layout that is known."""
+        """Whether the layer maps tokens or sequences to equally many, with a known layout."""
         return self._has(dimensions=2) and self.input_size == self.output_size
 
     def _has(self, dimensions: int) -> bool:
@@ -76,12 +78,12 @@ class Layer:
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """The input's shape without its channels: (height, width), or (tokens,)."""
+        """Input shape without the channels: (height, width), or (tokens,)."""
         return self.input_shape[:-1] if self._channels else self.input_shape[1:]
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """The output's shape without its channels."""
+        """Output shape without the channels."""
         return self.output_shape[:-1] if self._channels else self.output_shape[1:]
 
     @property
@@ -90,12 +92,12 @@ class Layer:
 
     @property
     def stride(self) -> int:
-        """How much smaller the output image is than the input image."""
+        """Ratio of the input's to the output's height."""
         return max(1, round(self.input_size[0] / self.output_size[0]))
 
     @property
     def usual(self) -> Layer:
-        """The layer as operations see it: with images [C, H, W], or tokens [T, D]."""
+        """The layer with the shapes that operations use: images [C, H, W], or tokens [T, D]."""
         layout = Layout.CHANNELS_FIRST if self.is_image else Layout.CHANNELS_LAST
         if self.layout in (layout, Layout.UNKNOWN):
             return self
@@ -111,43 +113,46 @@ class Layer:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What candidates for the layer depend on, whatever its name and weights."""
+        """Everything that its candidates depend on, except name and weights."""
         return (self.input_shape, self.output_shape, self.residual, self.layout, self.offset)
 
 
 def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | None = None) -> list[Layer]:
-    """Finds the layers of a network in the order they run, and verifies them by a forward pass.
+    """Returns the layers of a network in the order they run, and verifies them with a forward pass.
 
     Args:
-        network: left unchanged.
+        network: remains unchanged.
         example: an input batch, shape [N, ...] with N >= 2.
-        patterns: glob patterns of module names (``*`` stands for anything but a dot); by default the
-            block structures of timm's families are tried.
+        patterns: glob patterns of module names (``*`` matches anything but a dot); defaults to the block
+            structures of timm's families.
 
     Raises:
-        UserError: when nothing matches, or when a module is not called exactly once with exactly one
-            tensor and answers with one tensor; it names the module and the reason.
+        UserError: no module matches, or a module is not called exactly once with one tensor as its only
+            argument, or does not return one tensor.
     """
     names = [name for name, _ in network.named_modules(remove_duplicate=False)]
     if patterns:
         expressions = [_glob(pattern) for pattern in patterns]
         for pattern, expression in zip(patterns, expressions, strict=True):
             if not any(expression.fullmatch(name) for name in names):
-                raise UserError(f"teacher.layers: no module is named like {pattern!r}; {_known(network)}")
+                raise UserError(
+                    "unknown_name", f"teacher.layers: no module matches {pattern!r}; {_list_modules(network)}"
+                )
         chosen = [n for n in names if any(e.fullmatch(n) for e in expressions)]
     else:
         groups = ([n for n in names if re.fullmatch(p, n)] for p in _BLOCK_PATTERNS)
         chosen = next((group for group in groups if group), [])
         if not chosen:
             raise UserError(
-                f"{type(network).__name__} has no block structure that is known; "
-                f"give teacher.layers, glob patterns of module names; {_known(network)}"
+                "unsupported_network",
+                f"{type(network).__name__}: its block structure is unknown; set teacher.layers to glob "
+                f"patterns of module names; {_list_modules(network)}",
             )
     by_module = {network.get_submodule(name): name for name in reversed(chosen)}
     chosen = [name for name in chosen if name in by_module.values()]  # a module may have several names
     for inner, outer in itertools.permutations(chosen, 2):
         if inner.startswith(f"{outer}."):
-            raise misfit(inner, f"it is a part of layer {outer}")
+            raise misfit(inner, f"it is part of layer {outer}")
     return _verify(network, example, chosen)
 
 
@@ -155,20 +160,25 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(r"[^.]+".join(re.escape(part) for part in pattern.split("*")))
 
 
-def _known(network: nn.Module) -> str:
-    """The modules of the top, and as patterns those that stand in a row at any depth."""
+def _list_modules(network: nn.Module) -> str:
+    """Returns the top-level modules, and patterns of the numbered modules at any depth, for messages."""
     names = (re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name, _ in network.named_modules())
     shown = list(dict.fromkeys(n for n in names if n and (n.endswith("*") or "." not in n)))
     return "its modules: " + ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
 
 
 def misfit(name: str, why: str) -> UserError:
-    return UserError(f"layer {name} does not fit: {why}; give teacher.layers without it")
+    """Returns the error to raise for a layer that cannot be replaced."""
+    return UserError(
+        "unsupported_network", f"layer {name} does not fit: {why}; set teacher.layers without it"
+    )
 
 
 def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[Layer]:
+    """Runs the network and returns the named modules as layers; raises UserError for one that cannot be."""
     calls: dict[str, tuple[Tensor, Tensor]] = {}
-    versions: dict[str, int] = {}  # of a layer's input, then of its output: writing in place raises them
+    # Version counters of each layer's input, then of its output: writing in place increases them.
+    versions: dict[str, int] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -182,8 +192,8 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
             if name in calls:
                 raise misfit(name, "it runs more than once in a forward pass")
             if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-                given = [type(a).__name__ for a in args] + sorted(kwargs)
-                raise misfit(name, f"it takes {given}, not one tensor")
+                arguments = [type(a).__name__ for a in args] + sorted(kwargs)
+                raise misfit(name, f"it takes {arguments}, not one tensor")
             if not isinstance(output, Tensor):
                 raise misfit(name, f"it returns {type(output).__name__}, not a tensor")
             if len(args[0]) != len(example) or len(output) != len(example):
@@ -206,7 +216,7 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
             if name not in calls:
                 raise misfit(name, "it does not run in a forward pass")
             if calls[name][1]._version != versions[name]:
-                raise misfit(name, "what follows it changes its output in place")
+                raise misfit(name, "a later module changes its output in place")
         layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
         layers = [
             Layer(
@@ -222,6 +232,7 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
 
 
 def _with_offset(layer: Layer, module: nn.Module) -> Layer:
+    """Returns the layer with its ``offset``."""
     if not layer.is_image or layer.stride == 1:
         return layer
     usual = layer.usual
@@ -230,23 +241,23 @@ def _with_offset(layer: Layer, module: nn.Module) -> Layer:
 
 
 def _is_residual(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    """Whether the input passes the layer when its weights say nothing, as it does along a shortcut.
+    """Returns whether a module returns its input if its weights have no effect, as a shortcut makes it.
 
-    Parameters are set to zero; and, since weight normalisation divides by them and norms without parameters
-    subtract a mean, the answers of whatever has weights or statistics too. The activations that may follow a
-    sum leave large positive numbers as they are.
+    Its parameters are set to zero. If that is not enough, so are the outputs of all parts with weights or
+    statistics, because weight normalisation divides by weights, and norms without parameters subtract a mean.
+    Activations after the sum keep large positive numbers.
     """
     if output.shape != inputs.shape or not inputs.is_floating_point():
         return False
-    trial = copy.deepcopy(module)  # weight normalisation of the old style leaves what it computed
+    trial = copy.deepcopy(module)  # the older weight normalisation stores the weights that it computes
     generator = torch.Generator().manual_seed(0)
-    given = 4 + 2 * torch.rand(inputs[:1].shape, generator=generator).to(inputs)
+    probe = 4 + 2 * torch.rand(inputs[:1].shape, generator=generator).to(inputs)
     zero = inputs.new_zeros(())
     silent = {name: zero.to(p.dtype).expand(p.shape) for name, p in trial.named_parameters()}
 
     def passes() -> bool:
-        answer = functional_call(trial, silent, (given.clone(),))
-        return bool(torch.allclose(answer, given, rtol=0.05))
+        output = functional_call(trial, silent, (probe.clone(),))
+        return bool(torch.allclose(output, probe, rtol=0.05))
 
     if passes():
         return True
@@ -257,7 +268,7 @@ def _is_residual(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
 
 
 def _has_weights(part: nn.Module) -> bool:
-    """Parameters or statistics of its own, and no parts but those that compute its weights."""
+    """Returns whether a module has its own parameters or statistics and no parts except parametrizations."""
     parts = [name for name, _ in part.named_children() if name != "parametrizations"]
     own = bool(part._parameters or part._buffers or is_parametrized(part))
     return own and not parts and not isinstance(part, nn.PReLU)
@@ -265,7 +276,7 @@ def _has_weights(part: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; every module's own mode comes back afterwards."""
+    """Puts the network in evaluation mode; restores every module's mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -280,9 +291,9 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 @contextlib.contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch-norms normalise with the current batch and leave their running statistics alone.
+    """Makes batch-norms use the statistics of the current batch without updating their running statistics.
 
-    LANA evaluates students that are not fine-tuned yet in this way (arXiv 2107.10624, section 3.3).
+    LANA evaluates students before fine-tuning in this way (arXiv 2107.10624, section 3.3).
     """
     norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
     before = [(module, module.training, module.track_running_stats, module.momentum) for module in norms]
@@ -296,14 +307,15 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of ``network`` with the named modules in place of its own; the network stays as it is."""
-    kept = {id(network.get_submodule(name)): module for name, module in modules.items()}
-    return copy.deepcopy(network, kept)  # the memo puts each module where its original stood
+    """Returns a copy of ``network`` with the named modules replaced; the network remains unchanged."""
+    # deepcopy takes the copies of these modules from its memo.
+    memo = {id(network.get_submodule(name)): module for name, module in modules.items()}
+    return copy.deepcopy(network, memo)
 
 
 @torch.no_grad()
 def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """A pass of the network as far as its last named layer, giving each one's (input, output)."""
+    """Runs the network up to the last of the named layers; returns the (input, output) of each."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str) -> Callable[..., None]:
@@ -322,4 +334,4 @@ def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
 
 
 class _AllSeen(Exception):
-    """Ends a pass whose rest nobody asked for."""
+    """Ends a forward pass after the last observed layer."""

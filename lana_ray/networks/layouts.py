@@ -1,4 +1,4 @@
-"""Which axis of an activation holds the channels: found by trying, and changed around a module."""
+"""Finds by trial which axis of an activation holds the channels, and runs modules in the other layout."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch import Tensor, nn
 
 
 class Layout(StrEnum):
-    """Which axis of an activation holds its channels."""
+    """The axis of an activation that holds its channels."""
 
     CHANNELS_FIRST = "channels first"
     """Images [C, H, W], sequences [C, L]."""
     CHANNELS_LAST = "channels last"
     """Images [H, W, C], tokens [T, D]."""
     UNKNOWN = "unknown"
-    """The network does not tell."""
+    """The axis cannot be determined."""
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """A view of [N, ..., C] as [N, C, ...]."""
+    """Returns a view of [N, ..., C] as [N, C, ...]."""
     return x.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """A view of [N, C, ...] as [N, ..., C]."""
+    """Returns a view of [N, C, ...] as [N, ..., C]."""
     return x.permute(0, *range(2, x.dim()), 1)
 
 
 class Rearranged(nn.Module):
-    """A module of one layout in the place of one of the other.
+    """Runs a module of one layout on activations of the other layout.
 
     Args:
         inner: the module.
-        outer: the layout of what this one reads and answers; ``inner`` has the other.
+        outer: layout of the inputs and outputs here; ``inner`` has the other layout.
     """
 
     def __init__(self, inner: nn.Module, outer: Layout) -> None:
@@ -47,32 +47,32 @@ class Rearranged(nn.Module):
         self._last = outer is Layout.CHANNELS_LAST
 
     def to_inner(self, x: Tensor) -> Tensor:
-        """A view of what this one reads or answers, as ``inner`` does."""
+        """Returns a view of an input or output in the layout of ``inner``."""
         return channels_first(x) if self._last else channels_last(x)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(self.to_inner(x))
-        # What follows may view the answer, as Swin's windows do.
+        # Later modules may call view on the output, as Swin's windows do.
         return (channels_last(y) if self._last else channels_first(y)).contiguous()
 
 
 Shapes = tuple[torch.Size, torch.Size]
-"""Shapes of what a layer reads and answers, the batch included."""
+"""Shapes of a layer's input and output, with the batch."""
 
 
 def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Layout]:
-    """The layout of every layer.
+    """Returns the layout of each layer by its name.
 
-    The network is run on images of twice the size, on torch's ``meta`` device: the axis that does not grow
-    is that of the channels. Where it takes one size only, the parts of a layer that have weights decide: the
-    axis that a part cannot take at another size is that of the channels. Norms and convolutions that read
-    the layer's own input come before all others, since linear layers may mix tokens, as an MLP-Mixer's do.
-    Last the layer as a whole is tried so.
+    The network runs on images of twice the size, on torch's ``meta`` device: the axis that does not grow
+    holds the channels. If the network takes one size only, the parts of a layer that have weights decide:
+    the axis whose size a part cannot change holds the channels. Norms and convolutions that read the layer's
+    own input have precedence, since linear layers may mix tokens, as in an MLP-Mixer. If the parts do not
+    decide, the same test is applied to the entire layer.
 
     Args:
-        network: in evaluation mode, left unchanged.
+        network: a network in evaluation mode; remains unchanged.
         example: an input batch of the network.
-        inputs: what each layer reads, shape [N, ...], by its name.
+        inputs: input of each layer, shape [N, ...], by its name.
     """
     grown = _grown(network, example, [*inputs])
     return {
@@ -84,7 +84,10 @@ def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tenso
 
 
 def _by_growth(before: Shapes, after: Shapes) -> Layout | None:
-    """The layout of what a layer reads and answers, from both shapes on two sizes of images."""
+    """Returns the layout of a layer's input and output from their shapes for two image sizes.
+
+    UNKNOWN if the two differ, None if the shapes do not determine it.
+    """
     layouts = {_fixed(*pair) for pair in zip(before, after, strict=True)}
     if layouts == {None}:
         return None
@@ -92,9 +95,10 @@ def _by_growth(before: Shapes, after: Shapes) -> Layout | None:
 
 
 def _by_parts(module: nn.Module, inputs: Tensor) -> Layout | None:
+    """Returns the layout that the parts of a layer agree on, else that of the entire layer, else None."""
     votes = list(_votes(module, inputs))
-    for of_some in ([vote for vote in votes if vote.trusted], votes):
-        layouts = {vote.layout for vote in of_some}
+    for ballot in ([vote for vote in votes if vote.trusted], votes):
+        layouts = {vote.layout for vote in ballot}
         if len(layouts) == 1:
             return layouts.pop()
     return _at(_rigid_axis(module, inputs.shape), inputs.dim())
@@ -103,17 +107,17 @@ def _by_parts(module: nn.Module, inputs: Tensor) -> Layout | None:
 class _Vote(NamedTuple):
     layout: Layout
     trusted: bool
-    """From a norm or a convolution that reads the layer's own input."""
+    """Whether the part is a norm or a convolution that reads the layer's own input."""
 
 
 def _fixed(before: torch.Size, after: torch.Size) -> Layout | None:
-    """The layout by the one axis that has not grown; None where there is no such axis."""
+    """Returns the layout whose channel axis is the only one that did not grow; None if there is none."""
     same = [axis for axis in range(1, len(before)) if before[axis] == after[axis]]
     return _at(same[0], len(before)) if len(same) == 1 else None
 
 
 def _at(axis: int | None, dimensions: int) -> Layout | None:
-    """The layout with channels at an axis of [N, ...]."""
+    """Returns the layout that has its channels at an axis of [N, ...]."""
     if axis == 1:
         return Layout.CHANNELS_FIRST
     return Layout.CHANNELS_LAST if axis == dimensions - 1 else None
@@ -121,7 +125,7 @@ def _at(axis: int | None, dimensions: int) -> Layout | None:
 
 @torch.no_grad()
 def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
-    """What each part with weights of its own says of the layer's input, shape [1, ...]."""
+    """Yields the layout of the layer's input, shape [1, ...], that each part with its own weights implies."""
     calls: list[tuple[nn.Module, torch.Size, bool]] = []
 
     def note(part: nn.Module, args: tuple[Any, ...]) -> None:
@@ -149,7 +153,7 @@ def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
 
 
 def _rigid_axis(module: nn.Module, shape: torch.Size) -> int | None:
-    """The one axis of its input that a module cannot take at twice the size."""
+    """Returns the only axis of its input whose size a module cannot double; None if there is none."""
     trial = on_meta(module)
     if not _runs(trial, shape):
         return None
@@ -164,14 +168,14 @@ def _rigid_axis(module: nn.Module, shape: torch.Size) -> int | None:
 def _runs(trial: nn.Module, shape: Sequence[int]) -> bool:
     try:
         trial(torch.empty(*shape, device="meta"))
-    except Exception:  # of the network's own code
+    except Exception:  # the network's code may raise anything
         return False
     return True
 
 
 @torch.no_grad()
 def _grown(network: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, tuple[Shapes, Shapes]]:
-    """Shapes of layers on the example, and on images of twice its size; those that can be found."""
+    """Returns the shapes of layers for the example and for images of twice its size, if they run on both."""
     seen: list[dict[str, Shapes]] = []
     trial = on_meta(network)
 
@@ -183,14 +187,14 @@ def _grown(network: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
     for factor in (1, 2):
         seen.append({})
         shape = [1, example.shape[1], *(factor * size for size in example.shape[2:])]
-        with suppress(Exception):  # of the network's own code: its head, for one, may take one size only
+        with suppress(Exception):  # the network's head, for example, may take one size only
             trial(torch.empty(*shape, device="meta"))
     before, after = seen
     return {name: (before[name], after[name]) for name in before.keys() & after.keys()}
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A copy that has shapes and no numbers."""
+    """Returns a copy of a module on torch's ``meta`` device, which has shapes but no values."""
     tensors: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()
     }

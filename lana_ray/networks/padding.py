@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from lana_ray.networks.layers import evaluating, replace
 
 Sides = tuple[int, int]
-"""Pixels added before the first and behind the last; where negative, left out."""
+"""Pixels added before the first and after the last one; negative numbers remove pixels."""
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution with padding of its own for every side; exported, it is ONNX's convolution alone.
+    """A convolution with different padding on each side, which is exported as a single ONNX convolution.
 
     Args:
-        rows: added above and below.
-        columns: added left and right; what is left out can only be the first rows and columns.
-        options: as ``nn.Conv2d``.
+        rows: rows added above and below.
+        columns: columns added left and right. Only the first rows and columns can be removed.
+        options: arguments of ``nn.Conv2d``.
     """
 
     def __init__(self, *args: Any, rows: Sides, columns: Sides, **options: Any) -> None:
@@ -34,14 +34,14 @@ class PaddedConv2d(nn.Conv2d):
         return f"{usual}, rows={self.rows}, columns={self.columns}"
 
     def surrounded(self, x: Tensor) -> Tensor:
-        """The images with all that the convolution reads around them, and without what it does not."""
+        """Returns the padded images [N, C, H, W], without the rows and columns that are removed."""
         (top, bottom), (left, right) = self.rows, self.columns
         return F.pad(self._cut(x), (max(0, left), right, max(0, top), bottom))
 
     def forward(self, x: Tensor) -> Tensor:
         (top, bottom), (left, right) = self.rows, self.columns
         if self.kernel_size == (1, 1) and min(top, left) < 0 and max(top, bottom, left, right) <= 0:
-            # Only the pixels that are read: runtimes copy what is cut out of an image.
+            # Slicing with the stride makes runtimes copy only the pixels that are read.
             rows, columns = self.stride
             return F.conv2d(x[:, :, -top::rows, -left::columns], self.weight, self.bias, groups=self.groups)
         if not torch.onnx.is_in_onnx_export():
@@ -59,7 +59,7 @@ class PaddedConv2d(nn.Conv2d):
 
 
 class _OnnxConvolution(torch.autograd.Function):
-    """torch's convolutions pad both sides alike: traced, the padding would be an operator of its own."""
+    """Exports uneven padding as part of ONNX's convolution; tracing would make it a separate operator."""
 
     @staticmethod
     def forward(_: Any, options: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -84,12 +84,12 @@ class _OnnxConvolution(torch.autograd.Function):
 
 @torch.no_grad()
 def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
-    """A copy in which timm's ``Conv2dSame`` pads by numbers; the network itself where it has none.
+    """Returns a copy in which each ``Conv2dSame`` of timm has constant padding; the network if it has none.
 
-    timm computes the padding from the image's size in every call, and so would an exported program.
+    timm computes the padding from the image size in every call, and so would an exported program.
 
     Args:
-        example: an input, shape [N, ...]; the copy takes images of its size only.
+        example: an input, shape [N, ...]; the copy takes images of this size only.
     """
     sizes: dict[str, set[Sequence[int]]] = {}
     hooks = [
@@ -110,15 +110,15 @@ def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
     return replace(
         network,
         {
-            name: _fixed(network.get_submodule(name), *of_part)
-            for name, of_part in sizes.items()
-            if len(of_part) == 1
+            name: _with_constant_padding(network.get_submodule(name), *part_sizes)
+            for name, part_sizes in sizes.items()
+            if len(part_sizes) == 1
         },
     )
 
 
-def _fixed(conv: Any, size: Sequence[int]) -> PaddedConv2d:
-    from timm.layers.padding import get_same_padding  # takes seconds, and is needed for timm's networks alone
+def _with_constant_padding(conv: Any, size: Sequence[int]) -> PaddedConv2d:
+    from timm.layers.padding import get_same_padding  # takes seconds, and only timm's networks need it
 
     sides = []
     for axis, side in enumerate(size):

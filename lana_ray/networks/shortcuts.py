@@ -1,4 +1,4 @@
-"""Whether what follows a layer reads anything computed before it, other than through the layer."""
+"""Checks that the modules after a layer depend on earlier ones only through the layer's output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer, evaluating
 
 _IMAGES = -1
-"""Where the network's images come from, as if a layer before the first had made them."""
+"""Position of the network's images, as if they were the output of a layer before the first one."""
 
 
 class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows through every operator which layers' answers a tensor was computed from.
+    """Tracks through every operator which layers' outputs a tensor was computed from.
 
-    A tensor is known by its memory, so that views of it and what is written into it count.
+    A tensor is identified by its memory, so that its views and writes into it are tracked too.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._of: defaultdict[StorageWeakRef, set[int]] = defaultdict(set)
 
     def of(self, values: Any) -> set[int]:
-        """The layers that any of the tensors in ``values`` depends on."""
+        """Returns the positions of the layers that any tensor in ``values`` depends on."""
         origins: set[int] = set()
         for value in tree_leaves(values):
             if isinstance(value, Tensor):
@@ -39,6 +39,7 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return origins
 
     def set(self, value: Tensor, layer: int) -> None:
+        """Records that a tensor is the output of a layer."""
         self._of[_memory(value)] = {layer}
 
     def __torch_dispatch__(
@@ -53,22 +54,22 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _memory(value: Tensor) -> StorageWeakRef:
-    """A key that is not taken again as long as it is held, though the memory may be freed."""
+    """Returns a key of a tensor's memory that is not reused while it exists, even if the memory is freed."""
     return StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
 def check_shortcuts(network: nn.Module, layers: Sequence[Layer], images: Tensor) -> None:
-    """One forward pass that checks every layer: each may read the answer of the one before it alone.
+    """Checks with one forward pass that every layer depends only on the output of the layer before it.
 
-    Scoring a candidate recomputes only what follows its layer, from the layer's output.
+    This must hold because scoring a candidate recomputes only the modules after its layer, from its output.
 
     Args:
-        layers: in the order they run.
-        images: shape [N, C, H, W].
+        layers: layers in the order they run.
+        images: images, shape [N, C, H, W].
 
     Raises:
-        UserError: naming the first layer that something goes around, and where that something comes from.
+        UserError: a shortcut bypasses a layer; the message names the layer and the shortcut's source.
     """
     origins = _Origins()
 
@@ -79,16 +80,17 @@ def check_shortcuts(network: nn.Module, layers: Sequence[Layer], images: Tensor)
             first = min(earlier)
             source = "the images" if first == _IMAGES else f"the output of {layers[first].name}"
             raise UserError(
-                f"layer {layers[first + 1].name} does not fit: what follows it also reads {source}; "
-                "give teacher.layers that nothing goes around, the block that contains both for instance"
+                "unsupported_network",
+                f"layer {layers[first + 1].name} does not fit: later modules also read {source}; set "
+                "teacher.layers to modules that no shortcut bypasses, e.g. the block that contains both",
             )
 
     def mark(position: int) -> Callable[..., Tensor]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             check((args, output), position - 1)
-            own = output.clone()  # the layer may answer with its input itself
-            origins.set(own, position)
-            return own
+            copied = output.clone()  # the layer may return its input itself
+            origins.set(copied, position)
+            return copied
 
         return hook
 
@@ -98,6 +100,6 @@ def check_shortcuts(network: nn.Module, layers: Sequence[Layer], images: Tensor)
             stack.callback(module.register_forward_hook(mark(position)).remove)
         stack.enter_context(evaluating(network))
         stack.enter_context(origins)
-        given = images.clone()
-        origins.set(given, _IMAGES)
-        check(network(given), len(layers) - 1)
+        tracked = images.clone()
+        origins.set(tracked, _IMAGES)
+        check(network(tracked), len(layers) - 1)

@@ -1,1 +1,1 @@
-"""What is refused before anything is measured or trained."""
+"""Refuses settings and teachers that cannot work before anything is measured or trained."""

@@ -1,4 +1,4 @@
-"""What cannot come out whatever is measured: told from the configuration and the networks' structure."""
+"""Refuses settings that no measurement could satisfy, given the structure of the networks."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from lana_ray.selection.few import fewest_operations
 from lana_ray.spaces.layerwise import LayerwiseSpace
 
 _CHEAP = 100
-"""So many structures are counted in a few seconds; more are counted once sampling has left some out."""
+"""Most structures that are counted here, in a few seconds; more are counted after sampling drops some."""
 
 
 def check_pool(config: Config) -> None:
-    """Raises UserError for a name in ``pool.ops`` that is no operation."""
+    """Raises UserError for a name in ``pool.ops`` that is not an operation."""
     register_files(config.pool.modules)
     for place, name in enumerate(config.pool.ops or ()):
         try:
             parse_op(name)
         except UserError as error:
-            raise UserError(f"pool.ops[{place}]: {error}") from None
+            raise UserError(error.code, f"pool.ops[{place}]: {error}") from None
 
 
 def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
-    """Raises UserError for a batch that was asked for and is larger than the training images.
+    """Raises UserError for a batch size that exceeds the number of training images.
 
-    A default is no wish: it becomes as small as the data.
+    Default batch sizes are not checked, since they are reduced to the size of the data.
+
+    Args:
+        sizes: number of images per split.
     """
     train = sizes["train"]
     trainings = (
@@ -49,23 +52,25 @@ def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
         size = settings.batch_size
         if "batch_size" in settings.model_fields_set and size > train:
             raise UserError(
-                f"{key}.batch_size: {size} is more than the {train} images to train with; set at most {train}"
+                "invalid_setting",
+                f"{key}.batch_size: {size} is more than the {train} training images; set at most {train}",
             )
 
 
 def check_space(config: Config, space: LayerwiseSpace) -> None:
-    """Raises UserError where the candidates and the settings of ``select`` can keep no budget.
+    """Raises UserError if the candidates and the settings of ``select`` cannot keep any budget.
 
     Args:
-        space: of the teacher's structure, whatever its weights.
+        space: a space of the teacher's structure, with any weights.
     """
     allowed, most = allowed_choices(config, space), config.select.max_ops
     if most is not None:
         names = [[space.ops[i][j].name for j in choices] for i, choices in enumerate(allowed)]
         if (needed := fewest_operations(names, free=[TEACHER])) > most:
             raise UserError(
-                f"select.max_ops: {most} is too few: select.force and select.forbid leave layers without the "
-                f"teacher's own operation, which need {needed} others; raise it to {needed}"
+                "invalid_setting",
+                f"select.max_ops: {most} is too few: select.force and select.forbid exclude the teacher's "
+                f"operation from layers that need {needed} others; raise it to {needed}",
             )
     if most == 0 or all(choices == (0,) for choices in allowed):
         _check_teacher_alone(config)
@@ -76,34 +81,35 @@ def check_space(config: Config, space: LayerwiseSpace) -> None:
 
 
 def allowed_choices(config: Config, space: LayerwiseSpace) -> Choices:
-    """The candidates that ``select.force`` and ``select.forbid`` leave."""
-    left = constrained(
+    """Returns the candidates of each layer that ``select.force`` and ``select.forbid`` allow."""
+    scores = constrained(
         [np.zeros(len(ops)) for ops in space.ops],
         [layer.name for layer in space.layers],
         [[op.name for op in ops] for ops in space.ops],
         force=config.select.force,
         forbid=config.select.forbid,
     )
-    return tuple(tuple(np.flatnonzero(np.isfinite(of_layer)).tolist()) for of_layer in left)
+    return tuple(tuple(np.flatnonzero(np.isfinite(row)).tolist()) for row in scores)
 
 
 def _check_teacher_alone(config: Config) -> None:
-    """The one student that is left, the teacher itself, keeps no budget that is less than its own latency."""
+    """Raises UserError if the teacher is the only student and all budgets are less than its own latency."""
     budgets, free = config.budgets.latency_ms, 1 - config.select.margin
     if all(budget.relative and budget.value * free < 1 for budget in budgets):
         raise UserError(
-            "pool.ops, select.force, select.forbid and select.max_ops leave the teacher alone to choose, "
-            f"which keeps none of budgets.latency_ms: {', '.join(map(str, budgets))}; allow other operations"
+            "infeasible",
+            "pool.ops, select.force, select.forbid and select.max_ops only allow the teacher, which keeps "
+            f"none of budgets.latency_ms: {', '.join(map(str, budgets))}; allow other operations",
         )
 
 
 def _check_counted(
     config: Config, space: LayerwiseSpace, allowed: Choices, name: str, budget: CountBudget
 ) -> None:
-    """Refuses a budget below the smallest student, as far as that is known without counting for long."""
+    """Raises UserError for a budget below the smallest student; checks nothing if counting takes long."""
     smallest = list(_smallest_places(space, allowed))
-    places = {(i, 0) for i in range(len(space.layers))}.union(*smallest)
-    structures = {space.structure(i, j): (i, j) for i, j in places}
+    all_places = {(i, 0) for i in range(len(space.layers))}.union(*smallest)
+    structures = {space.structure(i, j): (i, j) for i, j in all_places}
     if len(structures) > _CHEAP or (name == macs.METER.name and _fuses(space.network)):
         return
     counts = {}
@@ -111,24 +117,24 @@ def _check_counted(
         counts[key] = _count(config, space.candidate(i, j).eval(), space, i, name)
     teacher = _count(config, space.network, space, None, name)
     layers = sum(counts[space.structure(i, 0)] for i in range(len(space.layers)))
-    least = sum(min(counts[space.structure(i, j)] for i, j in of_layer) for of_layer in smallest if of_layer)
+    least = sum(min(counts[space.structure(i, j)] for i, j in places) for places in smallest if places)
     check_smallest(name, budget.limit(teacher), teacher - layers + least, teacher)
 
 
 def _smallest_places(space: LayerwiseSpace, allowed: Choices) -> Iterator[set[tuple[int, int]]]:
-    """Per layer the candidates that may be the smallest; none where the layer can be left out."""
+    """Yields each layer's candidates that may be the smallest; none if the layer can be removed."""
     for i, choices in enumerate(allowed):
         free = any(space.ops[i][j].family == "identity" for j in choices)
         yield set() if free else {(i, j) for j in choices}
 
 
 def _fuses(network: nn.Module) -> bool:
-    """Whether eager mode hides multiplications from the count that ``macs.count`` makes without an export."""
+    """Returns whether eager mode hides multiplications from ``macs.count``, which does not export."""
     return any(isinstance(module, nn.MultiheadAttention) for module in network.modules())
 
 
 def _count(config: Config, module: nn.Module, space: LayerwiseSpace, layer: int | None, name: str) -> float:
-    """What is counted of a layer's candidate, or of the network."""
+    """Returns the cost ``name`` of a layer's candidate, or of the network if ``layer`` is None."""
     size, target = config.data.image_size, config.targets[0]
     shape = (3, size, size) if layer is None else space.layers[layer].input_shape
     if name == macs.METER.name:
@@ -137,9 +143,17 @@ def _count(config: Config, module: nn.Module, space: LayerwiseSpace, layer: int 
 
 
 def check_smallest(name: str, limit: float, least: float, teacher: float) -> None:
-    """Raises UserError for a budget below the smallest student, all three counted alike."""
+    """Raises UserError for a budget below the smallest student.
+
+    Args:
+        name: the counted cost.
+        limit: the budget.
+        least: the cost of the smallest student.
+        teacher: the cost of the teacher.
+    """
     if least > limit:
         raise UserError(
+            "infeasible",
             f"budgets.{name}: {limit:.6g} cannot be met: the smallest student has {least:.6g} (the "
-            f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool"
+            f"teacher {teacher:.6g}); raise the budget or add smaller operations to the pool",
         )

@@ -1,4 +1,4 @@
-"""What is tried of a teacher before anything is measured or trained: all that a later stage would fail on."""
+"""Tries a teacher before anything is measured or trained, so that no later stage fails on it."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.workspace import find_space, reached_parameters
 
 _SMALL = 128
-"""Pixels: larger images are made so small where the network allows it and their size does not matter."""
+"""Image size, pixels, to which larger images are reduced for checks that do not depend on it."""
 
-_TRIES = 3  # of a step in training mode: networks with layer drop leave other parts out each time
+_TRIES = 3
+"""Steps in training mode that are tried, since networks with layer drop skip other parts each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """A teacher that every stage can work with."""
+class TeacherCheck:
+    """The result of checking a teacher that every stage can use."""
 
     space: LayerwiseSpace
     notes: tuple[str, ...]
-    """What is odd about it and does no harm, for people."""
+    """Lines for the user on what is unusual about it but harmless."""
 
 
 def check_teacher(
     config: Config, network: nn.Module, num_classes: int, images: Tensor | None = None
-) -> Checked:
-    """Tries a prepared network in a few passes: what it answers, its layers, training and export.
+) -> TeacherCheck:
+    """Checks the outputs, layers, training and export of a prepared network with a few passes.
 
     Args:
-        network: in evaluation mode, left unchanged.
-        images: two of the data's, shape [2, 3, size, size], normalised; by default random ones.
+        network: a network in evaluation mode; remains unchanged.
+        images: two images of the data, shape [2, 3, size, size], normalised; defaults to random ones.
 
     Raises:
-        UserError: in one line, the tensor, layer or parameter that does not fit, and why.
+        UserError: a check fails; the message names the tensor, layer or parameter, and the reason.
     """
     size = config.data.image_size
     images = (example_images(size) if images is None else images).contiguous()
@@ -61,20 +62,20 @@ def check_teacher(
     check_shortcuts(network, space.layers, small)
     notes = tuple(_check_training(network, small, num_classes))
     _check_export(config, network, images, answers)
-    return Checked(space=space, notes=notes)
+    return TeacherCheck(space=space, notes=notes)
 
 
 def first_images(data: ImageData) -> Tensor | None:
-    """Two images of the data, None if they do not decode."""
+    """Returns two images of the data, shape [2, 3, size, size]; None if they do not decode."""
     images, _ = next(data.batches("train", batch_size=2, max_images=2), (torch.zeros(0), None))
     return images if len(images) == 2 else None
 
 
 def check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    """The network's answers to a batch [N, 3, H, W].
+    """Returns the network's logits for a batch [N, 3, H, W].
 
     Raises:
-        UserError: unless they are a tensor [N, num_classes].
+        UserError: its output is not a tensor [N, num_classes] of floating-point numbers.
     """
     answers = run(network, images)
     _check_shape(answers, len(images), num_classes, "")
@@ -83,82 +84,92 @@ def check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Tenso
 
 
 def _check_shape(answers: Any, count: int, num_classes: int, mode: str) -> None:
+    """Raises UserError unless ``answers`` are logits [count, num_classes]; ``mode`` is for the message."""
     if not isinstance(answers, Tensor):
         keys = f" with {', '.join(map(str, answers))}" if isinstance(answers, dict) else ""
         raise UserError(
-            f"teacher: answers{mode} with {type(answers).__name__}{keys}; let its forward return the logits "
-            f"alone, a tensor [images, {num_classes}]"
+            "unsupported_network",
+            f"teacher: returns {type(answers).__name__}{keys}{mode}; make its forward return only the "
+            f"logits, a tensor [images, {num_classes}]",
         )
     if list(answers.shape) != [count, num_classes]:
         raise UserError(
-            f"teacher: answers{mode} with {list(answers.shape)} where the data has {num_classes} classes; "
-            f"{[count, num_classes]} is expected"
+            "unsupported_network",
+            f"teacher: returns a tensor {list(answers.shape)}{mode}, but the data has {num_classes} classes; "
+            f"make its forward return {[count, num_classes]}",
         )
     if not answers.is_floating_point():
-        raise UserError(f"teacher: answers{mode} with {answers.dtype}; let its forward return the logits")
+        raise UserError(
+            "unsupported_network",
+            f"teacher: returns {answers.dtype}{mode}; make its forward return the logits",
+        )
 
 
 def _check_tensors(network: nn.Module) -> None:
+    """Raises UserError for a parameter or buffer with NaN, or a parameter with infinity."""
     parameters = {name for name, _ in network.named_parameters()}
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() or tensor.is_complex():
-            # infinity may stand in a buffer, as masks of attention have it
-            sound = tensor.isfinite() if name in parameters else ~tensor.isnan()
-            if not sound.all():
-                count = int((~sound).sum())
+            # Buffers may contain infinity, as the masks of attention do.
+            valid = tensor.isfinite() if name in parameters else ~tensor.isnan()
+            if not valid.all():
+                count = int((~valid).sum())
                 raise UserError(
+                    "unsupported_network",
                     f"teacher: its tensor {name} has {count} values that are NaN or infinite; "
-                    "give the weights of a training that did not diverge"
+                    "use the weights of a training that did not diverge",
                 )
 
 
 def _check_finite(network: nn.Module, images: Tensor, answers: Tensor) -> None:
-    """Names the first module that makes numbers which are none of numbers which are."""
+    """Raises UserError for NaN or infinity in the answers; it names the first module that returns them."""
     if answers.isfinite().all():
         return
-    blamed: list[str] = []
+    not_finite: list[str] = []
 
-    def look(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor) and not output.isfinite().all():
-                blamed.append(name)
+                not_finite.append(name)
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(record(name)) for name, module in network.named_modules() if name]
     run(network, images)
     for handle in handles:
         handle.remove()
-    where = f"; the first module that does is {blamed[0]}" if blamed else ""
+    where = f", first in module {not_finite[0]}" if not_finite else ""
     raise UserError(
-        f"teacher: answers with NaN or infinity{where}; check its weights, data.mean and data.std"
+        "unsupported_network",
+        f"teacher: returns NaN or infinity{where}; check its weights, data.mean and data.std",
     )
 
 
 def _small(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    """The images at a size that passes of a large network take little time at, if it runs on such."""
+    """Returns the images, reduced to ``_SMALL`` pixels if the network takes that size, to save time."""
     if images.shape[-1] <= _SMALL:
         return images
     small = nn.functional.interpolate(images, size=(_SMALL, _SMALL), mode="bilinear", antialias=True)
     try:
         with torch.no_grad():
             answers = network(small)
-    except Exception:  # of a network that is made for one size
+    except Exception:  # the network may take one size only
         return images
     fits = isinstance(answers, Tensor) and list(answers.shape) == [len(images), num_classes]
     return small if fits else images
 
 
 def _check_independence(network: nn.Module, images: Tensor, answers: Tensor) -> None:
-    """Each image alone must get the answer that it gets in a batch, whatever the layout in memory."""
+    """Raises UserError if an image's answer depends on its batch or on the layout in memory."""
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     alone = torch.cat([run(plain, images[i : i + 1]) for i in range(len(images))])
     if _agree(alone, answers):
         return
     if not _agree(run(plain, images), answers):
         raise UserError(
-            "teacher: answers otherwise where its weights lie in memory channels-last; "
-            "its forward must not depend on strides"
+            "unsupported_network",
+            "teacher: its answers change with the memory layout channels-last; "
+            "make its forward independent of strides",
         )
     norms = [
         name
@@ -166,7 +177,11 @@ def _check_independence(network: nn.Module, images: Tensor, answers: Tensor) -> 
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats
     ]
     cause = f"; its norm {norms[0]} has no running statistics" if norms else ""
-    raise UserError(f"teacher: what it answers to an image depends on the others in its batch{cause}")
+    raise UserError(
+        "unsupported_network",
+        f"teacher: its answer to an image depends on the other images in the batch{cause}; "
+        "make its forward treat each image alone",
+    )
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
@@ -174,15 +189,16 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Iterator[str]:
-    """Steps in training mode; yields what is odd about them and does no harm."""
+    """Tries steps in training mode; yields a line on everything unusual about them but harmless."""
     trainable = reached_parameters(network, images)
     if not trainable:
         raise UserError(
-            "teacher: no gradient reaches its parameters; its forward must not run under no_grad or detach"
+            "unsupported_network",
+            "teacher: no gradient reaches its parameters; remove no_grad and detach from its forward",
         )
     unused = [name for name, _ in network.named_parameters() if name not in trainable]
     if unused:
-        yield f"its answers do not depend on {list_parameters(unused)}, which training leaves alone"
+        yield f"its answers do not depend on {list_parameters(unused)}, which training does not change"
     silent = trainable
     for seed in range(_TRIES):
         missed = _without_gradient(network, images, num_classes, trainable, seed)
@@ -192,52 +208,62 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
     names = [name for name, _ in network.named_parameters() if name in silent]
     if names:
         raise UserError(
-            f"teacher: no gradient reaches {list_parameters(names)} in training mode; let its "
-            "forward use them there too, or make them with requires_grad=False"
+            "unsupported_network",
+            f"teacher: no gradient reaches {list_parameters(names)} in training mode; make its forward use "
+            "them in that mode too, or create them with requires_grad=False",
         )
-    yield "in training mode its forward leaves parts out at random"
+    yield "in training mode its forward skips parts at random"
 
 
 def _without_gradient(
     network: nn.Module, images: Tensor, num_classes: int, trainable: Collection[str], seed: int
 ) -> set[str]:
-    """The parameters that a step in training mode, on a copy, gives no gradient."""
+    """Returns the parameters that get no gradient in a step in training mode, on a copy of the network."""
     trial = copy.deepcopy(network).train()
     parameters = {name: p for name, p in trial.named_parameters() if name in trainable}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     try:
         with seeded(seed):
-            given = trial(images)
-            answers = given[0] if isinstance(given, tuple) else given  # auxiliary classifiers follow
+            output = trial(images)
+            # Auxiliary classifiers follow the logits in a tuple.
+            answers = output[0] if isinstance(output, tuple) else output
             _check_shape(answers, len(images), num_classes, " in training mode")
             loss = nn.functional.cross_entropy(answers, torch.arange(len(images)) % num_classes)
             loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
-    except Exception as error:  # of the network's own code
+    except Exception as error:  # the network's code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"teacher: fails in training mode on a batch of {len(images)} ({reason})") from error
+        raise UserError(
+            "unsupported_network",
+            f"teacher: fails in training mode on a batch of {len(images)} ({reason}); fix its forward",
+        ) from error
     wrong = [name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
     if wrong:
-        raise UserError(f"teacher: the gradient of {wrong[0]} is NaN or infinite on the first images")
+        raise UserError(
+            "unsupported_network",
+            f"teacher: the gradient of {wrong[0]} is NaN or infinite on the first images; "
+            "check its weights, data.mean and data.std",
+        )
     return {name for name, p in parameters.items() if p.grad is None}
 
 
 def list_parameters(names: Sequence[str]) -> str:
-    """Names of parameters in a message, two at most."""
+    """Returns the names of parameters for a message, at most two."""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"the parameters {', '.join(names[:2])}{more}" if len(names) > 1 else f"the parameter {names[0]}"
 
 
 def _check_export(config: Config, network: nn.Module, images: Tensor, answers: Tensor) -> None:
-    """Exports the network as registering does, and as ONNX where a runtime of the targets loads that."""
+    """Raises UserError if the network cannot be exported for the registry, or to ONNX for a target."""
     plain = network.to(memory_format=torch.contiguous_format)
     program = to_program(plain, images, dynamic_batch=True)
     if not _agree(run(program, images[:1]), answers[:1]):
         raise UserError(
-            f"{type(network).__name__}: exported by torch.export it answers otherwise; its forward must not "
-            "depend on the values or the number of its images"
+            "unsupported_network",
+            f"{type(network).__name__}: its answers change when torch.export exports it; make its forward "
+            "independent of the values and the number of its images",
         )
     onnx = [target for target in config.targets if RUNTIMES[target.runtime].loads_onnx]
     if onnx:
@@ -245,9 +271,10 @@ def _check_export(config: Config, network: nn.Module, images: Tensor, answers: T
             with evaluating(plain):
                 to_onnx(plain, images[:1], dynamic_batch=False)
         except UserError as error:
-            raise UserError(f"target {onnx[0].name!r}: {error}") from None
-        except Exception as error:  # of the network's own code, which is traced
+            raise UserError(error.code, f"target {onnx[0].name!r}: {error}") from None
+        except Exception as error:  # the traced code of the network may raise anything
             raise UserError(
+                "unsupported_network",
                 f"target {onnx[0].name!r}: {type(network).__name__} cannot be exported to ONNX "
-                f"({type(error).__name__}: {one_line(error)}); use the runtime torch"
+                f"({type(error).__name__}: {one_line(error)}); use the runtime torch",
             ) from error

@@ -1,4 +1,4 @@
-"""Functions that the configuration names: imported under names of their own, and what is said where not."""
+"""Functions that the configuration names are imported under unique names, or refused in one line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lana_ray.errors import UserError
 from lana_ray.networks.factories import call_factory, factory_files, import_object, seeded
 
+from ..errors import refuses
 from ..small_networks import Net
 
 NETWORK = "from torch import nn\n\ndef build(num_classes):\n    return nn.Linear(num_classes, 2)\n"
@@ -77,25 +77,27 @@ def test_the_files_of_a_factory(factory: str, holds: set[str], lacks: set[str]) 
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "named"),
     [
-        ("from .nowhere import x", "No module named 'nowhere'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("import sys\nsys.exit(3)", "SystemExit: 3"),
-        ("def other(): pass", "has no attribute 'build'"),
-        ("def build(classes): pass", "must take num_classes"),
-        ("def build(num_classes, width): pass", "must take num_classes .*width"),
-        ("def build(num_classes): raise KeyError('w')", "raised KeyError: 'w'"),
-        ("def build(num_classes): return [].x", "raised AttributeError: "),
-        ("def build(num_classes):\n    import sys\n    sys.exit('no')", "raised SystemExit: no"),
-        ("def build(num_classes): return None", "returned NoneType, not a torch Module"),
+        ("from .nowhere import x", ("No module named 'nowhere'",)),
+        ("1 / 0", ("ZeroDivisionError: division by zero",)),
+        ("import sys\nsys.exit(3)", ("SystemExit: 3",)),
+        ("def build(classes): pass", ("num_classes",)),
+        ("def build(num_classes, width): pass", ("num_classes", "width")),
+        ("def build(num_classes): raise KeyError('w')", ("num_classes=3", "KeyError: 'w'")),
+        ("def build(num_classes): return [].x", ("num_classes=3", "AttributeError: ")),
+        ("def build(num_classes):\n    import sys\n    sys.exit('no')", ("SystemExit: no",)),
+        ("def build(num_classes): return None", ("NoneType",)),
     ],
 )
-def test_what_goes_wrong_is_told_in_one_line(tmp_path: Path, source: str, says: str) -> None:
-    with pytest.raises(UserError, match=says) as error:
+def test_mistakes_in_a_factory_are_refused(tmp_path: Path, source: str, named: tuple[str, ...]) -> None:
+    with refuses("invalid_extension", f"teacher.factory: {tmp_path}/net.py:build", *named):
         call_factory(written(tmp_path / "net.py", source), 3)
-    assert str(error.value).startswith(f"teacher.factory: {tmp_path}/net.py:build")
-    assert "\n" not in str(error.value)
+
+
+def test_a_factory_that_a_file_lacks_is_named(tmp_path: Path) -> None:
+    with refuses("unknown_name", f"teacher.factory: {tmp_path}/net.py:build", "'build'"):
+        call_factory(written(tmp_path / "net.py", "def other(): pass"), 3)
 
 
 def test_classes_and_catch_all_arguments_are_factories(tmp_path: Path) -> None:

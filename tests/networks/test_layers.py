@@ -1,4 +1,4 @@
-"""Layers of real networks and of awkward ones: found, refused and replaced."""
+"""Layers of real and of awkward networks are found, refused and replaced."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer, batch_statistics, find_layers, observe, replace
 
+from ..errors import refuses
 from ..small_networks import Block, net
 
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
@@ -31,7 +31,7 @@ def assert_unchanged(network: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 class Chain(nn.Module):
-    """Blocks between a stem and a head, called as a subclass says."""
+    """Blocks between a stem and a head; subclasses define how they are called."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -138,13 +138,13 @@ def test_patterns_choose_layers_in_the_order_they_run() -> None:
 
 
 def test_a_pattern_without_a_module_is_named() -> None:
-    with pytest.raises(UserError, match=r"no module is named like 'layer\*'; its modules: stem, blocks, "):
+    with refuses("unknown_name", "teacher.layers", "'layer*'", "stem, blocks, "):
         find_layers(net(5), IMAGES, ["blocks.*", "layer*"])
 
 
 def test_an_unknown_structure_asks_for_patterns() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.LazyLinear(5))
-    with pytest.raises(UserError, match=r"Sequential has no block structure .* give teacher\.layers"):
+    with refuses("unsupported_network", "Sequential", "teacher.layers"):
         find_layers(network, IMAGES)
 
 
@@ -155,12 +155,12 @@ def test_patterns_are_shown_of_modules_in_a_row_at_any_depth() -> None:
 
     stages = nn.Sequential(stage(), stage())
     network = nn.Sequential(OrderedDict(stem1=nn.Identity(), layers=stages, flat=nn.Flatten()))
-    with pytest.raises(UserError, match=r"give teacher\.layers") as refused:
+    with refuses("unsupported_network", "teacher.layers") as error:
         find_layers(network, IMAGES)
-    shown = str(refused.value).split("its modules: ")[1].split(", ")
+    shown = str(error.value).split("its modules: ")[1].split(", ")
     assert shown == ["stem1", "layers", "layers.*", "layers.*.blocks.*", "layers.*.blocks.*.*", "flat"]
-    found = [layer.name for layer in find_layers(network, IMAGES, [shown[3]])]
-    assert found == [f"layers.{i}.blocks.{k}" for i in range(2) for k in range(2)]
+    names = [layer.name for layer in find_layers(network, IMAGES, [shown[3]])]
+    assert names == [f"layers.{i}.blocks.{k}" for i in range(2) for k in range(2)]
 
 
 class _Two(nn.Module):
@@ -216,28 +216,27 @@ class _Never(Chain):
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (_CalledWithTwo(_Two()), "it takes ['Tensor', 'Tensor'], not one tensor"),
-        (_CalledWithKeyword(_Keyword()), "it takes ['Tensor', 'scale'], not one tensor"),
-        (_TakesAPair(_Pair()), "it returns tuple, not a tensor"),
-        (_Unfolds(_Folded()), "its first dimension is not the batch"),
-        (_Twice(nn.Identity()), "it runs more than once in a forward pass"),
-        (_Never(nn.Identity()), "it does not run in a forward pass"),
+        (_CalledWithTwo(_Two()), "['Tensor', 'Tensor']"),
+        (_CalledWithKeyword(_Keyword()), "['Tensor', 'scale']"),
+        (_TakesAPair(_Pair()), "returns tuple"),
+        (_Unfolds(_Folded()), "first dimension"),
+        (_Twice(nn.Identity()), "more than once"),
+        (_Never(nn.Identity()), "does not run"),
     ],
 )
 def test_a_misfit_is_named_with_its_reason(network: nn.Module, reason: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refuses("unsupported_network", "layer blocks.0 ", reason, "teacher.layers"):
         find_layers(network, IMAGES)
-    assert str(error.value) == f"layer blocks.0 does not fit: {reason}; give teacher.layers without it"
     assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_a_layer_inside_another_is_refused() -> None:
-    with pytest.raises(UserError, match=r"layer blocks\.0\.body .*blocks\.0"):
+    with refuses("unsupported_network", "layer blocks.0.body ", "layer blocks.0;", "teacher.layers"):
         find_layers(net(5), IMAGES, ["blocks.*", "blocks.*.body"])
 
 
 class _ActsInPlace(Chain):
-    """What follows a block overwrites what the block answered."""
+    """A network that overwrites the output of a block."""
 
     def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -259,13 +258,13 @@ class _Preactivated(nn.Module):
     "network", [_ActsInPlace(nn.Conv2d(8, 8, 1)), Chain(_Preactivated())], ids=["output", "input"]
 )
 def test_a_layer_changed_in_place_is_refused(network: nn.Module) -> None:
-    """What ``observe`` keeps of it would not be what it read and answered."""
-    with pytest.raises(UserError, match=r"layer blocks\.0 does not fit: .* in place"):
+    """What ``observe`` keeps would not be the layer's input and output."""
+    with refuses("unsupported_network", "layer blocks.0 ", "in place", "teacher.layers"):
         find_layers(network, IMAGES)
 
 
 class _Gated(nn.Module):
-    """What excites and squeezes: no sum with the input."""
+    """Squeeze and excitation, without a sum with the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,7 +276,7 @@ class _Gated(nn.Module):
 
 
 class _Added(nn.Module):
-    """A sum with the input and an activation behind it."""
+    """A sum with the input, followed by an activation."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -306,7 +305,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, 
         (nn.Sequential(nn.BatchNorm2d(8), nn.Sigmoid()), False),
     ],
 )
-def test_a_residual_is_told_by_what_passes_beside_the_weights(block: nn.Module, residual: bool) -> None:
+def test_a_residual_is_found_by_what_bypasses_the_weights(block: nn.Module, residual: bool) -> None:
     network = Chain(block).eval()
     before = state_of(network)
     (layer,) = find_layers(network, IMAGES, ["blocks.*"])
@@ -323,8 +322,8 @@ class _ListedTwice(Chain):
 def test_a_module_with_two_names_is_one_layer() -> None:
     network = _ListedTwice(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
     assert [layer.name for layer in find_layers(network, IMAGES)] == ["blocks.0", "blocks.1"]
-    given = find_layers(network, IMAGES, ["stages.*.*"])
-    assert [layer.name for layer in given] == ["stages.0.0", "stages.0.1"]
+    stages = find_layers(network, IMAGES, ["stages.*.*"])
+    assert [layer.name for layer in stages] == ["stages.0.0", "stages.0.1"]
     both = find_layers(network, IMAGES, ["blocks.*", "stages.*.*"])
     assert len({network.get_submodule(layer.name) for layer in both}) == len(both) == 2
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lana_ray.commands.plan import plan
-from lana_ray.deploy import to_program
-from lana_ray.errors import UserError
+from lana_ray.deploy import to_onnx, to_program
+from lana_ray.errors import Unsupported
 from lana_ray.networks.layers import observe
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
@@ -19,14 +19,15 @@ from lana_ray.stages.teacher import load_checked
 from lana_ray.workspace import Workspace
 
 from .. import odd_networks
-from ..odd_networks import REFUSED, WORKING, Answering, made
+from ..errors import refuses
+from ..odd_networks import REFUSED, WORKING, Answering, Checking, made
 from ..test_workspace import configuration, write_candidate
 
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
 
 def workspace_of(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """Whose teacher is one of the odd networks."""
+    """A workspace whose teacher is one of the odd networks."""
     kind = WORKING.get(name) or REFUSED[name][0]
     monkeypatch.setattr(odd_networks, "factory", made(kind), raising=False)
     targets = [{"name": "a"}, {"name": "b", "runtime": "torch"}]
@@ -38,7 +39,7 @@ def workspace_of(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Wo
 def test_ordinary_networks_are_taken_and_learn(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the stages do with them: checked, written, read, scored, made into students, trained, exported."""
+    """They are checked, written, read, scored, made into students, trained and exported, as in the stages."""
     workspace = workspace_of(tmp_path, name, monkeypatch)
     loaded = load_checked(workspace)
     expected = loaded.network(IMAGES.clone())
@@ -56,8 +57,8 @@ def test_ordinary_networks_are_taken_and_learn(
         _assert_all_learn(student, images)
     program = to_program(student.to(memory_format=torch.contiguous_format), IMAGES, dynamic_batch=True)
     with torch.no_grad():
-        given = student.eval()(images[:3])
-        assert torch.allclose(program(images[:3]), given, atol=1e-4)
+        answers = student.eval()(images[:3])
+        assert torch.allclose(program(images[:3]), answers, atol=1e-4)
 
 
 def _assert_suffixes(workspace: Workspace, images: torch.Tensor, expected: torch.Tensor) -> None:
@@ -98,7 +99,7 @@ def test_what_is_frozen_or_unused_stays_so(
     assert not any(p.requires_grad for p in workspace.teacher.parameters())
 
 
-def test_what_is_odd_and_harmless_is_told(
+def test_what_is_odd_and_harmless_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_checked(workspace_of(tmp_path, "an unused head", monkeypatch))
@@ -116,7 +117,7 @@ def test_a_plan_refuses_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.M
     workspace = workspace_of(tmp_path, "a long shortcut", monkeypatch)
     gone = workspace.config.data.model_copy(update={"folder": str(tmp_path / "gone")})
     for config in (workspace.config, workspace.config.model_copy(update={"data": gone})):
-        with pytest.raises(UserError, match=r"layer blocks\.1 does not fit"):
+        with refuses("unsupported_network", "layer blocks.1 "):
             plan(config)
 
 
@@ -127,7 +128,9 @@ def test_onnx_is_tried_for_targets_that_run_it(tmp_path: Path, monkeypatch: pyte
     targets = [{"name": "t", "runtime": "torch"}]
     load_checked(Workspace(configuration(tmp_path, teacher=teacher, targets=targets)))
     onnx = [*targets, {"name": "o", "runtime": "onnxruntime"}]
-    with pytest.raises(UserError, match=r"target 'o': .*ONNX"):
+    with pytest.raises(Unsupported) as unsupported:
+        to_onnx(Answering(torch.special.i0).eval(), IMAGES[:1], dynamic_batch=False)
+    with refuses(unsupported.value.code, "target 'o'", "ONNX"):
         load_checked(Workspace(configuration(tmp_path, teacher=teacher, targets=onnx)))
 
 
@@ -141,7 +144,14 @@ def test_normalisation_may_be_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_others_are_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = workspace_of(tmp_path, name, monkeypatch)
-    with pytest.raises(UserError, match=REFUSED[name][1]) as error:
+    with refuses("unsupported_network", *REFUSED[name][1]) as error:
         load_checked(workspace)
-    assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+def test_a_network_that_torch_cannot_export_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odd_networks, "factory", made(Checking), raising=False)
+    teacher = {"factory": "tests.odd_networks:factory"}
+    with pytest.raises(Unsupported, match=r"Checking: torch\.export") as error:
+        load_checked(Workspace(configuration(tmp_path, teacher=teacher, targets=[{"name": "a"}])))
+    assert not set("\n\x1b") & set(str(error.value))
