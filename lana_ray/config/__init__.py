@@ -1,4 +1,4 @@
-"""One YAML file says everything: a module for each part of what can be asked for, ``load.py`` reads it."""
+"""Defines the settings of a run, one module per block of the YAML file; ``load.py`` reads the file."""
 
 from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget, LatencyBudget
 from lana_ray.config.config import Config

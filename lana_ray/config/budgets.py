@@ -1,4 +1,4 @@
-"""Upper bounds on costs, and how they are written."""
+"""Defines the ``budgets`` block: upper bounds on costs, and how they are written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lana_ray.config.section import Section, refusal, shown
+from lana_ray.config.section import Section, format_value, refusal
 
 _MS_PER_UNIT = {"": 1.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
 _MB_PER_UNIT = {"": 1.0, "MB": 1.0, "kB": 1e-3, "GB": 1e3}
@@ -18,7 +18,7 @@ _COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class Budget(Section):
-    """An upper bound on a cost: absolute, or a share of what the teacher costs on the same target."""
+    """An upper bound on a cost: absolute, or a share of the teacher's cost on the same target."""
 
     units: ClassVar[Mapping[str, float]]
     """Size of each unit that the bound may be written in."""
@@ -36,14 +36,14 @@ class Budget(Section):
         except ValueError:
             number = float("nan")
         if match is None or match[2] not in {"%", *cls.units} or not 0 < number < float("inf"):
-            raise ValueError(f"{shown(text)} is not a valid budget; use e.g. 50% or {cls.example}")
+            raise ValueError(f"{format_value(text)} is not a valid budget; use e.g. 50% or {cls.example}")
         if match[2] == "%":
             return cls(value=number / 100, relative=True)
         return cls(value=number * cls.units[match[2]], relative=False)
 
-    def limit(self, of_teacher: float) -> float:
-        """The bound in the cost's unit, if the teacher costs ``of_teacher``."""
-        return self.value * of_teacher if self.relative else self.value
+    def limit(self, teacher: float) -> float:
+        """Returns the bound given the teacher's cost, in the cost's unit."""
+        return self.value * teacher if self.relative else self.value
 
     def __str__(self) -> str:
         if self.relative:
@@ -85,7 +85,8 @@ class CountBudget(Budget):
         budget = super().parse(text)
         if not budget.relative and budget.value < 1:
             raise ValueError(
-                f"{shown(text)} is less than one; for a share of the teacher's write {100 * budget.value:g}%"
+                f"{format_value(text)} is less than one; "
+                f"write {100 * budget.value:g}% for a share of the teacher's"
             )
         return budget
 
@@ -97,7 +98,7 @@ def _parsed_as(kind: type[Budget]) -> BeforeValidator:
 
 
 class BudgetsConfig(Section):
-    """Upper bounds that students keep."""
+    """Upper bounds on the costs of students."""
 
     latency_ms: tuple[Annotated[LatencyBudget, _parsed_as(LatencyBudget)], ...] = Field(
         min_length=1, examples=["[70%, 50%]"]

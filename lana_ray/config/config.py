@@ -1,4 +1,4 @@
-"""One run, whole."""
+"""Defines the configuration of a run, and the rules between its blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lana_ray.redact import public
 
 
 class Config(Section):
-    """One run, whole. ``load_config`` reads it from YAML."""
+    """The configuration of a run. ``load_config`` reads it from YAML."""
 
     run: RunConfig = RunConfig()
     ray: RayConfig = RayConfig()
@@ -42,13 +42,13 @@ class Config(Section):
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")
-    def _distinct_targets(self) -> Config:
+    def _check_target_names(self) -> Config:
         for place, target in enumerate(self.targets):
             for other in self.targets[:place]:
                 if target.name.lower() == other.name.lower():
-                    unlike = "" if target.name == other.name else " but for its case, which some disks ignore"
+                    case = "" if target.name == other.name else ", as some disks ignore case"
                     raise refusal(
-                        f"{target.name} is the name of two targets{unlike}; choose another",
+                        f"{target.name} is the name of two targets{case}; choose another",
                         "targets",
                         place,
                         "name",
@@ -56,47 +56,49 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _targets_take_the_data(self) -> Config:
+    def _check_input_shapes(self) -> Config:
         shape = (3, self.data.image_size, self.data.image_size)
         for place, target in enumerate(self.targets):
             if target.input_shape not in (None, shape):
                 raise refusal(
-                    f"{list(target.input_shape or ())} is not the data's {list(shape)}; leave it out or "
+                    f"{list(target.input_shape or ())} is not the data's {list(shape)}; remove it or "
                     "change data.image_size",
                     *("targets", place, "input_shape"),
                 )
         return self
 
     @model_validator(mode="after")
-    def _a_budget_of_the_run(self) -> Config:
-        wanted, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latency_ms]
-        if wanted not in (None, *budgets):
+    def _check_default_budget(self) -> Config:
+        default, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latency_ms]
+        if default not in (None, *budgets):
             raise refusal(
-                f"{wanted} is none of budgets.latency_ms: {', '.join(budgets)}", "registry", "default_budget"
+                f"{default} is none of budgets.latency_ms; choose one of {', '.join(budgets)}",
+                "registry",
+                "default_budget",
             )
         return self
 
     @model_validator(mode="after")
-    def _workers_to_begin_with(self) -> Config:
+    def _check_workers(self) -> Config:
         most, least = self.ray.workers, self.ray.min_workers
         if most is not None and least > most:
-            raise refusal(f"{least} is more than ray.workers, {most}", "ray", "min_workers")
+            raise refusal(f"{least} is more than ray.workers, {most}; lower it", "ray", "min_workers")
         return self
 
-    def to_yaml(self, *, only_given: bool = False) -> str:
-        """The configuration as a file that reads back equal.
+    def to_yaml(self, *, only_set: bool = False) -> str:
+        """Returns the configuration as YAML that reads back equal.
 
         Args:
-            only_given: without what is by default.
+            only_set: leave out settings that were not set.
         """
-        return write(self._data(only_given))
+        return write(self._data(only_set))
 
     def to_public_yaml(self) -> str:
-        """The same for others to read: without the passwords and parameters of URLs."""
-        return write(public(self._data(only_given=False)))
+        """Returns the configuration as YAML without the passwords and parameters of URLs."""
+        return write(public(self._data(only_set=False)))
 
-    def _data(self, only_given: bool) -> dict[str, Any]:
-        data = self.model_dump(mode="json", exclude_unset=only_given)
+    def _data(self, only_set: bool) -> dict[str, Any]:
+        data = self.model_dump(mode="json", exclude_unset=only_set)
         data["budgets"] |= {"latency_ms": [str(budget) for budget in self.budgets.latency_ms]}
         data["budgets"] |= {name: str(budget) for name, budget in self.budgets.bounds.items()}
         return data

@@ -1,4 +1,4 @@
-"""The images, and how they are split."""
+"""Defines the ``data`` block: the images, and how they are split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lana_ray.config.section import Fraction, Section, Share, location
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of pixels in 0..1, by channel: what most pretrained networks expect."""
+"""Mean and standard deviation per channel of pixels in 0..1 that most pretrained networks expect."""
 
 
 class DataConfig(Section):
@@ -30,7 +30,7 @@ class DataConfig(Section):
     torchvision: str | None = None
     """Name of a torchvision data set that has a train and a test split, e.g. ``CIFAR10``."""
     test: str | None = location(default=None)
-    """Test images in the same form. By default the files or folders named ``test`` (else ``validation``);
+    """Test images in the same form. Defaults to the files or folders named ``test`` (else ``validation``);
     without them, a share of the training images is set aside."""
     root: str = location(default="data")
     """Folder for the files of a torchvision data set."""
@@ -40,9 +40,9 @@ class DataConfig(Section):
     """Height and width in pixels to which images are resized and cropped."""
     mean: tuple[float, float, float] | None = None
     """Mean of the pixels (red, green, blue, from 0 to 1) that the teacher was trained with; needs ``std``
-    beside it. By default as timm's configuration of the network says, else ImageNet's."""
+    too. Defaults to timm's configuration of the network, else to ImageNet's mean."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Standard deviation of the same pixels; needs ``mean`` beside it."""
+    """Standard deviation of the same pixels; needs ``mean`` too."""
     score_images: int | None = Field(default=None, ge=2)
     """Number of training images set aside to score candidates and choose students; defaults to an eighth of
     them, at most 1024."""
@@ -66,9 +66,9 @@ class DataConfig(Section):
         if sum(x is not None for x in (self.source, self.parquet, self.folder, self.torchvision)) != 1:
             raise ValueError("give exactly one of source, parquet, folder and torchvision")
         if (self.image_column or self.label_column) and not self.parquet:
-            raise ValueError("image_column and label_column go with parquet")
+            raise ValueError("image_column and label_column go with parquet; remove them or set parquet")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range {list(self.value_range)} must go from black up to white")
+            raise ValueError(f"value_range {list(self.value_range)} must increase, from black to white")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std go together; set both or none")
         return self

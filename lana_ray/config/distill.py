@@ -1,4 +1,4 @@
-"""How candidates are distilled."""
+"""Defines the ``distill`` block: how candidates are distilled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lana_ray.config.section import Section
 
 
 class DistillConfig(Section):
-    """How each candidate learns to answer as its layer does."""
+    """How each candidate is trained to reproduce the output of its layer."""
 
     steps: int = Field(default=200, ge=1)
     """Optimiser steps of each candidate."""
@@ -22,7 +22,7 @@ class DistillConfig(Section):
     """Number format of the candidates' arithmetic (autocast). Weights and errors stay fp32."""
     memory_gb: float = Field(default=4.0, gt=0)
     """Memory in GiB for the candidates that a worker trains at once, without the teacher. A candidate that
-    needs more is trained on parts of each batch. Another value trains all candidates again, as batch-norms
-    see one part at a time."""
+    needs more is trained on parts of each batch. A changed value trains all candidates again, because
+    batch-norms see one part at a time."""
     group_size: int = Field(default=128, ge=1)
     """Maximum number of candidates that a worker trains at once."""

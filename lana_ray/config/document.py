@@ -1,4 +1,4 @@
-"""Every section and setting as one YAML file, with what it does, what it takes and its default."""
+"""Writes a YAML file of every setting with its meaning, its allowed values and its default."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _INDENT = "  "
 
 
 def documented() -> str:
-    """The whole configuration as YAML. It reads back; blocks that are off by default are commented out."""
+    """Returns all settings as YAML that reads back; blocks that are off by default are commented out."""
     lines = [
         "# Only teacher, data, targets and budgets are required; their values here are examples.",
-        *_section(Config, {}),
+        *_section(Config, values={}),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _section(section: type[Section], given: dict[str, Any]) -> Iterator[str]:
-    """The settings of a section, with ``given`` values in place of the defaults."""
+def _section(section: type[Section], values: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of a section, with ``values`` instead of the defaults."""
     for name, field in section.model_fields.items():
         inner = next(sections(field.annotation), None)
-        if inner is not None and not issubclass(inner, Budget):  # which is written as text
+        if inner is not None and not issubclass(inner, Budget):  # budgets are written as text
             yield ""
             yield from _block(name, field, inner)
         else:
-            yield from _setting(name, field, given)
+            yield from _setting(name, field, values)
 
 
 def _block(name: str, field: FieldInfo, inner: type[Section]) -> Iterator[str]:
-    """A section inside another one, or a list of such."""
+    """Yields the lines of a section inside another one, or of a list of sections."""
     example = reader.read(field.examples[0]) if field.examples else {}
     body = list(_section(inner, example[0] if isinstance(example, list) else example))
     body = body[1:] if body[0] == "" else body
     comment = field.description or (inner.__doc__ or "")
     yield from _comment(comment, "required" if field.is_required() else "")
-    if field.default is None:  # off unless it is given
+    if field.default is None:  # off by default
         yield f"# {name}:"
         yield from (f"# {_INDENT}{line}".rstrip() for line in body)
         return
@@ -57,8 +57,9 @@ def _block(name: str, field: FieldInfo, inner: type[Section]) -> Iterator[str]:
     yield from (f"{_INDENT}{line}".rstrip() for line in body)
 
 
-def _setting(name: str, field: FieldInfo, given: dict[str, Any]) -> Iterator[str]:
-    value = given.get(name, field.default)
+def _setting(name: str, field: FieldInfo, values: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of a setting: its comment and its value."""
+    value = values.get(name, field.default)
     if value is PydanticUndefined:
         assert field.examples, f"a required setting without an example: {name}"
         value = reader.read(field.examples[0])

@@ -1,4 +1,4 @@
-"""Reads a configuration: a file, overrides, relative paths, and errors that name the key and the fix."""
+"""Reads a configuration from a file and overrides, resolves its paths, and reports mistakes in it."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from pydantic import ValidationError
 from lana_ray.config import reader
 from lana_ray.config.config import Config
 from lana_ray.config.messages import Location, explain, place
-from lana_ray.config.section import LOCATION, Section, shown
+from lana_ray.config.section import LOCATION, Section, format_value
 from lana_ray.errors import UserError
 
 _URL = re.compile(r"^[a-z0-9+]+://")
 
 
 def load_config(source: Config | str | Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
-    """Reads and checks a configuration.
+    """Returns a configuration after checking it.
+
+    Relative paths in a file are relative to the file; those in a dictionary or an override are relative to
+    the working directory.
 
     Args:
-        source: a YAML file, the same content as a dictionary, or a finished ``Config``.
-        overrides: ``key.path=value`` items; the value is read as YAML. Items of lists are named by their
+        source: a YAML file, its content as a dictionary, or a ``Config``.
+        overrides: ``key.path=value`` items, whose values are read as YAML. Items of lists are named by their
             position from 0, or from the end with -1: ``targets.0.threads=2``.
 
-    Relative paths in a file are relative to the file; those in a dictionary or an override, which are typed
-    where one stands, to the working directory.
-
     Raises:
-        UserError: with the file or override, the key, what was given, and what is allowed.
+        UserError: the message names the file or override, the key, its value, and what is allowed.
     """
     data: dict[str, Any]
     if isinstance(source, Config):
-        where, base, data = "configuration", Path.cwd(), reader.read(source.to_yaml(only_given=True))
+        where, base, data = "configuration", Path.cwd(), reader.read(source.to_yaml(only_set=True))
     elif isinstance(source, dict):
         where, base, data = "configuration", Path.cwd(), copy.deepcopy(source)
     else:
         path = Path(source)
         where, base, data = str(path), path.resolve().parent, _read_file(path)
-    typed = {_apply_override(data, override): f"--set {override}" for override in overrides}
+    overridden = {_apply_override(data, override): f"--set {override}" for override in overrides}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        at, message = explain(Config, data, error.errors())
-        guilty = (override for key, override in reversed(typed.items()) if _overlap(key, at))
-        raise UserError(f"{next(guilty, where)}: {message}") from None
+        mistake = explain(Config, data, error.errors())
+        guilty = (override for key, override in reversed(overridden.items()) if _overlap(key, mistake.at))
+        raise UserError(mistake.code, f"{next(guilty, where)}: {mistake.text}") from None
 
     def relative_to(at: Location) -> Path:
-        return Path.cwd() if any(at[: len(key)] == key for key in typed) else base
+        return Path.cwd() if any(at[: len(key)] == key for key in overridden) else base
 
     return _resolve_locations(config, relative_to)
 
 
 def _overlap(key: Location, at: Location) -> bool:
-    """Whether an override set what is at a place, or something in it."""
+    """Returns whether an override of ``key`` set the value at ``at``, or something in it."""
     return bool(at) and (at[: len(key)] == key or key[: len(at)] == at)
 
 
@@ -64,38 +64,46 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         data = reader.read(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
+        raise UserError("missing_file", f"{path}: no such configuration file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: cannot be read: it is a folder; give the YAML file itself") from None
+        raise UserError(
+            "invalid_file", f"{path}: cannot be read: it is a folder; give the YAML file itself"
+        ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
+        raise UserError("invalid_file", f"{path}: cannot be read: {reason}") from None
     except reader.NotYaml as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError("invalid_file", f"{path}: {error}") from None
     if not isinstance(data, dict):
-        found = "is empty" if data is None else f"holds {'a list' if isinstance(data, list) else shown(data)}"
-        raise UserError(f"{path}: {found}; expected keys such as teacher, data, targets and budgets")
+        content = f"contains {'a list' if isinstance(data, list) else format_value(data)}"
+        raise UserError(
+            "invalid_file",
+            f"{path}: {'is empty' if data is None else content}; "
+            "expected keys such as teacher, data, targets and budgets",
+        )
     return data
 
 
 def _apply_override(data: dict[str, Any], override: str) -> Location:
-    """Sets what the override says; returns the place that it names."""
+    """Sets the value of an override in ``data``; returns the location of its key."""
     path, equals, text = override.partition("=")
     parts = re.sub(r"\[(-?\d+)\]", r".\1", path.strip()).split(".")
     if not equals or not all(part.strip() for part in parts):
-        raise UserError(f"--set {override}: expected KEY.PATH=VALUE, e.g. finetune.epochs=10")
+        raise UserError(
+            "invalid_setting", f"--set {override}: expected KEY.PATH=VALUE, e.g. finetune.epochs=10"
+        )
     try:
         value = reader.read(text)
     except reader.NotYaml as error:
-        quotes = "; put the whole override in the shell's quotes" if text[:1] in ("[", "{") else ""
-        raise UserError(f"--set {override}: the value is {error}{quotes}") from None
+        quotes = "; quote the entire override in the shell" if text[:1] in ("[", "{") else ""
+        raise UserError("invalid_setting", f"--set {override}: the value is {error}{quotes}") from None
     node: Any = data
     at: Location = ()
     for number, part in enumerate(parts):
         try:
             key = _key(node, part)
         except LookupError as error:
-            raise UserError(f"--set {override}: {place(at, data)} {error}") from None
+            raise UserError("unknown_name", f"--set {override}: {place(at, data)} {error}") from None
         at = (*at, key)
         if number == len(parts) - 1:
             node[key] = value
@@ -106,11 +114,11 @@ def _apply_override(data: dict[str, Any], override: str) -> Location:
 
 
 def _key(node: Any, part: str) -> int | str:
-    """The key or position of a part of a path; raises LookupError where the node has none such."""
+    """Returns the key or position that a part of a path names; raises LookupError if there is none."""
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise LookupError(f"is {shown(node)}, and holds no {part}")
+        raise LookupError(f"is {format_value(node)}, which has no key {part}")
     try:
         position = int(part)
     except ValueError:
@@ -121,14 +129,14 @@ def _key(node: Any, part: str) -> int | str:
 
 
 def _resolve_locations(section: Any, base: Callable[[Location], Path], prefix: Location = ()) -> Any:
-    """The section with absolute paths; ``base`` gives the folder that the path of a key is relative to."""
+    """Returns the section with absolute paths; ``base`` maps a key to the folder its path is relative to."""
     changes: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value, at = getattr(section, name), (*prefix, name)
         extra = field.json_schema_extra
         if isinstance(value, Section):
             resolved = _resolve_locations(value, base, at)
-            if resolved != value:  # what is by default stays so
+            if resolved != value:  # unchanged defaults must not count as set
                 changes[name] = resolved
         elif isinstance(extra, dict) and extra.get(LOCATION) and value:
             if isinstance(value, tuple):
@@ -139,7 +147,7 @@ def _resolve_locations(section: Any, base: Callable[[Location], Path], prefix: L
 
 
 def _absolute(value: str, base: Path) -> str:
-    """A path made absolute; a URL or ``package.module:function`` as it is."""
+    """Returns an absolute path; returns a URL or ``package.module:function`` unchanged."""
     if _URL.match(value) or (":" in value and ".py:" not in value):
         return value
     return str((base / Path(value).expanduser()).resolve())

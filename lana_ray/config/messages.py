@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: the key, what was given, what is allowed."""
+"""Explains a mistake in a configuration in one line: the key, its value, what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lana_ray.config.budgets import Budget
-from lana_ray.config.section import Says, Section, shown
+from lana_ray.config.section import Section, ValueDescription, format_value
+from lana_ray.errors import Code
 from lana_ray.registries import OneOf
 
 Location = tuple[int | str, ...]
@@ -21,19 +22,31 @@ _UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A mistake in a configuration."""
+
+    at: Location
+    """The path of the setting."""
+    text: str
+    """A line that names the setting, its value and the fix."""
+    code: Code = "invalid_setting"
+
+
+@dataclass(frozen=True)
 class _Kind:
-    """The type of a value and what else is said of it."""
+    """The type of a value, with its constraints and descriptions."""
 
     annotation: Any
     metadata: tuple[Any, ...] = ()
 
 
-def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> tuple[Location, str]:
-    """The place of the mistake that a person should hear of first, and the message that names it.
+def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> Mistake:
+    """Returns the mistake that the user should fix first.
 
     Args:
         root: the section that was validated.
-        data: what it was given.
+        data: the data that was validated.
+        errors: pydantic's errors.
     """
     # A misspelt key is the cause of the key that is missing.
     first = min(errors, key=lambda error: error["type"] not in _UNKNOWN)
@@ -42,31 +55,34 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> t
     key = place(at, data)
     if first["type"] in _UNKNOWN:
         owner = place(at[:-1], data)
-        return at, f"unknown key {owner}{'.' if owner else ''}{at[-1]}; {_hint_for_key(root, at)}"
-    if first["type"] == "missing" and isinstance(at[-1], int):  # a list that is too short
+        text = f"unknown key {owner}{'.' if owner else ''}{at[-1]}; {_hint_for_key(root, at)}"
+        return Mistake(at, text, "unknown_name")
+    if first["type"] == "missing" and isinstance(at[-1], int):  # the list is too short
         at, key = at[:-1], place(at[:-1], data)
-        return at, f"{key}: {shown(first['input'])} is not valid; {_instead(_kind_at(root, at), None)}"
+        expected = _expected(_kind_at(root, at), None)
+        return Mistake(at, f"{key}: {format_value(first['input'])} is not valid; {expected}")
     if first["type"] == "missing":
         example = _example(root, at)
-        return at, f"{key}: missing; every {_owner(at)} needs it{f', e.g. {example}' if example else ''}"
+        hint = f", e.g. {example}" if example else ""
+        return Mistake(at, f"{key}: missing; every {_owner(at)} needs it{hint}")
     if first["type"] == "refusal":
-        return at, f"{key}: {context['text']}" if key else context["text"]
+        return Mistake(at, f"{key}: {context['text']}" if key else context["text"])
     if first["type"] == "value_error":
-        return at, f"{key}: {context['error']}"
-    value = context["given"] if "given" in context else _given(at, data, first["input"])
-    instead = "expected text, not blank and without control characters"
+        return Mistake(at, f"{key}: {context['error']}")
+    value = context["value"] if "value" in context else _value_at(at, data, first["input"])
+    expected = "expected text, not blank and without control characters"
     if first["type"] != "unprintable":
-        instead = _instead(_kind_at(root, at), value)
-    return at, f"{key}: {shown(value)} is not valid; {instead}"
+        expected = _expected(_kind_at(root, at), value)
+    return Mistake(at, f"{key}: {format_value(value)} is not valid; {expected}")
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a setting takes, in words: ``a whole number, at least 1``."""
+    """Returns the allowed values of a setting in words: ``a whole number, at least 1``."""
     return _allowed(_of_field(field))
 
 
 def sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
+    """Yields the sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for argument in get_args(annotation):
@@ -74,7 +90,7 @@ def sections(annotation: Any) -> Iterator[type[Section]]:
 
 
 def place(at: Location, data: Any) -> str:
-    """A setting's path, items of lists with their names: ``targets[0] (edge).threads``."""
+    """Returns a setting's path, with the names of items of lists: ``targets[0] (edge).threads``."""
     text = ""
     for part in at:
         data = _below(data, part)
@@ -88,21 +104,21 @@ def place(at: Location, data: Any) -> str:
 
 
 def nearest(name: str, among: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The most similar one, if any is similar enough to have been meant."""
-    known = {option.lower(): option for option in among}
+    """Returns the most similar name, if one is similar enough to be what the user meant."""
+    options = {option.lower(): option for option in among}
     name = name.lower()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    longer = [option for option in known if len(name) >= 3 and (name in option or option in name)]
-    return known[near[0]] if near else known[longer[0]] if len(longer) == 1 else None
+    near = difflib.get_close_matches(name, options, n=1, cutoff=cutoff)
+    longer = [option for option in options if len(name) >= 3 and (name in option or option in name)]
+    return options[near[0]] if near else options[longer[0]] if len(longer) == 1 else None
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:
-    """``a, b or c``."""
+    """Returns a list in words: ``a, b or c``."""
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _given(at: Location, data: Any, otherwise: Any) -> Any:
-    """What stands at a place, as it was before validators read it."""
+def _value_at(at: Location, data: Any, otherwise: Any) -> Any:
+    """Returns the value at a path, from before validators converted it; ``otherwise`` if there is none."""
     for part in at:
         if not isinstance(data, dict | list) or (isinstance(data, dict) and part not in data):
             return otherwise
@@ -118,25 +134,26 @@ def _below(data: Any, part: int | str) -> Any:
 
 
 def _owner(at: Location) -> str:
-    """Whom a key belongs to: a run, a target, a budget, or the section's name."""
+    """Returns what a key belongs to: ``run``, ``target``, ``budget``, or the section's name."""
     owner = next((part for part in reversed(at[:-1]) if isinstance(part, str)), "run")
     return {"targets": "target", "budgets": "run", "latency_ms": "budget"}.get(owner, owner)
 
 
 def _hint_for_key(root: type[Section], at: Location) -> str:
+    """Returns the keys that an unknown key may be meant to be, in words."""
     owner = _kind_at(root, at[:-1]).annotation
     section = next(sections(owner), root)
-    name, known = str(at[-1]), sorted(section.model_fields)
+    name, keys = str(at[-1]), sorted(section.model_fields)
     elsewhere = [path for path in _paths(root) if path.split(".")[-1] == name]
-    if near := nearest(name, known, cutoff=0.75 if elsewhere else 0.6):
+    if near := nearest(name, keys, cutoff=0.75 if elsewhere else 0.6):
         return f"did you mean {near}?"
     if elsewhere:
         return f"did you mean {listed(elsewhere)}?"
-    return f"known keys: {', '.join(known)}"
+    return f"known keys: {', '.join(keys)}"
 
 
 def _paths(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every setting below a section, without those of list items."""
+    """Yields the path of every setting in a section, except those of items of lists."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         inner = _without_null(field.annotation)
@@ -170,7 +187,7 @@ def _of_field(field: FieldInfo) -> _Kind:
 
 
 def _annotated(annotation: Any) -> _Kind:
-    """The constraints of an ``Annotated`` may stand in it or in a ``Field`` of it."""
+    """Returns an annotation's type and constraints, which may be in an ``Annotated`` or in its ``Field``."""
     if get_origin(annotation) is not Annotated:
         return _Kind(annotation)
     inner, *metadata = get_args(annotation)
@@ -185,8 +202,8 @@ def _without_null(annotation: Any) -> Any:
     return others[0] if len(others) == 1 else annotation
 
 
-def _instead(kind: _Kind, value: Any) -> str:
-    """What to write: the nearest of the allowed words, if that is what the value looks like."""
+def _expected(kind: _Kind, value: Any) -> str:
+    """Returns what to write instead of a value: the nearest of the allowed words, and all that is allowed."""
     inner = _annotated(_without_null(kind.annotation)).annotation
     words = _words(kind)
     near = nearest(value, words) if isinstance(value, str) else None
@@ -196,7 +213,7 @@ def _instead(kind: _Kind, value: Any) -> str:
 
 
 def _words(kind: _Kind) -> list[str]:
-    """The words that are allowed, where only some are."""
+    """Returns the allowed words of a type that only allows some."""
     within = _annotated(_without_null(kind.annotation))
     if get_origin(within.annotation) is Literal:
         return [str(option) for option in get_args(within.annotation)]
@@ -209,9 +226,9 @@ def _allowed(kind: _Kind) -> str:
     if inner is not kind.annotation:
         within = _annotated(inner)
         return f"{_allowed(_Kind(within.annotation, kind.metadata + within.metadata))}, or null"
-    for said in kind.metadata:
-        if isinstance(said, Says):
-            return said.text + _bounds(kind.metadata)
+    for mark in kind.metadata:
+        if isinstance(mark, ValueDescription):
+            return mark.text + _bounds(kind.metadata)
     if names := _words(kind):
         return listed(names)
     if get_origin(inner) is tuple:
@@ -228,14 +245,14 @@ def _allowed_list(items: tuple[Any, ...], metadata: tuple[Any, ...]) -> str:
     each = _allowed(_annotated(items[0]))
     if Ellipsis not in items:
         return f"a list of {len(items)}, each {each}"
-    least = next((said.min_length for said in metadata if isinstance(said, MinLen)), 0)
+    least = next((mark.min_length for mark in metadata if isinstance(mark, MinLen)), 0)
     return f"a list{f' of at least {least}' if least else ''}, each {each}"
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:
     words = []
-    for said in metadata:
-        match said:
+    for mark in metadata:
+        match mark:
             case Ge(ge=low):
                 words.append(f"at least {low}")
             case Gt(gt=low):

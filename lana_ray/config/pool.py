@@ -1,4 +1,4 @@
-"""The operations that may replace a layer."""
+"""Defines the ``pool`` block: the operations that may replace a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PoolConfig(Section):
     """The operations that may replace a layer."""
 
     preset: Literal["tiny", "small", "lana"] = "tiny"
-    """Named list of operations: about 8, about 24, or all of the LANA paper."""
+    """Named list of operations: about 8, about 24, or all operations of the LANA paper."""
     ops: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of operations to use instead of a preset. The layer itself is always a candidate."""
     modules: tuple[str, ...] = location(default=())

@@ -1,4 +1,4 @@
-"""The cluster, and the workers that train on it."""
+"""Defines the ``ray`` block: the cluster, and the workers that train on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RayConfig(Section):
     """``auto`` uses a running cluster or starts a local one, ``local`` always starts a local one; or the
     address of a cluster."""
     workers: int | None = Field(default=None, ge=1)
-    """Maximum number of training workers; by default as many as the training nodes hold. One network is
+    """Maximum number of training workers; defaults to as many as fit on the training nodes. A network is
     trained by at most one worker per micro-batch, and distillation uses at most one worker per
     candidate."""
     min_workers: int = Field(default=1, ge=1)
@@ -28,7 +28,7 @@ class RayConfig(Section):
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs of a worker; 0 trains on CPUs."""
     label_wait_s: Seconds = Field(default=0, ge=0)
-    """Time limit in seconds for an autoscaler to add a missing node, of a target or for training."""
+    """Time limit in seconds for an autoscaler to add a missing node for a target or for training."""
     node_price_per_hour: float | None = Field(default=None, ge=0)
     """Mean price of a node per hour, in any currency. The report multiplies it by the node hours of the
     run."""

@@ -1,8 +1,8 @@
-"""Reads YAML as people write it: by version 1.2's rules, under which ``no`` is a word and 1e-3 a number.
+"""Reads YAML by the rules of version 1.2, in which ``no`` is a word and 1e-3 a number, as users expect.
 
 PyYAML follows version 1.1, in which ``no`` and ``off`` are false, 010 is eight, 1:30 is ninety, and 1e-3 is
-a word. What a word or a number means here is left to the type of the setting: ``off`` is false for a flag
-and a name for a target.
+a word. Here the type of the setting determines the meaning of a word: ``off`` is false for a flag and a name
+for a target.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RESOLVED = (
 
 
 class NotYaml(Exception):
-    """The text cannot be read; says where and why, in one line."""
+    """The text is not valid YAML; the message gives the line and the reason."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version would read as something else than text."""
+    """Quotes text that either version would read as another type."""
 
 
 for _name, _pattern, _first in _RESOLVED:
@@ -61,10 +61,10 @@ for _name, _pattern, _first in _RESOLVED:
 
 
 def read(text: str | bytes) -> Any:
-    """The one document in ``text``; bytes are UTF-8, or UTF-16 with its mark.
+    """Returns the only document in ``text``; bytes are UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        NotYaml: with the line.
+        NotYaml: the text is not valid, or has several documents or a key twice.
     """
     try:
         return yaml.load(text, _Loader)
@@ -79,12 +79,12 @@ def read(text: str | bytes) -> Any:
 
 
 def write(data: Any) -> str:
-    """``data`` as YAML that reads back equal."""
+    """Returns ``data`` as YAML that reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def write_flow(data: dict[str, Any]) -> str:
-    """One line of YAML that reads back equal."""
+    """Returns ``data`` as one line of YAML that reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, default_flow_style=True, width=10**6).strip()[1:-1]
 
 
@@ -93,7 +93,7 @@ def _unreadable(error: yaml.reader.ReaderError, text: str | bytes) -> str:
     line = text[: error.position].count(line_end) + 1  # type: ignore[arg-type]
     code = ord(error.character) if isinstance(error.character, str | bytes) else error.character
     if error.encoding == "unicode":
-        return f"cannot be read: line {line} holds the character U+{code:04X}, which YAML forbids"
+        return f"cannot be read: line {line} contains the character U+{code:04X}, which YAML forbids"
     return f"cannot be read as {error.encoding.upper()}: byte 0x{code:02x} in line {line}; save it as UTF-8"
 
 
@@ -101,7 +101,7 @@ def _explained(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     if "single document" in (error.context or ""):
-        return f"holds several documents, the second from line {mark.line + 1 if mark else '?'}; keep one"
+        return f"contains several documents, the second from line {mark.line + 1 if mark else '?'}; keep one"
     if r"'\t'" in (error.problem or ""):
         return f"not valid YAML: {where}a tab; indent with spaces"
     words = " ".join(f"{error.context or ''} {error.problem or ''}".split())

@@ -1,4 +1,4 @@
-"""Where students are registered."""
+"""Defines the ``registry`` block: where students are registered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RegistryConfig(Section):
     """Where students are registered in MLflow, and under which names."""
 
     tracking_uri: str | None = None
-    """MLflow tracking URI; by default ``MLFLOW_TRACKING_URI``, else a database in the run directory."""
+    """MLflow tracking URI; defaults to ``MLFLOW_TRACKING_URI``, else to a database in the run directory."""
     name: str | None = None
     """Prefix of the names of registered models; defaults to the teacher's name."""
     default_budget: Annotated[str | None, BeforeValidator(_budget_name)] = None

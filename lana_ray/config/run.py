@@ -1,4 +1,4 @@
-"""Where a run is kept."""
+"""Defines the ``run`` block: the run directory and the seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lana_ray.config.section import Section, location
 
 
 class RunConfig(Section):
-    """Where the run is kept, and its seed."""
+    """The run directory, and the seed."""
 
     dir: str = location(default="runs/default")
     """Run directory, a local path or an fsspec URL. Everything measured and trained is kept there."""

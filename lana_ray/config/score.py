@@ -1,4 +1,4 @@
-"""How candidates are scored."""
+"""Defines the ``score`` block: how candidates are scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lana_ray.config.section import Section
 
 
 class ScoreConfig(Section):
-    """How much each candidate alone changes the network's answers."""
+    """How candidates are scored by the change that each one alone makes to the network's answers."""
 
     by: Literal["kl", "loss"] = "kl"
     """Score of a candidate: ``kl`` is the divergence from the teacher's answers, ``loss`` the change of the
@@ -20,5 +20,5 @@ class ScoreConfig(Section):
     batch_size: int = Field(default=128, ge=2)
     """Images per forward pass."""
     students: int = Field(default=32, ge=0)
-    """Number of random students evaluated whole, to report how well summed scores rank them (Kendall's
-    tau)."""
+    """Number of random students evaluated as entire networks, to report how well summed scores rank them
+    (Kendall's tau)."""

@@ -1,4 +1,4 @@
-"""Sweeps of searches, and the cells that they may be over."""
+"""Defines the ``search`` block: sweeps of searches, and the cells that they may search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lana_ray.registries import OneOf
 
 
 class CellsConfig(Section):
-    """A space of networks of cells, searched instead of the teacher's layers."""
+    """A space of networks of cells, which is searched instead of the teacher's layers."""
 
     space: Annotated[str, OneOf("lana_ray.spaces.cells", "SPACES")] = Field(examples=["darts"])
     """Published cell space."""
@@ -34,15 +34,15 @@ class CellsConfig(Section):
     active: int = Field(default=0, ge=0)
     """Number of further cells measured where the latency predictor is least certain."""
     trial_epochs: float = Field(default=2.0, gt=0)
-    """Epochs of the short training that compares the cells found. The best for each budget is trained again
-    in full, as ``finetune`` says."""
+    """Epochs of the short training that compares the cells found by the search. The best one for each budget
+    is trained again in full, according to ``finetune``."""
     drop_path: Share = Field(default=0.2, ge=0, lt=1)
     """Probability that an edge is dropped in the last epoch of the full training."""
     auxiliary_weight: float = Field(default=0.4, ge=0)
     """Weight of the auxiliary classifier's loss in the full training; 0 for no auxiliary classifier."""
 
     @model_validator(mode="after")
-    def _reductions(self) -> CellsConfig:
+    def _check_sizes(self) -> CellsConfig:
         if self.space == "darts" and min(self.cells, self.search_cells or self.cells) < 3:
             key = "search_cells" if self.cells >= 3 else "cells"
             raise refusal(
@@ -50,7 +50,10 @@ class CellsConfig(Section):
             )
         width = self.search_width or self.width
         if width % self.partial:
-            raise refusal(f"{self.partial} does not divide the supernet's width, {width}", "partial")
+            raise refusal(
+                f"{self.partial} does not divide the supernet's width, {width}; choose a divisor of it",
+                "partial",
+            )
         return self
 
 
@@ -66,7 +69,7 @@ class SearchConfig(Section):
     )
     """Search methods: the differentiable search of LA-DNAS, the integer program of LANA."""
     trials: int = Field(default=12, ge=1)
-    """Trials per method and target. Trials over latency budgets begin with those of
+    """Number of trials per method and target. Trials over latency budgets begin with those of
     ``budgets.latency_ms``."""
     lambdas: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.003, 3.0)
     """Range of λ, drawn on a log scale. λ is the price of latency: the increase of the loss that is worth
@@ -76,8 +79,8 @@ class SearchConfig(Section):
     seeds: int = Field(default=1, ge=1)
     """Number of seeds per value of ``grid``."""
     aim: Literal["lambda", "budget"] = "lambda"
-    """What a trial of the differentiable search is given: ``lambda`` a value of λ, ``budget`` a budget, for
-    which it finds λ itself."""
+    """Input of a trial of the differentiable search: ``lambda`` is a value of λ, ``budget`` a budget for
+    which the trial finds λ itself."""
     steps: int = Field(default=200, ge=10)
     """Steps of the differentiable search."""
     batch_size: int = Field(default=64, ge=2)
@@ -85,41 +88,41 @@ class SearchConfig(Section):
     lr: float = Field(default=0.1, gt=0)
     """Learning rate of the architecture parameters (Adam)."""
     mixture: Literal["paired", "sampled", "relaxed"] = "paired"
-    """Operations computed per choice and step: ``paired`` two, weighed against each other, ``sampled`` one,
-    ``relaxed`` all."""
+    """Operations computed per choice and step: two with ``paired``, weighed against each other, one with
+    ``sampled``, all with ``relaxed``."""
     weight_lr: float = Field(default=0.1, gt=0)
     """Peak learning rate of the weights of a cell supernet (SGD, cosine schedule)."""
     warmup: Share = Field(default=0.5, ge=0, lt=1)
     """Share of the steps in which only the weights of a cell supernet learn. Without a warm-up,
     convolutions compete with skips and pools before they have learned anything."""
     concurrency: int = Field(default=1, ge=1)
-    """Number of trials at a time. On one machine, several disturb its measurements."""
+    """Number of trials that run at the same time. Several trials on one machine disturb its measurements."""
 
     @model_validator(mode="after")
-    def _a_range(self) -> SearchConfig:
+    def _check_lambdas(self) -> SearchConfig:
         low, high = self.lambdas
         if low >= high:
             raise refusal(f"[{low:g}, {high:g}] is empty; give the smaller end first", "lambdas")
         return self
 
     @model_validator(mode="after")
-    def _methods_that_can(self) -> SearchConfig:
+    def _check_methods(self) -> SearchConfig:
         if len(set(self.methods)) < len(self.methods):
-            raise refusal("each method may be given once", "methods")
+            raise refusal("a method is given twice; list each method once", "methods")
         if self.cells is not None and "differentiable" not in self.methods:
-            raise refusal("only the differentiable method searches search.cells; add it", "methods")
+            raise refusal("only differentiable searches search.cells; add it", "methods")
         return self
 
     @model_validator(mode="after")
-    def _a_grid(self) -> SearchConfig:
+    def _check_grid(self) -> SearchConfig:
         if self.grid is None:
             if self.seeds > 1:
-                raise refusal(f"{self.seeds} seeds try each λ of search.grid; give that too", "seeds")
+                raise refusal(f"{self.seeds} seeds need values of λ to repeat; set search.grid", "seeds")
             return self
         if self.aim != "lambda":
             raise refusal(
-                f"holds values of λ, which search.aim: {self.aim} does not take; remove one", "grid"
+                f"search.aim: {self.aim} takes no values of λ; remove search.aim or search.grid", "grid"
             )
         if repeated := [value for value in self.grid if self.grid.count(value) > 1]:
-            raise refusal(f"{repeated[0]:g} is given twice; to try each λ again set search.seeds", "grid")
+            raise refusal(f"{repeated[0]:g} is given twice; set search.seeds to repeat each λ", "grid")
         return self

@@ -1,4 +1,4 @@
-"""What all sections have in common: how values are read, and how a rule between settings refuses them."""
+"""Defines the base class of all sections, values with units, and the errors of rules between settings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pydantic_core import PydanticCustomError
 from lana_ray.redact import without_passwords
 
 LOCATION = "location"
-"""Marks fields that hold a path, or several, made absolute against the file that names them."""
+"""Marks fields with one or more paths, which are relative to the file that names them."""
 
 _SECONDS_PER_UNIT = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LONGEST = 80
-"""Characters of a value that a message repeats."""
+"""Most characters of a value that a message repeats."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
-class Says:
-    """What a field takes, in words, where its type alone does not tell."""
+class ValueDescription:
+    """The allowed values of a field in words, if its type does not suffice."""
 
     text: str
 
@@ -43,32 +43,34 @@ def _seconds(value: Any) -> Any:
 
 
 def _scaled(number: str, by: float, otherwise: Any) -> Any:
-    """``number * by``; ``otherwise``, which the field refuses, where it is not a number."""
+    """Returns ``number * by``; if it is not a number, returns ``otherwise``, which the field refuses."""
     try:
         return float(number) * by
     except ValueError:
         return otherwise
 
 
-Share = Annotated[float, BeforeValidator(_per_cent), Says("a share, e.g. 0.02 or 2%")]
-"""Also written as a percentage."""
+Share = Annotated[float, BeforeValidator(_per_cent), ValueDescription("a share, e.g. 0.02 or 2%")]
+"""A share that may be written as a percentage."""
 Fraction = Annotated[Share, Field(ge=0, lt=1)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Says("a time in seconds, e.g. 10, 500ms or 2min")]
-"""Also written with a unit: ms, s, min or h."""
+Seconds = Annotated[
+    float, BeforeValidator(_seconds), ValueDescription("a time in seconds, e.g. 10, 500ms or 2min")
+]
+"""A time in seconds that may be written with a unit: ms, s, min or h."""
 
 
 def refusal(text: str, *at: str | int) -> PydanticCustomError:
-    """The error of a rule that a section breaks.
+    """Returns the error to raise for a rule that a section breaks.
 
     Args:
-        text: what is wrong, with the value, and the fix.
-        at: the setting in question, as a path from the section that raises this.
+        text: the mistake with the value, and the fix.
+        at: path of the setting, from the section that raises this.
     """
     return PydanticCustomError("refusal", "{text}", {"text": text, "at": at})
 
 
-def shown(value: Any) -> str:
-    """A value as one would write it, short and on one line."""
+def format_value(value: Any) -> str:
+    """Returns a value as a user would write it, on one line of limited length, without passwords."""
     if isinstance(value, str):
         text = repr(value)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -76,21 +78,21 @@ def shown(value: Any) -> str:
     else:
         try:
             text = json.dumps(value, ensure_ascii=False, default=repr)
-        except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that holds itself
+        except (TypeError, ValueError, RecursionError):  # a key is not text, or a list contains itself
             text = repr(value)
     text = " ".join(without_passwords(text).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 class Section(BaseModel):
-    """A block of the configuration; keys it does not know are refused."""
+    """A block of the configuration, which refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses what pydantic would convert to what nobody meant; an empty block is one of defaults."""
+    def _refuse_conversions(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses values that pydantic would convert unexpectedly; makes an empty block one of defaults."""
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
         if value is None and isinstance(annotation, type) and issubclass(annotation, Section):
@@ -99,14 +101,14 @@ class Section(BaseModel):
         for place, item in enumerate(value) if isinstance(value, list | tuple) else [((), value)]:
             at = (place,) if isinstance(place, int) else place
             if isinstance(item, bool) and bool not in kinds:
-                raise PydanticCustomError("flag", "not a flag", {"at": at, "given": item})
+                raise PydanticCustomError("flag", "not a flag", {"at": at, "value": item})
             if isinstance(item, str) and str in kinds and (not item.strip() or _CONTROL.search(item)):
-                raise PydanticCustomError("unprintable", "no text", {"at": at, "given": item})
+                raise PydanticCustomError("unprintable", "no text", {"at": at, "value": item})
         return value
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation such as ``tuple[Annotated[float, ...], ...] | None``."""
+    """Yields the types in an annotation such as ``tuple[Annotated[float, ...], ...] | None``."""
     arguments = get_args(annotation)
     if not arguments:
         yield annotation
@@ -115,4 +117,5 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 
 def location(**extra: Any) -> Any:
+    """Returns a field with one or more paths, which are relative to the file that names them."""
     return Field(json_schema_extra={LOCATION: True}, **extra)

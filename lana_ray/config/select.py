@@ -1,4 +1,4 @@
-"""How students are chosen."""
+"""Defines the ``select`` block: how students are chosen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class SelectConfig(Section):
     """Largest share of layers on which two of these students may agree."""
     time_limit_s: Seconds = Field(default=10.0, gt=0)
     """Time limit in seconds of the solver for all students of one target and budget. A student that is not
-    proven optimal in time comes with its gap."""
+    proven optimal in time is reported with its gap."""
     joint: bool = False
-    """Also choose one architecture per budget that keeps it on all targets."""
+    """Also choose one architecture per budget that meets it on all targets."""
     force: tuple[str, ...] = ()
     """Glob patterns ``LAYER=OPERATION``: these layers may only become these operations."""
     forbid: tuple[str, ...] = ()
@@ -26,10 +26,10 @@ class SelectConfig(Section):
     max_ops: int | None = Field(default=None, ge=0)
     """Maximum number of different operations in a student; the teacher's own layers do not count."""
     rounds: int = Field(default=4, ge=1)
-    """How often the program is solved. Each round calibrates the cost table with the students measured
-    before. A budget that no student keeps gets twice as many rounds."""
+    """Number of times that the integer program is solved. Each round calibrates the cost table with the
+    students measured before. A budget that no student meets gets twice as many rounds."""
     margin: Fraction = 0.02
-    """Smallest share of the budget that is kept free, since measurements of one network vary."""
+    """Least share of the budget that is kept free, because measurements of a network vary."""
     confidence: Share | None = Field(default=None, ge=0.5, lt=1)
-    """Probability that a re-measurement stays within the budget. The share kept free then follows from the
+    """Probability that a re-measurement stays within the budget; determines the share kept free from the
     spread between the sessions of a target."""

@@ -1,4 +1,4 @@
-"""The hardware, and how it is measured."""
+"""Defines the ``targets`` block: the hardware, and how it is measured."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lana_ray.config.section import Says, Seconds, Section, Share, refusal
+from lana_ray.config.section import Seconds, Section, Share, ValueDescription, refusal
 from lana_ray.registries import OneOf
 
 Label = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63),
-    Says("letters, digits, '.', '_' and '-', a letter or a digit at both ends"),
+    ValueDescription("letters, digits, '.', '_' and '-', a letter or a digit at both ends"),
 ]
-"""What may be the value of a node's label, and part of a file's name."""
+"""Text that may be the value of a node's label, and part of a file's name."""
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-"""Windows has no files of these names, whatever follows after a dot."""
+"""Windows reserves these names for devices, with any suffix after a dot."""
 
 
 class MeasureConfig(Section):
-    """How a target is sampled."""
+    """How costs are measured on a target."""
 
     architectures: int = Field(default=48, ge=8)
-    """Number of whole networks measured to learn what candidates cost in place."""
+    """Number of entire networks measured to estimate what candidates cost inside a network."""
     active: int = Field(default=0, ge=0)
     """Number of further networks measured where the latency predictor is least certain."""
     rel_error: Share = Field(default=0.02, gt=0, lt=1)
     """Stop repeating a measurement once the 95 % confidence interval of its median is this narrow, relative
     to the median."""
     time_limit_s: Seconds = Field(default=0.5, gt=0)
-    """Time limit in seconds for one measurement. One that is not yet as narrow as ``rel_error`` is marked."""
+    """Time limit in seconds for one measurement. It is marked if it ends wider than ``rel_error``."""
 
 
 class Target(Section):
@@ -41,7 +41,7 @@ class Target(Section):
     runtime: Annotated[str, OneOf("lana_ray.deploy.runtimes", "RUNTIMES")] = "torch"
     """Runtime that executes the deployed network."""
     device: Annotated[
-        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), Says("cpu, cuda, or cuda:0 for a certain GPU")
+        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$"), ValueDescription("cpu, cuda, or cuda:0 for a certain GPU")
     ] = "cpu"
     """Device that executes the deployed network."""
     threads: int = Field(default=1, ge=1)
@@ -58,13 +58,12 @@ class Target(Section):
 
     @property
     def node_label(self) -> str:
+        """The value of the node label ``lana.target``."""
         return self.label or self.name
 
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
         if name.lower().partition(".")[0] in _RESERVED:
-            raise refusal(
-                f"{name} is a reserved name on Windows, and files are named after it; choose another"
-            )
+            raise refusal(f"{name} is a reserved file name on Windows; choose another")
         return name

@@ -1,4 +1,4 @@
-"""How networks are trained as wholes: the teacher, and students."""
+"""Defines the settings of end-to-end trainings: the teacher's adaptation and the students' fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lana_ray.config.section import Fraction, Section
 
 
 class TrainConfig(Section):
-    """Training of a whole network: the teacher's adaptation and the students' fine-tuning."""
+    """End-to-end training of a network: the teacher's adaptation and the students' fine-tuning."""
 
     epochs: float = Field(default=2, gt=0)
     """Passes over the training split; a fraction is allowed."""
     batch_size: int = Field(default=64, ge=2)
     """Images per step over all workers together."""
     micro_batch_size: int = Field(default=32, ge=2)
-    """Least number of images in a micro-batch. Each step cuts its batch into as many equal micro-batches as
-    this allows, and adds up their gradients. Workers share the micro-batches; more workers than micro-batches
-    are not started. A batch-norm uses the statistics of one micro-batch, so the result does not depend on the
+    """Least number of images in a micro-batch. Each step splits its batch into as many equal micro-batches as
+    this allows, and sums their gradients. Workers share the micro-batches; there are never more workers than
+    micro-batches. A batch-norm uses the statistics of one micro-batch, so the result does not depend on the
     number of workers."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW's one-cycle schedule."""

@@ -42,9 +42,9 @@ SMALLEST = (
     ],
 )
 def test_scalars(text: str, value: Any) -> None:
-    found = read(f"key: {text}")["key"]
-    assert found == value
-    assert type(found) is type(value)
+    result = read(f"key: {text}")["key"]
+    assert result == value
+    assert type(result) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_scalars(text: str, value: Any) -> None:
 )
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_the_type_of_a_setting_tells_what_a_word_is(
+def test_the_type_of_a_setting_determines_what_a_word_is(
     settings: str, path: tuple[str, str], value: Any, ending: str, encoding: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "run.yaml"

@@ -1,4 +1,4 @@
-"""Every setting, with everything that it might be given by mistake."""
+"""Every setting refuses the values that it may be given by mistake."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
 
 
 def bare(annotation: Any) -> tuple[Any, bool]:
-    """A type without ``| None``, and whether that was there."""
+    """A type without ``| None``, and whether None is allowed."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [option for option in get_args(annotation) if option is not types.NoneType]
         return bare(inner[0])[0], True
@@ -79,12 +79,15 @@ def key_of(path: tuple[Any, ...]) -> str:
 
 
 def refusal(path: tuple[Any, ...], value: Any) -> str | None:
-    """What is said, None where the value is taken."""
+    """The message that refuses a value; None if the setting takes it."""
     try:
         load_config(with_value(path, value))
     except UserError as error:
-        return str(error)
-    return None
+        refused = error
+    else:
+        return None
+    assert refused.code in ("invalid_setting", "unknown_name")
+    return str(refused)
 
 
 def wrong(kind: Any, optional: bool) -> list[Any]:
@@ -124,15 +127,15 @@ def test_what_a_setting_does_not_take_is_named(path: tuple[Any, ...]) -> None:
     for value in (value for where, value in CASES if where == path):
         if path[-1] in ("default_budget", "latency_ms") and value in (3, 1.5, 7) and value is not True:
             continue  # milliseconds
-        said = refusal(path, value)
-        assert said is not None, f"{key_of(path)} took {value!r}"
+        text = refusal(path, value)
+        assert text is not None, f"{key_of(path)} took {value!r}"
         shown = "name" if path[-1] == "name" and path[0] == "targets" else key_of(path)
-        assert said.startswith("configuration: ")
-        assert shown in said
-        assert "\n" not in said
-        assert len(said) < 400
-        assert not [words for words in PYDANTICS if words in said], said
-        assert any(word in said for word in ("expected", "use e.g.", "needs", "none of", "known keys")), said
+        assert text.startswith("configuration: ")
+        assert shown in text
+        assert "\n" not in text
+        assert len(text) < 400
+        assert not [words for words in PYDANTICS if words in text], text
+        assert any(word in text for word in ("expected", "use e.g.", "needs", "none of", "known keys")), text
 
 
 @pytest.mark.parametrize(
@@ -159,11 +162,11 @@ def test_what_a_setting_does_not_take_is_named(path: tuple[Any, ...]) -> None:
 def test_a_refusal_shows_what_was_given_and_what_is_allowed(
     path: tuple[Any, ...], value: Any, shown: str, allowed: str
 ) -> None:
-    said = refusal(path, value)
-    assert said is not None
-    assert shown in said
-    assert allowed in said
-    assert "secret" not in said
+    text = refusal(path, value)
+    assert text is not None
+    assert shown in text
+    assert allowed in text
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize(
@@ -209,9 +212,9 @@ def test_values_are_read_as_people_write_them(path: tuple[Any, ...], value: Any,
 )
 @pytest.mark.parametrize("value", ["2%", "2s"])
 def test_what_is_no_share_and_no_time_takes_no_such_unit(path: tuple[Any, ...], value: str) -> None:
-    said = refusal(path, value)
-    assert said is not None
-    assert said.startswith(f"configuration: {key_of(path)}: '{value}'")
+    text = refusal(path, value)
+    assert text is not None
+    assert text.startswith(f"configuration: {key_of(path)}: '{value}'")
 
 
 _ANYTHING = st.recursive(
@@ -228,11 +231,11 @@ _ANYTHING = st.recursive(
     st.sampled_from([path for path, _, _ in LEAVES] + [(name,) for name in Config.model_fields]), _ANYTHING
 )
 def test_whatever_is_given_is_taken_or_refused_in_a_line(path: tuple[Any, ...], value: Any) -> None:
-    said = refusal(path, value)
-    if said is not None:
-        assert said.startswith("configuration: ")
-        assert len(said.splitlines()) == 1
-        assert not [words for words in PYDANTICS if words in said]
+    text = refusal(path, value)
+    if text is not None:
+        assert text.startswith("configuration: ")
+        assert len(text.splitlines()) == 1
+        assert not [words for words in PYDANTICS if words in text]
 
 
 def test_sections_made_in_python_refuse_alike() -> None:
