@@ -34,7 +34,8 @@ _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages"))
 _LABEL_FOLDERS = frozenset(
     {"labels", "annotations", "annotation", "masks", "mask", "segmentationclass", "groundtruth", "gt"}
 )
-_PREVIEW = 32  # images
+_PREVIEW = 32
+"""Images in a preview."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +248,7 @@ def _refuse_splits(name: str, filled: Mapping[str, Folder]) -> None:
     else:
         return
     raise UserError(
-        "invalid_data", f"{name}: folders {listed(list(filled))} all hold {listed(common)}; {fix}"
+        "invalid_data", f"{name}: folders {listed(list(filled))} all contain {listed(common)}; {fix}"
     )
 
 

@@ -129,7 +129,7 @@ def _refusal(path: str, error: Exception) -> str:
     try:
         with torch.serialization.safe_globals(_plain_types()):
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # only torch.save's newer format is read; otherwise the given error has the reason
+    except Exception:  # only torch.save's newer format can be inspected; the first error has the reason
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not names:
         text = str(error).strip() or repr(error)

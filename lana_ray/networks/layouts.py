@@ -144,8 +144,8 @@ def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
             continue
         linear = any(parameter.dim() == 2 for parameter in part.parameters())
         layout = _at(axis, len(shape))
-        alike = is_own or (first == last and shape == inputs.shape)
-        if alike and layout is not None:
+        has_same_axes = is_own or (first == last and shape == inputs.shape)
+        if has_same_axes and layout is not None:
             yield _Vote(layout, trusted=is_own and not linear)
         elif first != last and shape[axis] in (first, last):
             by_size = Layout.CHANNELS_FIRST if shape[axis] == first else Layout.CHANNELS_LAST

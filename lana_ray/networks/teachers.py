@@ -149,7 +149,7 @@ def _build(
 def frozen_parameters(network: nn.Module) -> frozenset[str]:
     """Returns all names of parameters that are not to be trained, such as fixed position embeddings.
 
-    If every parameter is frozen, the network was only frozen for inference, and none of them stays frozen.
+    If all are frozen, the network was frozen for inference, and its floating-point parameters are trained.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     numbers = {name for name, p in parameters.items() if p.is_floating_point() or p.is_complex()}

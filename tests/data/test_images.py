@@ -112,12 +112,12 @@ def test_batches_are_normalised_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augment", ["none", "crop", "flip"])
 def test_a_resumed_epoch_continues_with_the_same_batches(parquet: str, augment: str) -> None:
-    wanted: dict[str, Any] = {"batch_size": 16, "epoch": 3, "shuffle": True, "augment": True}
-    whole = list(load(parquet=parquet, augment=augment).batches("train", **wanted))
+    options: dict[str, Any] = {"batch_size": 16, "epoch": 3, "shuffle": True, "augment": True}
+    batches = list(load(parquet=parquet, augment=augment).batches("train", **options))
     resumed = load(parquet=parquet, augment=augment)
     list(resumed.batches("score", batch_size=2))
-    assert_same(list(resumed.batches("train", **wanted, only=range(2, len(whole)))), whole[2:])
-    assert not list(resumed.batches("train", **wanted, only=[]))
+    assert_same(list(resumed.batches("train", **options, only=range(2, len(batches)))), batches[2:])
+    assert not list(resumed.batches("train", **options, only=[]))
 
 
 def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> None:
@@ -135,12 +135,12 @@ def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> No
 @pytest.mark.parametrize(("split", "batch_size"), [("train", 20), ("score", 4), ("score", 64)])
 def test_endless_batches_begin_at_any_step(parquet: str, split: str, batch_size: int) -> None:
     data = load(parquet=parquet, score_images=10, validation_images=15)  # two steps an epoch, or one
-    whole = list(itertools.islice(data.endless(split, batch_size=batch_size), 7))
-    assert {len(labels) for _, labels in whole} == {min(batch_size, data.sizes[split])}
-    assert not torch.equal(whole[0][0], whole[2][0])  # another epoch, another order
+    batches = list(itertools.islice(data.endless(split, batch_size=batch_size), 7))
+    assert {len(labels) for _, labels in batches} == {min(batch_size, data.sizes[split])}
+    assert not torch.equal(batches[0][0], batches[2][0])  # another epoch, another order
     for start in (1, 2, 5):
         resumed = data.endless(split, batch_size=batch_size, start_step=start)
-        assert_same(list(itertools.islice(resumed, 7 - start)), whole[start:])
+        assert_same(list(itertools.islice(resumed, 7 - start)), batches[start:])
 
 
 def test_a_seed_changes_the_order_and_the_data_s_own_is_the_default(parquet: str) -> None:
@@ -171,21 +171,21 @@ def test_workers_that_share_an_epoch_see_its_batches(
     parquet: str, workers: int, batch_size: int, drop_last: bool
 ) -> None:
     data = load(parquet=parquet)  # 72 training images
-    wanted: dict[str, Any] = {"batch_size": batch_size, "drop_last": drop_last}
-    whole = list(data.batches("train", shuffle=True, augment=True, **wanted))
-    assert len(whole) == data.steps("train", **wanted)
+    options: dict[str, Any] = {"batch_size": batch_size, "drop_last": drop_last}
+    batches = list(data.batches("train", shuffle=True, augment=True, **options))
+    assert len(batches) == data.steps("train", **options)
     for worker in range(workers):
-        mine = range(worker, len(whole), workers)
+        share = range(worker, len(batches), workers)
         assert_same(
-            list(data.batches("train", shuffle=True, augment=True, only=mine, **wanted)),
-            whole[worker::workers],
+            list(data.batches("train", shuffle=True, augment=True, only=share, **options)),
+            batches[worker::workers],
         )
-    seen = held(whole)
+    seen = held(batches)
     assert len(seen) == len(set(seen))
     if not drop_last:
         assert sorted(seen) == sorted(data.indices("train"))
     elif batch_size <= 72:
-        assert {len(labels) for _, labels in whole} == {batch_size}
+        assert {len(labels) for _, labels in batches} == {batch_size}
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(9, 4), (8, 7), (5, 2), (3, 2)])

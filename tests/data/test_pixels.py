@@ -184,8 +184,8 @@ def test_a_small_file_that_claims_to_be_huge() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_damaged_bytes_are_undecodable(kind: str) -> None:
-    whole = encoded(picture(3, width=64, height=64), kind)
-    for bad in (None, b"", b"no image", whole[: len(whole) // 2], whole[:12]):
+    intact = encoded(picture(3, width=64, height=64), kind)
+    for bad in (None, b"", b"no image", intact[: len(intact) // 2], intact[:12]):
         with pytest.raises(UndecodableError):
             decode(bad)
 

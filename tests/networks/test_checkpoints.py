@@ -1,4 +1,4 @@
-"""Weights files as training scripts leave them: the set that fits is found, and no code of a file runs."""
+"""The matching set of tensors is read from training scripts' files, and no code in a file runs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CONTENTS: dict[str, Callable[[], Any]] = {
         "callbacks": {"ModelCheckpoint": {"best_model_path": pathlib.PosixPath("/a")}},
     },
     "deep": lambda: {"state": {"networks": {"teacher": weights()}}},
-    "beside numbers": lambda: {**weights(), "epoch": 4},
+    "with numbers": lambda: {**weights(), "epoch": 4},
     "timm's arguments": lambda: {"state_dict": weights(), "args": argparse.Namespace(lr=0.1, when=None)},
     "plain values": lambda: {
         "model": weights(),
@@ -90,7 +90,7 @@ CONTENTS: dict[str, Callable[[], Any]] = {
     "an average of the same": lambda: {"model": weights(0.5), "model_ema": prefixed("module.")},
     "timm's average": lambda: {"state_dict": weights(0.5), "state_dict_ema": weights()},
     "an averaged model": lambda: {"n_averaged": torch.tensor(3), **prefixed("module.")},
-    "averages beside": lambda: {"state_dict": {**prefixed("net.", weights(0.5)), **prefixed("ema_net.")}},
+    "with averages": lambda: {"state_dict": {**prefixed("net.", weights(0.5)), **prefixed("ema_net.")}},
     "no average": lambda: {"model": weights(), "model_ema": None},
     "the same twice": lambda: {"model": weights(), "best": weights()},
 }

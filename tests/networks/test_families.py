@@ -296,11 +296,11 @@ Kind = tuple[str, int]
 @cache
 def kinds() -> tuple[Kind, ...]:
     """All layers of all small networks, but those that differ from one before in nothing but the name."""
-    found: dict[tuple[object, ...], Kind] = {}
+    first: dict[tuple[object, ...], Kind] = {}
     for name in TEACHERS:
         for position, layer in enumerate(space(name).layers):
-            found.setdefault((name, *layer.place), (name, position))
-    return tuple(found.values())
+            first.setdefault((name, *layer.place), (name, position))
+    return tuple(first.values())
 
 
 def _is_small(op: Op, layer: Layer) -> bool:

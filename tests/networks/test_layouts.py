@@ -53,7 +53,7 @@ def test_layouts_of_torchvisions_networks(name: str, expected: Layout) -> None:
 
 
 class _Body(nn.Module):
-    """A layer inside a network whose stem gives it images [N, C, size, size], or tokens, as told."""
+    """A layer inside a network whose stem gives it images or tokens, in the layout ``arrange``."""
 
     def __init__(self, layer: nn.Module, channels: int, arrange: str) -> None:
         super().__init__()
@@ -145,19 +145,19 @@ def _norm_linear(channels: int) -> nn.Module:
     ],
 )
 @pytest.mark.parametrize("fixed", [False, True])
-def test_square_layers_are_told_by_what_they_do(
+def test_layouts_of_square_layers_are_found_by_what_they_do(
     layer: nn.Module, arrange: str, expected: Layout, fixed: bool
 ) -> None:
     """Eight channels of 8 x 8 pixels."""
     network: nn.Module = _Body(layer, 8, arrange)
-    (found,) = find_layers(
+    (result,) = find_layers(
         (_FixedHead(network) if fixed else network).eval(),
         torch.randn(2, 3, 8, 8),
         ["body.blocks.0" if fixed else "blocks.0"],
     )
-    assert found.input_shape == (8, 8, 8)
-    assert found.layout == expected
-    assert found.is_image == (expected is not UNKNOWN)
+    assert result.input_shape == (8, 8, 8)
+    assert result.layout == expected
+    assert result.is_image == (expected is not UNKNOWN)
 
 
 def test_a_layer_that_changes_the_layout_has_none() -> None:
@@ -171,8 +171,8 @@ def test_a_layer_that_changes_the_layout_has_none() -> None:
             return y.permute(0, 2, 3, 1)
 
     for size in (8, 12):
-        (found,) = find_layers(_Body(Turn(), 8, "NCHW").eval(), torch.randn(2, 3, size, size), ["blocks.0"])
-        assert found.layout == UNKNOWN, size
+        (result,) = find_layers(_Body(Turn(), 8, "NCHW").eval(), torch.randn(2, 3, size, size), ["blocks.0"])
+        assert result.layout == UNKNOWN, size
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_a_layer_that_changes_the_layout_has_none() -> None:
 )
 def test_sequences_and_tokens(layer: nn.Module, arrange: str, expected: Layout) -> None:
     """16 channels of 4 x 4 pixels: as many as there are tokens."""
-    (found,) = find_layers(_Body(layer, 16, arrange).eval(), torch.randn(2, 3, 4, 4), ["blocks.0"])
-    assert (found.input_shape, found.layout, found.in_channels) == ((16, 16), expected, 16)
-    assert found.is_tokens
-    assert found.usual.layout == LAST
+    (result,) = find_layers(_Body(layer, 16, arrange).eval(), torch.randn(2, 3, 4, 4), ["blocks.0"])
+    assert (result.input_shape, result.layout, result.in_channels) == ((16, 16), expected, 16)
+    assert result.is_tokens
+    assert result.usual.layout == LAST
 
 
 def test_a_rearranged_module_answers_as_the_other_layout_has_it() -> None:
