@@ -177,7 +177,6 @@ def test_rules_between_settings(settings: dict[str, Any], section: str, named: t
         (changed(search={"grid": [1, 0, 1.0]}), "search.grid", "1"),
         (changed(search={"lambdas": [3, 1]}), "search.lambdas", "[3, 1]"),
         (changed(search={"lambdas": [3]}), "search.lambdas", "[3]"),
-        (changed(search={"methods": ["program"], "cost": "macs"}), "search.methods", "macs"),
         (changed(search={"methods": ["program", "program"]}), "search.methods", "once"),
         (
             changed(search={"methods": ["program"], "cells": {"space": "darts"}}),
