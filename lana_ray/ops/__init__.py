@@ -1,4 +1,4 @@
-"""The pool of operations. Importing this package registers every family; a new one joins the first import."""
+"""The pool of operations. Importing this package registers every family; a new one joins its first import."""
 
 from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, repvgg, transformer
 from lana_ray.ops.presets import PRESETS, candidates, pool

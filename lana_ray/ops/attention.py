@@ -14,16 +14,17 @@ from lana_ray.ops.blocks import Block, conv_bn, width
 from lana_ray.ops.registry import Activation, count, is_image_layer, positive, register
 
 MOST_TOKENS = 32 * 32
-"""Layers with more pixels or tokens to attend to are refused: time grows with the square of their number, and
-so does memory wherever the maps are stored. At this one, training ``bot`` takes 54 MiB per image, ``vit_d64``
-with torch's fused attention 9 MiB."""
+"""Layers with more pixels or tokens do not fit: time grows with the square of their number, and so does
+memory if the attention maps are stored. At this limit, training takes 54 MiB per image for ``bot`` and 9 MiB
+for ``vit_d64`` with torch's fused attention."""
 
-_HEADS = 4  # of the bottleneck transformer, as published
+# The bottleneck transformer's, as published.
+_HEADS = 4
 _LARGEST_HEADS = 32
 
 
 def few_pixels(layer: Layer) -> bool:
-    """Images of at most ``MOST_TOKENS`` pixels, with a whole stride."""
+    """Returns whether the layer takes images of at most ``MOST_TOKENS`` pixels, with a whole stride."""
     return is_image_layer(layer) and math.prod(layer.input_size) <= MOST_TOKENS
 
 
@@ -34,7 +35,7 @@ def _few_tokens(layer: Layer) -> bool:
 
 
 def _dimension(value: float) -> float:
-    """Divisible by every number of heads."""
+    """Checks the dimension: it must be divisible by every allowed number of heads."""
     if value < _LARGEST_HEADS or value % _LARGEST_HEADS:
         raise ValueError(f"{value:g} must be a multiple of {_LARGEST_HEADS}")
     return int(value)
@@ -50,7 +51,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., arXiv 1706.03762); [N, T, D] to [N, T, D].
 
     Args:
-        inner: width of all heads together; by default D.
+        inner: total width of all heads; defaults to D.
     """
 
     def __init__(self, tokens: int, dimension: int, heads: int, inner: int | None = None) -> None:
@@ -59,12 +60,13 @@ class SelfAttention(nn.Module):
         depth = inner // heads
         self.merged = (-1, tokens, inner)
         self.split = (-1, tokens, 3, heads, depth)
-        self.scale = depth**-0.5  # given, or ONNX programs compute it in every call
+        # Set explicitly, because exported ONNX programs would otherwise compute it in every call.
+        self.scale = depth**-0.5
         self.qkv = nn.Linear(dimension, 3 * inner)
         self.project = nn.Linear(inner, dimension)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each [N, heads, T, depth].
+        # q, k and v are [N, heads, T, depth] each.
         q, k, v = self.qkv(x).reshape(self.split).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         projected: Tensor = self.project(y.transpose(1, 2).reshape(self.merged))
@@ -72,7 +74,7 @@ class SelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention, then an MLP four times as wide, each beside a shortcut; [N, T, D] to [N, T, D]."""
+    """Pre-norm attention, then an MLP four times as wide, each with a shortcut; [N, T, D] to [N, T, D]."""
 
     def __init__(self, tokens: int, dimension: int, heads: int, act: Activation) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class TransformerBlock(nn.Module):
 
 
 class OverPixels(nn.Module):
-    """Transformer blocks over an image's pixels, which know their positions; [N, D, H, W] to the same.
+    """Transformer blocks over an image's pixels with learnt positions; [N, D, H, W] to [N, D, H, W].
 
     Args:
         size: height and width of the image.
@@ -111,15 +113,15 @@ class OverPixels(nn.Module):
 def vit(layer: Layer, *, act: Activation, d: int, h: int, n: int) -> nn.Module:
     """Vision transformer (Dosovitskiy et al., arXiv 2010.11929): pre-norm blocks between two projections.
 
-    On images the tokens are the pixels that the layer puts out: the first projection, 1x1, carries the
-    stride. Batch-norms follow both projections, the last of them in place of ViT's final layer-norm, which
-    stays where the layer works on tokens, as a ViT's own blocks do: there the tokens know their positions
-    already, and a class token is one of them. The MLPs take the teacher's activation.
+    On images the tokens are the layer's output pixels: the first projection, 1x1, carries the stride.
+    Batch-norms follow both projections, the last one instead of ViT's final layer-norm. On tokens the
+    layer-norm stays, as in a ViT's own blocks: there the tokens already carry their positions, and a class
+    token is one of them. The MLPs use the teacher's activation.
 
     Args:
         d: dimension of the tokens inside.
         h: heads of the attention.
-        n: how many blocks.
+        n: number of blocks.
     """
     image = layer.is_image
     tokens = math.prod(layer.output_size) if image else layer.output_size[0]
@@ -141,11 +143,11 @@ def vit(layer: Layer, *, act: Activation, d: int, h: int, n: int) -> nn.Module:
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention over an image's pixels, aware of where they lie; [N, C, H, W] to the same.
+    """Self-attention over an image's pixels with relative positions; [N, C, H, W] to [N, C, H, W].
 
-    A query is compared with each key and with the sum of two learnt vectors, one for how many rows the key
-    lies below, one for how many columns to the right (figure 4 of arXiv 2101.11605). As published, nothing
-    is projected after the heads.
+    A query is multiplied by each key plus the sum of two learnt vectors, one for the number of rows the key
+    lies below, one for the number of columns to the right (figure 4 of arXiv 2101.11605). As published, there
+    is no projection after the heads.
 
     Args:
         channels: divisible by four, the number of heads.
@@ -173,13 +175,13 @@ class RelativeAttention(nn.Module):
         self.register_buffer("column_steps", _steps(width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each [N, heads, T, depth].
+        # q, k and v are [N, heads, T, depth] each.
         q, k, v = self.qkv(x).reshape(self.split).transpose(3, 4).unbind(1)
         y = F.scaled_dot_product_attention(q, k, v, self._positions(q * self.scale), scale=self.scale)
         return y.transpose(2, 3).reshape(self.image)
 
     def _positions(self, q: Tensor) -> Tensor:
-        """What the positions add to the logits, [N, heads, T, T], for scaled queries [N, heads, T, depth]."""
+        """Returns the position term of the logits, [N, heads, T, T], for queries [N, heads, T, depth]."""
         grid = q.reshape(self.grid)
         rows = self.rows[self.row_steps].transpose(1, 2)  # [H, depth, H of the key]
         columns = self.columns[self.column_steps].transpose(1, 2)  # [W, depth, W of the key]
@@ -189,16 +191,16 @@ class RelativeAttention(nn.Module):
 
 
 def _steps(size: int) -> Tensor:
-    """From each place to each other, counted from the most negative step; shape [size, size]."""
+    """Returns the step from each place to each other, counted from the most negative one; [size, size]."""
     places = torch.arange(size)
     return places[None] - places[:, None] + size - 1
 
 
 def bottleneck_around(mixer: nn.Module, layer: Layer, hidden: int, act: Activation) -> nn.Module:
-    """A ResNet bottleneck with ``mixer``, [N, hidden, H, W] to the same, for its k x k convolution.
+    """Returns a ResNet bottleneck with ``mixer``, [N, hidden, H, W] to the same shape, as its k x k part.
 
-    The stride is an average over the pixels behind it, as the bottleneck transformer's; where an image ends
-    within a window, the average is over the rest.
+    The stride is an average pooling after it, as in the bottleneck transformer; a window that reaches over
+    the image's edge averages the pixels inside.
     """
     s = layer.stride
     return Block(
@@ -216,7 +218,7 @@ def bottleneck_around(mixer: nn.Module, layer: Layer, hidden: int, act: Activati
 def bot(layer: Layer, *, act: Activation, w: float) -> nn.Module:
     """Bottleneck transformer (Srinivas et al., arXiv 2101.11605): a bottleneck with self-attention inside.
 
-    Four heads and relative positions, as published. The output is linear, as MBConv's.
+    It has four heads and relative positions, as published. The output is linear, as in MBConv.
 
     Args:
         w: inner width relative to the output's channels.

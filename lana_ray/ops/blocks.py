@@ -1,4 +1,4 @@
-"""What the families share: conv-BN-activation, padding, sums of branches, rounded widths, the residual."""
+"""Parts shared by the families: conv-BN-activation, padding, sums of branches, widths, the residual."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lana_ray.ops.registry import Activation
 
 
 class Block(nn.Module):
-    """A body that keeps the layer's shapes, its input added where the layer's own is."""
+    """A body that keeps the layer's shapes, with its input added if the layer has a residual."""
 
     def __init__(self, layer: Layer, *stages: nn.Module) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ class Block(nn.Module):
 
 
 class Sum(nn.Module):
-    """Branches that read the same input, their outputs added.
+    """Branches that read the same input and whose outputs are added.
 
-    A warm start works on the main one alone and silences the batch-norms of the others.
+    A warm start uses the main branch alone and zeroes the batch-norms of the others.
     """
 
     def __init__(self, main: nn.Sequential, *others: nn.Module) -> None:
@@ -51,12 +51,12 @@ def conv_bn(
     groups: int = 1,
     act: Activation | None = None,
 ) -> nn.Sequential:
-    """Convolution, batch-norm and, where given, activation; [N, C, H, W] to [N, C', H, W].
+    """Convolution, batch-norm and, if ``act`` is set, activation; [N, C, H, W] to [N, C', H', W'].
 
     Args:
         kernel: odd; the padding is kernel // 2 on every side.
-        strided: the layer whose stride and padding the convolution takes over, to answer images of the
-            layer's output size.
+        strided: the layer whose stride and padding the convolution takes over, so that it maps images of
+            the layer's input size to its output size.
     """
     conv: nn.Conv2d
     if strided is None or strided.offset is None or not any(map(math.floor, strided.offset)):
@@ -70,11 +70,12 @@ def conv_bn(
 def _aligned_conv(
     in_channels: int, out_channels: int, kernel: int, layer: Layer, groups: int
 ) -> PaddedConv2d:
-    """The middle of its kernel comes to lie where the layer's ``offset`` says, in whole pixels."""
+    """Returns a convolution whose kernel's middle lies at the layer's ``offset``, in whole pixels."""
     assert layer.offset is not None
     sides = []
     for before, after, offset in zip(layer.input_size, layer.output_size, layer.offset, strict=True):
-        ahead = min(kernel // 2 - math.floor(offset), kernel - 1)  # with more, it would read nothing else
+        # With more padding, the kernel would read nothing but padding.
+        ahead = min(kernel // 2 - math.floor(offset), kernel - 1)
         behind = (after - 1) * layer.stride + kernel - before - ahead
         sides.append((ahead, max(0, behind)))
     rows, columns = sides
@@ -84,9 +85,9 @@ def _aligned_conv(
 
 
 def width(channels: int, factor: float, multiple: int = 8) -> int:
-    """Channels times factor, rounded to a multiple above 0 that is at least 90 % of the product.
+    """Returns channels times factor, rounded to a multiple above 0 that is at least 90 % of the product.
 
-    The rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
+    This is the rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
     """
     exact = channels * factor
     rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)

@@ -1,4 +1,4 @@
-"""What is asked of an operation of the user's own, found by trying it at each kind of layer it fits."""
+"""Checks of the user's own operations: each is built and run once for every kind of layer that it fits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _checked: set[tuple[Any, ...]] = set()
 
 
 def fits_and_works(op: Op, layer: Layer, teacher: nn.Module) -> bool:
-    """``fits``; an operation of the user's own is also built and run once for each kind of layer.
+    """Returns ``fits``; also builds and runs an operation of the user's own, once for each kind of layer.
 
     Args:
         teacher: the layer's own module, left unchanged.
 
     Raises:
-        UserError: where its code fails, or its candidate does not keep the layer's output shape and batch,
-            answers otherwise the second time in evaluation mode, changes its input, or has weights that
-            its answer does not depend on; it names the operation and the layer.
+        UserError: naming the operation and the layer, if its code fails, or if its candidate does not keep
+            the layer's output shape and batch, gives two answers to one input in evaluation mode, changes
+            its input, or has weights that its answer does not depend on.
     """
     if op.is_ours:
         return fits(op, layer, teacher)
     try:
         suits = fits(op, layer, teacher)
-    except Exception as error:  # of the user's code
+    except Exception as error:  # raised by the user's code
         raise _failure(op, layer, "its fits() fails", error) from error
     key = (op.key, layer.place, layer.name if op.of_teacher else "")
     if suits and key not in _checked:
@@ -41,7 +41,7 @@ def fits_and_works(op: Op, layer: Layer, teacher: nn.Module) -> bool:
 
 def _failure(op: Op, layer: Layer, what: str, error: Exception | None = None) -> UserError:
     reason = f": {type(error).__name__}: {' '.join(str(error).split())}" if error else ""
-    return UserError(f"operation {op.name!r} at layer {layer.name}: {what}{reason}")
+    return UserError("invalid_extension", f"operation {op.name!r} at layer {layer.name}: {what}{reason}")
 
 
 def _try(op: Op, layer: Layer, teacher: nn.Module) -> None:
@@ -49,42 +49,42 @@ def _try(op: Op, layer: Layer, teacher: nn.Module) -> None:
         module = build_op(op, layer, seed=0, teacher=teacher)
     except UserError:
         raise
-    except Exception as error:  # of the user's code
+    except Exception as error:  # raised by the user's code
         raise _failure(op, layer, "its constructor fails", error) from error
     module = module.cpu()
     inputs = torch.randn(_BATCH, *layer.input_shape, generator=torch.Generator().manual_seed(0))
-    given = inputs.clone()
+    original = inputs.clone()
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.no_grad():
                 first, second = module.eval()(inputs), module(inputs)
             with torch.enable_grad():
-                trained = module.train()(given.clone())
-        except Exception as error:  # of the user's code
+                trained = module.train()(original.clone())
+        except Exception as error:  # raised by the user's code
             shape = [_BATCH, *layer.input_shape]
             raise _failure(op, layer, f"its module fails on an input of shape {shape}", error) from error
-    wrong = _wrong(layer, first, second) or _wrong(layer, trained, trained)
-    if wrong:
-        raise _failure(op, layer, wrong)
-    if not torch.equal(inputs, given):
+    problem = _problem(layer, first, second) or _problem(layer, trained, trained)
+    if problem:
+        raise _failure(op, layer, problem)
+    if not torch.equal(inputs, original):
         raise _failure(op, layer, "its module changes its input; let it work on a copy")
     if any(weight.requires_grad for weight in module.parameters()) and not trained.requires_grad:
-        raise _failure(op, layer, "its answer does not depend on its weights, so it cannot be trained")
+        raise _failure(op, layer, "its output does not depend on its weights, so it cannot be trained")
 
 
-def _wrong(layer: Layer, answer: Any, again: Any) -> str:
-    """What is wrong with a candidate's answers to the same input; empty where nothing is."""
-    if not isinstance(answer, Tensor):
-        return f"its module returns {type(answer).__name__}, not a tensor"
-    wanted = (_BATCH, *layer.output_shape)
-    if tuple(answer.shape) != wanted:
-        return f"its module answers an input of shape {[_BATCH, *layer.input_shape]} with shape " + (
-            f"{list(answer.shape)}; the layer's output is {list(wanted)}"
+def _problem(layer: Layer, output: Any, again: Any) -> str:
+    """Describes what is wrong with a candidate's two outputs for the same input; empty if nothing is."""
+    if not isinstance(output, Tensor):
+        return f"its module returns {type(output).__name__}, not a tensor"
+    expected = (_BATCH, *layer.output_shape)
+    if tuple(output.shape) != expected:
+        return f"its module maps an input of shape {[_BATCH, *layer.input_shape]} to shape " + (
+            f"{list(output.shape)}; the layer's output is {list(expected)}"
         )
-    if answer.dtype != torch.float32:
-        return f"its module answers in {answer.dtype}, not torch.float32"
-    if not answer.isfinite().all():
-        return "its module answers with numbers that are not finite"
-    if not torch.equal(answer, again):
-        return "its module in evaluation mode answers the same input differently each time"
+    if output.dtype != torch.float32:
+        return f"its module returns {output.dtype}, not torch.float32"
+    if not output.isfinite().all():
+        return "its module returns numbers that are not finite"
+    if not torch.equal(output, again):
+        return "its module in evaluation mode returns different outputs for the same input"
     return ""

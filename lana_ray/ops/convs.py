@@ -1,4 +1,4 @@
-"""Dense convolutions: the ResNet bottleneck and what stacks two k x k convolutions."""
+"""Dense convolutions: the ResNet bottleneck and families of two stacked k x k convolutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARAMETERS = {"w": positive, "k": odd}
 def bottleneck(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     """Bottleneck (ResNet, He et al., arXiv 1512.03385): 1x1 reduction, dense k x k, 1x1 expansion.
 
-    The k x k convolution carries the stride, as in ResNet v1.5. The output is linear, as MBConv's.
+    The k x k convolution carries the stride, as in ResNet v1.5. The output is linear, as in MBConv.
 
     Args:
         w: inner width relative to the output's channels.
@@ -34,7 +34,7 @@ def bottleneck(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
 def conv_pair(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     """Two dense k x k convolutions, the body of ResNet's basic block (arXiv 1512.03385) at any inner width.
 
-    The first carries the stride. The output is linear, as MBConv's.
+    The first carries the stride. The output is linear, as in MBConv.
 
     Args:
         w: inner width relative to the output's channels.
@@ -45,11 +45,11 @@ def conv_pair(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
 
 @register("conv_stack", parameters=_PARAMETERS)
 def conv_stack(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
-    """Two stacked conv-BN-activation (LANA, arXiv 2107.10624), the activation behind both convolutions.
+    """Two stacked conv-BN-activation (LANA, arXiv 2107.10624), with an activation after both convolutions.
 
-    So it differs from ``conv_pair``, and suits layers that end in an activation themselves, as ResNet's and
-    VGG's do. Behind a ReLU it cannot answer less than zero (less than its input, where there is a
-    residual), which costs it much at layers with a linear output, as MBConv's.
+    Unlike ``conv_pair``, it suits layers that end in an activation themselves, as in ResNet and VGG. After a
+    ReLU its output cannot be negative (or less than its input, if the layer has a residual), which costs
+    much quality at layers with a linear output, such as MBConv.
 
     Args:
         w: inner width relative to the output's channels.
@@ -66,10 +66,10 @@ def _has_no_residual(layer: Layer) -> bool:
 def residual_pair(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     """LANA's residual pair (arXiv 2107.10624): ResNet's basic block (arXiv 1512.03385) at any inner width.
 
-    The convolutions of ``conv_pair`` with a shortcut of their own around both: the input where the shapes
-    are equal, else a strided 1x1 convolution with batch-norm (option B of ResNet). There is no activation
-    behind the sum, so the output is linear, as MBConv's. It exists only for layers without a residual:
-    where there is one, that is the shortcut, and this would be ``conv_pair`` once more.
+    The convolutions of ``conv_pair`` with their own shortcut around both: the input if the shapes are equal,
+    else a strided 1x1 convolution with batch-norm (option B of ResNet). There is no activation after the
+    sum, so the output is linear, as in MBConv. It fits only layers without a residual: with one, the
+    residual is the shortcut, and this would equal ``conv_pair``.
 
     Args:
         w: inner width relative to the output's channels.

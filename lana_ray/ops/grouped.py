@@ -15,9 +15,9 @@ from lana_ray.ops.registry import Activation, count, odd, positive, register
 def grouped_bottleneck(layer: Layer, *, act: Activation, w: float, k: int, g: int) -> nn.Module:
     """Bottleneck (ResNeXt, Xie et al., arXiv 1611.05431): 1x1 reduction, grouped k x k, 1x1 expansion.
 
-    Groups are of equal width in every layer, as RegNet's (Radosavovic et al., arXiv 2003.13678): ResNeXt's
-    equal number of groups would leave layers of few channels one or two for each, which hardware is slow
-    at. The k x k convolution carries the stride; the output is linear, as MBConv's.
+    Groups have the same width in every layer, as in RegNet (Radosavovic et al., arXiv 2003.13678): ResNeXt's
+    constant number of groups would give layers of few channels groups of one or two, which are slow on
+    hardware. The k x k convolution carries the stride; the output is linear, as in MBConv.
 
     Args:
         w: inner width relative to the output's channels, rounded to a multiple of 8 and of g.
@@ -36,10 +36,10 @@ def grouped_bottleneck(layer: Layer, *, act: Activation, w: float, k: int, g: in
 class SplitAttention(nn.Module):
     """Split attention (ResNeSt, Zhang et al., arXiv 2004.08955) of radix 2 and cardinality 1.
 
-    Two convolutions, each of half the input, give two answers; for each channel the whole image decides
-    how they are mixed. The published softmax over two logits is the sigmoid of their difference, so only
-    that is computed. The gate has no batch-norm, as squeeze-and-excitation's, and the convolution carries
-    the stride, where ResNeSt has an average pooling behind it.
+    Two convolutions read half of the input each; a gate of the whole image mixes their outputs channel by
+    channel. The published softmax over two logits is the sigmoid of their difference, so only that is
+    computed. The gate has no batch-norm, like squeeze-and-excitation, and the convolution carries the
+    stride, unlike in ResNeSt, which has an average pooling after it.
 
     Args:
         channels: of input and output.
@@ -64,7 +64,7 @@ class SplitAttention(nn.Module):
 def split_attention(layer: Layer, *, act: Activation, w: float, k: int) -> nn.Module:
     """ResNeSt's bottleneck (Zhang et al., arXiv 2004.08955): 1x1 reduction, split attention, 1x1 expansion.
 
-    The output is linear, as MBConv's.
+    The output is linear, as in MBConv.
 
     Args:
         w: inner width relative to the output's channels.

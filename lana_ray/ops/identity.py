@@ -14,5 +14,5 @@ def _keeps_shape(layer: Layer) -> bool:
 
 @register("identity", fits=_keeps_shape, any_layout=True)
 def identity(layer: Layer, *, act: Activation) -> nn.Module:
-    """The layer left out (LANA, arXiv 2107.10624, section 3.1); exists only where the shapes are equal."""
+    """Leaves the layer out (LANA, arXiv 2107.10624, section 3.1); fits only if the shapes are equal."""
     return nn.Identity()

@@ -1,4 +1,4 @@
-"""Lambda layers: a pixel's surroundings as a small linear function, in place of a map of attention."""
+"""Lambda layers: a pixel's surroundings as a small linear function instead of an attention map."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCOPE = 7
 
 
 class LambdaLayer(nn.Module):
-    """The lambda convolution of LambdaNetworks (Bello, arXiv 2102.08602); [N, C, H, W] to the same.
+    """The lambda convolution of LambdaNetworks (Bello, arXiv 2102.08602); [N, C, H, W] to [N, C, H, W].
 
     Each pixel's queries, one for every head, are multiplied by a matrix [keys, C / heads] that all heads
     share: the content lambda, values summed over the whole image by the softmax of their keys, plus the
@@ -63,8 +63,8 @@ class LambdaLayer(nn.Module):
 def lambda_bottleneck(layer: Layer, *, act: Activation, w: float) -> nn.Module:
     """Lambda bottleneck (Bello, arXiv 2102.08602): a ResNet bottleneck whose k x k part is a lambda layer.
 
-    The output is linear, as MBConv's. A lambda layer's memory grows with the pixels, not with their square;
-    it keeps to ``MOST_TOKENS`` all the same, so that it stands where ``bot`` does.
+    The output is linear, as in MBConv. A lambda layer's memory grows with the pixels, not with their square,
+    but it has the same limit of ``MOST_TOKENS`` so that it fits the same layers as ``bot``.
 
     Args:
         w: inner width relative to the output's channels.

@@ -12,7 +12,7 @@ _PARAMETERS = {"e": positive, "k": odd, "se": fraction}
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al., arXiv 1709.01507): scales each channel by what the whole image says.
+    """Squeeze-and-excitation (Hu et al., arXiv 1709.01507): scales each channel by a gate of the whole image.
 
     Args:
         ratio: width of its bottleneck relative to ``channels``.
@@ -53,8 +53,8 @@ def mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float = 0) ->
 def fused_mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float = 0) -> nn.Module:
     """Fused-MBConv (EfficientNetV2, Tan and Le, arXiv 2104.00298): dense k x k expansion, 1x1 projection.
 
-    The projection stays at expansion 1, where EfficientNetV2 leaves it out: our last batch-norm has no
-    activation, so the block would be linear without it.
+    The projection is kept at expansion 1, unlike in EfficientNetV2: our last batch-norm has no activation
+    after it, so the block would be linear without the projection.
 
     Args:
         e: expanded width relative to the input's channels.

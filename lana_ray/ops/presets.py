@@ -18,7 +18,7 @@ DENSE = (
     "residual_pair",
     "repvgg",
 )
-"""Families of dense convolutions with parameters ``w`` and ``k``: a new one joins ``lana`` by a line here."""
+"""Families of dense convolutions with parameters ``w`` and ``k``; a family added here joins ``lana``."""
 
 _PRUNED = tuple(f"pruned_w{w}" for w in (0.75, 0.5, 0.25))
 _WIDTHS = (1 / 16, 1 / 10, 1 / 8, 1 / 5, 1 / 4, 1 / 2, 1, 2, 3, 4)
@@ -82,34 +82,36 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *(f"{family}_w{w:g}" for family in ("bot", "lambda_bottleneck") for w in _WIDTHS[4:]),
     ),
 }
-"""Operations by the pool's name; a layer has those of them that fit it.
+"""Operations of each named pool; a layer gets those that fit it.
 
-``tiny`` is for trials, with 8 for images and as many for tokens; ``small``, with 24 for images and 23 for
-tokens, spans cost and kind with a few of each; ``lana`` is the whole of the grids printed in LANA (arXiv
-2107.10624), 304 operations, and the layer's own module at three widths.
+``tiny`` is for trials, with 8 for images and 8 for tokens; ``small``, with 24 for images and 23 for tokens,
+has a few operations of every kind and cost; ``lana`` has all the grids printed in LANA (arXiv 2107.10624),
+304 operations, and the layer's own module at three widths.
 """
 
 
 def pool(preset_or_ops: str | Sequence[str]) -> tuple[Op, ...]:
-    """The operations of a preset or of a list of names, ``teacher`` always first, each once.
+    """Returns the operations of a preset or of a list of names, without duplicates, ``teacher`` first.
 
     Raises:
         UserError: for an unknown preset or operation.
     """
     if isinstance(preset_or_ops, str):
         if preset_or_ops not in PRESETS:
-            raise UserError(f"unknown pool {preset_or_ops!r}; known: {', '.join(PRESETS)}")
+            raise UserError(
+                "unknown_name", f"unknown pool {preset_or_ops!r}; available: {', '.join(PRESETS)}"
+            )
         preset_or_ops = PRESETS[preset_or_ops]
     return tuple(dict.fromkeys(parse_op(name) for name in (TEACHER, *preset_or_ops)))
 
 
 def candidates(preset_or_ops: str | Sequence[str], layer: Layer, teacher: nn.Module) -> tuple[Op, ...]:
-    """Those of the pool's operations that fit the layer, ``teacher`` first.
+    """Returns the pool's operations that fit the layer, ``teacher`` first.
 
     Args:
         teacher: the layer's own module.
 
     Raises:
-        UserError: as ``pool``, and as ``check.fits_and_works`` for operations of the user's own.
+        UserError: as ``pool``, and as ``check.fits_and_works`` for the user's own operations.
     """
     return tuple(op for op in pool(preset_or_ops) if fits_and_works(op, layer, teacher))

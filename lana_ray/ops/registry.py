@@ -1,33 +1,34 @@
-"""Operations by name: declared once by a family's constructor, written like ``mbconv_e3_k3`` everywhere else.
+"""Operations by name: a constructor declares a family, and names such as ``mbconv_e3_k3`` refer to it.
 
-A family registers a constructor and the parameters it takes; a new one is a small file::
+A family registers a constructor and its parameters; a new one is a small file::
 
     @register("conv", parameters={"k": odd})
     def conv(layer: Layer, *, act: Activation, k: int) -> nn.Module:
         '''One convolution.'''
         return nn.Conv2d(layer.in_channels, layer.out_channels, k, layer.stride, k // 2)
 
-A parameter's name is its letters in the operation's name; one with a default is left out of the name where
-it has that value. What a constructor returns keeps the layer's input and output shape, and its input added
-where ``layer.residual`` says so (DESIGN 2.3). Its arguments come checked; ``act`` builds the activation.
+A parameter's name is its letters in the operation's name; a parameter at its default value is left out of
+the name. The module that a constructor returns keeps the layer's input and output shapes, and adds its
+input if ``layer.residual`` is set (DESIGN 2.3). The arguments are checked beforehand; ``act`` builds the
+activation.
 
-Images are always [N, C, H, W] and tokens [N, T, D], whatever the network's layout: in a layer of another one
-the candidate is put between two permutations. ``blocks.conv_bn(..., strided=layer)`` takes over the layer's
-stride together with its padding, which may be on one side only.
+Images are always [N, C, H, W] and tokens [N, T, D], whatever the network's layout: in a layer of another
+layout the candidate is put between two permutations. ``blocks.conv_bn(..., strided=layer)`` takes over the
+layer's stride together with its padding, which may be on one side only.
 
-Operations of your own need no change here. A file, ``my_ops.py``, with the lines above and what they use::
+To add operations of your own, write a file ``my_ops.py`` with the lines above and their imports::
 
     from torch import nn
 
     from lana_ray.networks.layers import Layer
     from lana_ray.ops.registry import Activation, odd, register
 
-and the configuration that names the file, relative to itself, and the operations wanted::
+and name the file, relative to the configuration, and the operations in the configuration::
 
     pool: {modules: [my_ops.py], ops: [identity, conv_k3, conv_k5, mbconv_e3_k3]}
 
-The file is run in every process that takes part, so it must be there on every node, as that of
-``teacher.factory``. Where its content changes, costs and candidates of its operations are made anew.
+Every process of the run executes the file, so it must exist on every node, like that of ``teacher.factory``.
+If its content changes, its operations are measured and distilled again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Family:
-    """What ``register`` keeps of a family."""
+    """A registered family of operations: its constructor and what ``register`` was called with."""
 
     build: Constructor
     parameters: Mapping[str, Kind]
@@ -71,9 +72,9 @@ class Family:
     of_teacher: bool
     any_layout: bool
     own: bool
-    """One of lana_ray's, whose candidates need no check."""
+    """Whether the family is part of lana_ray, so that its candidates need no check."""
     source: str = ""
-    """Identity of the user's file it comes from; empty for our own."""
+    """Identity of the user's file that registered the family; empty for our own."""
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -82,30 +83,30 @@ _FILES: set[Path] = set()
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of the pool: a family and its parameters, those equal to a default left out."""
+    """One operation of the pool: a family and those of its parameters that differ from their defaults."""
 
     family: str
     parameters: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
-        """Canonical: ``parse_op(op.name) == op``."""
+        """The canonical name: ``parse_op(op.name) == op``."""
         return "_".join([self.family, *(f"{key}{_written(value)}" for key, value in self.parameters.items())])
 
     @property
     def key(self) -> str:
-        """Identity: the name and, for an operation from a user's file, what the file says."""
+        """The identity: the name and, for an operation from a user's file, a hash of the file's content."""
         source = _FAMILIES[self.family].source
         return f"{self.name} {source}" if source else self.name
 
     @property
     def of_teacher(self) -> bool:
-        """Made of the layer's own module, and so another structure in each layer."""
+        """Whether it is made from the layer's own module, so that its structure differs between layers."""
         return _FAMILIES[self.family].of_teacher
 
     @property
     def is_ours(self) -> bool:
-        """Comes with lana_ray, not from the user."""
+        """Whether it is part of lana_ray, not the user's own."""
         return _FAMILIES[self.family].own
 
     def __str__(self) -> str:
@@ -113,7 +114,7 @@ class Op:
 
 
 def is_image_layer(layer: Layer) -> bool:
-    """Maps images to images with a whole stride, as padded convolutions can."""
+    """Returns whether the layer maps images to images with a whole stride, as padded convolutions do."""
     if not layer.is_image or layer.offset is None:
         return False
     sizes = zip(layer.input_size, layer.output_size, strict=True)
@@ -132,21 +133,21 @@ def register(
     of_teacher: bool = False,
     any_layout: bool = False,
 ) -> Callable[[Constructor], Constructor]:
-    """Makes a constructor known as a family of operations.
+    """Registers a constructor as a family of operations.
 
     Args:
         name: lower-case words joined by ``_``; digits in the first word only, since later ones would read
             as parameters.
-        parameters: the constructor's parameters that belong to the name, in the name's order, each with
-            the check it must pass (``odd``, ``count``, ``positive``, ``fraction``). Lower-case letters.
-        fits: the layers the family can stand in for.
-        of_teacher: made of the layer's own module, which the constructor is given as ``teacher``. So is
-            ``fits``, with the parameters. The layer comes as it is, whatever its layout.
-        any_layout: works on any arrangement of axes; the layer comes as it is.
+        parameters: the constructor's parameters that appear in the name, in that order, each with the
+            check it must pass (``odd``, ``count``, ``positive``, ``fraction``); lower-case letters.
+        fits: returns whether the family can replace a layer.
+        of_teacher: the constructor also takes the layer's own module as ``teacher``, and ``fits`` takes it
+            and the parameters. The layer is passed as it is, whatever its layout.
+        any_layout: works on any arrangement of axes; the layer is passed as it is.
 
     Raises:
-        ValueError: for a name or a parameter that could not be read back, and a constructor that cannot be
-            called with what belongs to the name.
+        ValueError: for a name or a parameter that could not be parsed back, and for a constructor that
+            cannot be called with its parameters.
     """
     kinds = dict(parameters or {})
 
@@ -162,7 +163,7 @@ def register(
 def _check_declaration(
     name: str, kinds: Mapping[str, Kind], build: Constructor, of_teacher: bool
 ) -> dict[str, float]:
-    """Raises ValueError as ``register``; returns the parameters' defaults."""
+    """Checks the arguments of ``register`` and returns the parameters' defaults."""
     if name in _FAMILIES:
         raise ValueError(f"operation {name!r} is registered already")
     if not _NAME.fullmatch(name):
@@ -171,7 +172,9 @@ def _check_declaration(
         )
     for parameter, kind in kinds.items():
         if not _LETTERS.fullmatch(parameter):
-            raise ValueError(f"operation {name!r}: parameter {parameter!r} must be lower-case letters alone")
+            raise ValueError(
+                f"operation {name!r}: parameter {parameter!r} must consist of lower-case letters only"
+            )
         if not callable(kind):
             raise ValueError(f"operation {name!r}: the check of {parameter!r} is {kind!r}, not a function")
     signature = inspect.signature(build)
@@ -190,15 +193,16 @@ def _check_declaration(
     }
     for parameter, value in defaults.items():
         if not isinstance(value, int | float):
-            raise ValueError(f"operation {name!r}: {parameter}={value!r} is no number to be left out")
+            raise ValueError(f"operation {name!r}: the default {parameter}={value!r} is not a number")
     return defaults
 
 
 def register_files(files: Sequence[str]) -> None:
-    """Runs Python files that register families of their own; each once in a process, however often asked.
+    """Runs Python files that register families of their own, each once per process.
 
     Raises:
-        UserError: for a file that is missing, fails or registers a name that is taken. Nothing of it is kept.
+        UserError: if a file is missing, fails or registers a name that is taken; none of its families are
+            kept then.
     """
     for file in (Path(file).resolve() for file in files):
         if file in _FILES:
@@ -210,89 +214,96 @@ def register_files(files: Sequence[str]) -> None:
             _FAMILIES.clear()
             _FAMILIES.update(before)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"pool.modules: {file}: {reason}") from error
+            code = "invalid_extension" if file.exists() else "missing_file"
+            raise UserError(code, f"pool.modules: {file}: {reason}") from error
         source = code_version(closure([file], file.parent), file.parent)
         for name, family in _FAMILIES.items():
-            # The file may have been run before, as that of teacher.factory.
+            # teacher.factory may be in the same file, which then was run before.
             if name not in before or family.build.__module__ == module.__name__:
                 _FAMILIES[name] = replace(family, source=source)
         _FILES.add(file)
 
 
 def families() -> tuple[str, ...]:
-    """Names of all families known, ``teacher`` first."""
+    """Returns the names of all registered families, ``teacher`` first."""
     return tuple(_FAMILIES)
 
 
 def odd(value: float) -> float:
-    """A kernel size: 1, 3, 5, …"""
+    """Checks a kernel size: 1, 3, 5, …"""
     if value != int(value) or value % 2 != 1:
         raise ValueError(f"{value:g} must be an odd whole number")
     return int(value)
 
 
 def count(value: float) -> float:
-    """1, 2, 3, …"""
+    """Checks a number of things: 1, 2, 3, …"""
     if value != int(value) or value < 1:
         raise ValueError(f"{value:g} must be a whole number from 1")
     return int(value)
 
 
 def positive(value: float) -> float:
-    """A width or an expansion, relative to the layer's channels."""
+    """Checks a width or an expansion, relative to the layer's channels."""
     if value <= 0:
         raise ValueError(f"{value:g} must be greater than 0")
     return value
 
 
 def fraction(value: float) -> float:
-    """A share, 0 meaning none."""
+    """Checks a share, 0 for none."""
     if value > 1:
         raise ValueError(f"{value:g} must be at most 1")
     return value
 
 
 def parse_op(name: str) -> Op:
-    """Reads an operation's name; parameters may come in any order.
+    """Parses an operation's name; parameters may be in any order.
 
     Raises:
-        UserError: for an unknown family (with the nearest known one) or parameter, a missing parameter or
-            an impossible value.
+        UserError: for an unknown family (with the nearest name) or parameter, a missing parameter or an
+            impossible value.
     """
     family = max((f for f in families() if f"{name}_".startswith(f"{f}_")), key=len, default=None)
     if family is None:
         near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), families(), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown operation {name!r}; {hint}known: {', '.join(families())}")
-    given: dict[str, float] = {}
+        raise UserError(
+            "unknown_name", f"unknown operation {name!r}; {hint}available: {', '.join(families())}"
+        )
+    arguments: dict[str, float] = {}
     for part in name[len(family) :].split("_")[1:]:
         match = re.fullmatch(r"([a-z]+)(\d{1,6}(?:\.\d{1,12})?)", part)
-        if match is None or match[1] in given:
-            raise UserError(f"operation {name!r}: cannot read {part!r}; {_usage(family)}")
-        given[match[1]] = float(match[2])
+        if match is None or match[1] in arguments:
+            raise UserError("invalid_setting", f"operation {name!r}: cannot parse {part!r}; {_usage(family)}")
+        arguments[match[1]] = float(match[2])
     kinds, defaults = _FAMILIES[family].parameters, _FAMILIES[family].defaults
-    for key in given:
+    for key in arguments:
         if key not in kinds:
-            raise UserError(f"operation {name!r}: unknown parameter {key!r}; {_usage(family)}")
+            raise UserError(
+                "unknown_name", f"operation {name!r}: unknown parameter {key!r}; {_usage(family)}"
+            )
     for key in kinds:
-        if key not in given and key not in defaults:
-            raise UserError(f"operation {name!r}: parameter {key!r} is missing; {_usage(family)}")
+        if key not in arguments and key not in defaults:
+            raise UserError(
+                "invalid_setting", f"operation {name!r}: parameter {key!r} is missing; {_usage(family)}"
+            )
     checked: dict[str, float] = {}
-    for key in (key for key in kinds if key in given):
+    for key in (key for key in kinds if key in arguments):
         try:
-            value = kinds[key](given[key])
+            value = kinds[key](arguments[key])
         except ValueError as error:
-            raise UserError(f"operation {name!r}: {key} {error}") from None
+            raise UserError("invalid_setting", f"operation {name!r}: {key} {error}") from None
         if value != defaults.get(key):
             checked[key] = value
     return Op(family, checked)
 
 
 def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
-    """Whether the operation can stand in for the layer.
+    """Returns whether the operation can replace the layer.
 
     Args:
-        teacher: the layer's own module; what is made of it fits nothing without.
+        teacher: the layer's own module; operations made from it fit no layer without it.
     """
     family = _FAMILIES[op.family]
     if family.of_teacher:
@@ -305,41 +316,45 @@ def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
 def build_op(
     op: Op, layer: Layer, *, seed: int, act: Activation = nn.ReLU, teacher: nn.Module | None = None
 ) -> nn.Module:
-    """The candidate as a module, on the CPU and in training mode.
+    """Builds the candidate as a module on the CPU, in training mode.
 
-    The weights depend on the operation, the layer and the seed alone, or on the teacher's for what is made
-    of it; torch's global generator is left as it was.
+    The weights depend only on the operation, the layer and the seed, or on the teacher's if it is made from
+    them; torch's global generator is left unchanged.
 
     Args:
-        act: builds the activations, those of the teacher for instance.
+        act: builds the activations, for instance the teacher's.
         teacher: the layer's own module, left unchanged.
 
     Raises:
-        ValueError: when the operation does not fit the layer, or is made of a teacher that is missing.
-        UserError: when its constructor does not return a module.
+        ValueError: if the operation does not fit the layer, or if it needs a teacher and none is passed.
+        UserError: if its constructor does not return a module.
     """
     family = _FAMILIES[op.family]
     if family.of_teacher and teacher is None:
         raise ValueError(f"layer {layer.name}: the operation {op.name!r} needs the layer's module")
     if not fits(op, layer, teacher):
         shapes = f"{layer.input_shape} to {layer.output_shape}"
-        raise ValueError(f"layer {layer.name}: {op} cannot be made for it, which maps {shapes}")
-    own = {"teacher": teacher} if family.of_teacher else {}
+        raise ValueError(f"layer {layer.name}: {op} does not fit a layer that maps {shapes}")
+    extra = {"teacher": teacher} if family.of_teacher else {}
     key = fingerprint(op.name, layer.name, *layer.place, seed)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(key, 16) >> 1)
-        given = layer if family.any_layout else layer.usual
-        candidate = family.build(given, act=act, **own, **op.parameters)
+        target = layer if family.any_layout else layer.usual
+        candidate = family.build(target, act=act, **extra, **op.parameters)
     if not isinstance(candidate, nn.Module):
-        raise UserError(f"layer {layer.name}: operation {op} is {type(candidate).__name__}, not a module")
-    return candidate if given is layer else Rearranged(candidate, layer.layout)
+        raise UserError(
+            "invalid_extension",
+            f"operation {op.name!r} at layer {layer.name}: its constructor returned "
+            f"{type(candidate).__name__}, not a torch Module",
+        )
+    return candidate if target is layer else Rearranged(candidate, layer.layout)
 
 
 def count_weights(op: Op, layer: Layer) -> int:
-    """Weights of the candidate, counted without making them; 0 for what is made of the layer's own module."""
+    """Counts the candidate's weights without making them; 0 if it is made from the layer's own module."""
     if op.of_teacher:
         return 0
-    # A constructor of the user's own may compute with its weights, which meta tensors cannot.
+    # The constructor of a user's own operation may compute with its weights, which meta tensors cannot do.
     device = "meta" if op.is_ours else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         candidate = _FAMILIES[op.family].build(layer.usual, act=nn.ReLU, **op.parameters)
@@ -347,7 +362,7 @@ def count_weights(op: Op, layer: Layer) -> int:
 
 
 def is_trained(op: Op, layer: Layer, teacher: nn.Module) -> bool:
-    """Whether the candidate has weights that distillation trains: the layer itself or a pooling has none.
+    """Returns whether the candidate has weights to distill; the layer itself and poolings have none.
 
     Args:
         teacher: the layer's own module.
@@ -360,16 +375,16 @@ def is_trained(op: Op, layer: Layer, teacher: nn.Module) -> bool:
 
 @register(TEACHER, fits=lambda layer, teacher: True, of_teacher=True)
 def teacher(layer: Layer, *, act: Activation, teacher: nn.Module) -> nn.Module:
-    """A copy of the layer itself."""
+    """Returns a copy of the layer itself."""
     return copy.deepcopy(teacher).train()
 
 
 def _usage(family: str) -> str:
     if not _FAMILIES[family].parameters:
         return f"{family} takes no parameters"
-    known = _FAMILIES[family]
-    needed = "".join(f"_{key}…" for key in known.parameters if key not in known.defaults)
-    optional = "".join(f"[_{key}…]" for key in known.parameters if key in known.defaults)
+    declared = _FAMILIES[family]
+    needed = "".join(f"_{key}…" for key in declared.parameters if key not in declared.defaults)
+    optional = "".join(f"[_{key}…]" for key in declared.parameters if key in declared.defaults)
     return f"write {family}{needed}{optional}"
 
 

@@ -15,9 +15,9 @@ from lana_ray.ops.registry import Activation, odd, positive, register
 
 
 class RepConv(Sum):
-    """A stage of RepVGG without its activation: k x k, 1x1 and, where the shapes are equal, the input.
+    """A stage of RepVGG without its activation: k x k, 1x1 and, if the shapes are equal, the input.
 
-    Each branch has a batch-norm of its own. ``deploy.deployed`` puts ``folded()`` in the stage's place.
+    Each branch has its own batch-norm. ``deploy.deployed`` replaces the stage by ``folded()``.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RepConv(Sum):
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
-        """One convolution, with a bias, that answers as the stage does in evaluation mode."""
+        """Returns one convolution with a bias that computes what the stage does in evaluation mode."""
         conv = copy.deepcopy(cast(nn.Conv2d, self.main[0])).requires_grad_(False)
         kernels, biases = zip(*map(_as_convolution, (self.main, *self.others)), strict=True)
         grown = [F.pad(kernel, [(conv.kernel_size[0] - kernel.shape[-1]) // 2] * 4) for kernel in kernels]
@@ -42,7 +42,7 @@ class RepConv(Sum):
 
 
 def _as_convolution(branch: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel [out, in, k, k] and bias [out], in float64, of a batch-norm and any convolution before it."""
+    """Returns kernel [out, in, k, k] and bias [out], in float64, of a batch-norm after any convolution."""
     norm = branch[-1] if isinstance(branch, nn.Sequential) else branch
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None

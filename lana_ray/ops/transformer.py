@@ -11,7 +11,7 @@ from lana_ray.ops.blocks import width
 from lana_ray.ops.registry import Activation, register
 
 _DEPTHS = (64, 32, 16, 8)
-"""Of a head: the largest that divides the attention's width."""
+"""Head depths to try, largest first: the first that divides the attention's width is used."""
 
 
 def _share(value: float) -> float:
@@ -26,7 +26,7 @@ def _few_tokens_of_one_width(layer: Layer) -> bool:
 
 
 class Transformer(nn.Module):
-    """Pre-norm parts in a row, each added to its input; [N, T, D] to the same."""
+    """Pre-norm parts in a row, each with its input added; [N, T, D] to [N, T, D]."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
@@ -42,19 +42,21 @@ class Transformer(nn.Module):
 def transformer(layer: Layer, *, act: Activation, a: float, m: float) -> nn.Module:
     """The vision transformer's block (Dosovitskiy et al., arXiv 2010.11929) at other widths.
 
-    Unlike ``vit``, whose dimension is a number, it keeps the layer's own stream of tokens: only the inside
-    of its attention and of its MLP has another width, and either can be left out. Heads are of up to 64
-    channels. A ViT's own block is ``transformer_a1_m4``.
+    Unlike ``vit``, which has its own dimension, it keeps the layer's tokens: only the inside of its attention
+    and of its MLP has another width, and either can be left out. Heads have up to 64 channels. A ViT's own
+    block is ``transformer_a1_m4``.
 
     Args:
         a: width of the attention relative to the tokens'; 0 for none.
-        m: width of the MLP, alike.
+        m: width of the MLP relative to the tokens'; 0 for none.
 
     Raises:
-        UserError: where both are 0.
+        UserError: if both are 0.
     """
     if not a and not m:
-        raise UserError("operation 'transformer_a0_m0': a and m cannot both be 0; use identity")
+        raise UserError(
+            "invalid_setting", "operation 'transformer_a0_m0': a and m cannot both be 0; use identity"
+        )
     dimension = layer.in_channels
     parts = []
     if a:

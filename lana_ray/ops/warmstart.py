@@ -1,4 +1,4 @@
-"""The start of distillation: what a candidate can take over from its layer, and the rest by least squares."""
+"""Warm start of distillation: copies what corresponds in the layer and solves the rest by least squares."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from lana_ray.ops.pruning.channels import entries, hidden_channels, others, with
 from lana_ray.ops.pruning.pruned import kept_units, weakest
 from lana_ray.ops.pruning.trace import Axis
 
-_RIDGE = 0.1  # relative to the features' mean variance; .01 to 1 differ little
-_MOST_FEATURES = 4096  # above it the normal equations cost more than the steps they save
-_CHUNK = 1 << 22  # numbers unfolded at a time
+# Relative to the features' mean variance; values from .01 to 1 differ little.
+_RIDGE = 0.1
+# Above it the normal equations cost more than the steps they save.
+_MOST_FEATURES = 4096
+# Numbers unfolded at a time.
+_CHUNK = 1 << 22
 
 _Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -30,65 +33,40 @@ _Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 def warm_start(
     candidate: nn.Module, layer: Layer, teacher: nn.Module, inputs: Tensor, outputs: Tensor
 ) -> None:
-    """Gives a candidate its start for distillation, in place.
+    """Initialises a candidate for distillation, in place.
 
-    1. Where the candidate's convolutions correspond to the layer's own, their overlap is copied: the hidden
+    1. If the candidate's convolutions correspond to the layer's own, their overlap is copied: the hidden
        channels that matter most (variance on the batch times the squared norm of the weights that read
-       them), the same ones in every convolution, kernels centred. An inverted residual also starts a
-       bottleneck (the depthwise kernel on the diagonal of the dense or grouped one) and, its first two
-       convolutions merged as if there were no activation between them, Fused-MBConv and what stacks two
-       convolutions.
-    2. The last convolution is solved by ridge regression from what it reads to the layer's output (less
-       what the candidate's shortcuts give), towards the copied weights where there are any; the last
+       them), the same ones in every convolution, kernels centred. An inverted residual also initialises a
+       bottleneck (the depthwise kernel on the diagonal of the dense or grouped one) and, with its first two
+       convolutions merged as if there were no activation between them, Fused-MBConv and the families that
+       stack two convolutions.
+    2. The last convolution is solved by ridge regression from its input to the layer's output (minus the
+       output of the candidate's shortcuts), towards the copied weights if there are any; the last
        batch-norm's γ and β give the output the solution's standard deviation and the teacher's mean.
-       Where it reads too much for that (over 4096 values for one output), γ and β alone are set. An
-       activation behind it is not taken into account.
+       If the input is too large for that (over 4096 values for one output), only γ and β are set. An
+       activation after it is not taken into account.
     3. Every batch-norm's running statistics become those of the batch.
 
-    Of branches side by side (``Sum``: RepVGG's, a shortcut with a convolution) the main one is started so,
-    and the batch-norms of the others have γ and β zero. A candidate that is no chain of convolutions with
-    batch-norms, split attention for one, goes without step 1, and stays as it is where the last batch-norm
-    is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
-    chain too: copies beside them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
+    Of parallel branches (``Sum``: RepVGG's, a shortcut with a convolution) only the main one is initialised
+    like this; the batch-norms of the others get γ and β of zero. A candidate that is not a chain of
+    convolutions with batch-norms, such as split attention, skips step 1, and is left unchanged if the last
+    batch-norm is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
+    chain too: copies next to them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
     DESIGN 2.3 has the reason for γ and β.
 
-    ``pruned``, which is made of the layer, starts as the layer without the channels that matter least by
+    ``pruned``, which is made from the layer, starts as the layer without the channels that matter least by
     the measure of step 1. Step 2 then solves every convolution and linear layer that reads hidden channels,
-    one after another, each for what it answers in the layer: so activations and attention may follow. In a
-    small transformer that takes half the width from .035 to .001 at the start.
+    one after another, each towards its output in the layer, so that activations and attention may follow.
 
-    Measured with EfficientNet-Lite0 on CIFAR-10 at 64 x 64: ‖t−s‖²/‖t‖² in training mode on images not
-    trained on, at the start and after 80 steps of Adam 2e-3 with batches of 64, warm-started on 64 images.
-    Identity stands at .165 in blocks.2.1.
-
-    ===================================  ============  ============  ============  ============
-    layer, candidate                     random        γ, β only     step 2 only   all steps
-    ===================================  ============  ============  ============  ============
-    blocks.2.1 mbconv_e3_k3              .179 → .118   .268 → .094   .110 → .075   .046 → .033
-    blocks.2.1 bottleneck_w0.25_k3       .179 → .134   .269 → .134   .129 → .107   .111 → .085
-    blocks.4.0 mbconv_e3_k3              1.03 → .739   1.70 → .353   .617 → .280   .136 → .084
-    blocks.4.0 fused_mbconv_e1_k3        1.03 → .739   1.70 → .359   .683 → .337   .288 → .159
-    blocks.4.0 bottleneck_w0.25_k3       1.03 → .817   1.70 → .690   .776 → .552   .484 → .348
-    ===================================  ============  ============  ============  ============
-
-    A candidate without batch-norms, as ``vit`` on tokens, has step 2 alone, for its last linear layer where
-    that is simply added to its output. Measured in the same way with a ViT of dimension 96 on 16 patches of
-    digits; a last layer of zeros starts at identity's error and ends at .062, .021 and .015.
-
-    ==============================  =========  ============  ============
-    layer, candidate                identity   random        step 2
-    ==============================  =========  ============  ============
-    blocks.1 vit_d32_h4_n1          .212       .582 → .084   .072 → .036
-    blocks.1 vit_d64_h4_n1          .212       .605 → .071   .068 → .021
-    blocks.2 vit_d128_h8_n1         .191       .448 → .029   .112 → .017
-    ==============================  =========  ============  ============
-
-    A candidate for a layer of another layout is started inside its permutations, from a layer turned alike.
+    A candidate without batch-norms, such as ``vit`` on tokens, has only step 2, for its last linear layer if
+    that is simply added to its output. A candidate for a layer of another layout is initialised inside its
+    permutations, from a layer with the same permutations. Measurements: ``jobs/RESULTS.md``, "Warm start".
 
     Args:
         candidate: in any mode, which it keeps.
         teacher: the layer's own module in evaluation mode, left unchanged.
-        inputs: the layer's inputs, shape [N, *layer.input_shape]; 64 images suffice, more help where images
+        inputs: the layer's inputs, shape [N, *layer.input_shape]; 64 images suffice, more help if images
             are small.
         outputs: the teacher's answers, shape [N, *layer.output_shape].
     """
@@ -157,7 +135,7 @@ def _start_pruned(
 
 
 def _as_image(part: nn.Module, x: Tensor) -> Tensor:
-    """What a convolution or linear layer reads or answers as [N, C, H, W]; tokens lie along H."""
+    """Returns a convolution's or linear layer's input or output as [N, C, H, W]; tokens lie along H."""
     return x if isinstance(part, nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2)[..., None]
 
 
@@ -168,37 +146,37 @@ def _is_plain(part: nn.Module) -> bool:
 
 
 def _normalised(x: Tensor, norm: nn.Module) -> Tensor:
-    """What a batch-norm makes of ``x``, without the activation that timm's contain."""
+    """Applies a batch-norm to ``x`` without the activation that timm's batch-norms contain."""
     assert isinstance(norm, nn.BatchNorm2d)
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _conv_norm_pairs(module: nn.Module) -> list[_Pair]:
-    """The convolutions that a batch-norm with parameters and running statistics follows, in order.
+    """Lists each convolution followed by a batch-norm with parameters and running statistics, in order.
 
-    Of branches side by side only those in the main one.
+    Of parallel branches only the main one is listed.
     """
     aside = _aside(module)
     path = (part for part in module.modules() if part not in aside)
-    found = [part for part in path if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
+    parts = [part for part in path if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
     return [
         (conv, norm)
-        for conv, norm in itertools.pairwise(found)
+        for conv, norm in itertools.pairwise(parts)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         if norm.affine and norm.track_running_stats
     ]
 
 
 def _aside(module: nn.Module) -> set[nn.Module]:
-    """The parts of all branches but the main one of every sum."""
+    """Returns the modules in all branches but the main one of every sum."""
     sums = [part for part in module.modules() if isinstance(part, Sum)]
     return {part for branches in sums for part in branches.others.modules()}
 
 
 def _is_chain(convs: Sequence[nn.Conv2d], layer: Layer) -> bool:
-    """Each convolution reads what the one before wrote, from the layer's input to its output: no branches.
+    """Returns whether each convolution reads the one before, from the layer's input to its output.
 
-    Those in groups keep the number of channels; each has a square kernel of odd size.
+    Grouped convolutions must keep the number of channels; every kernel must be square, of odd size.
     """
     sizes = [layer.in_channels, *(conv.out_channels for conv in convs)]
     stride = 1
@@ -217,14 +195,14 @@ def _is_centred(conv: nn.Conv2d) -> bool:
 
 
 def _is_added(module: nn.Module, part: nn.Module, x: Tensor) -> bool:
-    """Whether the module answers with the part's output, or with a sum that contains it."""
+    """Returns whether the module's output is the part's output, or a sum that contains it."""
     with batch_statistics(module):
         difference = _answer(module, x, part, 1) - _answer(module, x, part, 0)
     return torch.allclose(difference, torch.ones_like(difference), atol=1e-4)
 
 
 def _answer(module: nn.Module, x: Tensor, part: nn.Module, value: float) -> Tensor:
-    """What the module makes of ``x`` where the part's every output is ``value``."""
+    """Returns the module's output for ``x`` with the part's every output replaced by ``value``."""
     handle = part.register_forward_hook(lambda _module, _args, output: torch.full_like(output, value))
     try:
         answer: Tensor = module(x)
@@ -234,7 +212,7 @@ def _answer(module: nn.Module, x: Tensor, part: nn.Module, value: float) -> Tens
 
 
 def _what_they_read(module: nn.Module, x: Tensor, parts: Sequence[nn.Module]) -> list[Tensor]:
-    """The inputs of the parts while the module runs on ``x``."""
+    """Returns the inputs of the parts while the module runs on ``x``."""
     seen: dict[nn.Module, Tensor] = {}
     handles = [p.register_forward_pre_hook(lambda at, args: seen.update({at: args[0]})) for p in parts]
     try:
@@ -247,7 +225,7 @@ def _what_they_read(module: nn.Module, x: Tensor, parts: Sequence[nn.Module]) ->
 
 @dataclass(frozen=True)
 class _Stage:
-    """A convolution to copy: weight [out, in, k, k], or [out, 1, k, k] where depthwise; γ and β [out]."""
+    """A convolution to copy: weight [out, in, k, k], or [out, 1, k, k] if depthwise; γ and β [out]."""
 
     weight: Tensor
     depthwise: bool
@@ -256,7 +234,7 @@ class _Stage:
 
 
 def _inherit(pairs: Sequence[_Pair], teacher: nn.Module, layer: Layer, inputs: Tensor) -> bool:
-    """Copies the overlap; False, with nothing changed, where the structures do not correspond."""
+    """Copies the overlap; returns False, with nothing changed, if the structures do not correspond."""
     own = _conv_norm_pairs(teacher)
     convs = [conv for conv, _ in own]
     if not _is_chain(convs, layer) or any(conv.groups not in (1, conv.out_channels) for conv in convs):
@@ -288,7 +266,7 @@ def _inherit(pairs: Sequence[_Pair], teacher: nn.Module, layer: Layer, inputs: T
 
 
 def _merge(pointwise: _Pair, depthwise: _Stage) -> _Stage:
-    """A 1x1 convolution with its batch-norm and the depthwise one behind it as one dense convolution."""
+    """Merges a 1x1 convolution, its batch-norm and the depthwise one after it into a dense convolution."""
     conv, norm = pointwise
     assert norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -297,15 +275,17 @@ def _merge(pointwise: _Pair, depthwise: _Stage) -> _Stage:
 
 
 def _place(conv: nn.Conv2d, norm: nn.BatchNorm2d, stage: _Stage, written: Tensor, read: Tensor) -> None:
-    """Copies the stage's channels ``written``, as they depend on ``read``, to the front of conv and norm."""
+    """Copies the stage's channels ``written``, with weights for ``read``, to the front of conv and norm."""
     weight = stage.weight[written]
-    if stage.depthwise:  # each channel reads itself, wherever it stands in its group
+    if stage.depthwise:
+        # Each channel reads itself, wherever it is in its group.
         inside = torch.searchsorted(read, written) % conv.weight.shape[1]
         weight = weight * F.one_hot(inside, conv.weight.shape[1])[:, :, None, None]
     else:
         weight = weight[:, read]
     grow = conv.kernel_size[0] - weight.shape[-1]
-    weight = F.pad(weight, [grow // 2] * 4)  # a negative padding crops
+    # A negative padding crops.
+    weight = F.pad(weight, [grow // 2] * 4)
     conv.weight[: len(written)] = 0
     conv.weight[: len(written), : weight.shape[1]] = weight
     norm.weight[: len(written)] = stage.gamma[written]
@@ -313,7 +293,7 @@ def _place(conv: nn.Conv2d, norm: nn.BatchNorm2d, stage: _Stage, written: Tensor
 
 
 def _solve(conv: nn.Conv2d, norm: nn.BatchNorm2d, features: Tensor, target: Tensor, inherited: bool) -> None:
-    """Sets conv and norm so that what they make of ``features`` comes as near the target as it can."""
+    """Sets conv and norm so that they map ``features`` as near the target as possible."""
     norm.bias.copy_(target.mean((0, 2, 3)))
     if conv.weight[0].numel() > _MOST_FEATURES:
         norm.weight.copy_(target.std((0, 2, 3)))
@@ -323,13 +303,13 @@ def _solve(conv: nn.Conv2d, norm: nn.BatchNorm2d, features: Tensor, target: Tens
     towards = weight * (norm.weight / _spread(weight, covariance))[:, None] if inherited else None
     solved = _ridge(covariance, cross, towards)
     norm.weight.copy_(_spread(solved, covariance))
-    # Batch-norm takes the scale out of the weights: give them an initialisation's, which suits Adam.
+    # Batch-norm removes the scale of the weights, so they get an initialisation's, which suits Adam.
     size = (3 * solved.square().sum(1, keepdim=True)).sqrt().clamp_min(1e-12)
     conv.weight.copy_((solved / size).reshape(conv.weight.shape))
 
 
 def _solve_alone(part: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor, inherited: bool) -> None:
-    """The same where no batch-norm follows; ``features`` as the part reads them."""
+    """Sets a part without batch-norm so that it maps its input ``features`` as near the target as it can."""
     if part.weight[0].numel() <= _MOST_FEATURES:
         covariance, cross = _covariances(part, _as_image(part, features), target)
         solved = _ridge(covariance, cross, part.weight.flatten(1).double() if inherited else None)
@@ -339,7 +319,7 @@ def _solve_alone(part: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor, 
 
 
 def _ridge(covariance: Tensor, cross: Tensor, towards: Tensor | None) -> Tensor:
-    """The weights [c, m] that explain a target best, kept near ``towards`` or else small."""
+    """Returns the weights [c, m] that fit a target best, kept near ``towards`` or else small."""
     ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny
     if towards is not None:
         cross = cross + ridge * towards
@@ -349,7 +329,7 @@ def _ridge(covariance: Tensor, cross: Tensor, towards: Tensor | None) -> Tensor:
 
 
 def _covariances(conv: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of what each output of the convolution reads [m, m], and of the target with that [c, m]."""
+    """Returns the covariance of each output's inputs, [m, m], and of the target with them, [c, m]."""
     m, c = conv.weight[0].numel(), target.shape[1]
     products = torch.zeros(m + c, m + c, dtype=torch.float64, device=features.device)
     sums = products[0].clone()
@@ -369,7 +349,7 @@ def _covariances(conv: nn.Conv2d | nn.Linear, features: Tensor, target: Tensor) 
 
 
 def _start_linear(candidate: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-    """Solves the last linear layer, where its output is added to the candidate's."""
+    """Solves the last linear layer if its output is added to the candidate's."""
     last = next((part for part in reversed([*candidate.modules()]) if isinstance(part, nn.Linear)), None)
     if last is None or not _is_added(candidate, last, inputs):
         return
@@ -379,13 +359,14 @@ def _start_linear(candidate: nn.Module, inputs: Tensor, outputs: Tensor) -> None
 
 
 def _spread(weight: Tensor, covariance: Tensor) -> Tensor:
-    """Standard deviation of each output, shape [c], for weights [c, m]."""
+    """Returns the standard deviation of each output, shape [c], for weights [c, m]."""
     return ((weight @ covariance) * weight).sum(1).clamp_min(1e-24).sqrt()
 
 
 def _take_statistics(module: nn.Module, inputs: Tensor) -> None:
     """Replaces the running statistics of every batch-norm by those of one batch."""
-    with batch_statistics(module):  # puts momentum and tracking back
+    # The context restores momentum and tracking.
+    with batch_statistics(module):
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.track_running_stats, norm.momentum = True, 1.0

@@ -66,7 +66,7 @@ def test_the_teacher_must_be_given() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"blocks\.0: identity cannot be made for it, which maps"):
+    with pytest.raises(ValueError, match=r"blocks\.0: identity does not fit"):
         build_op(Op("identity"), WIDER, seed=0)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from lana_ray.errors import UserError
 from lana_ray.networks.factories import import_object
 from lana_ray.ops import (
     build_op,
@@ -23,6 +22,8 @@ from lana_ray.ops import (
     registry,
 )
 from lana_ray.testing.layers import LAST, RESIDUAL, SEQUENCE, STRIDED
+
+from ..errors import refuses
 
 CONV = """
 from torch import nn
@@ -106,8 +107,8 @@ def test_a_neighbour_is_part_of_the_identity_and_shadows_nothing(
         (CONV.replace('"conv"', '"Conv"'), "ValueError: operation 'Conv': write its name as"),
         (CONV.replace('"conv"', '"my-conv"'), "ValueError: operation 'my-conv': write its name as"),
         (CONV.replace('"conv"', '"a/../b"'), "ValueError: operation 'a/../b': write its name as"),
-        (CONV.replace('{"k": odd}', '{"k2": odd}'), "ValueError: operation 'conv': parameter 'k2' must be"),
-        (CONV.replace('{"k": odd}', '{"K": odd}'), "ValueError: operation 'conv': parameter 'K' must be"),
+        (CONV.replace('{"k": odd}', '{"k2": odd}'), "ValueError: operation 'conv': parameter 'k2' must"),
+        (CONV.replace('{"k": odd}', '{"K": odd}'), "ValueError: operation 'conv': parameter 'K' must"),
         (CONV.replace('{"k": odd}', '{"k": 3}'), "ValueError: operation 'conv': the check of 'k' is 3"),
         (CONV.replace('{"k": odd}', '{"w": odd}'), "ValueError: operation 'conv': its constructor cannot"),
         (
@@ -118,7 +119,7 @@ def test_a_neighbour_is_part_of_the_identity_and_shadows_nothing(
             CONV.replace(", k: int", ", k: int, g: int"),
             "ValueError: operation 'conv': its constructor cannot",
         ),
-        (CONV.replace("k: int", "k: int = None"), "ValueError: operation 'conv': k=None is no number"),
+        (CONV.replace("k: int", "k: int = None"), "ValueError: operation 'conv': the default k=None"),
         (
             CONV.replace("act: Activation, ", ""),
             "ValueError: operation 'conv': its constructor cannot be called",
@@ -131,23 +132,23 @@ def test_a_file_that_fails_is_named_and_leaves_nothing(tmp_path: Path, text: str
     before, modules = families(), set(sys.modules)
     file = _file(tmp_path, text)
     for _ in range(2):
-        with pytest.raises(UserError) as caught:
+        with refuses("invalid_extension", f"pool.modules: {file}: {says}"):
             register_files([file])
-        assert str(caught.value).startswith(f"pool.modules: {file}: {says}")
-        assert "\n" not in str(caught.value)
     assert families() == before
     assert set(sys.modules) == modules
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [("gone.py", "No such file or directory"), ("ops.txt", "ImportError: not a Python file")],
+    ("name", "code", "says"),
+    [
+        ("gone.py", "missing_file", "No such file or directory"),
+        ("ops.txt", "invalid_extension", "ImportError: not a Python file"),
+    ],
 )
-def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, says: str) -> None:
+def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, code: str, says: str) -> None:
     _file(tmp_path, CONV, "ops.txt")
-    with pytest.raises(UserError, match=says) as caught:
+    with refuses(code, f"pool.modules: {tmp_path / name}: ", says):
         register_files([str(tmp_path / name)])
-    assert str(caught.value).startswith(f"pool.modules: {tmp_path / name}: ")
 
 
 HEADER = """
@@ -181,7 +182,7 @@ def build(layer, *, act):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("return 3", "int, not a module"),
+        ("return 3", "its constructor returned int"),
         ("raise RuntimeError('no such\\nthing')", "its constructor fails: RuntimeError: no such thing"),
         (
             "return nn.Linear(layer.in_channels + 1, 4)",
@@ -189,12 +190,12 @@ def build(layer, *, act):
         ),
         (
             "return nn.Conv2d(layer.in_channels, 3, 1)",
-            "with shape [3, 3, 8, 8]; the layer's output is [3, 16, 8, 8]",
+            "to shape [3, 3, 8, 8]; the layer's output is [3, 16, 8, 8]",
         ),
-        ("return Of(lambda x: x[:1])", "with shape [1, 16, 8, 8]; the layer's output is [3, 16, 8, 8]"),
+        ("return Of(lambda x: x[:1])", "to shape [1, 16, 8, 8]; the layer's output is [3, 16, 8, 8]"),
         ("return Of(lambda x: (x, x))", "returns tuple, not a tensor"),
         ("return Of(lambda x: x / 0)", "not finite"),
-        ("return Of(lambda x: x + torch.rand_like(x))", "differently each time"),
+        ("return Of(lambda x: x + torch.rand_like(x))", "different outputs"),
         ("return Of(lambda x: x.double())", "torch.float64"),
         ("return nn.ReLU(inplace=True)", "changes its input"),
         (
@@ -205,20 +206,13 @@ def build(layer, *, act):
 )
 def test_what_a_constructor_makes_is_tried_at_once(tmp_path: Path, body: str, says: str) -> None:
     register_files([_file(tmp_path, _declared(body))])
-    with pytest.raises(UserError) as caught:
+    with refuses("invalid_extension", "operation 'mine'", "layer blocks.0", says):
         candidates(["identity", "mine"], RESIDUAL, nn.Identity())
-    message = str(caught.value)
-    assert says in message
-    assert "mine" in message
-    assert "blocks.0" in message
-    assert "\n" not in message
 
 
 def test_a_fits_that_fails_is_named(tmp_path: Path) -> None:
     register_files([_file(tmp_path, _declared("return nn.Identity()", fits="lambda layer: 1 / 0"))])
-    with pytest.raises(
-        UserError, match=r"operation 'mine' at layer blocks\.0: its fits\(\) fails: ZeroDivision"
-    ):
+    with refuses("invalid_extension", "operation 'mine'", "layer blocks.0", "fits()", "ZeroDivision"):
         candidates(["mine"], RESIDUAL, nn.Identity())
 
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lana_ray.config.pool import PoolConfig
-from lana_ray.errors import UserError
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout
 from lana_ray.ops import PRESETS, Op, build_op, candidates, fits, parse_op, pool
 from lana_ray.ops.presets import DENSE
 from lana_ray.testing.layers import IMAGES, LAST, PLAIN, RESIDUAL, STRIDED, TOKENS, layer
+
+from ..errors import refuses
 
 _ODD = st.integers(0, 8).map(lambda n: 2 * n + 1)
 _POSITIVE = st.one_of(st.integers(1, 64), st.integers(1, 10**9).map(lambda n: n / 10**6))
@@ -58,42 +59,40 @@ def test_a_name_has_one_canonical_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "code", "named"),
     [
-        ("mbcnov_e3_k3", "did you mean mbconv?"),
-        ("fused_mbcon_e3_k3", "did you mean fused_mbconv?"),
-        ("conv_3x3", "known: teacher, "),
-        ("xyz", "known: teacher, "),
-        ("", "known: teacher, "),
-        ("mbconv_e3_k3_w2", "unknown parameter 'w'; write mbconv_e…_k…[_se…]"),
-        ("mbconv_e3", "parameter 'k' is missing"),
-        ("mbconv_e3_k3_k5", "cannot read 'k5'"),
-        ("mbconv_e3_k-3", "cannot read 'k-3'"),
-        ("mbconv_e3_k3_", "cannot read ''"),
-        ("mbconv_e3_k4", "k 4 must be an odd whole number"),
-        ("mbconv_e3_k2.5", "k 2.5 must be an odd whole number"),
-        ("mbconv_e0_k3", "e 0 must be greater than 0"),
-        ("mbconv_e3_k3_se2", "se 2 must be at most 1"),
-        ("pruned_w1", "w 1 must be greater than 0 and less than 1"),
-        ("pruned_w0", "w 0 must be greater than 0 and less than 1"),
-        ("grouped_bottleneck_w1_k3_g0", "g 0 must be a whole number from 1"),
-        ("grouped_bottleneck_w1_k3_g1.5", "g 1.5 must be a whole number from 1"),
-        ("mbconv_e" + "9" * 400 + "_k3", "cannot read"),
-        ("vit_d48_h4_n1", "d 48 must be a multiple of 32"),
-        ("vit_d64_h3_n1", "h 3 must be a power of 2 up to 32"),
-        ("vit_d64_h4_n1.5", "n 1.5 must be a whole number from 1"),
-        ("vit_d64_h4", "parameter 'n' is missing; write vit_d…_h…_n…"),
-        ("transformer_a0.5", "parameter 'm' is missing; write transformer_a…_m…"),
-        ("bottle_w1_k3", "did you mean bottleneck?"),
-        ("identity_k3", "identity takes no parameters"),
-        ("teacher_k3", "teacher takes no parameters"),
+        ("mbcnov_e3_k3", "unknown_name", "mbconv?"),
+        ("fused_mbcon_e3_k3", "unknown_name", "fused_mbconv?"),
+        ("conv_3x3", "unknown_name", "teacher, "),
+        ("xyz", "unknown_name", "teacher, "),
+        ("", "unknown_name", "teacher, "),
+        ("mbconv_e3_k3_w2", "unknown_name", "'w'; write mbconv_e…_k…[_se…]"),
+        ("mbconv_e3", "invalid_setting", "'k'"),
+        ("mbconv_e3_k3_k5", "invalid_setting", "'k5'"),
+        ("mbconv_e3_k-3", "invalid_setting", "'k-3'"),
+        ("mbconv_e3_k3_", "invalid_setting", "''"),
+        ("mbconv_e3_k4", "invalid_setting", "k 4"),
+        ("mbconv_e3_k2.5", "invalid_setting", "k 2.5"),
+        ("mbconv_e0_k3", "invalid_setting", "e 0"),
+        ("mbconv_e3_k3_se2", "invalid_setting", "se 2"),
+        ("pruned_w1", "invalid_setting", "w 1"),
+        ("pruned_w0", "invalid_setting", "w 0"),
+        ("grouped_bottleneck_w1_k3_g0", "invalid_setting", "g 0"),
+        ("grouped_bottleneck_w1_k3_g1.5", "invalid_setting", "g 1.5"),
+        ("mbconv_e" + "9" * 400 + "_k3", "invalid_setting", "'e999"),
+        ("vit_d48_h4_n1", "invalid_setting", "d 48 must be a multiple of 32"),
+        ("vit_d64_h3_n1", "invalid_setting", "h 3 must be a power of 2 up to 32"),
+        ("vit_d64_h4_n1.5", "invalid_setting", "n 1.5"),
+        ("vit_d64_h4", "invalid_setting", "'n' is missing; write vit_d…_h…_n…"),
+        ("transformer_a0.5", "invalid_setting", "'m' is missing; write transformer_a…_m…"),
+        ("bottle_w1_k3", "unknown_name", "bottleneck?"),
+        ("identity_k3", "unknown_name", "identity takes no parameters"),
+        ("teacher_k3", "unknown_name", "teacher takes no parameters"),
     ],
 )
-def test_wrong_names_are_explained(name: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_wrong_names_are_explained(name: str, code: str, named: str) -> None:
+    with refuses(code, repr(name), named):
         parse_op(name)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_presets_are_canonical_and_start_with_the_teacher() -> None:
@@ -146,7 +145,7 @@ def test_a_pool_of_names_puts_the_teacher_first_and_each_once() -> None:
 
 
 def test_an_unknown_pool_is_refused() -> None:
-    with pytest.raises(UserError, match="unknown pool 'tinny'; known: tiny"):
+    with refuses("unknown_name", "'tinny'", "tiny, small, lana"):
         pool("tinny")
 
 

@@ -308,7 +308,7 @@ def test_it_is_no_candidate_where_nothing_can_be_cut(module: nn.Module) -> None:
     at = layer((8, 4, 4), (8, 4, 4))
     assert module(_images(at)).shape == (3, *at.output_shape)
     assert not fits(HALF, at, module)
-    with pytest.raises(ValueError, match=r"layer blocks\.0: pruned_w0\.5 cannot be made for it"):
+    with pytest.raises(ValueError, match=r"layer blocks\.0: pruned_w0\.5 does not fit"):
         build_op(HALF, at, seed=0, teacher=module)
 
 

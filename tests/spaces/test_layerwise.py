@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lana_ray.errors import UserError
 from lana_ray.networks.layers import find_layers
 from lana_ray.ops import parse_op
 from lana_ray.spaces import Architecture, LayerwiseSpace
 from lana_ray.spaces.layerwise import activation
 
+from ..errors import refuses
 from ..small_networks import net
 
 IMAGES = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
@@ -195,7 +195,7 @@ def test_pools_by_name_and_their_mistakes() -> None:
     space = small()
     chosen = LayerwiseSpace(space.network, space.layers, ["identity", "mbconv_e1_k3"])
     assert [len(ops) for ops in chosen.ops] == [3, 2, 3]
-    with pytest.raises(UserError, match="unknown operation"):
+    with refuses("unknown_name", "mbcomv_e1_k3", "mbconv"):
         LayerwiseSpace(space.network, space.layers, ["mbcomv_e1_k3"])
 
 

@@ -1,1 +1,1 @@
-"""Narrower copies of a layer: its channels traced, and the least important of them left out."""
+"""Narrower copies of a layer: traces its channels and removes the least important ones."""

@@ -1,4 +1,4 @@
-"""The hidden channels of a layer's module, how much each matters, and the module without some of them."""
+"""Hidden channels of a layer's module: which there are, how much each matters, and how to remove some."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _of_structures: dict[str, list[Hidden]] = {}
 
 
 def hidden_channels(module: nn.Module, layer: Layer) -> list[Hidden]:
-    """The hidden dimensions of a layer's module; none where torch cannot export it.
+    """Returns the hidden dimensions of a layer's module; none if torch cannot export it.
 
-    A unit is one channel in most of them, in ResNeXt and RegNet those of a group, in attention a head, in
-    split attention one channel of each branch. All depends on the module's structure alone: every dimension
-    is tried on weights drawn at random, where the module without every other unit must answer as the whole
-    one does with zeros for what reads them. Found once for a structure (.15 s for a block of EfficientNet).
+    A unit is one channel in most dimensions, the channels of a group in ResNeXt and RegNet, a head in
+    attention, and one channel of each branch in split attention. The result depends only on the module's
+    structure: every dimension is tried on random weights, where the module without every other unit must
+    compute the same as the full one with zeros in the weights that read these units. The result is cached
+    by structure (.15 s for a block of EfficientNet).
 
     Args:
         module: left unchanged.
@@ -40,28 +41,28 @@ def hidden_channels(module: nn.Module, layer: Layer) -> list[Hidden]:
             trial = at_random(module)
             example = torch.rand(2, *layer.input_shape, generator=torch.Generator().manual_seed(0)) - 0.5
             _of_structures[structure] = [
-                hidden for hidden in _found(trial, example) if _holds(trial, hidden, example)
+                hidden for hidden in _traced(trial, example) if _holds(trial, hidden, example)
             ]
         _of_modules[module] = _of_structures[structure]
     return _of_modules[module]
 
 
 def _structure(module: nn.Module, layer: Layer) -> str:
-    """Identity of all that a module is but its numbers, or of the module alone where it cannot be pickled."""
+    """Returns the identity of a module without its numbers, or a unique one if it cannot be pickled."""
     try:
         pickled = pickle.dumps(on_meta(module).eval().requires_grad_(False))
-    except Exception:  # of the module's own code
+    except Exception:  # raised by the module's own code
         return str(uuid.uuid4())
     return fingerprint(hashlib.sha256(pickled).hexdigest(), layer.input_shape)
 
 
 def unit_count(hidden: Hidden) -> int:
-    """How many units a hidden dimension has."""
+    """Returns the number of units in a hidden dimension."""
     return len(next(iter(hidden.values())))
 
 
 def importance(module: nn.Module, hidden: Hidden, variances: Mapping[str, Tensor] | None = None) -> Tensor:
-    """What each unit gives to what reads it: its variance times the squared norm of the weights; [units].
+    """Returns each unit's variance times the squared norm of the weights that read it; shape [units].
 
     Args:
         variances: of the channels that convolutions and linear layers read, shape [C], by their paths;
@@ -71,25 +72,26 @@ def importance(module: nn.Module, hidden: Hidden, variances: Mapping[str, Tensor
     for axis, of_units in hidden.items():
         if axis.reads:
             weight = getattr(module.get_submodule(axis.module), axis.name).detach().cpu()
-            read = weight.shape[1]  # by each group of a convolution
-            given = torch.ones(read) if variances is None else variances[axis.module].cpu()
-            by_group = given.reshape(-1, read)
+            # Channels that each group of a convolution reads.
+            read = weight.shape[1]
+            scales = torch.ones(read) if variances is None else variances[axis.module].cpu()
+            by_group = scales.reshape(-1, read)
             squares = weight.square().reshape(len(by_group), -1, read, weight[0, 0].numel()).sum((1, 3))
             total += (by_group * squares).sum(0)[of_units].sum(1)
     return total
 
 
 def entries(cut: Iterable[tuple[Hidden, Tensor]]) -> dict[Axis, Tensor]:
-    """What some units of hidden dimensions, given by their numbers, have of every axis."""
+    """Returns the entries that units of hidden dimensions, passed as indices, have in every axis."""
     parts: dict[Axis, list[Tensor]] = defaultdict(list)
     for hidden, units in cut:
         for axis, of_units in hidden.items():
             parts[axis].append(of_units[units].flatten())
-    return {axis: torch.cat(found) for axis, found in parts.items()}
+    return {axis: torch.cat(pieces) for axis, pieces in parts.items()}
 
 
 def without(module: nn.Module, gone: Mapping[Axis, Tensor]) -> nn.Module:
-    """A copy of the module that lacks the given entries of every axis."""
+    """Returns a copy of the module without the entries ``gone`` of every axis."""
     smaller = copy.deepcopy(module)
     for axis, missing in gone.items():
         owner = smaller.get_submodule(axis.module)
@@ -103,14 +105,14 @@ def without(module: nn.Module, gone: Mapping[Axis, Tensor]) -> nn.Module:
 
 
 def others(missing: Tensor, size: int) -> Tensor:
-    """The numbers below ``size`` that are not missing, in order."""
+    """Returns the numbers below ``size`` that are not missing, in order."""
     left = torch.ones(size, dtype=torch.bool)
     left[missing] = False
     return left.nonzero().flatten()
 
 
 @torch.no_grad()
-def _found(trial: nn.Module, example: Tensor) -> list[Hidden]:
+def _traced(trial: nn.Module, example: Tensor) -> list[Hidden]:
     try:
         program = torch.export.export(trial, (example,))
     except Exception:  # torch.export has no common base for what it cannot express
@@ -121,6 +123,7 @@ def _found(trial: nn.Module, example: Tensor) -> list[Hidden]:
 @torch.no_grad()
 def _holds(trial: nn.Module, hidden: Hidden, example: Tensor) -> bool:
     gone = entries([(hidden, torch.arange(1, unit_count(hidden), 2))])
+    # The same network with weights of zero for the units that would go.
     deaf = copy.deepcopy(trial)
     for axis, missing in gone.items():
         if axis.reads:
@@ -128,6 +131,6 @@ def _holds(trial: nn.Module, hidden: Hidden, example: Tensor) -> bool:
     expected = deaf(example)
     try:
         answer = without(trial, gone)(example)
-    except Exception:  # of the layer's own code, which may count on the channels it has
+    except Exception:  # raised by the layer's own code, which may depend on the number of channels
         return False
     return answer.shape == expected.shape and torch.allclose(answer, expected, rtol=1e-3, atol=1e-4)
