@@ -1,4 +1,4 @@
-"""What training a candidate asks of the memory, found by training it on two images."""
+"""Memory that the training of a candidate needs, measured by a training pass over two images."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lana_ray.networks.layers import Layer
 
-_IMAGES = 2  # the fewest that a batch-norm can be trained on
-_KEPT = 4  # of every parameter: itself, its gradient and Adam's two moments
-_PASSING = 3  # largest tensors that are there beside what is saved: an answer, its gradient, the next one's
+# The fewest images that a batch-norm can be trained on.
+_IMAGES = 2
+# Each parameter has itself, its gradient and Adam's two moments.
+_KEPT = 4
+# Largest tensors alive in addition to the saved ones: an output, its gradient, the next one's.
+_PASSING = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one candidate adds to the memory of the worker that trains it, in bytes."""
+    """Memory that one candidate adds to the worker that trains it, in bytes."""
 
     kept: int
-    """For as long as its round lasts: weights, gradients and the optimiser's state."""
+    """Bytes during its whole round: weights, gradients and the optimiser's state."""
     per_image: int
-    """While its own step lasts, for every image: what is saved for the backward pass and what passes."""
+    """Bytes per image during its own step: tensors saved for the backward pass and temporary ones."""
     observed: int
-    """For every image: the layer's input and output in the teacher, which its candidates share."""
+    """Bytes per image for the layer's input and output in the teacher, which its candidates share."""
 
 
 def demand(module: nn.Module, layer: Layer) -> Demand:
-    """Measures a candidate; its running statistics change, so give it one that is not used afterwards.
+    """Measures a candidate's demand; changes its running statistics, so the module must not be used further.
 
     Args:
         module: in training mode, on the CPU.
@@ -40,7 +43,8 @@ def demand(module: nn.Module, layer: Layer) -> Demand:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             saved[storage._cdata] = storage.nbytes()
-        held.append(tensor)  # else its storage's address would be given to the next one
+        # Keeps the storage alive, so that no other tensor gets its address.
+        held.append(tensor)
         return tensor
 
     held: list[Tensor] = []

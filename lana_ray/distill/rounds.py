@@ -1,4 +1,4 @@
-"""Which candidates train together, and in which order the workers take them."""
+"""Divides candidates into rounds that train together, in the order in which workers take them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from lana_ray.distill.demand import Demand
 from lana_ray.ids import CandidateId
 
-_GUIDED = 2.0  # rounds that each worker would get if none were smaller than the first
-_WORTH = 10.0  # passes of the teacher, that the candidates of a round should take at least
+# Rounds that each worker would get if none were smaller than the first.
+_GUIDED = 2.0
+# Minimum time of a round's candidates, in passes of the teacher.
+_WORTH = 10.0
 
 
 def plan_rounds(
@@ -24,22 +26,23 @@ def plan_rounds(
 ) -> list[list[CandidateId]]:
     """Splits candidates into rounds, which workers take one after another until none is left.
 
-    At the end all workers should finish together, however fast each is, so rounds take ever smaller parts of
-    what is left (guided self-scheduling, Polychronopoulos and Kuck 1987). But each round costs a teacher's
-    pass a batch, so none is made small for balance's sake in which that would be more than a tenth, and one
-    worker alone takes all at once. Candidates keep the order of their layers: a round of neighbours needs
-    few activations, and the teacher only as far as its last layer.
+    All workers should finish together, whatever their speed, so each round takes a smaller part of the rest
+    (guided self-scheduling, Polychronopoulos and Kuck 1987). But each round costs a teacher's pass per batch,
+    so no round is made so small for balance that this pass is more than a tenth of it, and a single worker
+    takes everything at once. Candidates keep the order of their layers: a round of neighbouring layers needs
+    few activations, and runs the teacher only up to its last layer.
 
     Args:
         costs: time of one step of each candidate, in any unit; in the order of their layers.
-        overhead: that of the teacher's pass, in the same.
-        limit_bytes: of memory, that a round may take beside the teacher. A candidate that takes more by
-            itself is a round of its own, and trains on its batch in parts.
-        most: candidates of a round, which is what the death of a worker can lose.
+        overhead: time of the teacher's pass, in the same unit.
+        limit_bytes: memory that a round may take in addition to the teacher. A candidate that takes more by
+            itself gets its own round, and trains on its batch in parts.
+        most: candidates in a round, which are lost if a worker dies.
     """
     rounds: list[list[CandidateId]] = []
     left, taken = sum(costs.values()), 0.0
-    least = min(_WORTH * overhead, left / workers)  # a round for everyone all the same
+    # Every worker gets at least one round.
+    least = min(_WORTH * overhead, left / workers)
     for candidate in costs:
         here = rounds[-1] if rounds else []
         share = max(left / (_GUIDED * workers), least)
@@ -56,17 +59,17 @@ def plan_rounds(
 
 
 def memory(candidates: list[CandidateId], demands: Mapping[CandidateId, Demand], batch_size: int) -> int:
-    """Bytes that a round takes at its peak, beside the teacher."""
-    known = [demands[candidate] for candidate in candidates]
+    """Returns the bytes that a round takes at its peak, in addition to the teacher."""
+    candidate_demands = [demands[candidate] for candidate in candidates]
     observed = {candidate.layer: demands[candidate].observed for candidate in candidates}
-    largest = max(one.per_image for one in known)
-    return sum(one.kept for one in known) + batch_size * (sum(observed.values()) + largest)
+    largest = max(one.per_image for one in candidate_demands)
+    return sum(one.kept for one in candidate_demands) + batch_size * (sum(observed.values()) + largest)
 
 
 def parts(demand: Demand, batch_size: int, limit_bytes: float) -> int:
-    """Into how many parts a batch is split so that a candidate's step keeps the limit; 1 where it does whole.
+    """Returns how many parts a batch must be split into for a candidate's step to keep the limit.
 
-    At least two images are left in a part, as batch-norms need them.
+    Each part has at least two images, as batch-norms need them.
     """
     free = limit_bytes - demand.kept - batch_size * demand.observed
     images = max(1, int(free / max(demand.per_image, 1)))

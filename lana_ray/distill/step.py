@@ -16,30 +16,32 @@ from torch import Tensor, nn
 from lana_ray.networks.layers import Layer, observe
 
 DIVERGED = "diverged"
-"""Why a candidate was stopped."""
+"""The reason for which a candidate was stopped."""
 RECENT = 20
-"""Steps whose mean error is taken for a candidate's error."""
-_WARMUP = 0.05  # share of the steps in which the learning rate rises
-_FAR = 2.0  # times as wrong as at its start, and as an answer of zero: a candidate that far has diverged
+"""Number of latest steps whose mean error is a candidate's error."""
+# Share of the steps in which the learning rate rises.
+_WARMUP = 0.05
+# A candidate has diverged if its error is this many times that of its start and of an output of zero.
+_FAR = 2.0
 
 
 @dataclass
 class Trainee:
-    """One candidate in training: it learns to answer the teacher's input to its layer as the layer does."""
+    """One candidate in training: it learns to map the teacher's input to its layer to the layer's output."""
 
     layer: Layer
     op: str
     module: nn.Module
     parts: int = 1
-    """Into which each batch is split for it, where its activations would take too much memory at once."""
+    """Parts that each batch is split into, if its activations would take too much memory at once."""
     curve: list[float] = field(default_factory=list)
     """Normalised error ‖t − s‖² / ‖t‖² of every step so far; comparable across layers."""
     stopped: str | None = None
-    """``DIVERGED`` if it was stopped before its time."""
+    """``DIVERGED`` if it was stopped early."""
 
     @property
     def error(self) -> float:
-        """Mean of the latest errors."""
+        """Mean of the ``RECENT`` latest errors."""
         return statistics.fmean(self.curve[-RECENT:])
 
 
@@ -47,23 +49,23 @@ class Distiller:
     """Trains a round of candidates against one teacher.
 
     Minimises Σ ‖t_i(x) − s_ij(x)‖² for every candidate j of layer i, where x is the teacher's own
-    activation (arXiv 2107.10624, eq. 2), each divided by ‖t_i(x)‖². The problems share nothing but the
-    teacher's pass: gradients of one candidate never reach another, and each candidate's graph is freed
-    before the next one runs, so that memory is bounded by the round's weights, its layers' activations and
-    one candidate's step. The optimiser's arithmetic runs over the whole round at once.
+    activation (arXiv 2107.10624, eq. 2), each divided by ‖t_i(x)‖². The problems share only the teacher's
+    pass: gradients of one candidate never reach another, and each candidate's graph is freed before the next
+    one runs, so that memory is bounded by the round's weights, its layers' activations and one candidate's
+    step. The optimiser updates all candidates of the round at once.
 
-    A candidate is stopped when its error is not finite, or when its mean over the last steps is twice both
-    its first and what an answer of zero would have.
+    A candidate is stopped if its error is not finite, or if its mean over the latest steps is twice both its
+    first mean and the error of an output of zero.
 
     Args:
         teacher: in evaluation mode, frozen.
         trainees: candidates in training; put into training mode.
         lr: peak learning rate.
         steps: length of the schedule.
-        optimizer: made of (parameters, lr).
-        schedule: the learning rate's factor at a step of so many.
+        optimizer: callback ``(parameters, lr)``: returns the optimiser; defaults to Adam.
+        schedule: callback ``(step, steps)``: returns the learning rate's factor; defaults to a cosine.
         autocast: precision of the candidates' arithmetic; their weights and the error stay fp32.
-        seed: of what a candidate draws at random in a step, as dropout does, whoever else is in the round.
+        seed: for a candidate's random draws in a step, such as dropout, whatever else is in the round.
     """
 
     def __init__(
@@ -87,13 +89,13 @@ class Distiller:
 
     @property
     def steps_done(self) -> int:
-        """Steps of the candidates that are furthest behind; all, where none is left to train."""
+        """Steps of the candidates that are furthest behind; all steps if none is left to train."""
         return min((len(t.curve) for t in self.trainees if t.stopped is None), default=self._steps)
 
     def step(self, images: Tensor) -> None:
-        """One batch, shape [N, 3, H, W], for the candidates that were not stopped.
+        """Trains the candidates that were not stopped on one batch, shape [N, 3, H, W].
 
-        Candidates that are further than others, having been resumed from a later step, wait for them.
+        Candidates that were resumed from a later step wait for the others.
         """
         step = self.steps_done
         active = [t for t in self.trainees if t.stopped is None and len(t.curve) == step]
@@ -108,7 +110,8 @@ class Distiller:
             torch.manual_seed(_draw_seed(self._seed, step, trainee))
             inputs, output = seen[trainee.layer.name]
             errors.append(self._learn(trainee, inputs, output, scales[trainee.layer.name]))
-        for trainee, error in zip(active, torch.stack(errors).tolist(), strict=True):  # one wait for a GPU
+        # One transfer for all errors, since each waits for the GPU.
+        for trainee, error in zip(active, torch.stack(errors).tolist(), strict=True):
             trainee.curve.append(error)
             if _is_lost(trainee.curve):
                 trainee.stopped = DIVERGED
@@ -117,7 +120,7 @@ class Distiller:
         self._optimizer.zero_grad(set_to_none=True)
 
     def state_of(self, trainee: Trainee) -> dict[str, Any]:
-        """Everything that training has changed of one candidate: ``restore`` continues from it exactly."""
+        """Returns one candidate's complete training state: ``restore`` continues from it exactly."""
         moments = [dict(self._optimizer.state.get(p, {})) for p in trainee.module.parameters()]
         return {
             "module": dict(trainee.module.state_dict()),
@@ -127,7 +130,7 @@ class Distiller:
         }
 
     def restore(self, trainee: Trainee, state: dict[str, Any]) -> None:
-        """Takes up what ``state_of`` gave for the same candidate under the same settings."""
+        """Restores the state that ``state_of`` returned for the same candidate and settings."""
         trainee.module.load_state_dict(state["module"])
         trainee.curve[:] = state["curve"].tolist()
         trainee.stopped = state["stopped"]
@@ -139,13 +142,13 @@ class Distiller:
                 }
 
     def _learn(self, trainee: Trainee, inputs: Tensor, output: Tensor, scale: Tensor) -> Tensor:
-        """Adds the gradients of one candidate; returns its error."""
+        """Adds the gradients of one candidate and returns its error."""
         total = torch.zeros((), device=inputs.device)
         parts = (inputs.tensor_split(trainee.parts), output.tensor_split(trainee.parts))
-        for some, wanted in zip(*parts, strict=True):
+        for some, expected in zip(*parts, strict=True):
             with self._precision(inputs.device):
                 answer = trainee.module(some)
-            error = (answer.float() - wanted).square().mean() / scale * (len(some) / len(inputs))
+            error = (answer.float() - expected).square().mean() / scale * (len(some) / len(inputs))
             error.backward()
             total += error.detach()
         return total
@@ -176,7 +179,7 @@ def _warm_cosine(step: int, steps: int) -> float:
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise over ``warmup`` of the steps, then half a cosine to zero."""
+    """Returns the learning rate's factor: a linear rise for the share ``warmup``, then half a cosine to 0."""
     rise = max(1.0, warmup * steps)
     if step < rise:
         return min(1.0, (step + 1) / rise)

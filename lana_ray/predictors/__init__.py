@@ -1,1 +1,1 @@
-"""Regressors that predict what an architecture costs, of one device and from many, and how well they do."""
+"""Regressors that predict an architecture's cost on a target, and measures of their quality."""

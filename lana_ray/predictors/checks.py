@@ -1,4 +1,4 @@
-"""What a predictor learns from, checked."""
+"""Checks of a predictor's training samples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Floats = NDArray[np.float64]
 
 
 def checked(encodings: ArrayLike, latency_ms: ArrayLike) -> tuple[Floats, Floats]:
-    """Encodings [n, d] and latencies [n] as arrays.
+    """Returns encodings [n, d] and latencies [n] as arrays.
 
     Raises:
-        ValueError: for no samples, shapes that do not match, or latencies that are not positive numbers.
+        ValueError: if there are no samples, shapes do not match, or latencies are not positive numbers.
     """
     x, y = np.asarray(encodings, dtype=np.float64), np.asarray(latency_ms, dtype=np.float64)
     if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):

@@ -1,4 +1,4 @@
-"""How well a fitted predictor does, and how fast what it learnt from was measured: a file beside it."""
+"""Quality of a fitted predictor and the time its samples took: a JSON file next to the predictor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lana_ray.run_dir.storage import Storage
 Floats = NDArray[np.float64]
 
 _BREAK = 10.0
-"""Between samples, in medians, from which on nothing was being sampled."""
+"""Gaps between samples of more than this many medians count as pauses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Fit:
 
     @property
     def quality(self) -> Quality:
-        """With all training architectures."""
+        """Quality with all training architectures."""
         return self.curve[-1][1]
 
     @property
@@ -50,14 +50,14 @@ class Fit:
 
 
 def pace(samples: Iterable[Sample]) -> float | None:
-    """Seconds from one sample to the next of one sampler: building, loading, warm-up, timing, sending.
+    """Returns the mean seconds per sample of one sampler: building, loading, warm-up, timing, sending.
 
-    The mean over what follows one another on the same CPUs of a node. Distances of more than ``_BREAK``
-    medians are left out: in between the sampler waited, or the run had ended. A distance counts at least as
-    long as the measurement itself took, so that samplers which share CPUs are not taken for a fast one.
+    It averages the intervals between consecutive samples on the same CPUs of a node. Intervals of more than
+    ``_BREAK`` medians are left out: the sampler was waiting, or the run had ended. An interval counts as at
+    least the time of the measurement itself, so that samplers that share CPUs do not look like a fast one.
 
     Returns:
-        None for fewer than two samples in a row.
+        The seconds, or None if no sampler took two samples.
     """
     by_sampler: dict[tuple[str, str], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.time):
@@ -65,8 +65,8 @@ def pace(samples: Iterable[Sample]) -> float | None:
     distances = np.array(
         [
             max(later.time - earlier.time, later.seconds)
-            for mine in by_sampler.values()
-            for earlier, later in itertools.pairwise(mine)
+            for consecutive in by_sampler.values()
+            for earlier, later in itertools.pairwise(consecutive)
         ]
     )
     if not len(distances):

@@ -1,4 +1,4 @@
-"""Latency of an architecture from its encoding: an ensemble of multi-layer regressors (arXiv 2001.06392)."""
+"""Predicts an architecture's latency from its encoding: an ensemble of regressors (arXiv 2001.06392)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _WEIGHT_DECAY = 0.15
 _WARMUP = 0.1
 _EPOCHS = 300
 _FULL_EPOCHS_UP_TO = 5_000
-"""Samples beyond which fewer epochs suffice."""
+"""Number of samples beyond which fewer epochs suffice."""
 _MIN_EPOCHS = 30
 _BATCHES = 14
-"""Batches an epoch is divided into, within the bounds of a batch's size."""
+"""Batches per epoch, within the bounds of a batch's size."""
 _BATCH_SIZES = (8, 1024)
 _FORMAT = "lana_ray.LatencyPredictor/1"
 
@@ -52,7 +52,8 @@ class LatencyModule(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(_MEMBERS, i, o)) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(_MEMBERS, 1, o)) for o in sizes[1:])
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.zeros(width))  # 0 where the training samples are all alike
+        # Zero for entries that are equal in all training samples.
+        self.register_buffer("scale", torch.zeros(width))
         self.register_buffer("log_mean", torch.zeros(()))
         self.register_buffer("log_scale", torch.ones(()))
 
@@ -61,12 +62,12 @@ class LatencyModule(nn.Module):
         return self.members(flat).mean(0).exp().reshape(encodings.shape[:-1])
 
     def members(self, encodings: Tensor) -> Tensor:
-        """Logarithm of each member's latency: [n, d] → [members, n]."""
+        """Returns the logarithm of each member's latency: [n, d] → [members, n]."""
         x = ((encodings - self.mean) * self.scale).expand(_MEMBERS, -1, -1)
         return self.standardised(x) * self.log_scale + self.log_mean
 
     def standardised(self, x: Tensor) -> Tensor:
-        """The networks themselves: standardised inputs [members, n, d] → standardised logarithms."""
+        """Runs the networks themselves: standardised inputs [members, n, d] → standardised logarithms."""
         last = len(_WIDTHS)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
@@ -77,13 +78,13 @@ class LatencyModule(nn.Module):
 class LatencyPredictor:
     """Predicts ``latency_ms`` from encodings; trains in seconds on thousands of samples.
 
-    The members are multi-layer regressors of one hidden shape that differ in their initial weights and the
+    The members are multi-layer regressors of the same shape that differ in their initial weights and the
     order of their batches. They learn the logarithm of the latency under an absolute loss, so that the
     relative error counts; their mean is the prediction and their spread its uncertainty. A high learning
-    rate and a strong decoupled weight decay matter most: of 900 samples of NAS-Bench-201 on an i7-7820X,
-    learning rate 1e-3 and decay 0.01 put 75 % of the other cells within ±5 %, 1e-2 and 0.15 86 %.
+    rate and a strong decoupled weight decay matter most: with 900 samples of NAS-Bench-201 on an i7-7820X,
+    learning rate 1e-3 and decay 0.01 put 75 % of the other cells within ±5 %, 1e-2 and 0.15 put 86 %.
     The one-cycle schedule ends at zero, so the last epoch is the best and no samples are held out for
-    stopping early.
+    early stopping.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -94,11 +95,11 @@ class LatencyPredictor:
         """Trains on samples.
 
         Args:
-            encodings: [n, d], as a space's ``encode`` gives them.
+            encodings: [n, d], as returned by a space's ``encode``.
             latency_ms: [n], positive.
 
         Raises:
-            ValueError: for shapes that do not match, or values that are no numbers or not positive.
+            ValueError: if shapes do not match, or values are not numbers or not positive.
         """
         x, y = checked(encodings, latency_ms)
         generator = torch.Generator().manual_seed(self.seed)
@@ -122,25 +123,25 @@ class LatencyPredictor:
         return self
 
     def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:
-        """``latency_ms`` [n] of encodings [n, d]."""
+        """Returns ``latency_ms`` [n] of encodings [n, d]."""
         return np.exp(self._members(encodings).mean(0))
 
     def predict_std(self, encodings: ArrayLike) -> NDArray[np.float64]:
-        """Standard deviation of the members' predictions in milliseconds, [n]."""
+        """Returns the standard deviation of the members' predictions in milliseconds, [n]."""
         return np.exp(self._members(encodings)).std(0)
 
     def choose(self, encodings: ArrayLike, count: int) -> NDArray[np.int64]:
-        """Which architectures to measure next: indices [count].
+        """Returns the indices [count] of the architectures to measure next.
 
-        Drawn without replacement in proportion to how much the members disagree, as the standard deviation
-        of their logarithms. To take those of the largest disagreement would take many of a kind (stochastic
-        batch acquisition, Kirsch et al., arXiv 2106.12059).
+        They are drawn without replacement in proportion to the members' disagreement, which is the standard
+        deviation of their logarithms. Taking those of the largest disagreement instead would take many
+        similar ones (stochastic batch acquisition, Kirsch et al., arXiv 2106.12059).
 
         Args:
-            encodings: [n, d], of the architectures that could be measured, the more the better.
+            encodings: [n, d], of all architectures that could be measured, the more the better.
 
         Raises:
-            ValueError: before ``fit``, for encodings of another width, or more wanted than there are.
+            ValueError: before ``fit``, for encodings of another width, or if ``count`` exceeds n.
         """
         spread = self._members(encodings).std(0)
         if not 0 <= count <= len(spread):
@@ -149,48 +150,52 @@ class LatencyPredictor:
         return np.argsort(-(np.log(spread + 1e-12) + luck))[:count]
 
     def as_module(self) -> nn.Module:
-        """The prediction as a differentiable module: encodings [..., d] → ``latency_ms`` [...]."""
+        """Returns the prediction as a differentiable module: encodings [..., d] → ``latency_ms`` [...]."""
         return self._fitted()
 
     def to_bytes(self) -> bytes:
-        """The fitted predictor as a safetensors file."""
+        """Returns the fitted predictor as the content of a safetensors file."""
         metadata = {"format": _FORMAT, "settings": json.dumps({"seed": self.seed})}
         return seal(self._fitted().state_dict(), metadata)
 
     def save(self, path: str | Path) -> None:
-        """Writes ``to_bytes``."""
+        """Writes the predictor to a safetensors file."""
         Path(path).write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyPredictor:
-        """Reads what ``save`` wrote.
+        """Reads a predictor from a file.
 
         Raises:
-            UserError: when the file is missing, damaged or something else.
+            UserError: if the file is missing, unreadable, damaged or not a predictor.
         """
         try:
             return cls.from_bytes(Path(path).read_bytes(), str(path))
         except FileNotFoundError:
-            raise UserError(f"{path}: no such predictor; fit one first") from None
+            raise UserError("missing_file", f"{path}: no such predictor; fit one first") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise UserError(
+                "invalid_file", f"{path}: cannot be read ({error.strerror}); use a readable file"
+            ) from None
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> LatencyPredictor:
-        """Reads what ``to_bytes`` gave.
+        """Reads a predictor from the content of a file.
 
         Args:
-            path: where it came from, for errors.
+            path: the file's path, for errors.
 
         Raises:
-            UserError: when it is damaged or something else.
+            UserError: if the content is damaged or not a predictor.
         """
         try:
             state, metadata = unseal(data)
         except ValueError as error:
-            raise UserError(f"{path}: damaged predictor file ({error}); fit it again") from None
+            raise UserError(
+                "damaged_file", f"{path}: damaged predictor file ({error}); fit it again"
+            ) from None
         if metadata.get("format") != _FORMAT:
-            raise UserError(f"{path}: not a latency predictor of this lana-ray; fit it again")
+            raise UserError("invalid_file", f"{path}: not a latency predictor of this lana-ray; fit it again")
         predictor = cls(**json.loads(metadata["settings"]))
         module = LatencyModule(len(state["mean"]))
         module.load_state_dict(state)
@@ -204,8 +209,8 @@ class LatencyPredictor:
             raise ValueError(f"encodings have shape {x.shape}, expected [n, {len(module.mean)}]")
         with torch.inference_mode():
             parts = [module.members(part) for part in torch.split(torch.from_numpy(x), 4096)]
-        found: NDArray[np.float64] = torch.cat(parts, 1).double().numpy()
-        return found
+        logarithms: NDArray[np.float64] = torch.cat(parts, 1).double().numpy()
+        return logarithms
 
     def _fitted(self) -> LatencyModule:
         if self._module is None:
@@ -215,8 +220,10 @@ class LatencyPredictor:
 
 @contextmanager
 def _single_thread() -> Iterator[None]:
-    """Keeps torch to one thread: several wait for one another at every small operation, and where others use
-    the machine as well that took fourteen times as long."""
+    """Limits torch to one thread, since several threads wait for one another at every small operation.
+
+    On a machine that others use as well, several threads took fourteen times as long.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -226,7 +233,7 @@ def _single_thread() -> Iterator[None]:
 
 
 def _train(module: LatencyModule, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> None:
-    """Minimises the mean absolute error of every member on its own shuffling of the samples."""
+    """Minimises every member's mean absolute error, each on its own shuffling of the samples."""
     count = len(inputs)
     batch = min(max(count // _BATCHES, _BATCH_SIZES[0]), _BATCH_SIZES[1], count)
     epochs = max(_MIN_EPOCHS, round(_EPOCHS * min(1.0, _FULL_EPOCHS_UP_TO / count)))

@@ -1,4 +1,4 @@
-"""How good a latency predictor is."""
+"""Quality measures of a latency predictor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Quality(NamedTuple):
     within_5: float
     within_10: float
     spearman: float
-    """Rank correlation; NaN where all predictions or all measurements are equal."""
+    """Rank correlation; NaN if all predictions or all measurements are equal."""
 
 
 def quality(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Quality:

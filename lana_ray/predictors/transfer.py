@@ -1,4 +1,4 @@
-"""Predicts a new device from a few measurements and what other devices have in common."""
+"""Predicts a new device's latencies from a few measurements and many on other devices."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ Floats = NDArray[np.float64]
 _RIDGES = np.logspace(-6, 0, 25)
 """Strengths of a source's regression, relative to the largest eigenvalue."""
 _NOISES = np.logspace(-5, 1, 25)
-"""Variances of a new device's measurements, likewise."""
+"""Variances of a new device's measurements, relative to the largest eigenvalue."""
 _OWN = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""How far a device may have costs of its own, relative to what it shares with the sources."""
+"""Weights of a device's own costs, relative to those it shares with the sources."""
 _TYPICAL_OWN, _TYPICAL_NOISE = 2.0, 1e-2
-"""What is assumed of a device of which nothing is known yet."""
+"""Assumptions about a device before its first measurement."""
 
 
 @dataclass(frozen=True)
 class _Prior:
-    """What the sources say about any device: features in which its latency should be almost linear."""
+    """Features from the source devices in which any device's latency should be almost linear."""
 
     mean: Floats
-    """Of the encodings, [d]."""
+    """Mean of the encodings, [d]."""
     weights: Floats
-    """Of the sources' standardised latencies, [sources, d]."""
+    """Weights of the sources' standardised latencies, [sources, d]."""
     scale: Floats
-    """[d]: how much each entry of an encoding costs on the sources, root mean square."""
+    """Cost of each entry of an encoding on the sources, root mean square, [d]."""
 
     def features(self, encodings: Floats, own: float) -> Floats:
-        """[n, sources + d]: what each source would take, and the entries scaled by what they cost there."""
+        """Returns [n, sources + d]: each source's prediction, and the entries scaled by their cost there."""
         centred = encodings - self.mean
         return np.concatenate([centred @ self.weights.T, own * centred * self.scale], axis=1)
 
     def fold(self, weights: Floats, own: float) -> Floats:
-        """Weights of features as weights of the centred encodings they are linear in, [d]."""
+        """Returns weights of features as weights of the centred encodings they are linear in, [d]."""
         shared, rest = np.split(weights, [len(self.weights)])
-        found: Floats = shared @ self.weights + own * self.scale * rest
-        return found
+        folded: Floats = shared @ self.weights + own * self.scale * rest
+        return folded
 
 
 class TransferPredictor:
-    """Latency on a new device from about 20 measurements, given many on other devices.
+    """Predicts the latency on a new device from about 20 measurements, and many on other devices.
 
-    Each source device gives a ridge regression on the encoding. A new device is a Bayesian linear regression
-    on the sources' predictions and on the encoding itself, whose every entry is scaled by what it costs on
-    the sources: an entry that is expensive everywhere may differ here by much, a cheap one by little. How
-    noisy the measurements are and how far the device goes its own way is averaged over, weighted by the
-    evidence (marginal likelihood). The scale and the average are what make 20 measurements do: mean rank
-    correlation on FBNet's task F1 is 0.754 without either, 0.825 with the scale and the best leave-one-out
-    error, 0.831 with both, where HELP has 0.793, MultiPredict 0.756 and NASFLAT 0.809.
+    Each source device yields a ridge regression on the encoding. A new device is a Bayesian linear regression
+    on the sources' predictions and on the encoding itself, with every entry scaled by its cost on the
+    sources: an entry that is expensive everywhere may differ much on this device, a cheap one little. The
+    measurements' noise and the weight of the device's own costs are averaged over, weighted by the evidence
+    (marginal likelihood). The scale and the average make 20 measurements suffice: the mean rank correlation
+    on FBNet's task F1 is 0.754 without either, 0.825 with the scale and the best leave-one-out error, 0.831
+    with both; HELP has 0.793, MultiPredict 0.756 and NASFLAT 0.809.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -67,11 +67,11 @@ class TransferPredictor:
 
         Args:
             encodings: [n, d].
-            latencies_ms: by device, [n]; NaN where it was not measured.
+            latencies_ms: by device, [n]; NaN for architectures that were not measured.
 
         Raises:
-            ValueError: for no device, shapes that do not match, a device without two measurements, or
-                latencies that are not positive.
+            ValueError: if there is no device, shapes do not match, a device has fewer than two measurements,
+                or latencies are not positive.
         """
         x = np.asarray(encodings, dtype=np.float64)
         if not latencies_ms:
@@ -86,10 +86,10 @@ class TransferPredictor:
             if measured.sum() < 2:
                 raise ValueError(f"device {device!r}: needs at least two measurements")
             try:
-                known, times = checked(x[measured], y[measured])
+                encoded, times = checked(x[measured], y[measured])
             except ValueError as error:
                 raise ValueError(f"device {device!r}: {error}") from None
-            weights.append(_ridge(known - mean, times / max(float(times.std()), 1e-12)))
+            weights.append(_ridge(encoded - mean, times / max(float(times.std()), 1e-12)))
         stacked = np.stack(weights)
         shared = np.sqrt(((x - mean) @ stacked.T).var(0)).clip(1e-12)
         stacked = stacked / shared[:, None] / np.sqrt(len(stacked))
@@ -99,18 +99,18 @@ class TransferPredictor:
         return self
 
     def choose(self, encodings: ArrayLike, count: int) -> NDArray[np.int64]:
-        """Which architectures to measure on a new device: indices [count], the most telling first.
+        """Returns the indices [count] of architectures to measure on a new device, most informative first.
 
-        One after the other, each the one whose measurement takes most from the variance that is left over
-        all of the encodings (A-optimal design); latencies are not needed for that. It helps where the new
-        device is unlike the sources and does no harm elsewhere: 0.842 against 0.830 with random ones on
-        FBNet's task F1, 0.963 as without on FD, 0.965 against 0.966 on ND (jobs/benchmark_predictor.py).
+        Each is the one whose measurement reduces most the remaining variance over all encodings (A-optimal
+        design), which needs no latencies. It helps if the new device is unlike the sources and does no harm
+        otherwise: 0.842 compared with 0.830 for random ones on FBNet's task F1, 0.963 for both on FD, 0.965
+        compared with 0.966 on ND (jobs/benchmark_predictor.py).
 
         Args:
-            encodings: [n, d], of the architectures that could be measured, the more the better.
+            encodings: [n, d], of all architectures that could be measured, the more the better.
 
         Raises:
-            ValueError: before ``fit``, for encodings of another width, or more wanted than there are.
+            ValueError: before ``fit``, for encodings of another width, or if ``count`` exceeds n.
         """
         prior = self._fitted()
         x = np.asarray(encodings, dtype=np.float64)
@@ -126,19 +126,19 @@ class TransferPredictor:
             gain = ((spread @ second) * spread).sum(1) / variance
             gain[chosen] = -np.inf
             chosen.append(int(gain.argmax()))
-            told = spread[chosen[-1]]
-            covariance -= np.outer(told, told) / variance[chosen[-1]]
+            reduction = spread[chosen[-1]]
+            covariance -= np.outer(reduction, reduction) / variance[chosen[-1]]
         return np.array(chosen, dtype=np.int64)
 
     def adapt(self, encodings: ArrayLike, latency_ms: ArrayLike) -> AdaptedPredictor:
-        """A predictor for a device of which only a few measurements are there.
+        """Returns a predictor for a device with only a few measurements.
 
         Args:
             encodings: [k, d].
             latency_ms: [k], positive.
 
         Raises:
-            ValueError: before ``fit``, for fewer than three measurements, or shapes that do not match.
+            ValueError: before ``fit``, for fewer than three measurements, or if shapes do not match.
         """
         prior = self._fitted()
         x, y = checked(encodings, latency_ms)
@@ -171,20 +171,23 @@ class AdaptedPredictor:
     weights: Floats
 
     def predict(self, encodings: ArrayLike) -> Floats:
-        """``latency_ms`` [n] of encodings [n, d]."""
-        found: Floats = self.offset + (np.asarray(encodings, dtype=np.float64) - self.centre) @ self.weights
-        return found
+        """Returns ``latency_ms`` [n] of encodings [n, d]."""
+        latency_ms: Floats = (
+            self.offset + (np.asarray(encodings, dtype=np.float64) - self.centre) @ self.weights
+        )
+        return latency_ms
 
 
 def _posteriors(prior: _Prior, x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Log evidence [m], offset [m] and weights [m, d] of every noise and every degree of independence.
+    """Returns log evidence [m], offset [m] and weights [m, d] for every noise and every weight of own costs.
 
-    The scale of the prior is the one that makes the evidence largest, in closed form.
+    The scale of the prior is the one with the largest evidence, in closed form.
     """
     evidence, offsets, weights = [], [], []
     for own in _OWN:
         features = prior.features(x, own)
-        values, vectors = np.linalg.eigh(features @ features.T + 1.0)  # 1: the offset's own variance
+        # The added 1 is the offset's own variance.
+        values, vectors = np.linalg.eigh(features @ features.T + 1.0)
         rotated = vectors.T @ y
         for noise in _NOISES * float(values[-1]):
             spectrum = values + noise
@@ -197,7 +200,7 @@ def _posteriors(prior: _Prior, x: Floats, y: Floats) -> tuple[Floats, Floats, Fl
 
 
 def _ridge(x: Floats, y: Floats) -> Floats:
-    """Weights of a ridge regression with an offset, its strength chosen by the leave-one-out error."""
+    """Returns the weights of a ridge regression with an offset and the least leave-one-out error."""
     centred, rest, count = x - x.mean(0), y - y.mean(), len(y)
     kernel = centred @ centred.T
     values, vectors = np.linalg.eigh(kernel)
@@ -211,5 +214,5 @@ def _ridge(x: Floats, y: Floats) -> Floats:
         if best is None or error < best[0]:
             best = error, dual
     assert best is not None
-    found: Floats = centred.T @ best[1]
-    return found
+    solution: Floats = centred.T @ best[1]
+    return solution

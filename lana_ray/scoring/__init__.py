@@ -1,1 +1,1 @@
-"""Scores: how far a candidate alone moves the network from the teacher."""
+"""Scores: how much a single candidate changes the network's output or loss relative to the teacher."""

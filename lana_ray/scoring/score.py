@@ -1,4 +1,4 @@
-"""How much the loss changes when one candidate alone replaces its layer in the teacher."""
+"""Scores candidates by the change in loss when a single one replaces its layer in the teacher."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lana_ray.networks.layers import Layer, batch_statistics, observe
 from lana_ray.scoring.suffixes import Suffixes
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [N, 3, H, W], labels [N])."""
+"""Batches of (images [N, 3, H, W], labels [N])."""
 HELD_BYTES = 256 << 20
-"""Weights of candidates that are scored on a batch before the next batch is made."""
+"""Bytes of candidates' weights that are scored on a batch before the next batch is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Score:
     loss: float
     loss_se: float
     kl: float
-    """Change of the divergence from the teacher's answers, KL(teacher ‖ network); needs no labels."""
+    """Change of the divergence from the teacher's outputs, KL(teacher ‖ network); needs no labels."""
     kl_se: float
 
 
@@ -41,18 +41,19 @@ def score_layer(
 ) -> dict[int, Score]:
     """Scores candidates of one layer: LANA's a_i (arXiv 2107.10624, section 3.3).
 
-    Only what follows the layer is recomputed. Batch-norms use the statistics of the current batch, in the
-    teacher as in the candidates, since nothing is fine-tuned yet. The teacher's own layer scores zero: what
-    batch statistics alone do to the loss and to the divergence is taken off. The answers to diverge from are
-    the teacher's true ones, in evaluation mode. Kendall's τ between sums of scores and losses of 60 random
-    students, so and with answers by batch statistics: .92 and .92 (CIFAR-10 at 64 x 64, EfficientNet-Lite0,
-    384 images), .72 and .65 (its last layers at one pixel: digits at 32 x 32, 179 images). Without batch
-    statistics anywhere it is .85 and .65; powers of the divergence below 1 are worse in both.
+    Only the network after the layer is recomputed. Batch-norms use the statistics of the current batch, in
+    the teacher and in the candidates, since nothing is fine-tuned yet. The effect of batch statistics alone
+    on the loss and on the divergence is subtracted, so that the teacher's own layer scores zero. The
+    divergence is from the teacher's outputs in evaluation mode. Kendall's τ between sums of scores and losses
+    of 60 random students, with these outputs and with outputs by batch statistics: .92 and .92 (CIFAR-10 at
+    64 x 64, EfficientNet-Lite0, 384 images), .72 and .65 (its last layers at one pixel: digits at 32 x 32,
+    179 images). Without batch statistics anywhere it is .85 and .65; powers of the divergence below 1 are
+    worse in both.
 
     Args:
-        candidates: choices and their modules, taken a few at a time and then let go.
-        batches: begins the batches of the scoring split, the same ones for every few candidates.
-        held_bytes: weights of candidates held at a time. The teacher's pass is made once for them and batch.
+        candidates: choices and their modules, loaded a few at a time and then released.
+        batches: returns the batches of the scoring split, the same ones at every call.
+        held_bytes: bytes of candidates' weights loaded at a time. The teacher runs once for them and a batch.
     """
     scores: dict[int, Score] = {}
     for few in _portions(candidates, held_bytes):
@@ -61,7 +62,7 @@ def score_layer(
 
 
 def _portions(candidates: Iterable[tuple[int, nn.Module]], held_bytes: int) -> Iterator[dict[int, nn.Module]]:
-    """Candidates in order, as many at a time as have so many bytes of weights, at least one."""
+    """Yields candidates in order, as many as have at most ``held_bytes`` of weights, but at least one."""
     few: dict[int, nn.Module] = {}
     held = 0
     for choice, module in candidates:
@@ -82,7 +83,7 @@ def _score_few(
     candidates: dict[int, nn.Module],
     batches: Batches,
 ) -> dict[int, Score]:
-    """Scores candidates that are held together; the teacher's part of a batch is computed once for all."""
+    """Scores candidates together, with one teacher pass for each batch."""
     differences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
     divergences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
     suffixes: Suffixes | None = None
@@ -113,7 +114,7 @@ def _score_few(
 
 @torch.no_grad()
 def batch_statistics_loss(network: nn.Module, batches: Batches) -> float:
-    """Mean cross-entropy of a student that is not fine-tuned, with each batch's own statistics."""
+    """Returns the mean cross-entropy of a student that is not fine-tuned, with each batch's statistics."""
     losses = []
     network.eval()
     with batch_statistics(network):
@@ -123,12 +124,12 @@ def batch_statistics_loss(network: nn.Module, batches: Batches) -> float:
 
 
 def _losses(output: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image."""
+    """Returns the cross-entropy of each image."""
     return F.cross_entropy(output, labels, reduction="none")
 
 
 def _divergences(output: Tensor, answers: Tensor) -> Tensor:
-    """KL(answers ‖ output) of each image; ``answers`` are log-probabilities."""
+    """Returns KL(answers ‖ output) of each image; ``answers`` are log-probabilities."""
     return F.kl_div(F.log_softmax(output, dim=1), answers, reduction="none", log_target=True).sum(1)
 
 
@@ -137,5 +138,5 @@ def _mean(values: list[Tensor]) -> float:
 
 
 def _standard_error(values: list[Tensor]) -> float:
-    whole = torch.cat(values)
-    return float(whole.std() / len(whole) ** 0.5)
+    joined = torch.cat(values)
+    return float(joined.std() / len(joined) ** 0.5)

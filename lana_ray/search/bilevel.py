@@ -1,4 +1,4 @@
-"""The search: weights and architecture parameters in turn, under a cost (LA-DNAS, arXiv 2001.06392)."""
+"""Bilevel search: steps of the weights and of the architecture parameters in turn, with a cost (LA-DNAS)."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ from lana_ray.search.supernet import Supernet
 
 Batch = tuple[Tensor, Tensor]
 Batches = Callable[[int, int], Iterator[Batch]]
-"""Of (epoch, first step wanted): that epoch's (images, labels) from that step on, the same at every call."""
+"""Callback ``(epoch, first_step)``: yields the epoch's (images, labels) from there on, always the same."""
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of (output [n, classes], images [n, ...], labels [n]): a scalar."""
+"""Callback ``(output [n, classes], images [n, ...], labels [n])``: returns the loss, a scalar."""
 
 NONE = "none"
-"""The operation that is none."""
+"""Name of the operation that stands for no edge."""
 _SAVE_EVERY_S = 60.0
 _ROUNDS = 20
-"""How often an unchanged excess would be added to λ, times the penalty, over a whole search."""
+"""How often an unchanged excess, times the penalty, is added to λ over a whole search."""
 _EVALUATED = 32
-"""Architectures drawn for an epoch's LAT(α)."""
+"""Architectures drawn to estimate an epoch's LAT(α)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An epoch of a search, as it ended."""
+    """State of a search at the end of an epoch."""
 
     epoch: int
     weight_loss: float
-    """Mean over the epoch of the task loss that the weights learnt from; NaN where none learn."""
+    """The weights' task loss, mean over the epoch; NaN if no weights are trained."""
     alpha_loss: float
-    """The same for α; NaN before α moves."""
+    """α's task loss, mean over the epoch; NaN before α moves."""
     expected_cost: float
     """LAT(α)."""
     cost: float
-    """Of the architecture that the scores stand for."""
+    """Cost of the architecture that the scores stand for."""
     entropy: float
-    """Of α, relative to the largest possible."""
+    """Entropy of α, relative to the largest possible."""
     parameter_free: float
-    """Share of operations without parameters among the architecture's own."""
+    """Share of operations without parameters in the architecture."""
     multiplier: float
-    """λ, with the penalty."""
+    """λ, including the penalty."""
     architecture: Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What a search found."""
+    """The architecture that a search ended with, and how it got there."""
 
     architecture: Architecture
-    """What the scores stand for; with a target, the likeliest that keeps it."""
+    """The architecture that the scores stand for; with a target, the likeliest one that meets it."""
     cost: float
-    """As the cost function has it."""
+    """The architecture's cost, as the cost function predicts it."""
     scores: tuple[NDArray[np.float64], ...]
-    """Per decision, the supernet's logits."""
+    """Logits of the supernet, one array per decision."""
     trajectory: tuple[Point, ...]
     collapsed: bool
-    """The share of parameter-free operations is above the settings' bound: known to happen to DARTS where
-    skips train faster than what they bypass, and then not worth training (DARTS+, arXiv 1909.06035;
-    R-DARTS, arXiv 1909.09656)."""
+    """Whether the share of parameter-free operations exceeds the settings' limit. DARTS is known to collapse
+    like this if skips train faster than the operations they bypass; the architecture is then not worth
+    training (DARTS+, arXiv 1909.06035; R-DARTS, arXiv 1909.09656)."""
 
 
 def cross_entropy(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """The task's loss."""
+    """Returns the task's loss."""
     return F.cross_entropy(output, labels)
 
 
@@ -96,31 +96,31 @@ def search(
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> SearchResult:
-    """Minimises ``L + λ·LAT(α) / reference`` in α, and L in the weights, a step of each in turn.
+    """Minimises ``L + λ·LAT(α) / reference`` in α, and L in the weights, one step of each in turn.
 
-    Dividing by the cost of a network everybody knows makes λ a price: what the loss may rise for saving all
-    that this network costs. The same λ then means the same on a phone and on a GPU.
+    Dividing by the cost of a well-known network makes λ a price: the rise in loss that is worth saving all of
+    this network's cost. The same λ then has the same meaning on a phone and on a GPU.
 
-    With a target λ is found on the way, by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
-    ``e = (LAT(α) − target) / reference``, the price is ``max(0, λ + penalty·e)``, and after each step λ moves
-    to ``max(0, λ + rate·e)``. Dual ascent alone would swing around the target, and could not hold an
-    architecture that no price makes the cheapest, as most are where choices are discrete; the penalty damps
-    the one and holds the other. λ falls to 0 where the target binds nobody.
+    With a target, the search adapts λ by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
+    ``e = (LAT(α) − target) / reference``, the price is ``max(0, λ + penalty·e)``, and each step changes λ
+    to ``max(0, λ + rate·e)``. Dual ascent alone would oscillate around the target, and could not hold an
+    architecture that is the cheapest at no price, as most are if choices are discrete; the penalty damps the
+    oscillation and holds such architectures. λ falls to 0 if the target is not binding.
 
-    The first-order gradient needs the gradients of the activations only, not of the weights. Progress and
-    results are the same to the bit after a resume.
+    The first-order gradient needs only the gradients of the activations, not of the weights. A resumed search
+    gives bitwise the same progress and results.
 
     Args:
-        supernet: left as the search ends.
-        cost: LAT; on the supernet's device.
-        reference: a cost in the same unit: the teacher's for LANA's space, that of the mean random
-            architecture for cells.
-        operations: names of every decision's choices, for the share of parameter-free ones; ``none`` is no
-            operation.
-        weight_batches: images for the weights; not asked for where none learn.
-        alpha_batches: images for α, held apart from those.
-        steps: of each kind in an epoch; both iterators have to last for them.
-        checkpoint: where the state is kept, about once a minute and at the end of an epoch.
+        supernet: trained in place.
+        cost: LAT, on the supernet's device.
+        reference: a cost in the same unit: the teacher's for LANA's space, the mean over random architectures
+            for cells.
+        operations: names of every decision's choices, to count parameter-free ones; ``none`` does not count
+            as an operation.
+        weight_batches: images for the weights; not called if no weights are trained.
+        alpha_batches: images for α, disjoint from those for the weights.
+        steps: steps of each kind in an epoch; both iterators must yield that many batches.
+        checkpoint: stores the state about once a minute and at the end of each epoch.
     """
     total = settings.epochs * steps
     state = SearchState.begin(supernet, settings, total)
@@ -174,7 +174,7 @@ def search(
 
 @dataclass(frozen=True)
 class _Turn:
-    """A step of α, a step of the weights."""
+    """One step of α and one step of the weights."""
 
     state: SearchState
     cost: Cost
@@ -183,7 +183,7 @@ class _Turn:
     loss: Loss
 
     def alpha(self, held: Batch, progress: float, steps: int) -> None:
-        """Moves α, and λ where there is a target; ``steps`` are those of α in the whole search."""
+        """Updates α, and λ if there is a target; ``steps`` is the number of α's steps in the whole search."""
         state, settings, supernet = self.state, self.settings, self.state.supernet
         alphas, seed = supernet.architecture_parameters(), _seed(settings, state.step)
         torch.default_generator.manual_seed(seed)
@@ -209,7 +209,7 @@ class _Turn:
         self._count("alpha_loss", value)
 
     def weights(self, batch: Batch, progress: float) -> None:
-        """Moves the weights; α's part of the graph is not built."""
+        """Updates the weights; the part of the graph that leads to α is not built."""
         state, settings = self.state, self.settings
         assert state.weight_optimizer is not None
         assert state.weight_schedule is not None
@@ -236,14 +236,14 @@ class _Turn:
 
 
 def _gradients(loss: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradient of each parameter, zeros where the loss does not depend on it."""
+    """Returns the gradient of each parameter, zeros if the loss does not depend on it."""
     return list(torch.autograd.grad(loss, list(of), allow_unused=True, materialize_grads=True))
 
 
 def parameter_free_share(
     architecture: Architecture, operations: Sequence[Sequence[str]], free: frozenset[str]
 ) -> float:
-    """Share of an architecture's operations that are of ``free``; 1 where ``none`` is all it has."""
+    """Returns the share of an architecture's operations that are in ``free``; 1 if all are ``none``."""
     names = [names[choice] for names, choice in zip(operations, architecture, strict=True)]
     present = [name for name in names if name != NONE]
     return sum(name in free for name in present) / len(present) if present else 1.0

@@ -1,36 +1,20 @@
-"""LAT(α): what a supernet's architecture parameters cost, differentiably.
+"""LAT(α): the cost of a supernet's architecture parameters, differentiable.
 
 LA-DNAS minimises ``L + λ·LAT(α)`` with LAT a regressor of the encoding [paper, arXiv 2001.06392]; how α
 becomes the encoding is not published. All three ways below are [ours]:
 
-- ``expectation``: the probabilities themselves are the encoding. Exact where the cost is a sum over decisions
-  and all decisions count; otherwise the regressor is asked about encodings it never saw, and edges that the
-  discretisation drops are charged.
-- ``gumbel``: the mean over architectures drawn by Gumbel noise, each discretised by the space, so that the
-  regressor sees real architectures, with straight-through gradients. A decision whose choice in the
+- ``expectation``: the probabilities themselves are the encoding. This is exact if the cost is a sum over
+  decisions and all decisions count; otherwise the regressor gets encodings it was not trained on, and edges
+  that the discretisation drops are charged.
+- ``gumbel``: the mean over architectures drawn by Gumbel noise, each discretised by the space so that the
+  regressor gets real architectures, with straight-through gradients. A decision whose choice in the
   architecture is not its own strongest, because the edge is dead or not kept, enters as a constant: it costs
-  nothing there and learns nothing from it. The value is unbiased. The gradient passes to the probabilities,
-  not to the Gumbel-softmax of the sample: exact for sums, and no temperature scales it against the task's.
-- ``argmax``: the same for the one architecture of the present scores, without noise. The value is what the
-  search would return if it ended now; the gradient sees no other architecture.
+  nothing and gets no gradient. The value is unbiased. The gradient goes to the probabilities, not to the
+  Gumbel-softmax of the sample: it is exact for sums, and no temperature scales it against the task's.
+- ``argmax``: like ``gumbel``, but for the one architecture of the present scores, without noise. The value is
+  the cost of what the search would return if it ended now; the gradient sees no other architecture.
 
-Measured by ``jobs/experiment_latency_term.py`` on NAS-Bench-201, regressors of 900 cells. First how far LAT
-is off the true latency of the cell that α stands for (median), and their rank correlation: along nine
-searches by that way itself, of 200 steps, for 0.4 to 1 times the mean cell's latency. Then one gradient of 8
-samples at random α beside that of the exact mean over all 15,625 cells.
-
-                     raspi4                              1080ti_256 (batch 256)
-                     off     Spearman  cosine  length    off     Spearman  cosine  length
-    expectation      25.9 %  .71       .92     1.12      10.6 %  .82       .91     .96
-    gumbel           12.2 %  .82       .94     .65       10.9 %  .92       .94     .85
-    argmax           17.5 %  .95       .86     .74        0.3 %  .995      .93     .88
-    gumbel, τ = 10                     .81     .07                         .79     .10
-    gumbel, τ = 1                      .90     .57                         .88     .67
-    gumbel, τ = 0.1                    .53     .89                         .62     1.29
-
-The last three are Gumbel-softmax gradients. That ``argmax`` follows the found cell is no merit in itself: it
-is the regressor's prediction of that cell. What the searches returned took .94 of the target on raspi4 and
-.86 on the GPU in the median; at most 1.05 and .95 with ``gumbel``, 1.46 with ``argmax`` once.
+Measurements: ``jobs/RESULTS.md``, "Ways of the latency term".
 """
 
 from __future__ import annotations
@@ -50,14 +34,14 @@ from lana_ray.search.supernet import SearchSpace
 
 Way = Literal["expectation", "gumbel", "argmax"]
 Cost = Callable[[Tensor], Tensor]
-"""Differentiable: encodings [..., d] → [...], ``LatencyPredictor.as_module()`` for instance."""
+"""Differentiable cost: encodings [..., d] → [...], for instance ``LatencyPredictor.as_module()``."""
 
 
 class AdditiveCost(nn.Module):
     """A cost table as a differentiable function: encodings [..., d] → cost [...], in its unit.
 
-    Infinite where a candidate that cannot run has any share; there is no gradient away from it, so such
-    candidates have to be kept out of the search.
+    It is infinite if a candidate that cannot run has any share, with no gradient away from that, so such
+    candidates must be kept out of the search.
     """
 
     costs: Tensor
@@ -84,12 +68,12 @@ def expected_cost(
     samples: int = 8,
     temperature: float | None = None,
 ) -> Tensor:
-    """LAT(α) in the cost's unit, a scalar with a gradient.
+    """Returns LAT(α) in the cost's unit, a scalar with a gradient.
 
     Args:
-        logits: per decision [sizes[i]], as a supernet gives them.
+        logits: per decision [sizes[i]], as returned by a supernet.
         samples: architectures drawn by ``gumbel``, from torch's global generator.
-        temperature: of ``gumbel``'s gradient. The other two take the probabilities as they are.
+        temperature: for ``gumbel``'s gradient. By default the probabilities are used as they are.
     """
     if way == "expectation":
         return cost(torch.cat([logit.softmax(0) for logit in logits]))
@@ -102,7 +86,7 @@ def expected_cost(
 def cost_of(
     architecture: Architecture, space: SearchSpace, cost: Cost, device: torch.device | None = None
 ) -> float:
-    """What one architecture costs, on the cost's device."""
+    """Returns the cost of one architecture, computed on ``device``."""
     with torch.no_grad():
         return float(cost(torch.from_numpy(space.encode(architecture)[None]).to(device))[0])
 
@@ -111,17 +95,17 @@ def cost_of(
 def likeliest_within(
     logits: Sequence[Tensor], space: SearchSpace, cost: Cost, limit: float, *, draws: int = 1024
 ) -> Architecture | None:
-    """The architecture of the highest sum of logits among those drawn that cost no more than the limit.
+    """Returns the architecture with the highest sum of logits among those drawn within the limit.
 
-    Half of the draws are flatter than the probabilities, since what is decided hardly varies by itself. The
-    architecture that the logits stand for is among them. None where all cost more.
+    Half of the draws are flatter than the probabilities, since decided choices hardly vary otherwise. The
+    architecture that the logits stand for is among the draws. Returns None if all cost more than the limit.
     """
     flat = torch.cat(list(logits))
     spread = torch.linspace(0, 4, draws)[:, None]
     scores = flat + (spread * gumbel((draws, len(flat)))).to(flat)
     architectures = list(dict.fromkeys(_discretised(scores, space)))
     encoded = torch.from_numpy(np.stack([space.encode(a) for a in architectures])).to(flat)
-    # What must not be chosen is not drawn; 0 · −∞ is no number.
+    # Choices of probability 0 are never drawn, and 0 · −∞ would be NaN.
     likely = encoded @ flat.nan_to_num(neginf=0.0)
     likely[cost(encoded) > limit] = -torch.inf
     best = int(likely.argmax())
@@ -135,14 +119,15 @@ def _discretised(scores: Tensor, space: SearchSpace) -> list[Architecture]:
 
 
 def _real_architectures(scores: Tensor, softened: Tensor, space: SearchSpace) -> Tensor:
-    """Encodings of what scores discretise to, with the gradients of a softmax: [n, d] twice → [n, d]."""
+    """Returns encodings of the discretised scores, with the gradients of a softmax: [n, d] twice → [n, d]."""
     sizes = list(space.sizes)
     encoded = torch.from_numpy(np.stack([space.encode(a) for a in _discretised(scores, space)])).to(scores)
     parts = []
     for hard, score, soft in zip(
         *(torch.split(x, sizes, 1) for x in (encoded, scores, softened)), strict=True
     ):
-        takes_part = hard.gather(1, score.argmax(1, keepdim=True))  # 1 where its own strongest was taken
+        # 1 if the decision's own strongest choice is in the architecture.
+        takes_part = hard.gather(1, score.argmax(1, keepdim=True))
         probabilities = soft.softmax(1)
         parts.append(hard + takes_part * (probabilities - probabilities.detach()))
     return torch.cat(parts, 1)

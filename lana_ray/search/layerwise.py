@@ -1,4 +1,4 @@
-"""The supernet of LANA's space: the teacher with, at each layer, its distilled candidates weighted."""
+"""The supernet of LANA's space: the teacher with a weighted mixture of distilled candidates at each layer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 class LayerwiseSupernet(nn.Module):
     """A teacher whose layers are mixtures of candidates; the search starts from trained operations.
 
-    Stem and head are the teacher's and stay as they are. Everything runs in evaluation mode, but for
-    batch-norms, which use the current batch as in the candidates' scores (``scoring.score``), since no
-    student is fine-tuned yet. Only candidates that may be chosen are held, and only those of a weight other
-    than 0 run.
+    Stem and head are the teacher's and stay unchanged. Everything runs in evaluation mode except batch-norms,
+    which use the current batch as in the candidates' scores (``scoring.score``), since no student is
+    fine-tuned yet. Only candidates that may be chosen are loaded, and only those of non-zero weight run.
 
     Args:
-        candidate: a module of its own for (layer, choice), distilled; ``space.candidate`` gives fresh ones.
-        considered: per layer, the choices that may be taken; all by default.
-        train_candidates: the candidates' weights, the teacher's own layers' among them, learn as well.
+        candidate: returns a distilled module for (layer, choice), not shared; ``space.candidate`` returns
+            untrained ones.
+        considered: per layer, the choices that may be taken; defaults to all.
+        train_candidates: also train the candidates' weights, including the teacher's own layers.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class LayerwiseSupernet(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> LayerwiseSupernet:
-        """The modes are its own: always those of evaluation."""
+        """Ignores ``mode``: the supernet manages its modes itself and stays in evaluation mode."""
         return super().train(False)
 
     def logits(self) -> list[Tensor]:
-        """Log-probabilities, −∞ for choices that may not be taken."""
+        """Returns log-probabilities, −∞ for choices that may not be taken."""
         return [
             alpha.masked_fill(self.get_buffer(f"closed_{position}"), -torch.inf).log_softmax(0)
             for position, alpha in enumerate(self.alphas)
@@ -69,25 +69,25 @@ class LayerwiseSupernet(nn.Module):
         return list(self.alphas)
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The candidates' weights, where they are to learn."""
+        """Returns the candidates' weights if they are trained, else nothing."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     def forward(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        for mixed, given in zip(self._mixed, weights, strict=True):
-            mixed.weights = given
+        for mixed, weight in zip(self._mixed, weights, strict=True):
+            mixed.weights = weight
         with batch_statistics(self.network):
             output: Tensor = self.network(images)
         return output
 
 
 class _Mixed(nn.Module):
-    """A layer that answers with the weighted sum of its candidates' answers."""
+    """A layer whose output is the weighted sum of its candidates' outputs."""
 
     def __init__(self, candidates: Mapping[int, nn.Module]) -> None:
         super().__init__()
         self.candidates = nn.ModuleDict({str(choice): module for choice, module in candidates.items()})
         self.weights = torch.zeros(0)
-        """Of all choices of the layer, set before it runs."""
+        """Weights of all choices of the layer, set before it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
         chosen = [choice for choice, weight in enumerate(self.weights.tolist()) if weight]
@@ -96,8 +96,10 @@ class _Mixed(nn.Module):
 
 
 def divergence(teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A loss that needs no labels: KL(teacher ‖ supernet), the teacher's answers true ones, in the mode it
-    is in (evaluation, as ``scoring.score`` has it)."""
+    """Returns a loss that needs no labels: KL(teacher ‖ supernet).
+
+    The teacher runs in its current mode, which is evaluation, as in ``scoring.score``.
+    """
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

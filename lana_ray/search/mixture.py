@@ -1,4 +1,4 @@
-"""With which weights the choices of a supernet are mixed."""
+"""Weights that mix the choices of a supernet."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Mixture = Literal["relaxed", "sampled", "paired"]
-"""``relaxed``: all choices, by their probabilities (DARTS, arXiv 1806.09055; PC-DARTS, arXiv 1907.05737).
-``sampled``: one choice, drawn by the straight-through Gumbel-softmax (GDAS, arXiv 1910.04465).
-``paired``: two choices drawn, the first of which counts, while the gradient weighs one against the other
-(ProxylessNAS, arXiv 1812.00332, section 3.2).
+"""How choices are mixed.
 
-The slope of a loss in a single drawn choice's weight has nothing to be compared with, and on held-out images
-it is mostly positive, since whatever makes an overconfident network's activations smaller lowers its loss:
-``sampled`` then drifts towards ``none``. In short searches of NAS-Bench-201's cells on digits it ended with
-two to four edges of six without operation, ``paired`` with none to two (400 steps, two seeds, no latency in
-the loss)."""
+- ``relaxed``: all choices, by their probabilities (DARTS, arXiv 1806.09055; PC-DARTS, arXiv 1907.05737).
+- ``sampled``: one choice, drawn by the straight-through Gumbel-softmax (GDAS, arXiv 1910.04465).
+- ``paired``: two choices are drawn; the first is computed, and the gradient compares the two
+  (ProxylessNAS, arXiv 1812.00332, section 3.2).
+
+A loss's slope in the weight of a single drawn choice is not relative to any other choice, and on held-out
+images it is mostly positive, since smaller activations lower the loss of an overconfident network. So
+``sampled`` drifts towards ``none``. In short searches of NAS-Bench-201's cells on digits it ended with two to
+four edges of six without operation, ``paired`` with none to two (400 steps, two seeds, no latency in the
+loss)."""
 
 _UNHEARD = 1e-20
-"""A weight that is not 0, so that a choice is computed and its gradient known, but adds nothing that fp32
-keeps beside another choice's output."""
+"""A weight that is not 0, so that a choice is computed and gets a gradient, but too small to change another
+choice's output in fp32."""
 
 
 def mix(logits: Sequence[Tensor], mixture: Mixture, temperature: float) -> list[Tensor]:
-    """Weights of every decision's choices, [sizes[i]] each, differentiable in the logits.
+    """Returns the weights of every decision's choices, [sizes[i]] each, differentiable in the logits.
 
-    Exactly 0 for what was not drawn and for choices of logit −∞. Draws from torch's global generator.
+    Choices that were not drawn and those of logit −∞ get exactly 0. Uses torch's global generator.
 
     Args:
         logits: logarithms of the relaxed weights.
-        temperature: of ``sampled``; the other two need none.
+        temperature: used by ``sampled`` only.
     """
     if mixture == "relaxed":
         return [logit.exp() for logit in logits]
@@ -41,26 +43,27 @@ def mix(logits: Sequence[Tensor], mixture: Mixture, temperature: float) -> list[
     for logit in logits:
         scores = logit + gumbel(logit.shape).to(logit)
         drawn = straight_through(scores, temperature) if mixture == "sampled" else _paired(logit, scores)
-        weights.append(logit.exp().sum() * drawn)  # 1, or what the decision as a whole weighs
+        # The factor is 1, or the weight of the decision as a whole.
+        weights.append(logit.exp().sum() * drawn)
     return weights
 
 
 def gumbel(shape: Sequence[int]) -> Tensor:
-    """Standard Gumbel noise on the CPU, so that a seed gives the same on every device."""
+    """Returns standard Gumbel noise, drawn on the CPU so that a seed gives the same on every device."""
     return -torch.empty(shape).exponential_().log()
 
 
 def straight_through(scores: Tensor, temperature: float) -> Tensor:
-    """One-hot of the largest score, with the gradient of the softmax: [n] → [n], zeros exact."""
+    """Returns the one-hot of the largest score, with a softmax's gradient: [n] → [n], zeros exact."""
     soft = (scores / temperature).softmax(0)
     return F.one_hot(scores.argmax(), len(scores)) + (soft - soft.detach())
 
 
 def _paired(logits: Tensor, scores: Tensor) -> Tensor:
-    """The two largest scores are two choices drawn without replacement, the first by the probabilities.
+    """Returns weights of two choices drawn without replacement, the first by the probabilities.
 
-    The gradient of the two's softmax is weighted so that its mean over all pairs is that of the softmax of
-    all, wherever the loss is linear in the weights [ours]: else λ would weigh costs by another measure.
+    The gradient of the softmax of the two is weighted so that its mean over all pairs is that of the softmax
+    of all, if the loss is linear in the weights [ours]; otherwise λ would weigh costs on another scale.
     """
     drawn = scores.detach().topk(min(2, len(scores))).indices
     drawn = drawn[~logits[drawn].isneginf()]
@@ -69,18 +72,21 @@ def _paired(logits: Tensor, scores: Tensor) -> Tensor:
     value[0] = 1.0
     p = logits.detach().softmax(0)[drawn].double()
     rest = (1 - p).clamp_min(1e-12)
-    likelihood = p.prod() * rest.reciprocal().sum()  # of the two, in either order
+    # Probability of drawing these two, in either order.
+    likelihood = p.prod() * rest.reciprocal().sum()
     moved = (p.sum().square() / likelihood).to(soft) * (soft - soft.detach())
     return torch.zeros_like(logits).scatter(0, drawn, value + moved)
 
 
 def entropy(logits: Sequence[Tensor]) -> Tensor:
-    """Mean over the decisions with a choice of the entropy of their probabilities, relative to the largest
-    possible: 1 where nothing is decided, 0 where all is."""
+    """Returns the probabilities' entropy relative to the largest possible, a mean over decisions.
+
+    It is 1 if nothing is decided and 0 if everything is. Decisions with a single choice do not count.
+    """
     shares = []
     for logit in logits:
-        known = logit[~logit.isneginf()]
-        if len(known) > 1:
-            logs = known.log_softmax(0)
-            shares.append(-(logs.exp() * logs).sum() / torch.tensor(float(len(known))).log().to(logit))
+        open_logits = logit[~logit.isneginf()]
+        if len(open_logits) > 1:
+            logs = open_logits.log_softmax(0)
+            shares.append(-(logs.exp() * logs).sum() / torch.tensor(float(len(open_logits))).log().to(logit))
     return torch.stack(shares).mean() if shares else torch.zeros(())

@@ -1,4 +1,4 @@
-"""Everything that a search changes as it goes on, so that a killed one continues as if it had not been."""
+"""Mutable search state: everything needed to resume exactly."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _VALUES = ("step", "multiplier", "sums", "trajectory")
 
 @dataclass(kw_only=True)
 class SearchState:
-    """A supernet in search. What a step draws at random depends on the seed and its number alone."""
+    """A supernet in search. Random draws of a step depend only on the seed and the step's number."""
 
     supernet: Supernet
     alpha_optimizer: Adam
     weight_optimizer: Optimizer | None
-    """None, as the schedule, where no weights learn."""
+    """None, like the schedule, if no weights are trained."""
     weight_schedule: LambdaLR | None
     multiplier: float
-    """λ before the penalty."""
+    """λ, without the penalty."""
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    """Of the losses, over this epoch's steps so far."""
+    """Sums of the losses over this epoch's steps so far."""
     trajectory: list[dict[str, Any]] = field(default_factory=list)
-    """Per epoch, the fields of ``Point``."""
+    """The fields of ``Point``, one dictionary per epoch."""
 
     @classmethod
     def begin(cls, supernet: Supernet, settings: SearchSettings, steps: int) -> SearchState:
-        """A search of so many steps in all."""
+        """Returns the state at the start of a search of ``steps`` steps."""
         optimizer, schedule = None, None
         if weights := supernet.weight_parameters():
             optimizer = SGD(
@@ -63,7 +63,7 @@ class SearchState:
         )
 
     def dump(self) -> dict[str, Any]:
-        """All of it but frozen weights, for ``restore``; tensors are not copied."""
+        """Returns everything except frozen weights, for ``restore``; tensors are not copied."""
         frozen = {name for name, p in self.supernet.named_parameters() if not p.requires_grad}
         kept = {name: value for name, value in self.supernet.state_dict().items() if name not in frozen}
         modules = {name: getattr(self, name) for name in _MODULES}
@@ -71,7 +71,7 @@ class SearchState:
         return {"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up what ``dump`` gave of a search of the same supernet under the same settings."""
+        """Restores the state that ``dump`` returned for the same supernet and settings."""
         self.supernet.load_state_dict(state["supernet"], strict=False)
         for name in _MODULES:
             if name in state:

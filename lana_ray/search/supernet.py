@@ -1,4 +1,4 @@
-"""What a differentiable search needs of a space and of a supernet over it."""
+"""Interfaces of a search space and of a supernet over it, as the differentiable search uses them."""
 
 from __future__ import annotations
 
@@ -17,39 +17,46 @@ class SearchSpace(Protocol):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Choices of every decision."""
+        """Number of choices of every decision."""
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """The architecture that scores stand for: per decision ``[sizes[i]]``, on a log scale, comparable
-        between decisions. Decisions that play no part in it are told by their choice, such as ``none``."""
+        """Returns the architecture that scores stand for.
+
+        Args:
+            scores: per decision ``[sizes[i]]``, on a log scale, comparable between decisions. A decision that
+                plays no part in the architecture gets a choice that says so, such as ``none``.
+        """
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        """One-hot choice of every decision, concatenated: [sum(sizes)]."""
+        """Returns the one-hot choices of all decisions, concatenated: [sum(sizes)]."""
 
 
 class Supernet(Protocol):
-    """A module that holds all choices of all decisions, and the architecture parameters that weigh them.
+    """A module that has all choices of all decisions, and the architecture parameters that weight them.
 
-    Its modes in training and evaluation are its own affair.
+    It manages its training and evaluation modes itself.
     """
 
     @property
     def space(self) -> SearchSpace: ...
 
     def logits(self) -> list[Tensor]:
-        """Per decision [sizes[i]], differentiable in the architecture parameters: logarithms of the weights
-        of the relaxed mixture, comparable between decisions; −∞ for what must not be chosen."""
+        """Returns the logarithms of the relaxed mixture's weights, per decision [sizes[i]].
+
+        They are differentiable in the architecture parameters and comparable between decisions; −∞ for
+        choices that must not be taken.
+        """
 
     def architecture_parameters(self) -> list[nn.Parameter]: ...
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """What learns from the training images; nothing where the choices come trained."""
+        """Returns the weights to train; none if the choices are already trained."""
 
     def __call__(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """The classes' scores [n, classes].
+        """Returns the classes' logits [n, classes].
 
         Args:
-            weights: per decision [sizes[i]], multiplied with what its choices make; a choice whose weight is
+            weights: per decision [sizes[i]], factors of its choices' outputs; a choice whose weight is
                 exactly 0 is not computed.
         """
 

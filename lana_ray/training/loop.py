@@ -1,4 +1,4 @@
-"""The training loop, in plain torch: labels, and a teacher's answers where there is a teacher."""
+"""The training loop in plain torch, on labels and, if there is a teacher, its outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Trained:
 
 
 def steps_of(config: TrainConfig, images: int) -> int:
-    """Optimiser steps of a training on ``images`` training images."""
+    """Returns the number of optimiser steps of a training on ``images`` training images."""
     return max(1, round(config.epochs * _per_epoch(config, images)))
 
 
@@ -58,26 +58,26 @@ def train_network(
     on_epoch: Callable[[float], None] = lambda _: None,
     auxiliary_weight: float = 0.0,
 ) -> Trained:
-    """Trains what requires a gradient of ``network``, in place and data-parallel over the ranks, and keeps
-    its best epoch.
+    """Trains the parameters of ``network`` that require a gradient, in place, and keeps its best epoch.
 
     With a teacher (and a ``FinetuneConfig``) the loss is ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)``
     at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
-    section 3.4). The state is saved about once a minute and resumed from, step by step the same: what a
-    micro-batch draws at random (images, augmentation, dropout) depends on the seed and its number alone. For
-    the same reason the result does not depend on how many ranks share the micro-batches.
+    section 3.4). The training is data-parallel over the ranks. It saves its state about once a minute and
+    resumes with exactly the same steps: a micro-batch's random draws (images, augmentation, dropout) depend
+    only on the seed and its number. For the same reason the result does not depend on how many ranks share
+    the micro-batches.
 
     Args:
-        checkpoint: where the state is kept; only the first rank saves it.
-        rank: of at most ``micro_batches`` processes; more would have nothing to do.
+        checkpoint: stores the state; only the first rank saves it.
+        rank: one of at most ``micro_batches`` processes; more would be idle.
         on_epoch: called before the steps of an epoch with the share of the training that is done.
-        auxiliary_weight: of the cross-entropy of a second classifier, where the network in training mode
-            answers with its logits and those of such a one.
+        auxiliary_weight: weight of a second classifier's cross-entropy, if the network in training mode
+            returns its logits together with that classifier's.
     """
     network.to(device).to(memory_format=memory_format(network))
     images_per_step = min(config.batch_size, data.sizes["train"])
     count = micro_batches(images_per_step, config.micro_batch_size)
-    mine = range(rank.index, count, rank.size)
+    assigned = range(rank.index, count, rank.size)
     per_epoch = _per_epoch(config, data.sizes["train"])
     steps = steps_of(config, data.sizes["train"])
     state = TrainingState.begin(network, config, steps)
@@ -90,11 +90,11 @@ def train_network(
         epoch, start = divmod(state.step, per_epoch)
         end = min(steps, (epoch + 1) * per_epoch)
         on_epoch(epoch * per_epoch / steps)
-        wanted = [step * count + k for step in range(start, end - epoch * per_epoch) for k in mine]
-        batches = _micro_batches(data, epoch, images_per_step // count, wanted, seed)
+        numbers = [step * count + k for step in range(start, end - epoch * per_epoch) for k in assigned]
+        batches = _micro_batches(data, epoch, images_per_step // count, numbers, seed)
         while state.step < end:
             total = StepTotal(network.train())
-            for k, (images, labels) in zip(mine, itertools.islice(batches, len(mine)), strict=True):
+            for k, (images, labels) in zip(assigned, itertools.islice(batches, len(assigned)), strict=True):
                 torch.manual_seed(_draw_seed(seed, state.step, k))
                 total.restart()
                 total.add(
@@ -107,22 +107,22 @@ def train_network(
                 last_save = time.monotonic()
         broadcast(network.state_dict().values(), rank)
         with evaluating(network):
-            found = _validated(network, data, rank, device)
-        state.end_epoch(end / per_epoch, end - epoch * per_epoch, found)
+            validation_accuracy = _validated(network, data, rank, device)
+        state.end_epoch(end / per_epoch, end - epoch * per_epoch, validation_accuracy)
     return Trained(state=state.best, validation_accuracy=state.best_accuracy, curve=state.curve)
 
 
 def _micro_batches(
-    data: ImageData, epoch: int, size: int, wanted: Sequence[int], seed: int
+    data: ImageData, epoch: int, size: int, numbers: Sequence[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches of an epoch's training images that have the ``wanted`` numbers."""
+    """Yields the micro-batches of an epoch's training images that have these numbers."""
     return data.batches(
         "train",
         batch_size=size,
         epoch=epoch,
         shuffle=True,
         augment=True,
-        only=wanted,
+        only=numbers,
         drop_last=True,
         seed=seed,
     )
@@ -133,11 +133,11 @@ def _draw_seed(seed: int, step: int, micro_batch: int) -> int:
 
 
 def _validated(network: nn.Module, data: ImageData, rank: Rank, device: torch.device) -> float:
-    """Accuracy on the validation split, whose batches the ranks share."""
+    """Returns the accuracy on the validation split, whose batches the ranks share."""
     batches = data.steps("validation", batch_size=_VALIDATION_BATCH)
-    mine = range(rank.index, batches, rank.size)
-    found = _right(network, data.batches("validation", batch_size=_VALIDATION_BATCH, only=mine), device)
-    counts = torch.tensor(found, dtype=torch.float64, device=device)
+    assigned = range(rank.index, batches, rank.size)
+    result = _right(network, data.batches("validation", batch_size=_VALIDATION_BATCH, only=assigned), device)
+    counts = torch.tensor(result, dtype=torch.float64, device=device)
     all_reduce(counts, rank)
     right, images = counts.tolist()
     return right / images
@@ -167,7 +167,7 @@ def _loss(
 
 
 def accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    """Share of images whose most probable class is the label, in the mode the network is in."""
+    """Returns the share of images whose most probable class is the label, in the network's current mode."""
     right, count = _right(network, batches, device)
     return right / count
 
@@ -176,7 +176,7 @@ def accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], devic
 def _right(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[int, int]:
-    """How many images are classified right, and how many there are."""
+    """Returns how many images are classified correctly, and how many there are."""
     right = count = 0
     for images, labels in batches:
         right += int((network(images.to(device)).argmax(1) == labels.to(device)).sum())

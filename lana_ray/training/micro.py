@@ -1,4 +1,4 @@
-"""One optimiser step over micro-batches, which any number of workers may share with the same result."""
+"""One optimiser step over micro-batches, with the same result however many workers share them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """This process's place among those that train the same network."""
+    """This process's position among those that train the same network."""
 
     index: int = 0
     size: int = 1
 
 
 def micro_batches(batch_size: int, at_least: int) -> int:
-    """How many equal micro-batches of at least ``at_least`` images make a batch; 1 where it has fewer."""
+    """Returns how many equal micro-batches of ``at_least`` images or more a batch has; 1 if it is smaller."""
     most = max(1, batch_size // at_least)
     return next(count for count in range(most, 0, -1) if batch_size % count == 0)
 
 
 class StepTotal:
-    """What the micro-batches of one step add up to: gradients, running statistics and the loss.
+    """Sums of gradients, running statistics and losses over the micro-batches of one step.
 
-    Every micro-batch sees the weights and the running statistics that the step began with; the step ends with
-    the mean over all of them. Sums are float64: whatever their order, and so however many workers share the
-    micro-batches, they round to the same float32.
+    Every micro-batch sees the weights and the running statistics of the step's beginning; the step ends with
+    the mean over all of them. Sums are float64, so that they round to the same float32 in any order and with
+    any number of workers.
 
     Args:
         network: in training mode; its gradients and buffers are changed.
@@ -44,7 +44,7 @@ class StepTotal:
         self._sum = torch.zeros(sum(self._sizes) + extra, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor) -> None:
-        """Adds the gradients of a micro-batch's mean loss and the buffers its forward pass left."""
+        """Adds the gradients of a micro-batch's mean loss and the buffers after its forward pass."""
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         reached = [float(p.grad is not None) for p in self._parameters]
@@ -55,14 +55,14 @@ class StepTotal:
             parameter.grad = None
 
     def restart(self) -> None:
-        """Puts the buffers back to the step's beginning, before another micro-batch."""
+        """Resets the buffers to the step's beginning, before another micro-batch."""
         for buffer, value in self._begin:
             buffer.copy_(value)
 
     def finish(self, count: int, rank: Rank) -> float:
         """Sets gradients and buffers to the mean over all ``count`` micro-batches; returns the mean loss.
 
-        A parameter that no micro-batch reached is left without a gradient.
+        A parameter that no micro-batch reached gets no gradient.
         """
         all_reduce(self._sum, rank)
         sizes = [*self._sizes, len(self._parameters), 1]
@@ -89,7 +89,7 @@ def all_reduce(values: Tensor, rank: Rank) -> None:
 
 
 def broadcast(tensors: Iterable[Tensor], rank: Rank) -> None:
-    """Gives every worker the first one's tensors: unlike processors may round updates differently."""
+    """Copies the first worker's tensors to all, since different processors may round updates differently."""
     if rank.size > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)

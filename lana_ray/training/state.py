@@ -19,14 +19,14 @@ _VALUES = ("step", "loss_sum", "curve", "best", "best_accuracy")
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """A network in training."""
+    """A network in training, its optimiser and its progress."""
 
     network: nn.Module
     optimizer: AdamW
     schedule: LambdaLR
     step: int = 0
     loss_sum: float = 0.0
-    """Over this epoch's steps so far."""
+    """Sum of the losses over this epoch's steps so far."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Per evaluated epoch: ``epoch``, ``loss`` (training) and ``accuracy`` (validation)."""
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -35,7 +35,10 @@ class TrainingState:
 
     @classmethod
     def begin(cls, network: nn.Module, config: TrainConfig, steps: int) -> TrainingState:
-        """AdamW under a one-cycle cosine schedule of ``steps``; vectors (biases, scales) are not decayed."""
+        """Returns the initial state: AdamW under a one-cycle cosine schedule of ``steps``.
+
+        Vectors (biases, scales) get no weight decay.
+        """
         matrices = [p for p in network.parameters() if p.ndim >= 2]
         vectors = [p for p in network.parameters() if p.ndim < 2]
         groups = [
@@ -47,19 +50,19 @@ class TrainingState:
         return cls(network=network, optimizer=optimizer, schedule=schedule)
 
     def dump(self) -> dict[str, Any]:
-        """All of it, for ``restore``; tensors are not copied."""
+        """Returns the complete state, for ``restore``; tensors are not copied."""
         state = {name: getattr(self, name).state_dict() for name in _MODULES}
         return state | {name: getattr(self, name) for name in _VALUES}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up what ``dump`` gave of a training of the same network under the same settings."""
+        """Restores the state that ``dump`` returned for the same network and settings."""
         for name in _MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in _VALUES:
             setattr(self, name, state[name])
 
     def update(self, loss: float) -> None:
-        """Takes one optimiser step along the gradients of the network, whose mean loss is ``loss``."""
+        """Takes one optimiser step along the network's gradients; ``loss`` is the step's mean loss."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor
 from lana_ray.predictors import latency as predictor_module
 from lana_ray.predictors.quality import quality
 from lana_ray.run_dir.sealed import seal
+
+from ..errors import refuses
 
 LAYERS, OPS = 6, 4
 RNG = np.random.default_rng(0)
@@ -97,19 +98,19 @@ def test_is_saved_and_loaded(fitted: LatencyPredictor, tmp_path: Path) -> None:
     encodings = sampled(10, 5)[0]
     assert loaded.seed == fitted.seed
     np.testing.assert_array_equal(loaded.predict(encodings), fitted.predict(encodings))
-    with pytest.raises(UserError, match="no such predictor"):
+    with refuses("missing_file", "other.safetensors"):
         LatencyPredictor.load(tmp_path / "other.safetensors")
-    whole = path.read_bytes()
-    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
-    for damaged in (b"", whole[:50], flipped):
+    content = path.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (b"", content[:50], flipped):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged predictor file"):
+        with refuses("damaged_file", str(path)):
             LatencyPredictor.load(path)
 
 
 def test_other_tensors_are_no_predictor(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(seal({"mean": torch.zeros(3)}, {}))
-    with pytest.raises(UserError, match="not a latency predictor"):
+    with refuses("invalid_file", "weights.safetensors"):
         LatencyPredictor.load(tmp_path / "weights.safetensors")
 
 
