@@ -1,7 +1,7 @@
-"""Choosing one candidate per layer: the integer program of LANA 3.2, and the front over all budgets.
+"""Chooses one candidate per layer: the integer program of LANA 3.2, and the front over all budgets.
 
-Scores say how much a candidate hurts, costs what it takes on a target; both add up over the layers.
-``select`` minimises the score within budgets, ``pareto`` lists every sensible trade-off at once.
+A score is a candidate's damage to the network, a cost its price on a target; both add up over the layers.
+``select`` minimises the score within budgets, ``pareto`` lists all non-dominated trade-offs.
 """
 
 from lana_ray.selection.ilp import select

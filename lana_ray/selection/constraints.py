@@ -1,4 +1,4 @@
-"""Which candidates a selection may use, by patterns of layers and operations."""
+"""Restricts the candidates of a selection by patterns of layers and operations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def constrained(
     force: Sequence[str] = (),
     forbid: Sequence[str] = (),
 ) -> list[Floats]:
-    """The scores with ``inf`` for every candidate that may not be chosen.
+    """Returns the scores with ``inf`` for every candidate that may not be chosen.
 
     Args:
         scores: per layer, shape [M_i].
-        layers: their names.
+        layers: the layers' names.
         ops: per layer, the names of its candidates.
-        force: ``LAYER=OPERATION``, each a glob pattern: at these layers only these operations.
-        forbid: the same: at these layers none of these operations.
+        force: ``LAYER=OPERATION``, each a glob pattern: these layers may have only these operations.
+        forbid: ``LAYER=OPERATION``, each a glob pattern: these layers may have none of these operations.
 
     Raises:
-        UserError: for a pattern that names no layer, or no operation there, and for a layer that is left
-            without a candidate that has a score.
+        UserError: if a pattern matches no layer, or no operation there, or if a layer is left without a
+            candidate that has a score.
     """
     allowed = [np.ones(len(of_layer), dtype=bool) for of_layer in ops]
     for setting, patterns in (("force", force), ("forbid", forbid)):
@@ -41,7 +41,8 @@ def constrained(
             named = {i: np.array([fnmatchcase(op, what) for op in ops[i]]) for i in places}
             if not any(matches.any() for matches in named.values()):
                 raise UserError(
-                    f"select.{setting}: {pattern!r}: {_missing(where, what, layers, ops, places)}"
+                    "unknown_name",
+                    f"select.{setting}: {pattern!r}: {_missing(where, what, layers, ops, places)}",
                 )
             for i, matches in named.items():
                 allowed[i] &= matches if setting == "force" else ~matches
@@ -51,7 +52,8 @@ def constrained(
             left = [op for op, keep in zip(ops[i], allowed[i], strict=True) if keep]
             why = f": {', '.join(left)} was left out, as too slow (pool.max_cost) or failing" if left else ""
             raise UserError(
-                f"select.force and select.forbid leave layer {layer} without a candidate to choose{why}"
+                "invalid_setting",
+                f"select.force and select.forbid leave layer {layer} without a candidate to choose{why}",
             )
     return found
 
@@ -59,17 +61,18 @@ def constrained(
 def _missing(
     where: str, what: str, layers: Sequence[str], ops: Sequence[Sequence[str]], places: Sequence[int]
 ) -> str:
-    """What a pattern names that is not there, and what is."""
+    """Describes which part of a pattern matches nothing, and what there is instead."""
     missing, wanted = (f"operation {what!r} there", what) if places else (f"layer {where!r}", where)
     known = list(dict.fromkeys(op for i in places for op in ops[i])) if places else list(layers)
     near = nearest(wanted, known)
-    return f"no {missing}; " + (f"did you mean {near}?" if near else f"there are {', '.join(known)}")
+    return f"no {missing}; " + (f"did you mean {near}?" if near else f"available: {', '.join(known)}")
 
 
 def _parts(setting: str, pattern: str) -> tuple[str, str]:
     where, equals, what = pattern.partition("=")
     if not (where and equals and what):
         raise UserError(
-            f"select.{setting}: {pattern!r}: write LAYER=OPERATION, for example 'blocks.0.*=teacher'"
+            "invalid_setting",
+            f"select.{setting}: {pattern!r}: write LAYER=OPERATION, for example 'blocks.0.*=teacher'",
         )
     return where, what

@@ -1,4 +1,4 @@
-"""Selections of few different operations: what is deployed has to be optimised and maintained."""
+"""Selections of few different operations, since each deployed operation must be optimised and maintained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lana_ray.selection.program import EXCLUSIONS, Program, build_program, over
 from lana_ray.selection.solver import solve_few
 
 _EXPLAINING_S = 1.0
-"""At least so long is looked for what could be had instead of budgets that clash."""
+"""Minimum seconds for the search for a budget that could be met, to explain budgets that clash."""
 
 
 def of_few_operations(
@@ -36,18 +36,19 @@ def of_few_operations(
     free: Sequence[str] = (),
     time_limit_s: float = 60.0,
 ) -> list[Floats]:
-    """The scores with ``inf`` for all operations but those of the best selection of at most ``most``.
+    """Returns the scores with ``inf`` for all operations but those of the best selection of at most ``most``.
 
-    The program of ``select`` with a binary y for every operation and z ≤ y for its candidates, Σ y ≤ most.
-    Given to ``select``, the scores lead to that selection first and to others of the same operations next.
+    Solves the program of ``select`` with a binary y for every operation and z ≤ y for its candidates,
+    Σ y ≤ most. With the returned scores ``select`` finds that selection first, then others of the same
+    operations.
 
     Args:
         ops: per layer, the operation of each candidate, length M_i.
         free: operations that do not count.
 
     Raises:
-        InfeasibleBudget: no selection of so few keeps a budget, alone or together with others.
-        TooFewOperations: some layers have no candidate of so few, whatever the budgets.
+        InfeasibleBudget: no selection of ``most`` operations meets a budget, alone or together with others.
+        TooFewOperations: some layers have no candidate among ``most`` operations, whatever the budgets.
         NoSelectionFound: none was found in time.
         ValueError: as ``select``, and for ``most < 0``.
     """
@@ -64,7 +65,7 @@ def of_few_operations(
 
 
 def fewest_operations(ops: Sequence[Sequence[str]], *, free: Sequence[str] = ()) -> int:
-    """How many operations every selection has at least that takes one of ``ops`` at every layer.
+    """Returns the least number of operations with which every layer can have one of its ``ops``.
 
     Args:
         ops: per layer, the operations it may become.
@@ -82,7 +83,7 @@ def fewest_operations(ops: Sequence[Sequence[str]], *, free: Sequence[str] = ())
 
 @dataclass(frozen=True, kw_only=True)
 class _Few:
-    """Which selections are few enough, and until when they are looked for."""
+    """Limits of a selection's operations, and the deadline for finding it."""
 
     ops: Sequence[Sequence[str]]
     most: int
@@ -91,7 +92,7 @@ class _Few:
 
 
 def _best(problem: Problem, budgets: Mapping[str, float], few: _Few) -> list[int]:
-    """The candidate of each layer in the best selection; raises as ``of_few_operations``."""
+    """Returns the candidate of each layer in the best selection; raises as ``of_few_operations``."""
     problem.check_each(budgets)
     program = build_program(problem, budgets)
     if program.has_empty_layer:
@@ -102,7 +103,9 @@ def _best(problem: Problem, budgets: Mapping[str, float], few: _Few) -> list[int
         if solution.columns is None and solution.proven:
             raise _clash(problem, budgets, few)
         if solution.columns is None:
-            raise NoSelectionFound("no selection of so few operations found in time; raise time_limit_s")
+            raise NoSelectionFound(
+                f"no selection of at most {few.most} operations found in time; raise time_limit_s"
+            )
         exceeded = over(problem, budgets, program, solution.columns)
         if not exceeded:
             return program.choices(solution.columns)
@@ -114,7 +117,7 @@ def _best(problem: Problem, budgets: Mapping[str, float], few: _Few) -> list[int
 
 
 def _groups(program: Program, ops: Sequence[Sequence[str]], free: frozenset[str]) -> Ints:
-    """The number of each column's operation, -1 for those that do not count; shape [n]."""
+    """Returns the number of each column's operation, -1 for those that do not count; shape [n]."""
     names = sorted({op for of_layer in ops for op in of_layer} - free)
     number = {name: position for position, name in enumerate(names)}
     of_columns = zip(program.layer, program.candidate, strict=True)
@@ -122,7 +125,10 @@ def _groups(program: Program, ops: Sequence[Sequence[str]], free: frozenset[str]
 
 
 def _clash(problem: Problem, budgets: Mapping[str, float], few: _Few) -> Exception:
-    """The error for budgets that so few cannot keep; raises it where it holds without the first."""
+    """Returns the error for budgets that ``few.most`` operations cannot meet.
+
+    Raises the error itself if the budgets cannot be met even without the first.
+    """
     if not budgets:
         left = [[of[j] for j in keep] for of, keep in zip(few.ops, problem.available, strict=True)]
         return TooFewOperations(few.most, fewest_operations(left, free=sorted(few.free)))

@@ -1,4 +1,4 @@
-"""The integer linear program of LANA 3.2, and the sequence of unlike selections.
+"""The integer linear program of LANA 3.2, and the sequence of dissimilar selections.
 
     min Σ a_i·z_i   with   Σ b_i·z_i ≤ B for every budget,   1·z_i = 1 for every layer,   z binary,
 
@@ -20,9 +20,12 @@ from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_pro
 from lana_ray.selection.search import search
 from lana_ray.selection.solver import Relaxation, Solution, solve_binary
 
-_REDUCED_COST_MARGIN = 1e-6  # the relaxation's duals are exact to 1e-7
-_UNPROVEN = 1 / 5  # of the time limit, for selections after the first that are not proven in the end
-_UNPROVEN_SHARE = 1 / 4  # of what is left of it, for one of them
+# The relaxation's duals are exact to 1e-7.
+_REDUCED_COST_MARGIN = 1e-6
+# Share of the time limit for selections after the first that are not proven optimal in the end.
+_UNPROVEN = 1 / 5
+# Share of the remainder of that time for a single one.
+_UNPROVEN_SHARE = 1 / 4
 
 
 def select(
@@ -34,30 +37,30 @@ def select(
     max_overlap: float = 0.7,
     time_limit_s: float = 60.0,
 ) -> list[Selection]:
-    """The best selections within all budgets, one after another, each unlike the earlier ones.
+    """Returns the best selections within all budgets, one after another, each dissimilar to the earlier ones.
 
     Args:
-        scores: per layer, shape [M_i]; lower is better, ``inf`` where a candidate is not available.
-        costs: name -> per layer, shape [M_i]; ``inf`` where a candidate is not available.
+        scores: per layer, shape [M_i]; lower is better, ``inf`` if a candidate is not available.
+        costs: name -> per layer, shape [M_i]; ``inf`` if a candidate is not available.
         budgets: cost name -> upper bound of the sum, in the cost's own unit.
-        count: how many selections are wanted.
+        count: number of selections.
         max_overlap: share of the layers (rounded down) on which two selections may agree. They always
             differ in one layer at least.
-        time_limit_s: seconds for the whole call. Up to half of them go to the first selection (all, if it is
-            the only one), then each has its share, earlier ones a larger one, and what one leaves over goes
-            to the next. When later ones that could not be proven optimal have taken a fifth of the limit,
-            the rest are searched for without trying. Explaining budgets that clash may add a second.
+        time_limit_s: seconds for the whole call. The first selection gets up to half of them (all, if it is
+            the only one), the others get shares, earlier ones larger ones; unused time passes to the next.
+            When selections that could not be proven optimal have taken a fifth of the limit, the rest are
+            searched for without trying a proof. Explaining budgets that clash may add a second.
 
-    Returns the selections in the order they were found, the k-th the best of those unlike the k - 1
+    The selections are in the order they were found, the k-th the best of those dissimilar to the k - 1
     before. One that was not proven optimal in its time is the best found, with its proven gap: the bound
-    is of its own problem, that of the best selection unlike those returned before it. There are fewer
-    than ``count`` when no further selection is unlike enough, or none was found in time. The order of a
-    layer's candidates plays no part, and where time ends nothing early the same input gives the same.
+    is of its own problem, that of the best selection dissimilar to those returned before it. There are fewer
+    than ``count`` if no further selection is dissimilar enough, or none was found in time. The order of a
+    layer's candidates does not matter, and the same input gives the same result unless time runs out.
 
-    No selection is over a budget by its exactly rounded sum. Where the solver proposes one that is over, by
-    less than it can tell (1e-7 of what the budget leaves above the cheapest selection), that one is excluded;
-    after a few of them the budget is lowered by twice that share instead. A better selection in this sliver
-    may then be missed, which shows as a gap; a feasible one only there is taken for none.
+    No selection is over a budget by its exactly rounded sum. If the solver proposes one that is over, by
+    less than its tolerance (1e-7 of what the budget leaves above the cheapest selection), that one is
+    excluded; after a few of them the budget is lowered by twice that share instead. A better selection in
+    this sliver may then be missed, which shows as a gap; if the only feasible ones are there, none is found.
 
     Raises:
         InfeasibleBudget: no selection is within the budgets.
@@ -72,7 +75,7 @@ def select(
 def _select(
     problem: Problem, budgets: Mapping[str, float], count: int, max_overlap: float, time_limit_s: float
 ) -> list[Selection]:
-    """``select`` of checked input."""
+    """Runs ``select`` on checked input."""
     deadline = time.monotonic() + time_limit_s
     problem.check_each(budgets)
     program = build_program(problem, budgets)
@@ -83,7 +86,8 @@ def _select(
 
     found: list[Selection] = []
     unproven_s = _UNPROVEN * time_limit_s
-    missed = False  # none was found in the first attempt at this place of the sequence
+    # Whether the first attempt at this place of the sequence found none.
+    missed = False
     while len(found) < count:
         left = count - len(found)
         share = 2 / (left + 1)
@@ -143,7 +147,7 @@ def _solve_within(
 ) -> tuple[Solution, Program]:
     """Solves until the solution is within the budgets by its exactly rounded sums.
 
-    Also returns the program with the selections it had to exclude, which later ones need not meet again.
+    Also returns the program with the selections it had to exclude, so that later calls exclude them too.
     """
     solution = _solve(program, relaxation, until, prove_until)
     for _ in range(EXCLUSIONS):
@@ -162,11 +166,11 @@ def _solve_within(
 
 
 def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: float) -> Solution:
-    """The best solution found by the moment ``until``, with a bound that holds for all.
+    """Returns the best solution found before ``until``, with a bound that holds for all.
 
-    A search started from the relaxation finds a good solution, which proves most columns useless: they have
-    too large a reduced cost. What is left is solved exactly, up to ``prove_until``, or to ``until`` where
-    the search found none.
+    A search started from the relaxation finds a good solution, which proves most columns useless: their
+    reduced cost is too large. The rest is solved exactly, until ``prove_until``, or until ``until`` if the
+    search found none.
     """
     relaxed = relaxation.solve(program.rows, until - time.monotonic())
     if math.isinf(relaxed.value):
@@ -183,12 +187,16 @@ def _solve(program: Program, relaxation: Relaxation, until: float, prove_until: 
     useful = np.flatnonzero(relaxed.reduced <= best.objective - relaxed.value + _REDUCED_COST_MARGIN)
     exact = solve_binary(program, useful, columns, stop - time.monotonic())
     better = min(exact, best, key=lambda solution: solution.objective)
-    bound = max(relaxed.value, min(exact.bound, better.objective))  # useless ones only lead above best's
+    # Excluded columns only lead to solutions above the best one.
+    bound = max(relaxed.value, min(exact.bound, better.objective))
     return replace(better, bound=min(bound, better.objective))
 
 
 def _clash(problem: Problem, budgets: Mapping[str, float], seconds: float) -> Exception:
-    """The error for budgets that can each be met alone; raises it where it holds without the first."""
+    """Returns the error for budgets that can be met one by one but not together.
+
+    Raises the error itself if the budgets cannot be met even without the first.
+    """
     (name, budget), *others = budgets.items()
     values = [
         np.where(np.isfinite(scores), costs, np.inf)

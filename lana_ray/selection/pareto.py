@@ -11,21 +11,20 @@ from lana_ray.selection.problem import Floats, Ints, Problem, Selection, total
 
 
 def pareto(scores: Sequence[Any], costs: Sequence[Any], *, max_points: int | None = None) -> list[Selection]:
-    """All selections that no other one beats in cost and score, cheapest first.
+    """Returns all selections that no other one beats in cost and score, cheapest first.
 
     Args:
-        scores: per layer, shape [M_i]; lower is better, ``inf`` where a candidate is not available.
-        costs: per layer, shape [M_i], in one unit; ``inf`` where a candidate is not available.
-        max_points: keep at most so many of the finished front, evenly by rank, both ends included.
+        scores: per layer, shape [M_i]; lower is better, ``inf`` if a candidate is not available.
+        costs: per layer, shape [M_i], in one unit; ``inf`` if a candidate is not available.
+        max_points: maximum number of points to keep of the front, evenly by rank, both ends included.
 
-    The costs of a selection have the one key ``cost``. Among selections equal in both, one is kept.
+    The costs of a selection have the single key ``cost``. Among selections equal in both, one is kept.
 
-    After each layer only the non-dominated partial sums stay: a dominated one never becomes part of a
-    better whole. Nothing is rounded or thinned on the way, so the front is exact up to the rounding of
-    float sums. How long it gets depends on the data. Measured at N = 46, M = 197 on one core:
-    independent uniform scores and costs give 2,800 points in 0.2 s; were every candidate of every layer
-    a trade-off of its own (none dominated), 230,000 points in 150 s and 2.5 GB.
-
+    After each layer only the non-dominated partial sums stay, since a dominated one is never part of a
+    better selection. Nothing is rounded or thinned out, so the front is exact up to the rounding of float
+    sums. Its length depends on the data. Measured at N = 46, M = 197 on one core: independent uniform scores
+    and costs give 2,800 points in 0.2 s; if no candidate of any layer is dominated by another, 230,000
+    points in 150 s and 2.5 GB.
     Raises:
         ValueError: for NaN, negative costs, ragged input, a layer without a candidate, ``max_points < 1``.
     """
@@ -43,14 +42,16 @@ def pareto(scores: Sequence[Any], costs: Sequence[Any], *, max_points: int | Non
 
 
 def _front(problem: Problem) -> Ints:
-    """The choices on the front, shape [points, N]."""
+    """Returns the choices on the front, shape [points, N]."""
     cost, score = np.zeros(1), np.zeros(1)
-    steps: list[tuple[Ints, Ints]] = []  # per layer and partial sum: its parent, its candidate
+    # Per layer: the parent and the candidate of each partial sum.
+    steps: list[tuple[Ints, Ints]] = []
     for scores, costs, available in zip(
         problem.scores, problem.costs["cost"], problem.available, strict=True
     ):
         candidates = available[_non_dominated(costs[available], scores[available])]
-        new_cost = (costs[candidates][:, None] + cost).ravel()  # each row sorted: cheap to sort as a whole
+        # Each row is sorted already, so that sorting all of them is cheap.
+        new_cost = (costs[candidates][:, None] + cost).ravel()
         new_score = (scores[candidates][:, None] + score).ravel()
         keep = _non_dominated(new_cost, new_score)
         candidate, parent = np.divmod(keep, len(cost))
@@ -66,10 +67,11 @@ def _front(problem: Problem) -> Ints:
 
 
 def _non_dominated(cost: Floats, score: Floats) -> Ints:
-    """Indices of the points with no other at most as dear and as bad, cheapest first; one of equals."""
+    """Returns the indices of the non-dominated points, cheapest first; one of equal points."""
     order = np.argsort(cost, kind="stable")
     cost, score = cost[order], score[order]
     best_before = np.minimum.accumulate(np.concatenate(([np.inf], score[:-1])))
     better = np.flatnonzero(score < best_before)
-    last_of_its_cost = np.append(np.diff(cost[better]) > 0, True)  # the best among equally dear ones
+    # The best among points of equal cost.
+    last_of_its_cost = np.append(np.diff(cost[better]) > 0, True)
     return order[better[last_of_its_cost]]

@@ -1,4 +1,4 @@
-"""What a selection is, and the checks of what it is made from."""
+"""The input of a selection, checked, its result and its errors."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """One candidate per layer, with what it is predicted to score and to cost."""
+    """One candidate per layer, with the predicted score and costs."""
 
     choices: tuple[int, ...]
     """Index of the candidate chosen at each layer."""
     score: float
     """Sum of the chosen candidates' scores; lower is better."""
     costs: dict[str, float]
-    """Sum of the chosen candidates' costs, for every cost that was given, each in its own unit."""
+    """Sum of the chosen candidates' costs, for every cost, in its own unit."""
     bound: float
-    """No selection under the same constraints scores less: equal to ``score`` where proven optimal
-    (to 1e-7 of the median by which candidates' scores differ from their layer's best)."""
+    """Lower bound of the score of any selection under the same constraints: equal to ``score`` if proven
+    optimal (to 1e-7 of the median by which candidates' scores differ from their layer's best)."""
     gap: float
-    """``(score - bound) / max(|score|, |bound|)``: 0 where proven optimal."""
+    """``(score - bound) / max(|score|, |bound|)``: 0 if proven optimal."""
 
 
 class InfeasibleBudget(UserError, ValueError):
-    """No selection fits: ``cheapest`` is the least of cost ``name`` that can be had.
+    """No selection meets a budget: ``cheapest`` is the least possible cost ``name``.
 
-    Where ``others`` names further budgets, each of them and this one can be met alone, but not together;
-    ``cheapest`` is then the least among the selections that keep the others. Where ``most_operations`` is
-    set, selections of at most that many operations were asked for.
+    If ``others`` names further budgets, each of them and this one can be met alone, but not together;
+    ``cheapest`` is then the least among the selections that meet the others. If ``most_operations`` is set,
+    selections were limited to that many operations.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class InfeasibleBudget(UserError, ValueError):
 
 
 class TooFewOperations(UserError, ValueError):
-    """Some layers have no candidate of so few operations, whatever the budgets."""
+    """Some layers have no candidate among the allowed number of operations, whatever the budgets."""
 
     def __init__(self, most: int, needed: int) -> None:
         self.most, self.needed = most, needed
         super().__init__(
             "infeasible",
-            f"every selection has at least {needed} operations, not {most}; allow more of them",
+            f"every selection has at least {needed} operations; allow more than {most}",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -78,12 +78,12 @@ class TooFewOperations(UserError, ValueError):
 
 
 class NoSelectionFound(RuntimeError):
-    """The time limit came before any selection was found or infeasibility was proven."""
+    """The time limit ended before any selection was found or infeasibility was proven."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Checked scores and costs of N layers, and which candidates they leave available."""
+    """Checked scores and costs of N layers, and their available candidates."""
 
     scores: list[Floats]
     """Per layer, shape [M_i]."""
@@ -123,7 +123,7 @@ class Problem:
         return cls(scores=arrays, costs=tables, available=available)
 
     def selection(self, choices: Sequence[int], bound: float | None = None) -> Selection:
-        """The selection of ``choices`` with exactly rounded sums; proven optimal without a ``bound``."""
+        """Returns the selection of ``choices``, sums exactly rounded; optimal if there is no ``bound``."""
         score = total(self.scores, choices)
         bound = score if bound is None else min(bound, score)
         return Selection(
@@ -135,19 +135,19 @@ class Problem:
         )
 
     def check_each(self, budgets: Mapping[str, float]) -> None:
-        """Raises InfeasibleBudget where the cheapest selection is over a budget by itself."""
+        """Raises InfeasibleBudget if the cheapest selection is over a budget by itself."""
         for name, budget in budgets.items():
             cheapest = math.fsum(self.least(self.costs[name]))
             if cheapest > budget:
                 raise InfeasibleBudget(name, budget, cheapest)
 
     def least(self, table: list[Floats]) -> Floats:
-        """The smallest value of each layer among its available candidates, shape [N]."""
+        """Returns the smallest value of each layer among its available candidates, shape [N]."""
         return np.array([values[keep].min() for values, keep in zip(table, self.available, strict=True)])
 
 
 def total(table: Sequence[Floats], choices: Sequence[int]) -> float:
-    """The exactly rounded sum of one value per layer, whatever the layers' order."""
+    """Returns the exactly rounded sum of one value per layer, whatever the layers' order."""
     return math.fsum(values[j] for values, j in zip(table, choices, strict=True))
 
 

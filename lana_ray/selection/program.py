@@ -10,13 +10,15 @@ import numpy as np
 
 from lana_ray.selection.problem import Floats, Ints, Problem, total
 
-TOLERANCE = 1e-7  # of rows and objective, in the units of Program; near 1e-9 HiGHS contradicts itself
-EXCLUSIONS = 16  # selections over a budget by less than TOLERANCE that are excluded one by one
+# Tolerance of rows and objective, in the units of Program; near 1e-9 HiGHS contradicts itself.
+TOLERANCE = 1e-7
+# Number of selections over a budget by less than TOLERANCE that are excluded one by one.
+EXCLUSIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """``Σ value·z[index] ≤ upper``."""
+    """The constraint ``Σ value·z[index] ≤ upper``."""
 
     index: Ints
     """Columns, shape [m]."""
@@ -29,20 +31,20 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-    """One binary column per candidate that some selection within each single budget can contain.
+    """An integer program with one binary column per candidate of a selection within each single budget.
 
-    Each layer's scores and costs are counted from the least one in the layer, costs in units of what the
-    budget leaves above the cheapest selection, scores in units of their median. Absolute tolerances then
-    mean the same whether costs come in seconds or microseconds.
+    Scores and costs are relative to the least one in the layer, costs in units of what the budget leaves
+    above the cheapest selection, scores in units of their median. Absolute tolerances then mean the same
+    whether costs are in seconds or microseconds.
     """
 
     layers: int
-    """N"""
+    """Number of layers, N."""
     layer: Ints
     """Layer of each column, ascending, shape [n]."""
     candidate: Ints
-    """Candidate of each column within its layer, shape [n]: the order of candidates plays no part, for a
-    layer's columns are sorted by score, then by costs."""
+    """Candidate of each column within its layer, shape [n]; a layer's columns are sorted by score, then by
+    costs, so that the order of candidates does not matter."""
     objective: Floats
     """Score of each column above its layer's least, in units of ``scale``, shape [n]."""
     scale: float
@@ -56,16 +58,16 @@ class Program:
         return len(np.unique(self.layer)) < self.layers
 
     def choices(self, columns: Ints) -> list[int]:
-        """The candidate of each layer, from the one column chosen in each."""
+        """Returns the candidate of each layer from its chosen column."""
         return [int(j) for j in self.candidate[np.sort(columns)]]
 
     def unlike(self, columns: Ints, may_agree: int) -> Program:
-        """The program with at most ``may_agree`` of ``columns`` chosen again."""
+        """Returns the program with at most ``may_agree`` of ``columns`` chosen again."""
         overlap = Row(index=columns, value=np.ones(len(columns)), upper=float(may_agree))
         return replace(self, rows=(*self.rows, overlap))
 
     def tightened(self, budgets: Collection[str | None], columns: Ints) -> Program:
-        """The program with the rows of some budgets lowered until they exclude the solution ``columns``."""
+        """Returns the program with some budgets' rows lowered until they exclude the solution ``columns``."""
         rows = (self._below(row, columns) if row.budget in budgets else row for row in self.rows)
         return replace(self, rows=tuple(rows))
 
@@ -75,12 +77,12 @@ class Program:
         return replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
 
     def score(self, objective: float) -> float:
-        """A value of the objective as a score in the user's unit."""
+        """Converts a value of the objective to a score in the user's unit."""
         return self.offset + self.scale * objective
 
 
 def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
-    """States ``problem`` within ``budgets``; each budget must be at least the cheapest selection."""
+    """Builds the program of ``problem`` within ``budgets``; each must be at least the cheapest selection."""
     least = problem.least(problem.scores)
     layer = np.repeat(np.arange(len(least)), [len(keep) for keep in problem.available])
     candidate = np.concatenate(problem.available)
@@ -104,7 +106,8 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
     rows = []
     for name, (extra, slack) in stated.items():
         index = np.flatnonzero(extra[fits])
-        value = extra[fits][index] / slack  # none is left where there is no slack
+        # Without slack no column is left, so that nothing is divided by zero.
+        value = extra[fits][index] / slack
         rows.append(Row(index=index, value=value, upper=1.0, budget=name))
     return Program(
         layers=len(least),
@@ -118,11 +121,11 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
 
 
 def over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:
-    """The budgets that the selection ``columns`` exceeds."""
+    """Returns the budgets that the selection ``columns`` exceeds."""
     choices = program.choices(columns)
     return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
 
 
 def _flat(table: list[Floats], problem: Problem) -> Floats:
-    """The available candidates' values of all layers in one array."""
+    """Returns the available candidates' values of all layers in one array."""
     return np.concatenate([values[keep] for values, keep in zip(table, problem.available, strict=True)])

@@ -1,10 +1,10 @@
 """Tabu search for a good selection, exchanging the candidate of one layer at a time.
 
-Rows may be broken on the way, for a price: it starts near the relaxation's dual value of the row, rises while
-the row is broken and falls while none is. What every exchange would change is found in one go, for several
-searches side by side. A selection agrees with an earlier one in at most one column per layer, so an exchange
-adds one to the overlap with those that contain the new column, takes one from those that contain the old one
-and leaves the others alone: over all exchanges and earlier selections that is a product of two matrices.
+Rows may be broken on the way, at a price: it starts near the relaxation's dual value of the row, rises while
+the row is broken and falls while none is. The changes of all exchanges are computed at once, for several
+searches in parallel. A selection agrees with an earlier one in at most one column per layer, so an exchange
+adds one to the overlap with those that contain the new column, subtracts one for those that contain the old
+one and leaves the others alone: over all exchanges and earlier selections that is a product of two matrices.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _WIDTH = 8  # candidates per layer
 _SEARCHES = 64
 _STEPS = 400
 _PATIENCE = 100  # steps without a better selection
-_TABU_STEPS = (2, 6)  # that a column stays out after it was exchanged: at least, less than
+_TABU_STEPS = (2, 6)  # range of the steps for which an exchanged column stays out, end excluded
 _START, _LEAST = 0.8, 0.2  # prices in units of a row's dual value, and of the largest one of an overlap
-_RISE, _FALL = 1.05, 0.95  # of prices, each step
+_RISE, _FALL = 1.05, 0.95  # factors of prices in each step
 _NOISE = 5  # the higher, the further from the relaxation's solution the searches start
-_ROUNDING = 1e-9  # of sums in the units of Program
+_ROUNDING = 1e-9  # rounding error of sums in the units of Program
 _FOREVER = np.iinfo(np.int32).max
 
 
@@ -42,7 +42,7 @@ class _Grid:
     column: Ints
     """Shape [cells]."""
     objective: Floats
-    """Shape [cells]; inf in cells that a layer with fewer columns leaves over, never in its first."""
+    """Shape [cells]; inf in cells beyond a layer's last column, never in its first."""
     cost: Floats
     """Shape [budgets, cells]."""
     limit: Floats
@@ -52,14 +52,14 @@ class _Grid:
     may_agree: Floats
     """Shape [earlier]."""
     least_price: Singles
-    """Of agreeing once more than one may, shape [earlier]."""
+    """Least price of agreeing once more than allowed, shape [earlier]."""
     budget_price: Floats
-    """Of a budget, to start with, shape [budgets, 1]."""
+    """Initial price of each budget, shape [budgets, 1]."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _State:
-    """Where each of the searches stands."""
+    """The state of all searches."""
 
     chosen: Ints
     """Cells, shape [searches, N]."""
@@ -78,7 +78,7 @@ class _State:
 
 
 def search(program: Program, relaxed: Relaxed, seconds: float) -> Ints | None:
-    """The columns of the best selection found, one per layer; None where none was found.
+    """Returns the columns of the best selection found, one per layer; None if none was found.
 
     It is within the rows up to rounding. The same input gives the same selection, unless time runs out.
     """
@@ -135,14 +135,15 @@ def _grid(program: Program, relaxed: Relaxed) -> _Grid:
 
 
 def _start(grid: _Grid, primal: Floats, rng: np.random.Generator) -> _State:
-    """Each layer's column with the largest share in the relaxation; all but one search disturb the shares."""
+    """Takes each layer's column of the largest share in the relaxation; all but one search add noise."""
     noise = rng.random((_SEARCHES, len(grid.column))) ** _NOISE
     noise[0] = 1
     share = np.where(np.isfinite(grid.objective), primal[grid.column] * noise, -1)
     first = np.arange(0, len(grid.column), grid.width)
     chosen = first + share.reshape(_SEARCHES, -1, grid.width).argmax(axis=2)
     tabu_until = np.zeros((_SEARCHES, len(grid.column)), dtype=np.int64)
-    np.put_along_axis(tabu_until, chosen, _FOREVER, axis=1)  # not to be exchanged for itself
+    # A chosen column must not be exchanged for itself.
+    np.put_along_axis(tabu_until, chosen, _FOREVER, axis=1)
     return _State(
         chosen=chosen,
         score=grid.objective[chosen].sum(axis=1),
@@ -155,7 +156,7 @@ def _start(grid: _Grid, primal: Floats, rng: np.random.Generator) -> _State:
 
 
 def _reprice(grid: _Grid, state: _State) -> Any:
-    """Raises the prices of broken rows, lowers those of searches that break none: True for these."""
+    """Raises the prices of broken rows and lowers those of searches that break none; returns these."""
     broken, over = state.agreeing > grid.may_agree, state.used > grid.limit
     fits = ~(broken.any(axis=1) | over.any(axis=0))
     state.price[broken] *= _RISE
@@ -166,7 +167,7 @@ def _reprice(grid: _Grid, state: _State) -> Any:
 
 
 def _changes(grid: _Grid, state: _State) -> Singles:
-    """By how much the objective with its prices changes when a cell is chosen, shape [searches, cells]."""
+    """Returns the change of the objective with its prices if a cell is chosen, shape [searches, cells]."""
     searches, cells = state.tabu_until.shape
     full, broken = state.agreeing > grid.may_agree - 1, state.agreeing > grid.may_agree
     charge = np.concatenate([state.price * full, state.price * broken]) @ grid.member

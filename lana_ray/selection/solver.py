@@ -1,6 +1,6 @@
-"""HiGHS: the linear relaxation kept warm, and the binary program on a part of the columns.
+"""HiGHS: the linear relaxation, kept warm, and the binary program on some of the columns.
 
-The number of threads is left alone: HiGHS fixes it once per process and refuses to run when it changes.
+The number of threads stays at its default: HiGHS fixes it once per process and refuses to run if it changes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lana_ray.selection.program import TOLERANCE, Program, Row
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
-    """What is known about the optimum of a program."""
+    """The best solution of a program and a bound of its optimum."""
 
     columns: Ints | None
-    """The best columns found, one per layer; None where none was found."""
+    """The best columns found, one per layer; None if none was found."""
     objective: float
-    """Their value; inf where none was found."""
+    """Objective of the columns; inf if none was found."""
     bound: float
-    """No solution is below this value; inf where there is proven to be none."""
+    """Lower bound of any solution's objective; inf if there is proven to be none."""
 
     @property
     def proven(self) -> bool:
@@ -37,17 +37,17 @@ class Relaxed:
     """The optimum of a linear relaxation."""
 
     value: float
-    """inf where there is no solution, -inf where time did not suffice; the rest is empty in both cases."""
+    """Optimum; inf without a solution, -inf if time ran out; the other fields are empty in both cases."""
     primal: Floats
     """Share of each column, shape [n]."""
     reduced: Floats
     """Reduced costs, shape [n]: a column with reduced cost d is in no solution below value + d."""
     duals: Floats
-    """By how much the value falls for each unit a row's ``upper`` rises, shape [rows]."""
+    """Decrease of the value for each unit that a row's ``upper`` rises, shape [rows]."""
 
 
 class _SilentHighs(highspy.Highs):
-    """Prints no banner: its constructor enables callbacks, which is when HiGHS prints it."""
+    """Prints no banner, which HiGHS prints when its constructor enables callbacks."""
 
     def enableCallbacks(self) -> None:
         self.setOptionValue("output_flag", False)
@@ -62,7 +62,7 @@ class Relaxation:
         self._layers, self._rows = program.layers, program.rows
 
     def solve(self, rows: tuple[Row, ...], seconds: float) -> Relaxed:
-        """The relaxation's optimum with these rows, which begin with those of the last call."""
+        """Returns the relaxation's optimum with these rows, which must begin with the last call's rows."""
         for r, row in enumerate(rows):
             if r >= len(self._rows):
                 size = len(row.index)
@@ -85,7 +85,7 @@ class Relaxation:
 
 
 def solve_binary(program: Program, columns: Ints, start: Ints | None, seconds: float) -> Solution:
-    """The best solution found within ``seconds`` over ``columns`` only, from ``start`` if there is one."""
+    """Returns the best solution found within ``seconds`` over ``columns``, from ``start`` if there is one."""
     highs = _highs(program, columns)
     binary = np.full(len(columns), highspy.HighsVarType.kInteger)
     every = np.arange(len(columns), dtype=np.int32)
@@ -98,10 +98,10 @@ def solve_binary(program: Program, columns: Ints, start: Ints | None, seconds: f
 
 
 def solve_few(program: Program, group: Ints, most: int, seconds: float) -> Solution:
-    """The best solution found within ``seconds`` whose columns are of at most ``most`` groups.
+    """Returns the best solution found within ``seconds`` whose columns are in at most ``most`` groups.
 
     Args:
-        group: of each column, counted from 0; -1 where it counts for none. Shape [n].
+        group: group of each column, from 0; -1 for columns that do not count. Shape [n].
     """
     count, groups = len(group), int(group.max(initial=-1)) + 1
     columns = np.arange(count)
@@ -138,7 +138,7 @@ def _solution(highs: Any, program: Program, columns: Ints, seconds: float) -> So
 
 
 def _highs(program: Program, columns: Ints) -> Any:
-    """A solver holding the relaxation of ``program`` over ``columns``, passed sparse and column-wise."""
+    """Returns a solver with the relaxation of ``program`` over ``columns``, passed sparse and column-wise."""
     position = np.full(len(program.layer), -1)
     position[columns] = np.arange(len(columns))
     at, row, value = [position[columns]], [program.layer[columns]], [np.ones(len(columns))]
@@ -180,7 +180,7 @@ def _highs(program: Program, columns: Ints) -> Any:
 
 
 def _run(highs: Any, seconds: float) -> Any:
-    """Runs for at most ``seconds``; the model status, of which only the settled or timed-out pass."""
+    """Runs for at most ``seconds`` and returns the model status; raises RuntimeError for unexpected ones."""
     highs.setOptionValue("time_limit", max(seconds, 0.0))
     run_status, status = highs.run(), highs.getModelStatus()
     expected = (

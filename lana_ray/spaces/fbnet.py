@@ -12,12 +12,12 @@ from lana_ray.spaces.space import Space
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel, expansion and groups of the pointwise convolutions."""
 STAGES = ((16, 1, 1), (24, 4, 2), (32, 4, 2), (64, 4, 2), (112, 4, 1), (184, 4, 2), (352, 1, 1))
-"""Channels, layers and the stride of the first layer."""
+"""Channels, number of layers and stride of the first layer of each stage."""
 _STEM, _HEAD = 16, 1984
 
 
 class FBNetSpace(Space):
-    """All networks; an architecture is the block of each layer, as in HW-NAS-Bench and HELP.
+    """The space of all networks; an architecture is each layer's block, as in HW-NAS-Bench and HELP.
 
     Args:
         classes: outputs of the networks that ``build`` makes.
@@ -28,7 +28,7 @@ class FBNetSpace(Space):
 
     @property
     def layers(self) -> int:
-        """How many layers there are to choose for, 22."""
+        """Number of layers with a choice, 22."""
         return sum(count for _, count, _ in STAGES)
 
     @property
@@ -36,22 +36,22 @@ class FBNetSpace(Space):
         return (len(BLOCKS),) * self.layers
 
     def random(self, rng: np.random.Generator) -> Architecture:
-        """Every layer's block drawn uniformly."""
+        """Draws every layer's block uniformly."""
         return tuple(int(choice) for choice in rng.integers(len(BLOCKS), size=self.layers))
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        """One-hot blocks, layer after layer: [198]. ValueError where it is no architecture of the space."""
+        """Returns the one-hot blocks of all layers: [198]; ValueError if it is not an architecture."""
         if len(architecture) != self.layers or not all(0 <= c < len(BLOCKS) for c in architecture):
             raise ValueError(f"{architecture} is not {self.layers} choices of {len(BLOCKS)} blocks")
         return np.eye(len(BLOCKS), dtype=np.float32)[list(architecture)].ravel()
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        """The architecture of an encoding, or the nearest to a relaxed one."""
+        """Returns the architecture of an encoding, or the nearest to a relaxed one."""
         return tuple(int(c) for c in encoding.reshape(self.layers, len(BLOCKS)).argmax(1))
 
     def build(self, architecture: Architecture) -> nn.Module:
-        """The network, untrained: [N, 3, H, W] to [N, classes]."""
-        self.encode(architecture)  # refuses what is no architecture
+        """Returns the untrained network: [N, 3, H, W] to [N, classes]."""
+        self.encode(architecture)  # raises ValueError if it is not an architecture
         parts: list[nn.Module] = [_convolution(3, _STEM, 3, stride=2)]
         channels, choices = _STEM, iter(architecture)
         for width, count, stride in STAGES:
@@ -73,7 +73,7 @@ def _block(name: str, channels: int, width: int, stride: int) -> nn.Module:
 
 
 class _InvertedResidual(nn.Module):
-    """Figure 3 of the paper: pointwise, channel shuffle where grouped, depthwise, pointwise."""
+    """Figure 3 of the paper: pointwise, channel shuffle if grouped, depthwise, pointwise."""
 
     def __init__(
         self, channels: int, width: int, kernel: int, expansion: int, stride: int, groups: int

@@ -1,4 +1,4 @@
-"""What the pool offers each kind of layer, in words."""
+"""Text about which candidates the pool has for each kind of layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 
 
 def offers(space: LayerwiseSpace) -> list[str]:
-    """One line for each kind of layer with the same candidates, then warnings.
+    """Returns one line for each kind of layer with the same candidates, then warnings.
 
-    A warning names the layers that nothing can replace but identity, and says why.
+    A warning names layers whose only replacement is identity, and gives the reason.
     """
     kinds: dict[tuple[str, tuple[Op, ...]], list[Layer]] = defaultdict(list)
     bare: dict[str, list[str]] = defaultdict(list)
@@ -55,7 +55,7 @@ def _candidates(ops: Sequence[Op]) -> str:
 def _reason(layer: Layer) -> str:
     shapes = f"{list(layer.input_shape)} to {list(layer.output_shape)}"
     if layer.layout is Layout.UNKNOWN:
-        return f"they map {shapes}, and which axis holds the channels cannot be told"
+        return f"they map {shapes}, and the axis of the channels is unknown"
     if layer.is_image and not is_image_layer(layer):
-        return f"they map {shapes}, which is no whole stride"
+        return f"they map {shapes}, which is not a whole stride"
     return f"the pool has no other operation for {shapes}"

@@ -110,15 +110,17 @@ def test_the_fewest_operations_equal_brute_force(layers: list[set[str]]) -> None
 def test_too_few_operations_say_so() -> None:
     scores, costs = [np.array([0.0, 1.0])] * 2, {"ms": [np.array([2.0, 1.0])] * 2}
     ops = [["teacher", "a"]] * 2
-    with pytest.raises(InfeasibleBudget, match="at most 0 operations costs 4") as caught:
+    with pytest.raises(InfeasibleBudget, match="at most 0 operations") as caught:
         of_few_operations(scores, costs, {"ms": 3.0}, ops, 0, free=["teacher"])
+    assert caught.value.code == "infeasible"
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.name, again.cheapest, again.most_operations) == ("ms", 4.0, 0)
-    with pytest.raises(InfeasibleBudget, match="cheapest selection costs 2") as alone:
+    with pytest.raises(InfeasibleBudget, match=r"budget ms = 1 .* costs 2;") as alone:
         of_few_operations(scores, costs, {"ms": 1.0}, ops, 1)
     assert alone.value.most_operations is None
-    with pytest.raises(TooFewOperations, match="at least 2 operations, not 1") as needs:
+    with pytest.raises(TooFewOperations, match="at least 2 operations") as needs:
         of_few_operations(scores, costs, {"ms": 9.0}, [["a", "b"], ["c", "d"]], 1)
+    assert needs.value.code == "infeasible"
     assert pickle.loads(pickle.dumps(needs.value)).needed == 2
     with pytest.raises(ValueError, match="zero or more"):
         of_few_operations(scores, costs, {"ms": 3.0}, ops, -1)

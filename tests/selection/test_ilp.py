@@ -302,6 +302,7 @@ def test_a_budget_below_the_cheapest_is_explained() -> None:
         select(table([[0, 1], [0, 1]]), costs, {"params": 5.0, "latency_ms": 2.0})
     error = caught.value
     assert isinstance(error, UserError)
+    assert error.code == "infeasible"
     assert isinstance(error, ValueError)
     assert (error.name, error.budget, error.cheapest, error.others) == ("latency_ms", 2.0, 2.5, ())
     copy = pickle.loads(pickle.dumps(error))
@@ -311,9 +312,7 @@ def test_a_budget_below_the_cheapest_is_explained() -> None:
 def test_budgets_that_clash_are_explained_together() -> None:
     costs = {"latency_ms": table([[1, 4], [1, 4]]), "peak_memory_mb": table([[9, 2], [9, 2]])}
     budgets = {"latency_ms": 3.0, "peak_memory_mb": 6.0}
-    with pytest.raises(
-        InfeasibleBudget, match=r"latency_ms = 3 .*within the budgets of peak_memory_mb"
-    ) as caught:
+    with pytest.raises(InfeasibleBudget, match=r"latency_ms = 3 .*peak_memory_mb") as caught:
         select(table([[0, 1], [0, 1]]), costs, budgets)
     assert caught.value.cheapest == 8
     assert caught.value.others == ("peak_memory_mb",)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lana_ray.errors import UserError
 from lana_ray.spaces import DartsSpace
 from lana_ray.spaces.cells.darts import EDGES, OPERATIONS
+
+from ..errors import refuses
 
 SPACE = DartsSpace(width=4, cells=3)
 DARTS_V2 = (
@@ -96,7 +97,7 @@ def test_genotypes_are_written_as_they_are_published() -> None:
     ],
 )
 def test_what_is_no_genotype_is_refused_and_not_run(old: str, new: str) -> None:
-    with pytest.raises(UserError, match=r"^genotype: "):
+    with refuses("invalid_setting", "genotype: "):
         SPACE.parse(PC_DARTS.replace(old, new, 1))
 
 
@@ -118,5 +119,5 @@ def test_parameters_for_imagenet_are_the_published() -> None:
 
 
 def test_a_network_needs_normal_cells() -> None:
-    with pytest.raises(UserError, match="needs 3 cells"):
+    with refuses("invalid_setting", "darts", "3 cells"):
         DartsSpace(cells=2)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lana_ray.errors import UserError
 from lana_ray.spaces import CellSupernet, DartsSpace, NasBench201Space
 from lana_ray.spaces.cells import CellSpace
 from lana_ray.spaces.cells.supernet import MixedCell, MixedOperation
+
+from ..errors import refuses
 
 NASBENCH201 = NasBench201Space(width=8, cells=1)
 DARTS = DartsSpace(width=8, cells=3)
@@ -185,7 +186,7 @@ def test_batch_norms_of_cells_have_no_factors() -> None:
 
 @pytest.mark.parametrize("partial", [0, 3])
 def test_a_width_that_cannot_be_parted_is_refused(partial: int) -> None:
-    with pytest.raises(UserError, match="width 8 cannot be parted"):
+    with refuses("invalid_setting", "width 8", "partial"):
         CellSupernet(DARTS, partial=partial)
 
 

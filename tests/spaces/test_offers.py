@@ -50,7 +50,7 @@ def test_layers_with_nothing_to_choose_are_named() -> None:
     assert "1 candidate: teacher" in second
     assert warning.startswith("warning: ")
     assert "blocks.1: " in warning
-    assert "no whole stride" in warning
+    assert "not a whole stride" in warning
     assert not any("warning" in line for line in _offers(net(5), ["mbconv_e1_k3"]))
     *_, nothing = _offers(net(5), ["identity"])
     assert nothing.startswith("warning: ")

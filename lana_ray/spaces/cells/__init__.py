@@ -1,7 +1,7 @@
-"""Cell spaces: a network is one small cell, or two, repeated; an operation is chosen for each edge of a cell.
+"""Cell spaces: a network repeats one small cell, or two; each edge of a cell has an operation to choose.
 
-``wiring`` says what a cell is, ``space`` what can be chosen, ``network`` builds one choice and ``supernet``
-all at once. ``nasbench201`` and ``darts`` are the presets: numbers and a text format each.
+``wiring`` defines cells, ``space`` the choices, ``network`` builds one architecture and ``supernet`` all at
+once. ``nasbench201`` and ``darts`` are the presets: numbers and a text format each.
 """
 
 from lana_ray.registries import Registry

@@ -31,22 +31,22 @@ WIRING = Wiring(
     concatenated=True,
 )
 EDGES = WIRING.edges
-"""From node to node; nodes 0 and 1 are the inputs, the older one first."""
+"""Pairs (from node, to node); nodes 0 and 1 are the inputs, the older one first."""
 
 
 class DartsSpace(CellSpace):
-    """All genotypes, 1,037,664,180² of them.
+    """The space of all 1,037,664,180² genotypes.
 
     An architecture is the operation of each edge of the normal cell, then of the reduction cell: ``none`` on
-    all but two to each node. Genotypes count as different even where their graphs are the same. Reduction
-    cells stand at a third and two thirds of the depth and double the channels.
+    all but two edges to each node. Genotypes count as different even if their graphs are the same. Reduction
+    cells are at a third and two thirds of the depth and double the channels.
 
     Args:
         classes: outputs of the networks that ``build`` makes.
-        width: channels of the first cell's nodes. The published networks for CIFAR have 36 and 20 cells, for
-            ImageNet 48 and 14; searches ran with 16 and 8.
+        width: channels of the first cell's nodes. The published networks have a width of 36 and 20 cells for
+            CIFAR, 48 and 14 for ImageNet; searches ran with 16 and 8.
         cells: at least 3, so that both kinds occur.
-        stem: as the paper's networks for CIFAR or for ImageNet.
+        stem: as in the paper's networks for CIFAR or for ImageNet.
     """
 
     name = "darts"
@@ -55,7 +55,10 @@ class DartsSpace(CellSpace):
         self, *, classes: int = 10, width: int = 36, cells: int = 20, stem: StemName = "cifar"
     ) -> None:
         if cells < 3:
-            raise UserError(f"a network of {cells} cells lacks normal ones; the space of DARTS needs 3 cells")
+            raise UserError(
+                "invalid_setting",
+                f"the space {self.name} needs 3 cells or more, not {cells}: fewer have no normal cell",
+            )
         stem_channels = 3 * width if stem == "cifar" else width
         before, channels, older_is_larger = (stem_channels, stem_channels), width, stem == "imagenet"
         places = []
@@ -83,21 +86,24 @@ class DartsSpace(CellSpace):
         super().__init__(WIRING, skeleton)
 
     def parse(self, text: str) -> Architecture:
-        """The architecture of a published genotype, ``Genotype(normal=[('sep_conv_3x3', 1), …], …)``.
+        """Returns the architecture of a published genotype, ``Genotype(normal=[('sep_conv_3x3', 1), …], …)``.
 
-        Two entries for each node in turn: the operation and the node it reads. Nothing is executed.
+        Each node in turn has two entries: an operation and the node it reads. Nothing is executed.
 
         Raises:
-            UserError: for a text that is no genotype of this space.
+            UserError: if the text is not a genotype of this space.
         """
         fields = _fields(text)
         for kind in WIRING.kinds:
             if list(fields[f"{kind}_concat"]) != list(WIRING.outputs):
-                raise UserError(f"genotype: {kind}_concat must be range(2, 6), all nodes of the cell")
+                raise UserError(
+                    "invalid_setting",
+                    f"genotype: {kind}_concat must be range(2, 6), all nodes of the cell",
+                )
         return sum((_cell(kind, fields[kind]) for kind in WIRING.kinds), ())
 
     def format(self, architecture: Architecture) -> str:
-        """The genotype as it is published, the entries of a node by the node they read."""
+        """Returns the genotype in its published form, each node's entries by the nodes they read."""
         concat = f"range({WIRING.outputs.start}, {WIRING.outputs.stop})"
         fields = []
         for kind, cell in zip(WIRING.kinds, self.cells(architecture), strict=True):
@@ -108,23 +114,25 @@ class DartsSpace(CellSpace):
 
 
 def _fields(text: str) -> dict[str, Any]:
-    """The arguments of ``Genotype(…)``, each a list."""
+    """Parses the arguments of ``Genotype(…)``, each a list."""
     names = [name for kind in WIRING.kinds for name in (kind, f"{kind}_concat")]
-    wanted = f"genotype: write Genotype({', '.join(f'{name}=…' for name in names)})"
+    usage = f"genotype: write Genotype({', '.join(f'{name}=…' for name in names)})"
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Genotype" or call.args:
-            raise UserError(wanted)
+            raise UserError("invalid_setting", usage)
         fields = {keyword.arg or "**": _list(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise UserError(f"{wanted}; {text[:80]!r} cannot be read: {error}") from None
+        raise UserError(
+            "invalid_setting", f"{usage}; {text[:80]!r} cannot be parsed: {' '.join(str(error).split())}"
+        ) from None
     if sorted(keyword.arg or "**" for keyword in call.keywords) != sorted(names):
-        raise UserError(f"{wanted}, not {', '.join(fields)}")
+        raise UserError("invalid_setting", f"{usage}, not {', '.join(fields)}")
     return fields
 
 
 def _list(node: ast.expr) -> list[Any]:
-    """What a literal list, tuple or ``range(start, end)`` holds."""
+    """Returns the entries of a literal list, tuple or ``range(start, end)``."""
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and not node.keywords:
         start, end = (ast.literal_eval(argument) for argument in node.args)
         if end - start > len(OPERATIONS):
@@ -136,7 +144,9 @@ def _list(node: ast.expr) -> list[Any]:
 def _cell(kind: str, genes: list[Any]) -> Cell:
     assert WIRING.kept is not None
     if len(genes) != WIRING.kept * WIRING.nodes:
-        raise UserError(f"genotype: {kind} has {len(genes)} entries, not two for each node")
+        raise UserError(
+            "invalid_setting", f"genotype: {kind} has {len(genes)} entries, not two for each node"
+        )
     cell: Cell = ()
     for node, incoming in enumerate(WIRING.incoming):
         entries = genes[WIRING.kept * node : WIRING.kept * (node + 1)]
@@ -147,8 +157,9 @@ def _cell(kind: str, genes: list[Any]) -> Cell:
         }
         if len(chosen) != WIRING.kept:
             raise UserError(
+                "invalid_setting",
                 f"genotype: {kind} gives node {WIRING.inputs + node} the entries {entries}; it needs two, "
-                f"(operation, node) with different nodes before it, of {', '.join(OPERATIONS[1:])}"
+                f"(operation, node) with different nodes before it, of {', '.join(OPERATIONS[1:])}",
             )
         cell += tuple(chosen.get(source, NONE) for source, _ in incoming)
     return cell

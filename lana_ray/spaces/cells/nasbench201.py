@@ -21,7 +21,7 @@ WIRING = Wiring(
     concatenated=False,
 )
 EDGES = WIRING.edges
-"""From node to node, in the order of the benchmark's strings; node 0 is the input, node 3 the output."""
+"""Pairs (from node, to node) in the order of the benchmark's strings; node 0 is the input, 3 the output."""
 
 _NAMES = "|".join(OPERATIONS)
 _STRING = re.compile(
@@ -32,13 +32,13 @@ _STRING = re.compile(
 
 
 class NasBench201Space(CellSpace):
-    """All cells; an architecture is the operation of each edge, in the order of ``EDGES``.
+    """The space of all cells; an architecture is the operation of each edge, in the order of ``EDGES``.
 
     Args:
         classes: outputs of the networks that ``build`` makes.
         width: channels of the first stage; the second and third have twice and four times as many.
-        cells: per stage.
-        stem: the benchmark's is ``cifar``.
+        cells: number of cells per stage.
+        stem: ``cifar`` in the benchmark.
     """
 
     name = "nasbench201"
@@ -63,20 +63,21 @@ class NasBench201Space(CellSpace):
         super().__init__(WIRING, skeleton)
 
     def parse(self, text: str) -> Architecture:
-        """The architecture of a string such as ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``.
+        """Returns the architecture of a string such as ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``.
 
         Raises:
-            UserError: for a string that is not one of the benchmark's.
+            UserError: if the string is not one of the benchmark's.
         """
-        if (found := _STRING.fullmatch(text.strip())) is None:
+        if (match := _STRING.fullmatch(text.strip())) is None:
             raise UserError(
-                f"{text!r} is no cell of NAS-Bench-201; write |A~0|+|B~0|C~1|+|D~0|E~1|F~2| "
-                f"with operations of {', '.join(OPERATIONS)}"
+                "invalid_setting",
+                f"{text!r} is not a cell of NAS-Bench-201; write |A~0|+|B~0|C~1|+|D~0|E~1|F~2| "
+                f"with operations of {', '.join(OPERATIONS)}",
             )
-        return tuple(OPERATIONS.index(name) for name in found.groups())
+        return tuple(OPERATIONS.index(name) for name in match.groups())
 
     def format(self, architecture: Architecture) -> str:
-        """The benchmark's string; the inverse of ``parse``."""
+        """Returns the benchmark's string; the inverse of ``parse``."""
         (cell,) = self.cells(architecture)
         names = dict(zip(EDGES, (OPERATIONS[op] for op in cell), strict=True))
         return "+".join(

@@ -1,4 +1,4 @@
-"""The network of one architecture, for training and deployment."""
+"""The network of one architecture of a cell space, for training and deployment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Skeleton, S
 from lana_ray.spaces.cells.wiring import NONE, Cell, Edge, Wiring, edge_name
 
 AUXILIARY = "auxiliary."
-"""Prefix of the weights that only training needs."""
+"""Prefix of the weights that are used in training only."""
 
 
 class DiscreteCell(nn.Module):
-    """A cell with an operation on each edge that is used."""
+    """A cell with one operation on each edge in use."""
 
     def __init__(self, wiring: Wiring, place: Place, cell: Cell) -> None:
         super().__init__()
@@ -33,7 +33,8 @@ class DiscreteCell(nn.Module):
                 if choice != NONE
             }
         )
-        from timm.layers import DropPath  # takes seconds, and is needed for cells alone
+        # Imported here since it takes seconds and only cells need it.
+        from timm.layers import DropPath
 
         self.drop_path = DropPath()
 
@@ -46,7 +47,7 @@ class DiscreteCell(nn.Module):
             return None
         chosen = self.operations[edge_name(edge)]
         result: Tensor = chosen(x)
-        # What only passes its input on is never dropped, so that something always arrives.
+        # Identities are never dropped, so that every node gets some input.
         return result if isinstance(chosen, nn.Identity) else self.drop_path(result)
 
 
@@ -55,10 +56,10 @@ class CellNetwork(nn.Module):
 
     Args:
         cells: the choices of each kind of cell.
-        drop_path: probability, from 0 to below 1, with which training drops what an edge made of an image;
-            what is kept is scaled up (FractalNet, arXiv 1605.07648).
-        auxiliary: with a second classifier behind the last reduction. In training mode the network then
-            answers with its logits and those of that classifier, for the loss.
+        drop_path: probability, from 0 to below 1, with which training drops an edge's output for an image;
+            the others are scaled up (FractalNet, arXiv 1605.07648).
+        auxiliary: adds a second classifier after the last reduction. In training mode the network then
+            returns its logits and those of that classifier, for the loss.
     """
 
     def __init__(
@@ -92,16 +93,16 @@ class CellNetwork(nn.Module):
         return logits, self.auxiliary(middle[-1])
 
     def ramp_drop_path(self, progress: float) -> None:
-        """Sets the probability to ``progress``, from 0 to 1, times that of the constructor.
+        """Sets the probability to ``progress``, from 0 to 1, times the constructor's.
 
-        DARTS raises it linearly: called before each epoch with the share of the training that is done.
+        DARTS raises it linearly: call this before each epoch with the share of the training that is done.
         """
         for module in self.modules():
             if isinstance(module, DiscreteCell):
                 module.drop_path.drop_prob = progress * self._drop_path
 
     def folded(self) -> nn.Module:
-        """The network as it is deployed, without the auxiliary head (``deploy.deployed``)."""
+        """Returns the network to deploy, without the auxiliary head (``deploy.deployed``)."""
         if self.auxiliary is None:
             return self
         deployed = copy.deepcopy(self)
@@ -114,14 +115,14 @@ class CellNetwork(nn.Module):
 
 
 def _last(cells: Iterable[nn.Module], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The latest states, as many as there were, after the cells have run."""
+    """Runs the cells one after another and returns the latest states, as many as there were."""
     for cell in cells:
         states = (*states[1:], cell(*states))
     return states
 
 
 def _auxiliary_head(skeleton: Skeleton) -> nn.Sequential:
-    """As published for CIFAR, but for its pooling: to 2x2 of any size, where DARTS pools 8x8 alone."""
+    """Returns the classifier published for CIFAR, except that it pools any size to 2x2, not only 8x8."""
     return nn.Sequential(
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(2),

@@ -1,4 +1,4 @@
-"""The operations of an edge by the names that DARTS and NAS-Bench-201 give them."""
+"""The operations of an edge, by their names in DARTS and NAS-Bench-201."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def operation(name: str, channels: int, stride: int = 1, *, affine: bool = True) -> nn.Module:
-    """Untrained, [n, channels, h, w] to [n, channels, ⌈h/stride⌉, ⌈w/stride⌉].
+    """Returns an untrained module, [n, channels, h, w] to [n, channels, ⌈h/stride⌉, ⌈w/stride⌉].
 
-    Activations come first, so that sums of operations are linear in what they make.
+    Activations come first, so that sums of operations are linear in the operations' outputs.
 
     Args:
-        name: any but ``none``, which is no module.
+        name: any operation but ``none``, which has no module.
         stride: 1 or 2.
         affine: whether batch-norms scale and shift.
     """
@@ -43,7 +43,7 @@ def _size(kernel: str) -> int:
 def relu_conv_bn(
     inside: int, outside: int, kernel: int = 1, *, stride: int = 1, affine: bool = True
 ) -> nn.Sequential:
-    """ReLU, convolution and batch-norm."""
+    """Returns ReLU, convolution and batch-norm in a row."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False),
@@ -59,10 +59,10 @@ def _separable(channels: int, kernel: int, stride: int, *, dilation: int = 1, af
 
 
 class FactorizedReduce(nn.Module):
-    """Half the height and width with all pixels seen: two 1x1 convolutions of stride 2, a pixel apart.
+    """Halves height and width without skipping pixels: two 1x1 convolutions of stride 2, a pixel apart.
 
-    The second looks at the pixels below and right of the first's. It reads a border of zeros as well, whose
-    results above and left are cut off, so that images of odd height or width are halved as everywhere else.
+    The second reads the pixels below and to the right of the first's. It also reads a border of zeros, whose
+    results above and to the left are cut off, so that odd heights and widths are rounded up as elsewhere.
     """
 
     def __init__(self, inside: int, outside: int, *, affine: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What stands around the cells of a network: stem, the chain of places for cells, head."""
+"""The parts of a network around its cells: stem, the chain of places for cells, head."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from lana_ray.spaces.cells.operations import FactorizedReduce, relu_conv_bn
 from lana_ray.spaces.cells.wiring import Wiring
 
 StemName = Literal["cifar", "imagenet"]
-"""One convolution that keeps the image's size, or three that halve it each."""
+"""``cifar``: one convolution that keeps the image's size; ``imagenet``: three that halve it each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """One place in the chain; it reads what the places before it made."""
+    """One place in the chain; its inputs are the outputs of earlier places."""
 
     kind: int | None
-    """Which of the space's cells stands here; None for the residual block that halves images."""
+    """Index of the kind of cell at this place; None for the residual block that halves images."""
     before: tuple[int, ...]
-    """Channels of its inputs, the latest last."""
+    """Channels of the inputs, the latest last."""
     channels: int
-    """Of its nodes, or of what the residual block makes."""
+    """Channels of the cell's nodes, or of the residual block's output."""
     stride: int
     older_is_larger: bool = False
-    """The older of two inputs is twice as high and wide as the latest."""
+    """Whether the older of two inputs is twice as high and wide as the latest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skeleton:
-    """A network without the choices that its cells leave open."""
+    """A network without the choices of its cells."""
 
     classes: int
     stem: StemName
     stem_channels: int
     places: tuple[Place, ...]
     channels: int
-    """Of what the last place makes."""
+    """Channels of the last place's output."""
     normalised: bool
-    """Batch-norm and ReLU stand before the pooling."""
+    """Whether batch-norm and ReLU come before the pooling."""
 
     @property
     def last_reduction(self) -> int:
-        """The place that halves images last."""
+        """Index of the last place that halves images."""
         return max(i for i, place in enumerate(self.places) if place.stride == 2)
 
     @property
     def auxiliary_channels(self) -> int:
-        """Of what the last reduction makes, which the next place reads as its latest input."""
+        """Channels of the last reduction's output, which is the next place's latest input."""
         following = self.places[self.last_reduction + 1 :]
         return following[0].before[-1] if following else self.channels
 
 
 class Stem(nn.Module):
-    """Images to the states before the first cell, the latest last."""
+    """Computes the states before the first cell from images, the latest last."""
 
     def __init__(self, skeleton: Skeleton) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class ResidualReduction(nn.Module):
         self.body = nn.Sequential(
             *relu_conv_bn(inside, outside, 3, stride=2), *relu_conv_bn(outside, outside, 3)
         )
-        # An odd row or column is kept, as convolutions do.
+        # Keeps an odd row or column, as convolutions do.
         pool = nn.AvgPool2d(2, ceil_mode=True)
         self.shortcut = nn.Sequential(pool, nn.Conv2d(inside, outside, 1, bias=False))
 
@@ -101,7 +101,7 @@ class ResidualReduction(nn.Module):
 
 
 def preprocessing(wiring: Wiring, place: Place, *, affine: bool = True) -> nn.ModuleList:
-    """What brings each input of a cell to the channels, height and width of its nodes."""
+    """Returns modules that bring each input of a cell to the channels, height and width of its nodes."""
     if not wiring.preprocessed:
         return nn.ModuleList(nn.Identity() for _ in place.before)
     return nn.ModuleList(
@@ -113,7 +113,7 @@ def preprocessing(wiring: Wiring, place: Place, *, affine: bool = True) -> nn.Mo
 
 
 def head(skeleton: Skeleton) -> nn.Sequential:
-    """[n, channels, h, w] to logits [n, classes]."""
+    """Returns the classifier, [n, channels, h, w] to logits [n, classes]."""
     norm = (nn.BatchNorm2d(skeleton.channels), nn.ReLU()) if skeleton.normalised else ()
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*norm, *pool, nn.Linear(skeleton.channels, skeleton.classes))

@@ -1,4 +1,4 @@
-"""What can be chosen in a cell space."""
+"""Base class of cell spaces: their architectures, encodings and networks."""
 
 from __future__ import annotations
 
@@ -19,71 +19,73 @@ _T = TypeVar("_T")
 
 
 class CellSpace(Space):
-    """All networks of a skeleton; an architecture is the operation of each edge, cell kind after cell kind.
+    """All networks of a skeleton; an architecture is the operation of each edge, by kind of cell.
 
-    A preset adds how its architectures are written.
+    A preset adds a text format for its architectures.
     """
 
     name: ClassVar[str]
-    """As in ``search.cells.space``."""
+    """Name of the space in the setting ``search.cells.space``."""
 
     def __init__(self, wiring: Wiring, skeleton: Skeleton) -> None:
         self.wiring, self.skeleton = wiring, skeleton
 
     @abstractmethod
     def parse(self, text: str) -> Architecture:
-        """The architecture that a text says; UserError where it says none."""
+        """Returns the architecture that a text describes; raises UserError if it describes none."""
 
     @abstractmethod
     def format(self, architecture: Architecture) -> str:
-        """One line of text; ``parse`` reads it."""
+        """Returns one line of text that ``parse`` reads."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many operations each edge chooses from."""
+        """Number of operations that each edge chooses from."""
         return (len(self.wiring.operations),) * (len(self.wiring.edges) * len(self.wiring.kinds))
 
     @property
     def size(self) -> int:
-        """How many architectures there are: ``wiring.size`` to the power of the kinds of cells."""
+        """Number of architectures: ``wiring.size`` to the power of the number of kinds of cells."""
         return self.wiring.size ** len(self.wiring.kinds)
 
     def random(self, rng: np.random.Generator) -> Architecture:
-        """Drawn uniformly from all architectures."""
+        """Draws an architecture uniformly."""
         return sum((self.wiring.random(rng) for _ in self.wiring.kinds), ())
 
     def live(self, architecture: Architecture) -> Architecture:
-        """The same cells with ``none`` on every edge that no path from input to output takes."""
+        """Returns the same cells with ``none`` on every edge that is on no path from input to output."""
         return sum((self.wiring.live(cell) for cell in self.cells(architecture)), ())
 
     def encode(self, architecture: Architecture, *, live: bool = True) -> NDArray[np.float32]:
-        """One-hot operation of every edge, concatenated: shape [dimension].
-
-        ValueError where it is no architecture of the space.
+        """Returns the one-hot operations of all edges, concatenated: shape [dimension].
 
         Args:
-            live: encode edges that cannot reach the output as ``none``: they cost nothing where the runtime
-                drops them, as graph compilers do. An eager runtime runs them all the same.
+            live: encode edges that cannot reach the output as ``none``: they cost nothing if the runtime
+                drops them, as graph compilers do. An eager runtime runs them anyway.
+
+        Raises:
+            ValueError: if it is not an architecture of the space.
         """
         cells = self.cells(architecture)
         chosen = [op for cell in cells for op in (self.wiring.live(cell) if live else cell)]
         return np.eye(len(self.wiring.operations), dtype=np.float32)[chosen].reshape(-1)
 
     def encode_string(self, text: str, *, live: bool = True) -> NDArray[np.float32]:
-        """``encode`` of what ``parse`` reads."""
+        """Returns the encoding of the architecture that a text describes."""
         return self.encode(self.parse(text), live=live)
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        """The nearest architecture; the inverse of ``encode`` on live cells."""
+        """Returns the nearest architecture; the inverse of ``encode`` on live cells."""
         return self._strongest(np.split(np.asarray(encoding), len(self.sizes)))
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """The live architecture that scores stand for, as ``Wiring.strongest`` tells.
-
-        ValueError for scores that are not numbers, as of a search that diverged.
+        """Returns the live architecture that scores stand for, see ``Wiring.strongest``.
 
         Args:
             scores: [operations] for each edge, higher is better, comparable between edges.
+
+        Raises:
+            ValueError: if scores are not numbers, for instance after a search diverged.
         """
         if np.isnan(np.stack(scores)).any():
             raise ValueError("some scores are not numbers")
@@ -92,27 +94,28 @@ class CellSpace(Space):
     def build(
         self, architecture: Architecture, *, drop_path: float = 0.0, auxiliary: bool = False
     ) -> CellNetwork:
-        """The network, untrained and without dead edges: images [n, 3, h, w] to logits [n, classes].
+        """Returns the untrained network without dead edges: images [n, 3, h, w] to logits [n, classes].
 
         Its weights are drawn from torch's global generator.
 
         Args:
-            drop_path: see ``CellNetwork``; the same for ``auxiliary``.
+            drop_path: see ``CellNetwork``.
+            auxiliary: see ``CellNetwork``.
         """
         cells = self.cells(self.live(architecture))
         return CellNetwork(self.wiring, self.skeleton, cells, drop_path=drop_path, auxiliary=auxiliary)
 
     def cells(self, architecture: Architecture) -> list[Cell]:
-        """The choices of each kind of cell; ValueError where it is no architecture of the space."""
+        """Returns the choices of each kind of cell; ValueError if it is not an architecture of the space."""
         cells = [tuple(cell) for cell in self.by_kind(architecture)]
         for cell in cells:
             self.wiring.check(cell)
         return cells
 
     def by_kind(self, decisions: Sequence[_T]) -> list[Sequence[_T]]:
-        """What there is for every decision, cell kind by cell kind; ValueError for more or fewer."""
+        """Splits one item per decision by kind of cell; ValueError if there are more or fewer items."""
         if len(decisions) != len(self.sizes):
-            raise ValueError(f"{len(decisions)} choices were given, the space has {len(self.sizes)}")
+            raise ValueError(f"{len(decisions)} choices for a space of {len(self.sizes)} decisions")
         edges = len(self.wiring.edges)
         return [decisions[start : start + edges] for start in range(0, len(decisions), edges)]
 

@@ -1,4 +1,4 @@
-"""Networks of a cell space beside the teacher that they are to replace."""
+"""Networks of a cell space as students of a teacher."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lana_ray.spaces.space import StudentSpace
 
 
 class CellStudents(StudentSpace):
-    """What is sampled on a target: cell networks, against the teacher as their reference.
+    """Cell networks that are sampled on a target, with the teacher as their reference.
 
     Args:
         cells: the space.
-        teacher: the layer-wise space of the teacher: its network tells the machine's drift, as for LANA's
-            students, so that latencies of both kinds compare.
+        teacher: the teacher's layer-wise space; its network is measured to correct for the machine's drift,
+            as for LANA's students, so that latencies of both kinds are comparable.
         seed: of the networks' weights.
     """
 
@@ -57,12 +57,12 @@ class CellStudents(StudentSpace):
 
     @property
     def network(self) -> nn.Module:
-        """The teacher."""
+        """The teacher's network."""
         return self._teacher.network
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Of the teacher."""
+        """The teacher's layers."""
         return self._teacher.layers
 
     @property
@@ -71,14 +71,14 @@ class CellStudents(StudentSpace):
         return self._teacher.fingerprint
 
     def label(self, architecture: Architecture) -> str:
-        """The cells as published."""
+        """Returns the cells in their published form."""
         return self.cells.format(architecture)
 
     def parse(self, label: str) -> Architecture:
-        """The architecture that ``label`` writes so.
+        """Returns the architecture that a label describes.
 
         Raises:
-            ValueError: for other text.
+            ValueError: if it is not a label of this space.
         """
         try:
             return self.cells.parse(label)
@@ -86,7 +86,7 @@ class CellStudents(StudentSpace):
             raise ValueError(str(error)) from None
 
     def network_structure(self, architecture: Architecture) -> str:
-        """Identity of a whole network, whatever its weights; dead edges make no difference."""
+        """Returns the identity of a network's structure, without its weights; dead edges do not count."""
         cells = self.cells
         live = cells.live(architecture)
         return fingerprint("cells", repr(cells.wiring), repr(cells.skeleton), live)
@@ -94,7 +94,7 @@ class CellStudents(StudentSpace):
     def build(
         self, architecture: Architecture, *, drop_path: float = 0.0, auxiliary: bool = False
     ) -> CellNetwork:
-        """The network with weights that depend on the seed alone; arguments as for ``CellNetwork``."""
+        """Builds the network with weights that depend only on the seed; arguments as for ``CellNetwork``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
             return self.cells.build(architecture, drop_path=drop_path, auxiliary=auxiliary)

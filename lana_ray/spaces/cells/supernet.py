@@ -21,9 +21,9 @@ _SPREAD = 1e-3
 class MixedOperation(nn.Module):
     """All operations of an edge, weighted, on the first of ``partial`` parts of the channels (PC-DARTS).
 
-    The other parts bypass them and are pooled where the stride is 2; all are shuffled afterwards, so that the
-    next edge works on others. PC-DARTS lets the bypass count in full; here it is weighted with all operations
-    but ``none`` together: ``none`` means no edge, as it will in the network.
+    The other parts bypass them and are pooled if the stride is 2; all are shuffled afterwards, so that the
+    next edge works on other channels. PC-DARTS does not weight the bypass; here it has the total weight of
+    all operations but ``none``, so that ``none`` means no edge, as it will in the network.
     """
 
     def __init__(self, names: Sequence[str], channels: int, stride: int, partial: int) -> None:
@@ -36,7 +36,7 @@ class MixedOperation(nn.Module):
         self.shuffle = nn.ChannelShuffle(partial)
 
     def forward(self, x: Tensor, weights: Tensor, used: Sequence[bool]) -> Tensor | None:
-        """[n, channels, h, w] to the same, or half as high and wide; None where only ``none`` is used."""
+        """Maps [n, channels, h, w] to the same shape, or half the size; None if only ``none`` is used."""
         part = x[:, : self._channels]
         choices = enumerate(self.operations.values(), 1)
         mixture = [weights[choice] * operate(part) for choice, operate in choices if used[choice]]
@@ -51,7 +51,7 @@ class MixedOperation(nn.Module):
 
 
 def _normalised(name: str, channels: int, stride: int) -> nn.Module:
-    """Without factors that could stand in for the weights, and pools normalised too, as in DARTS."""
+    """Returns an operation with normalised pools and no learnt scales, which could replace the weights."""
     made = operation(name, channels, stride, affine=False)
     if "pool" in name:
         return nn.Sequential(made, nn.BatchNorm2d(channels, affine=False))
@@ -91,16 +91,16 @@ class MixedCell(nn.Module):
 
 
 class CellSupernet(nn.Module):
-    """Partial channels and edge normalisation as PC-DARTS (Xu et al., arXiv 1907.05737).
+    """Supernet with partial channels and edge normalisation as in PC-DARTS (Xu et al., arXiv 1907.05737).
 
-    Edges have a parameter of their own where not all are kept; batch-norms within cells have no factors.
+    Edges have their own parameters if nodes keep only some of them; batch-norms in cells have no scales.
 
     Args:
-        space: its width and number of cells are the supernet's; they may differ from the final network's.
-        partial: one in so many channels goes through the mixture; 1 for all.
+        space: defines the supernet's width and number of cells, which may differ from the final network's.
+        partial: divisor of the channels that go through the mixture; 1 for all of them.
 
     Raises:
-        UserError: where the width is not a multiple of ``partial``.
+        UserError: if the width is not a multiple of ``partial``.
     """
 
     def __init__(self, space: CellSpace, *, partial: int = 4) -> None:
@@ -108,7 +108,10 @@ class CellSupernet(nn.Module):
         wiring, skeleton = space.wiring, space.skeleton
         width = skeleton.places[0].channels
         if partial < 1 or width % partial:
-            raise UserError(f"width {width} cannot be parted in {partial}; choose a multiple of it")
+            raise UserError(
+                "invalid_setting",
+                f"width {width} is not a multiple of partial {partial}; choose a width that is",
+            )
         self.space = space
         self.stem = Stem(skeleton)
         self.cells = nn.ModuleList(
@@ -122,16 +125,16 @@ class CellSupernet(nn.Module):
         self.betas = nn.ParameterList(_SPREAD * torch.randn(shape[0]) for _ in competing)
 
     def architecture_parameters(self) -> list[nn.Parameter]:
-        """Of operations, then of edges, each kind of cell in turn."""
+        """Returns the parameters of operations, then those of edges, by kind of cell."""
         return [*self.alphas, *self.betas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """All others."""
+        """Returns all parameters but those of the architecture."""
         architecture = {id(parameter) for parameter in self.architecture_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in architecture]
 
     def logits(self) -> list[Tensor]:
-        """Logarithm of ``weights``: they compare the operations of all edges that lead to a node."""
+        """Returns the logarithms of ``weights``, comparable between all edges that lead to a node."""
         alphas = [alpha.log_softmax(1) for alpha in self.alphas]
         if not self.betas:
             return [logits for alpha in alphas for logits in alpha]
@@ -140,20 +143,21 @@ class CellSupernet(nn.Module):
         return [logits for alpha, beta in zip(alphas, betas, strict=True) for logits in alpha + beta[:, None]]
 
     def weights(self) -> list[Tensor]:
-        """The relaxed mixture, [operations] for each edge.
+        """Returns the relaxed mixture, [operations] for each edge.
 
-        The softmax over its operations, times that over all edges which lead to the same node where not all
-        of these are kept.
+        It is the softmax over the edge's operations, times the softmax over all edges that lead to the same
+        node if nodes keep only some of them.
         """
         return [logits.exp() for logits in self.logits()]
 
     def forward(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Logits [n, classes] of images [n, 3, h, w].
+        """Returns logits [n, classes] of images [n, 3, h, w].
 
         Args:
             weights: [operations] for each decision; an operation whose weight is exactly 0 is not computed.
         """
-        flat = torch.cat(tuple(weights)).ne(0).tolist()  # waits for a GPU once, not for every operation
+        # One transfer for all weights, since each waits for the GPU.
+        flat = torch.cat(tuple(weights)).ne(0).tolist()
         count = len(self.space.wiring.operations)
         used = [flat[start : start + count] for start in range(0, len(flat), count)]
         by_kind = list(zip(self.space.by_kind(weights), self.space.by_kind(used), strict=True))

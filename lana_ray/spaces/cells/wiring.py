@@ -1,4 +1,4 @@
-"""What a cell is: its nodes, its edges and the operations they choose from."""
+"""The graph of a cell: its nodes, its edges and the operations they choose from."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Edge = tuple[int, int]
-"""From node to node."""
+"""A pair (from node, to node)."""
 Cell = tuple[int, ...]
-"""The operation of each edge of one cell, as its index."""
+"""The index of each edge's operation in one cell."""
 NONE = 0
 """The index of the operation ``none``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wiring:
-    """Nodes in a row and an edge from each to every later one, but not from input to input.
+    """Nodes in a row with an edge from each to every later one, except between inputs.
 
-    The inputs are the first nodes, numbered from 0. Any other is the sum of what its incoming edges make.
+    The inputs are the first nodes, numbered from 0. Every other node is the sum of its incoming edges.
     """
 
     kinds: tuple[str, ...]
     """Names of the different cells of a network; each has its own choices."""
     operations: tuple[str, ...]
-    """What an edge chooses from; the first is ``none``."""
+    """Names of the operations that an edge chooses from; the first is ``none``."""
     inputs: int
     nodes: int
-    """Beside the inputs."""
+    """Number of nodes, not counting the inputs."""
     kept: int | None
-    """Incoming edges of a node that are not ``none``; any number where None."""
+    """Number of a node's incoming edges that are not ``none``; None for any number."""
     preprocessed: bool
-    """ReLU, convolution and batch-norm bring the inputs to the channels of the nodes."""
+    """Whether ReLU, convolution and batch-norm bring the inputs to the channels of the nodes."""
     concatenated: bool
-    """The output is all nodes but the inputs, one behind another in the channels; else the last node."""
+    """Whether the output concatenates the channels of all nodes but the inputs; else it is the last node."""
 
     @cached_property
     def incoming(self) -> tuple[tuple[Edge, ...], ...]:
-        """The edges to each node, node after node."""
+        """The edges to each node, by node."""
         computed = range(self.inputs, self.inputs + self.nodes)
         return tuple(tuple((source, node) for source in range(node)) for node in computed)
 
@@ -54,16 +54,16 @@ class Wiring:
 
     @property
     def outputs(self) -> range:
-        """The nodes that make the output."""
+        """The nodes that form the output."""
         last = self.inputs + self.nodes
         return range(self.inputs if self.concatenated else last - 1, last)
 
     @property
     def size(self) -> int:
-        """How many cells there are.
+        """Number of possible cells.
 
-        Where every node n keeps k edges: the product over nodes of ``(n choose k) · (operations − 1)^k``, n
-        being the number of nodes before it, inputs included. Else ``operations ^ edges``.
+        If nodes keep k edges, it is the product over nodes of ``(n choose k) · (operations − 1)^k``, with n
+        the number of nodes before the node, including inputs. Else it is ``operations ^ edges``.
         """
         if self.kept is None:
             return len(self.operations) ** len(self.edges)
@@ -71,7 +71,7 @@ class Wiring:
         return edges * (len(self.operations) - 1) ** (self.kept * self.nodes)
 
     def random(self, rng: np.random.Generator) -> Cell:
-        """Drawn uniformly from all cells."""
+        """Draws a cell uniformly."""
         if self.kept is None:
             return tuple(int(rng.integers(len(self.operations))) for _ in self.edges)
         cell: Cell = ()
@@ -84,7 +84,7 @@ class Wiring:
         return cell
 
     def check(self, cell: Cell) -> None:
-        """ValueError for what is no cell, saying why."""
+        """Raises ValueError with the reason if this is not a cell."""
         if len(cell) != len(self.edges) or not all(0 <= op < len(self.operations) for op in cell):
             raise ValueError(f"{cell} is not {len(self.edges)} choices of {len(self.operations)} operations")
         for node, incoming in enumerate(self.incoming, self.inputs):
@@ -95,10 +95,10 @@ class Wiring:
                 )
 
     def strongest(self, scores: Sequence[NDArray[np.floating]]) -> Cell:
-        """The cell that scores, [operations] for each edge, stand for; of equals the first.
+        """Returns the cell that scores, [operations] for each edge, stand for; ties go to the first.
 
-        Where nodes keep k edges these are the k whose best operation other than ``none`` scores highest, as
-        DARTS derives its cells (arXiv 1806.09055, section 2.4).
+        If nodes keep k edges, these are the k whose best operation other than ``none`` scores highest, as
+        in DARTS (arXiv 1806.09055, section 2.4).
         """
         if self.kept is None:
             return tuple(int(score.argmax()) for score in scores)
@@ -108,7 +108,7 @@ class Wiring:
         return tuple(best[edge] if edge in kept else NONE for edge in self.edges)
 
     def live(self, cell: Cell) -> Cell:
-        """The same cell with ``none`` on every edge that no path from an input to the output takes."""
+        """Returns the cell with ``none`` on every edge that is on no path from an input to the output."""
         used = [edge for edge, op in zip(self.edges, cell, strict=True) if op != NONE]
         fed, needed = set(range(self.inputs)), set(self.outputs)
         for source, to in used:
@@ -125,15 +125,15 @@ class Wiring:
     def run(
         self, inputs: Sequence[Tensor], stride: int, operate: Callable[[Edge, Tensor], Tensor | None]
     ) -> Tensor:
-        """The output of a cell.
+        """Computes the output of a cell.
 
         Args:
-            inputs: of the nodes' channels, [n, c, h, w] each.
-            stride: of the edges from the inputs; each node is [n, c, ⌈h/stride⌉, ⌈w/stride⌉].
-            operate: what an edge makes of its source, None where it is not used.
+            inputs: with the nodes' channels, [n, c, h, w] each.
+            stride: stride of the edges from the inputs; each node is [n, c, ⌈h/stride⌉, ⌈w/stride⌉].
+            operate: returns an edge's output for its source; None if the edge is not used.
 
         Returns:
-            [n, c, …], or [n, nodes · c, …] where nodes are concatenated; zeros where nothing reaches a node.
+            [n, c, …], or [n, nodes · c, …] if nodes are concatenated; zeros for nodes without any input.
         """
         nodes: list[Tensor | None] = list(inputs)
         for incoming in self.incoming:
@@ -141,7 +141,7 @@ class Wiring:
             made = [operate(edge, source) for edge, source in sources if source is not None]
             arrived = [result for result in made if result is not None]
             nodes.append(reduce(torch.add, arrived) if arrived else None)
-        # Zeros are made of an input: the program of a network of dead cells must still take images.
+        # Zeros are computed from an input: the program of a network of dead cells must still take images.
         outputs = [
             0 * inputs[0][:, :, ::stride, ::stride] if (node := nodes[i]) is None else node
             for i in self.outputs
@@ -150,5 +150,5 @@ class Wiring:
 
 
 def edge_name(edge: Edge) -> str:
-    """Of the edge's module: ``0_2``."""
+    """Returns the name of the edge's module, such as ``0_2``."""
     return "{}_{}".format(*edge)
