@@ -1,11 +1,11 @@
-"""Known vulnerabilities of the installed packages: of what runs, not of what a file asks for.
+"""Lists known vulnerabilities of the installed packages, whatever versions a requirements file asks for.
 
     pip install -e '.[audit]' && python jobs/audit.py
 
-On a cluster whose environment has the extra ``audit``, submitted as a job, it looks at what the head runs.
+On a cluster whose environment has the extra ``audit``, a job with this script checks the head's packages.
 
-pip-audit asks the Python Package Index (``PIP_AUDIT_VULNERABILITY_SERVICE=osv`` asks OSV). Ends with exit
-status 1 where a package has a known vulnerability, or could not be looked up: an audit that saw nothing found
+pip-audit asks the Python Package Index (``PIP_AUDIT_VULNERABILITY_SERVICE=osv`` asks OSV). The exit status
+is 1 if a package has a known vulnerability or could not be looked up, since an incomplete audit proves
 nothing.
 """
 
@@ -20,21 +20,22 @@ from rich.table import Table
 
 from lana_ray.monitoring.progress import console, say
 
-OWN = "lana-ray"  # on no index
+# Our own package is on no index.
+OWN = "lana-ray"
 
 
 def main() -> int:
-    """Prints the table; returns the exit status."""
+    """Prints the table and returns the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
-    except ValueError:  # it could not even begin
-        say(f"audit: {(done.stderr.strip() or 'pip-audit said nothing').splitlines()[-1]}")
+    except ValueError:  # pip-audit failed before printing its result
+        say(f"audit: {(done.stderr.strip() or 'pip-audit printed nothing').splitlines()[-1]}")
         return 1
     packages = [package for package in packages if package["name"] != OWN]
     unknown = {p["name"]: p["skip_reason"] for p in packages if "skip_reason" in p}
-    rows = [(p, found) for p in packages for found in p.get("vulns", ())]
+    rows = [(p, vulnerability) for p in packages for vulnerability in p.get("vulns", ())]
     if rows:
         console.print(_table(rows))
     for name, reason in unknown.items():
@@ -45,10 +46,12 @@ def main() -> int:
 
 
 def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
-    table = Table("package", "version", "vulnerability", "mended in")
-    for package, found in rows:
-        names = ", ".join([found["id"], *found["aliases"]])
-        table.add_row(package["name"], package["version"], names, ", ".join(found["fix_versions"]) or "-")
+    table = Table("package", "version", "vulnerability", "fixed in")
+    for package, vulnerability in rows:
+        names = ", ".join([vulnerability["id"], *vulnerability["aliases"]])
+        table.add_row(
+            package["name"], package["version"], names, ", ".join(vulnerability["fix_versions"]) or "-"
+        )
     return table
 
 

@@ -1,10 +1,10 @@
-"""How fast images become batches: our loader beside Ray Data, on the same Parquet file.
+"""Compares the speed of our data loader with Ray Data's, on the same Parquet file.
 
     python jobs/benchmark_data.py PATH/train.parquet --size 64 --size 224
 
-Both decode, crop, resize and normalise with the same functions and give tensors of the same shape. Ours reads
-at random in the training process, in one background thread; Ray Data streams blocks through tasks of its own
-and shuffles within a buffer. Memory is what the training process adds to its peak.
+Both decode, crop, resize and normalise with the same functions and return tensors of the same shape. Ours
+reads at random in the training process, in one background thread; Ray Data streams blocks through its own
+tasks and shuffles within a buffer. Memory is the peak of the training process.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main(
     batch_size: int = 64,
     batches: int = 100,
 ) -> None:
-    """Prints a table of images a second."""
+    """Prints a table of images per second."""
     torch.set_num_threads(1)
-    table = Table(title="images a second", title_justify="left")
+    table = Table(title="images per second", title_justify="left")
     for column in ("px", "ours", "Ray Data", "ours to Ray Data"):
         table.add_column(column, justify="right")
     with connect(RayConfig(address="local")):
@@ -52,7 +52,8 @@ def main(
 
 
 def _rate(images: Iterator[Tensor], batches: int) -> float:
-    for _ in range(_WARM):  # opens the file, starts the workers
+    # The first batches open the file and start the workers.
+    for _ in range(_WARM):
         next(images)
     begin, count = time.perf_counter(), 0
     for _ in range(batches):

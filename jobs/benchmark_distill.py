@@ -1,12 +1,12 @@
-"""How fast candidates are distilled, beside loops written by hand, and how much memory it takes.
+"""Compares the speed of distillation with loops written by hand, and its memory with the limit.
 
     python jobs/benchmark_distill.py --workers 1 --workers 2 --json distill.json
 
-The first table is of candidate-steps a second, all with the same candidates of EfficientNet-Lite0, the same
-images and one thread a worker: a loop of a few lines that shares one teacher's pass among all candidates, the
-same with a teacher's pass for each of them, our own step, and Ray Train with so many workers (its start is
-left out: two runs of different length are compared). The second is of the peak memory of one worker, beside
-what ``distill.memory_gb`` allows.
+The first table has candidate-steps per second, all with the same candidates of EfficientNet-Lite0, the same
+images and one thread per worker: a loop of a few lines that shares one teacher pass among all candidates, the
+same loop with a teacher pass for each of them, our own step, and Ray Train with each number of workers (its
+start is excluded: two runs of different length are compared). The second table has the peak memory of one
+worker and what ``distill.memory_gb`` allows.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ OPS = ("mbconv_e3_k3", "mbconv_e1_k5", "fused_mbconv_e1_k3", "bottleneck_w0.25_k
 def main(
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 64,
     batch_size: int = 64,
-    steps: Annotated[int, typer.Option(help="Of every loop, each time.")] = 4,
-    repeats: Annotated[int, typer.Option(help="The loops in turn, so often; medians are shown.")] = 3,
-    workers: Annotated[list[int] | None, typer.Option(help="Of Ray Train; may be repeated.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of every loop in each repeat.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Repeats of all loops; the table has medians.")] = 3,
+    workers: Annotated[list[int] | None, typer.Option(help="Ray Train workers; may be repeated.")] = None,
     memory_gb: Annotated[list[float] | None, typer.Option(help="Limits to try; may be repeated.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures to this file.")
+    ] = None,
 ) -> None:
     """Prints the tables of throughput and memory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +60,7 @@ def main(
         workspace = _prepared(config)
         candidates = _candidates(workspace)
         console.print(
-            f"{len(candidates)} candidates, {size} px, batches of {batch_size}, one thread a worker"
+            f"{len(candidates)} candidates, {size} px, batches of {batch_size}, one thread per worker"
         )
         loops, teacher_share = _loops(workspace, candidates, steps, repeats)
         rates = dict(loops)
@@ -67,26 +69,26 @@ def main(
             rates[name] = _through_ray(config, count, steps, teacher_share * len(candidates))
         peaks = {limit: _peak(config, limit, candidates) for limit in memory_gb or [0.1, 0.2, 0.4, 0.8]}
     by_hand = rates["by hand, one teacher's pass for all"]
-    table = Table(title="candidate-steps a second", title_justify="left")
-    for column in ("loop", "a second", "of the loop by hand"):
+    table = Table(title="candidate-steps per second", title_justify="left")
+    for column in ("loop", "per second", "relative to the loop by hand"):
         table.add_column(column, justify="left" if column == "loop" else "right")
     for name, rate in rates.items():
         table.add_row(name, f"{rate:.1f}", f"{rate / by_hand:.2f}")
     console.print(table)
     console.print(f"the teacher's passes take {100 * teacher_share:.1f} % of our step")
     memory = Table(title="peak memory of a worker, GiB", title_justify="left")
-    for column in ("distill.memory_gb", "rounds", "planned", "taken, the teacher's pass included"):
+    for column in ("distill.memory_gb", "rounds", "planned", "taken, including the teacher's pass"):
         memory.add_column(column, justify="right")
     for limit, peak in peaks.items():
         memory.add_row(f"{limit:g}", str(peak["rounds"]), f"{peak['planned']:.2f}", f"{peak['taken']:.2f}")
     console.print(memory)
     if json_file:
-        found = {
+        figures = {
             "rates": rates,
             "teacher_share": teacher_share,
             "memory": {str(k): v for k, v in peaks.items()},
         }
-        json_file.write_text(json.dumps(found, indent=1))
+        json_file.write_text(json.dumps(figures, indent=1))
 
 
 def _config(folder: str, size: int, batch_size: int, **changes: Any) -> Config:
@@ -105,7 +107,7 @@ def _config(folder: str, size: int, batch_size: int, **changes: Any) -> Config:
 
 
 def _prepared(config: Config) -> Workspace:
-    """With a teacher whose weights are random: they do not matter here."""
+    """Returns a workspace whose teacher has random weights, which do not matter here."""
     workspace = Workspace(config)
     network = load_teacher(config.teacher, workspace.data.num_classes).network
     workspace.storage.write_tensors(layout.TEACHER, network.state_dict(), {FINGERPRINT_KEY: "random"})
@@ -120,7 +122,7 @@ def _candidates(workspace: Workspace) -> list[CandidateId]:
 def _loops(
     workspace: Workspace, candidates: list[CandidateId], steps: int, repeats: int
 ) -> tuple[dict[str, float], float]:
-    """Candidate-steps a second of each loop in this process, and the teacher's share of ours."""
+    """Returns candidate-steps per second of each loop in this process, and the teacher's share of ours."""
     torch.set_num_threads(1)
     loops: dict[str, Callable[[Iterator[Tensor], list[Trainee]], None]] = {
         "by hand, a teacher's pass for each": lambda images, trainees: _naive(workspace, images, trainees),
@@ -198,10 +200,10 @@ def _ours(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Traine
 
 
 def _through_ray(config: Config, workers: int, steps: int, overhead: float) -> float:
-    """Candidate-steps a second beyond the start: of the steps that one run has more than another.
+    """Returns candidate-steps per second without the start, from the difference between two runs.
 
     Args:
-        overhead: candidates' steps that take as long as a teacher's pass.
+        overhead: number of candidates' steps that take as long as a teacher pass.
     """
     ends = []
     short, long = 2 * steps * workers, 8 * steps * workers
@@ -242,7 +244,8 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[CandidateId]) -
     size = limited.batch_size
     largest = max(rounds, key=lambda one: memory(one, demands, size))
     before = _rss("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    # Resets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
     distill_round(
         workspace,
         largest,
@@ -258,7 +261,7 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[CandidateId]) -
 
 
 def _rss(line: str) -> int:
-    """Bytes that the process has in memory (``VmRSS``), or had at its peak (``VmHWM``)."""
+    """Returns the bytes that the process has in memory (``VmRSS``), or had at its peak (``VmHWM``)."""
     status = Path("/proc/self/status").read_text().split("\n")
     return next(int(text.split()[1]) * 1024 for text in status if text.startswith(line))
 

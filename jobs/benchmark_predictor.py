@@ -1,8 +1,8 @@
-"""Latency predictors on published measurements, beside published figures.
+"""Compares latency predictors with published figures, on published measurements.
 
     python jobs/benchmark_predictor.py PATH/latency --seeds 3 --json predictor.json
 
-PATH/latency holds ``nb201/`` (``archs.txt``, ``latency_ms.npz``, ``i7_7820x_latency_ms.npz``) and ``fbnet/``
+PATH/latency has ``nb201/`` (``archs.txt``, ``latency_ms.npz``, ``i7_7820x_latency_ms.npz``) and ``fbnet/``
 (``latency_ms.npz``): HELP's and BRP-NAS' measurements as numpy archives, milliseconds.
 """
 
@@ -31,7 +31,8 @@ Floats = NDArray[np.float64]
 
 SAMPLES, NEW_DEVICE_SAMPLES = 900, 20
 SIZES = (100, 300, 500, 700, 900)
-BRP_NAS = (0.360, 0.852, 0.964)  # within ±1, ±5, ±10 % (arXiv 2007.08668)
+# Shares within ±1, ±5 and ±10 % (arXiv 2007.08668).
+BRP_NAS = (0.360, 0.852, 0.964)
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ TASKS = {
 def main(
     folder: Annotated[Path, typer.Argument(help="The folder with nb201/ and fbnet/.")],
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Prints three tables: a device from scratch, new devices, and samples that are chosen."""
+    """Prints three tables: a device from scratch, new devices, and chosen samples."""
     if not (folder / "nb201" / "archs.txt").is_file():
-        raise UserError(f"{folder}: no nb201/archs.txt there")
+        raise UserError(
+            "missing_file", f"{folder}: no nb201/archs.txt there; give the folder that has nb201/"
+        )
     scratch = list(_from_scratch(folder, seeds))
     table = Table(title=f"i7-7820X, NAS-Bench-201, {SAMPLES} samples", title_justify="left")
     for heading in ("", "±1 %", "±5 %", "±10 %", "Spearman", "fit s"):
@@ -91,8 +94,8 @@ def main(
     table = Table(title=f"Spearman on a new device, {NEW_DEVICE_SAMPLES} samples", title_justify="left")
     for heading in ("task", "HELP", "MultiPredict", "NASFLAT", "TransferPredictor", "chosen by it"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    for name, found in transfers.items():
-        means, spreads = found.mean((0, 1)), found.mean(1).std(0)
+    for name, correlations in transfers.items():
+        means, spreads = correlations.mean((0, 1)), correlations.mean(1).std(0)
         shown = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(means, spreads, strict=True)]
         table.add_row(name, *(f"{p:.3f}" for p in TASKS[name].published), *shown)
     console.print(table)
@@ -106,11 +109,11 @@ def main(
         table.add_row(str(size), *shown)
     console.print(table)
     enough = np.interp(-means[0, -1], -means[1], SIZES)
-    console.print(f"{enough:.0f} chosen samples do what {SIZES[-1]} random ones do.")
+    console.print(f"{enough:.0f} chosen samples are as good as {SIZES[-1]} random ones.")
     if to:
         figures = {
             "i7": scratch,
-            "transfer": {name: found.tolist() for name, found in transfers.items()},
+            "transfer": {name: correlations.tolist() for name, correlations in transfers.items()},
             "active": {"samples": SIZES, "random": errors[:, 0].tolist(), "chosen": errors[:, 1].tolist()},
         }
         to.write_text(json.dumps(figures, indent=1))
@@ -123,7 +126,7 @@ def _cells(folder: Path, *, live: bool) -> Floats:
 
 
 def _desktop(folder: Path) -> tuple[Floats, Floats]:
-    """Encodings and latencies of the cells that were measured on the i7."""
+    """Returns encodings and latencies of the cells that were measured on the i7."""
     with np.load(folder / "nb201" / "i7_7820x_latency_ms.npz", allow_pickle=False) as file:
         latency = file[file.files[0]]
     measured = ~np.isnan(latency)
@@ -131,63 +134,68 @@ def _desktop(folder: Path) -> tuple[Floats, Floats]:
 
 
 def _from_scratch(folder: Path, seeds: int) -> Iterator[tuple[float, ...]]:
-    """Shares within the bounds, Spearman and seconds to fit, of each seed."""
+    """Yields each seed's shares within the bounds, Spearman and seconds to fit."""
     encodings, latency = _desktop(folder)
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(latency))
-        known, rest = order[:SAMPLES], order[SAMPLES:]
+        training, rest = order[:SAMPLES], order[SAMPLES:]
         start = time.perf_counter()
-        predictor = LatencyPredictor(seed=seed).fit(encodings[known], latency[known])
+        predictor = LatencyPredictor(seed=seed).fit(encodings[training], latency[training])
         seconds = time.perf_counter() - start
-        found = quality(predictor.predict(encodings[rest]), latency[rest])
-        yield found.within_1, found.within_5, found.within_10, found.spearman, seconds
+        result = quality(predictor.predict(encodings[rest]), latency[rest])
+        yield result.within_1, result.within_5, result.within_10, result.spearman, seconds
 
 
 def _errors(folder: Path, seed: int) -> list[list[float]]:
-    """Mean relative error on 4,000 cells after so many random samples, and after as many of which all but the
-    first are chosen by the predictor of those before: [2, sizes]."""
+    """Returns mean relative errors on 4,000 cells for every number of samples: [2, sizes].
+
+    First all samples are random; then all but the first are chosen by the predictor of those before.
+    """
     encodings, latency = _desktop(folder)
     order = np.random.default_rng(seed).permutation(len(latency))
     test, pool = np.split(order, [4000])
-    found: list[list[float]] = [[], []]
-    for errors, choosing in zip(found, (False, True), strict=True):
-        known, rest = np.split(pool, [SIZES[0]])
+    curves: list[list[float]] = [[], []]
+    for errors, choosing in zip(curves, (False, True), strict=True):
+        training, rest = np.split(pool, [SIZES[0]])
         for size, following in zip(SIZES, (*SIZES[1:], SIZES[-1]), strict=True):
-            predictor = LatencyPredictor(seed=seed).fit(encodings[known], latency[known])
+            predictor = LatencyPredictor(seed=seed).fit(encodings[training], latency[training])
             errors.append(quality(predictor.predict(encodings[test]), latency[test]).mean_error)
             more = following - size
             chosen = predictor.choose(encodings[rest], more) if choosing else np.arange(more)
-            known, rest = np.concatenate([known, rest[chosen]]), np.delete(rest, chosen)
-    return found
+            training, rest = np.concatenate([training, rest[chosen]]), np.delete(rest, chosen)
+    return curves
 
 
 def _transfer(folder: Path, task: Task, seeds: int) -> Iterator[list[tuple[float, float]]]:
-    """Rank correlation over the whole space on each new device, of each seed: from measurements of random
-    architectures, and of those that the predictor chooses itself."""
+    """Yields each seed's rank correlations over the whole space on every new device.
+
+    The first is from measurements of random architectures, the second from those the predictor chooses.
+    """
     with np.load(folder / task.space / "latency_ms.npz", allow_pickle=False) as file:
         latencies = {name: file[name].astype(np.float64) for name in file.files}
     if task.space == "fbnet":
         rows = latencies.pop("arch").astype(int)
         encodings = np.stack([FBNetSpace().encode(tuple(row)) for row in rows]).astype(np.float64)
     else:
-        encodings = _cells(folder, live=False)  # these devices run dead edges as well
+        # These devices also run dead edges.
+        encodings = _cells(folder, live=False)
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         sources = {}
         for device in task.sources.split():
             sources[device] = np.full(len(encodings), np.nan)
-            known = rng.permutation(len(encodings))[: task.samples]
-            sources[device][known] = latencies[device][known]
+            measured = rng.permutation(len(encodings))[: task.samples]
+            sources[device][measured] = latencies[device][measured]
         transfer = TransferPredictor(seed=seed).fit(encodings, sources)
         chosen = transfer.choose(encodings, NEW_DEVICE_SAMPLES)
-        found = []
+        correlations = []
         for device in task.targets.split():
             few = rng.permutation(len(encodings))[:NEW_DEVICE_SAMPLES]
-            known = latencies[device]
-            adapted = [transfer.adapt(encodings[rows], known[rows]) for rows in (few, chosen)]
-            ranks = [float(spearmanr(p.predict(encodings), known).statistic) for p in adapted]
-            found.append((ranks[0], ranks[1]))
-        yield found
+            true = latencies[device]
+            adapted = [transfer.adapt(encodings[rows], true[rows]) for rows in (few, chosen)]
+            ranks = [float(spearmanr(p.predict(encodings), true).statistic) for p in adapted]
+            correlations.append((ranks[0], ranks[1]))
+        yield correlations
 
 
 if __name__ == "__main__":

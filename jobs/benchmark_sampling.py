@@ -1,10 +1,10 @@
-"""What sampling makes of its time: how much of it is measuring, how well it repeats, what its ceiling is.
+"""Measures how much of sampling's time is measuring, how well it repeats, and its maximum rate.
 
     python jobs/benchmark_sampling.py --samples 1000000 --actors 1 --actors 8 --actors 32 --json sampling.json
 
-The first table is of real networks, random students of EfficientNet-Lite0, measured by one actor and by more,
-each on cores of its own. The second is of samples that take no time: what arrives at the driver at most. A
-cluster is bound by its hardware as long as its actors together deliver less.
+The first table is for real networks, random students of EfficientNet-Lite0, measured by one actor and by
+more, each on its own cores. The second is for samples that take no time: the most that can arrive at the
+driver. A cluster is limited by its hardware as long as its actors together deliver less.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TEMPLATE = Sample(
 
 
 class InstantSampler:
-    """Answers without measuring anything."""
+    """A sampler that answers without measuring anything."""
 
     def start(self) -> Ready:
         return Ready(target_key=TEMPLATE.target_key, node_id=ray.get_runtime_context().get_node_id())
@@ -80,13 +80,13 @@ class InstantSampler:
 
 
 def main(
-    samples: Annotated[int, typer.Option(min=1, help="That take no time.")] = 100_000,
-    actors: Annotated[list[int] | None, typer.Option(help="That answer at once; may be repeated.")] = None,
-    networks: Annotated[int, typer.Option(min=0, help="Measured for real; 0 leaves that out.")] = 20,
-    runtime: Annotated[str, typer.Option(help="That they run in.")] = "torch",
-    time_limit_s: Annotated[float, typer.Option(help="Of one measurement.")] = 0.5,
-    address: Annotated[str, typer.Option(help="Of a Ray cluster; local starts one.")] = "local",
-    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples that take no time.")] = 100_000,
+    actors: Annotated[list[int] | None, typer.Option(help="Actors for them; may be repeated.")] = None,
+    networks: Annotated[int, typer.Option(min=0, help="Networks to measure; 0 leaves that out.")] = 20,
+    runtime: Annotated[str, typer.Option(help="Runtime of the networks.")] = "torch",
+    time_limit_s: Annotated[float, typer.Option(help="Time limit of one measurement.")] = 0.5,
+    address: Annotated[str, typer.Option(help="Address of a Ray cluster; local starts one.")] = "local",
+    to: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Prints both tables."""
     with connect(RayConfig(address=address)):
@@ -131,7 +131,7 @@ def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
 
 
 def _timed(job: Job, start: Any, folder: str) -> float:
-    """Seconds from the first sample to the last: when it comes, the actors are there."""
+    """Returns the seconds from the first sample to the last, without the start of the actors."""
     began: list[float] = []
     with progress(f"{job.placement.actors} actors", len(job.work)) as show:
 
@@ -145,7 +145,7 @@ def _timed(job: Job, start: Any, folder: str) -> float:
 
 
 def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> dict[str, float]:
-    """One row of the first table: random students, measured in several sessions each."""
+    """Returns a row of the first table: random students, measured in several sessions each."""
     measure = {"time_limit_s": time_limit_s, "architectures": 8}
     target = {"name": "here", "runtime": runtime, "input_shape": (3, 32, 32), "measure": measure}
     with tempfile.TemporaryDirectory() as folder:
@@ -168,20 +168,20 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
             return ray.remote(SamplerActor).options(num_cpus=0).remote(*arguments)
 
         seconds = _timed(job, start, folder)
-    found = [job.samples[item.key] for item in job.work]
-    latencies = np.array([sample.median_ms for sample in found]).reshape(SESSIONS, networks)
+    samples = [job.samples[item.key] for item in job.work]
+    latencies = np.array([sample.median_ms for sample in samples]).reshape(SESSIONS, networks)
     deviations = np.abs(latencies[1:] / latencies[0] - 1)
     return {
         "actors": actors,
-        "samples_per_s": len(found) / seconds,
-        "share_measuring": sum(sample.seconds for sample in found) / seconds / actors,
+        "samples_per_s": len(samples) / seconds,
+        "share_measuring": sum(sample.seconds for sample in samples) / seconds / actors,
         "repeats_within": float(np.median(deviations)),
         "repeats_within_p90": float(np.percentile(deviations, 90)),
     }
 
 
 def _answer(samples: int, actors: int) -> dict[str, float]:
-    """One row of the second table."""
+    """Returns a row of the second table."""
     work = [Work(kind="network", structure=f"s{k}", what="instant") for k in range(samples)]
     with tempfile.TemporaryDirectory() as folder:
         seconds = _timed(

@@ -1,11 +1,11 @@
-"""Sequences of unlike selections beside other solvers, on made-up problems of LANA's size or a run's own.
+"""Compares sequences of dissimilar selections with other solvers', on problems of LANA's size or a run's own.
 
     python jobs/benchmark_selection.py --count 1 --count 10 --count 100 --json selection.json
     python jobs/benchmark_selection.py --run RUN_DIR
 
-The rivals state the whole program with a row for each earlier selection and solve it anew for the next, each
-within ``--rivals-limit-s``: HiGHS as it is, CBC and CP-SAT where the extra ``benchmark`` is installed. Each
-makes a sequence of its own; one that finds none for a place ends there. Scores are relative to ours.
+The other solvers state the complete program with a row for each earlier selection and solve it anew for the
+next, each within ``--rivals-limit-s``: HiGHS by itself, and CBC and CP-SAT if the extra ``benchmark`` is
+installed. Each makes its own sequence, which ends at a place without a solution. Scores are relative to ours.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from lana_ray.selection.program import Program, build_program
 from lana_ray.selection.solver import solve_binary
 
 MAX_OVERLAP = 0.7
-SMALL = (5, 6)  # layers and candidates that brute force can do
+# Numbers of layers and candidates that brute force can handle.
+SMALL = (5, 6)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rival says about one place of its sequence."""
+    """A rival's result for one place of its sequence."""
 
     columns: Ints | None
     proven: bool
@@ -61,13 +62,13 @@ Rival = Callable[[Program, float], Answer]
 
 
 def uniform(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """Scores and costs that have nothing to do with each other."""
+    """Draws scores and costs that are independent of each other."""
     scores, costs = rng.random((2, layers, candidates))
     return Instance("uniform", list(scores), list(costs), float(costs.min(axis=1).sum()) + 0.12 * layers)
 
 
 def realistic(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """Candidates hurt the more the cheaper they are, with exceptions; half of what the teacher costs."""
+    """Draws candidates that hurt more the cheaper they are, with exceptions; budget: half the teacher."""
     teacher = rng.uniform(0.2, 2.0, layers)
     relative = rng.lognormal(-0.7, 0.7, (layers, candidates))
     scores = np.maximum(1 - relative, 0.03) ** 2 * rng.lognormal(0, 1, (layers, candidates))
@@ -76,7 +77,7 @@ def realistic(rng: np.random.Generator, layers: int, candidates: int) -> Instanc
 
 
 def ties(rng: np.random.Generator, layers: int, candidates: int) -> Instance:
-    """Whole numbers, and four copies of every candidate."""
+    """Draws whole numbers, with four copies of every candidate."""
     kinds = -(-candidates // 4)
     costs = rng.integers(1, 30, (layers, kinds)).astype(float)
     scores = np.round(900 / (costs + rng.integers(0, 8, (layers, kinds))))
@@ -88,18 +89,20 @@ FAMILIES = (uniform, realistic, ties)
 
 
 def main(
-    count: Annotated[list[int] | None, typer.Option(help="Selections; may be repeated.")] = None,
+    count: Annotated[list[int] | None, typer.Option(help="Number of selections; may be repeated.")] = None,
     layers: int = 46,
     candidates: int = 197,
     seeds: Annotated[int, typer.Option(min=1, help="Problems of each family.")] = 1,
-    time_limit_s: Annotated[float, typer.Option(help="Of one call of select.")] = 60.0,
+    time_limit_s: Annotated[float, typer.Option(help="Time limit of one call of select.")] = 60.0,
     rivals_count: Annotated[int, typer.Option(help="Length of the rivals' sequences; 0: none.")] = 10,
-    rivals_limit_s: Annotated[float, typer.Option(help="Of a rival, for each selection.")] = 20.0,
-    run: Annotated[Path | None, typer.Option(help="A run directory, in place of made-up problems.")] = None,
-    budget: Annotated[float, typer.Option(help="Of a run, as a share of what its teacher costs.")] = 0.5,
-    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+    rivals_limit_s: Annotated[float, typer.Option(help="Time limit of a rival for a selection.")] = 20.0,
+    run: Annotated[
+        Path | None, typer.Option(help="A run directory to use instead of made-up problems.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Budget in a run, as a share of its teacher's cost.")] = 0.5,
+    to: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Prints what select makes of its time, how far it is from brute force, and what others do."""
+    """Prints the results of select, its distance from brute force, and the other solvers' results."""
     if run:
         problems = _of_run(run, budget)
     else:
@@ -109,14 +112,14 @@ def main(
     small = [
         _against_brute_force(f(np.random.default_rng(s), *SMALL)) for f in FAMILIES for s in range(seeds)
     ]
-    _show(f"select beside brute force, {SMALL[0]} layers of {SMALL[1]} candidates", small)
+    _show(f"select and brute force, {SMALL[0]} layers of {SMALL[1]} candidates", small)
     rivals = [
         _beside(problem, name, rival, rivals_count, rivals_limit_s, time_limit_s)
         for problem in (problems if rivals_count else [])
         for name, rival in _rivals().items()
     ]
     if rivals:
-        _show(f"others, at most {rivals_limit_s:g} s for each selection", rivals)
+        _show(f"other solvers, at most {rivals_limit_s:g} s for each selection", rivals)
     if to:
         to.write_text(json.dumps({"select": ours, "brute_force": small, "others": rivals}, indent=1))
 
@@ -160,19 +163,19 @@ def _select(problem: Instance, count: int, time_limit_s: float) -> list[Selectio
 
 def _ours(problem: Instance, count: int, time_limit_s: float) -> dict[str, Any]:
     began, cpu = time.perf_counter(), _cpu_s()
-    found = _select(problem, count, time_limit_s)
+    selections = _select(problem, count, time_limit_s)
     seconds, cpu = time.perf_counter() - began, _cpu_s() - cpu
-    _check(problem, [selection.choices for selection in found])
-    gaps = [selection.gap for selection in found]
+    _check(problem, [selection.choices for selection in selections])
+    gaps = [selection.gap for selection in selections]
     return {
         "problem": problem.name,
         "wanted": count,
-        "found": len(found),
+        "found": len(selections),
         "proven": gaps.count(0),
         "seconds": seconds,
         "cpu_s": cpu,
-        "first_score": found[0].score,
-        "mean_score": float(np.mean([selection.score for selection in found])),
+        "first_score": selections[0].score,
+        "mean_score": float(np.mean([selection.score for selection in selections])),
         "worst_gap_%_of_ten": 100 * max(gaps[:10]),
         "mean_gap_%": 100 * float(np.mean(gaps)),
         "worst_gap_%": 100 * max(gaps),
@@ -180,7 +183,7 @@ def _ours(problem: Instance, count: int, time_limit_s: float) -> dict[str, Any]:
 
 
 def _cpu_s() -> float:
-    """Processor seconds of this process and of those it has waited for."""
+    """Returns the CPU seconds of this process and of those it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -189,31 +192,32 @@ def _may_agree(layers: int) -> int:
     return min(math.floor(MAX_OVERLAP * layers + 1e-9), layers - 1)
 
 
-def _check(problem: Instance, found: Sequence[Sequence[int]]) -> None:
-    for k, choices in enumerate(found):
+def _check(problem: Instance, selections: Sequence[Sequence[int]]) -> None:
+    for k, choices in enumerate(selections):
         cost = math.fsum(costs[j] for costs, j in zip(problem.costs, choices, strict=True))
-        assert cost <= problem.budget * (1 + 1e-6)  # others know no better
-        for other in found[:k]:
+        # Other solvers keep budgets to this tolerance.
+        assert cost <= problem.budget * (1 + 1e-6)
+        for other in selections[:k]:
             assert sum(a == b for a, b in zip(choices, other, strict=True)) <= _may_agree(len(choices))
 
 
 def _against_brute_force(problem: Instance) -> dict[str, Any]:
-    """Each of ten selections beside the best of all that are unlike those before it."""
-    found = _select(problem, 10, 60.0)
+    """Compares each of ten selections with the best of all that are dissimilar to those before it."""
+    selections = _select(problem, 10, 60.0)
     every = np.array(list(itertools.product(*(range(len(scores)) for scores in problem.scores))))
     scores, costs = (
         np.sum([table[i][every[:, i]] for i in range(every.shape[1])], axis=0)
         for table in (problem.scores, problem.costs)
     )
     possible, excess = costs <= problem.budget + 1e-9, []
-    for selection in found:
+    for selection in selections:
         excess.append(selection.score - scores[possible].min())
         agreeing = (every == np.array(selection.choices)).sum(axis=1)
         possible &= agreeing <= _may_agree(every.shape[1])
     return {
         "problem": problem.name,
-        "found": len(found),
-        "more_possible": int(possible.sum()) if len(found) < 10 else "",
+        "found": len(selections),
+        "more_possible": int(possible.sum()) if len(selections) < 10 else "",
         "worst_excess": float(max(excess)),
     }
 
@@ -264,8 +268,8 @@ def _beside(
 
 
 def _highs(program: Program, limit_s: float) -> Answer:
-    found = solve_binary(program, np.arange(len(program.layer)), None, limit_s)
-    return Answer(found.columns, found.proven)
+    solution = solve_binary(program, np.arange(len(program.layer)), None, limit_s)
+    return Answer(solution.columns, solution.proven)
 
 
 def _cbc(program: Program, limit_s: float) -> Answer:

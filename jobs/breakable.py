@@ -1,4 +1,4 @@
-"""What a run depends on and may lose: a cluster, a file system and a tracking server of one's own."""
+"""Things that a run may lose: a cluster, a file system and a tracking server for the experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _START_S = 300.0
 
 @contextmanager
 def cluster(**head: Any) -> Iterator[Any]:
-    """Nodes of a cluster on this machine, of which the head has these arguments and the one device."""
+    """Starts a cluster on this machine whose head has these arguments and the only device."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -34,7 +34,7 @@ def cluster(**head: Any) -> Iterator[Any]:
 
 
 def descendants(process: int, title: str) -> list[int]:
-    """Processes below one, whose title begins so."""
+    """Returns the process ids of a process's descendants whose title begins with ``title``."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
     below = {process}
@@ -45,7 +45,7 @@ def descendants(process: int, title: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system in a file, and where it is mounted."""
+    """A file system in a file, and its mount point."""
 
     image: Path
     mount: Path
@@ -64,7 +64,7 @@ class Disk:
 
 @contextmanager
 def file_system(folder: Path) -> Iterator[Disk]:
-    """Two gigabytes of a file system of its own."""
+    """Mounts a new file system of two gigabytes."""
     disk = Disk(folder / "disk.img", folder / "disk")
     disk.mount.mkdir()
     with disk.image.open("wb") as image:
@@ -111,7 +111,7 @@ class Server:
 
 @contextmanager
 def server(folder: Path) -> Iterator[Server]:
-    """A tracking server that keeps everything in a folder."""
+    """Starts a tracking server that stores everything in a folder."""
     started = Server(folder)
     started.start()
     try:

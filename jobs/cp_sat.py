@@ -1,7 +1,7 @@
-"""CP-SAT on one selection program, for benchmark_selection.py: the two libraries do not load in one process.
+"""Runs CP-SAT for benchmark_selection.py, in its own process since it does not load together with HiGHS.
 
-The program comes as JSON on standard input, the answer goes as JSON to standard output; the argument is the
-limit in seconds. Coefficients become whole numbers of a millionth, those of the rows rounded up.
+It reads the program as JSON from standard input and writes the answer as JSON to standard output; the
+argument is the time limit in seconds. Coefficients become whole millionths, those of the rows rounded up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ortools.sat.python import cp_model
 
 
 def solve(layer: list[int], objective: list[float], rows: list[Any], limit_s: float) -> dict[str, Any]:
-    """The best columns, None where none were found, and whether they are proven to be the best."""
+    """Returns the best columns, None if none were found, and whether they are proven to be the best."""
     model = cp_model.CpModel()
     z = [model.new_bool_var("") for _ in layer]
     for i in range(max(layer) + 1):

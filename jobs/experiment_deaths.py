@@ -1,11 +1,11 @@
-"""What each worker of a distillation loses when one of them is killed, and when a node joins.
+"""Measures what each worker of a distillation loses if one of them is killed, and if a node joins.
 
     python jobs/experiment_deaths.py [--steps 800] [--out deaths.json]
 
 Distils the quickstart's candidates with two workers, on two nodes of one CPU each, in rounds that last for
 minutes. A worker is killed, and in another run a node of one CPU joins, 100 s after both workers began. Ray
 Train starts all of its workers again in both cases. *Repeated* is the work since a worker's last save, at the
-speed that it had; *idle* the time from its last step to its next.
+speed that it had; *idle* is the time from its last step to its next.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ _LONGEST_S = 1200.0
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What one worker lost by a fault."""
+    """Time that one worker lost by a fault."""
 
     fault: str
     worker: str
     repeated_s: float
-    """Seconds of work."""
+    """Seconds of work done again."""
     idle_s: float
 
 
 def recording(path: Path) -> type[Board]:
-    """A board that writes down when each worker did how many steps, and when it began again with how many."""
+    """Returns a board that logs each worker's steps, and how many it has when it starts again."""
 
     class Recording(Board):
         def join(self, worker: str) -> Any:
@@ -84,40 +84,40 @@ def recording(path: Path) -> type[Board]:
 
 
 def read(path: Path) -> dict[str, list[tuple[float, str, int]]]:
-    """What was written down of each worker: time, event and steps."""
-    found = defaultdict(list)
+    """Reads the log of each worker: time, event and steps."""
+    events = defaultdict(list)
     for line in path.read_text().splitlines() if path.exists() else ():
         when, worker, event, steps = json.loads(line)
-        found[worker].append((when, event, steps))
-    return found
+        events[worker].append((when, event, steps))
+    return events
 
 
 def losses(fault: str, history: dict[str, list[tuple[float, str, int]]], broken_at: float) -> list[Loss]:
-    """Of every worker that had begun when something broke."""
-    found = []
+    """Returns the losses of every worker that was running at the fault."""
+    rows = []
     for worker in WORKERS:
         events = history[worker]
         back = next(k for k, (when, event, _) in enumerate(events) if event == "join" and when > broken_at)
         begun = max(k for k in range(back) if events[k][1] == "take")
-        # The first two numbers of a round are of candidates that were finished and of states that were saved.
+        # The first two counts of a round are of finished candidates and of saved states.
         before, after = events[begun + 3 : back], events[back + 1 :]
         done = sum(steps for _, _, steps in before)
         saved = sum(steps for _, _, steps in after[:2])
         speed = (done - before[0][2]) / (before[-1][0] - before[0][0])
         repeated, idle = (done - saved) / speed, after[2][0] - before[-1][0]
-        found.append(Loss(fault=fault, worker=worker, repeated_s=repeated, idle_s=idle))
-    return found
+        rows.append(Loss(fault=fault, worker=worker, repeated_s=repeated, idle_s=idle))
+    return rows
 
 
 def kill_worker(machines: Any, second: Any) -> list[subprocess.Popen[bytes]]:
-    """The one on the second node."""
+    """Kills the worker on the second node."""
     raylet = second.all_processes["raylet"][0].process.pid
     os.kill(breakable.descendants(raylet, "ray::RayTrainWorker")[0], signal.SIGKILL)
     return []
 
 
 def add_node(machines: Any, second: Any) -> list[subprocess.Popen[bytes]]:
-    """By a process of its own, as Ray makes nodes of this one in its main thread alone."""
+    """Starts a node in a process of its own, since Ray starts nodes of this one in the main thread only."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={machines.address}"]
     return [subprocess.Popen([*command, "--num-cpus=1", "--block"], stdout=subprocess.DEVNULL)]
 
@@ -129,13 +129,13 @@ FAULTS: dict[str, tuple[Callable[[Any, Any], list[subprocess.Popen[bytes]]], tup
 
 
 def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
-    """Runs the recipe as far as its distillation and breaks something in the middle."""
+    """Runs the recipe up to its distillation and causes the fault in the middle."""
     break_it, settings = FAULTS[fault]
     notes, broken, started = folder / "notes", list[float](), list[subprocess.Popen[bytes]]()
     with breakable.cluster(num_cpus=1, labels={"lana.target": "ort-1t", "lana.role": "both"}) as machines:
         second = machines.add_node(num_cpus=1)
-        given = (f"run.dir={folder}/run", f"ray.address={machines.address}", f"distill.steps={steps}")
-        config = load_config(RECIPE, (*SETTINGS, *given, *settings))
+        overrides = (f"run.dir={folder}/run", f"ray.address={machines.address}", f"distill.steps={steps}")
+        config = load_config(RECIPE, (*SETTINGS, *overrides, *settings))
 
         def wait_and_break() -> None:
             end = time.monotonic() + _LONGEST_S
@@ -158,17 +158,17 @@ def measured(fault: str, steps: int, folder: Path) -> list[Loss]:
 
 
 def main(steps: int = 800, out: Path | None = None) -> None:
-    """Prints the table, and writes it as JSON."""
-    found: list[Loss] = []
+    """Prints the table and writes it as JSON."""
+    rows: list[Loss] = []
     for fault in FAULTS:
         with authenticated(create=True), tempfile.TemporaryDirectory(prefix="deaths-") as folder:
-            found += measured(fault, steps, Path(folder))
+            rows += measured(fault, steps, Path(folder))
     table = Table("fault", "worker", "work repeated (s)", "idle (s)")
-    for loss in found:
+    for loss in rows:
         table.add_row(loss.fault, loss.worker, f"{loss.repeated_s:.0f}", f"{loss.idle_s:.0f}")
     console.print(table)
     if out is not None:
-        out.write_text(json.dumps([asdict(loss) for loss in found], indent=2) + "\n")
+        out.write_text(json.dumps([asdict(loss) for loss in rows], indent=2) + "\n")
 
 
 if __name__ == "__main__":

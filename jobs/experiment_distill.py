@@ -1,8 +1,8 @@
-"""How candidates learn best: optimisers, learning rates, schedules and starts, side by side.
+"""Compares ways to train candidates: optimisers, learning rates, schedules and starts.
 
     python jobs/experiment_distill.py jobs/cifar10.yaml --steps 200 --layers 4 --json experiment.json
 
-Trains the same candidates of the recipe's pool, at a few layers spread over its teacher, under one change at
+Trains the same candidates of the recipe's pool, at a few layers spread over its teacher, with one change at
 a time from what ``distill`` does: Adam at the recipe's learning rate, a cosine after a short rise, a warm
 start. Errors are ‖t − s‖² / ‖t‖² on images that were not trained on, with batch statistics; the table has
 their geometric mean over the candidates, and its ratio to the recipe's.
@@ -38,13 +38,13 @@ _TEST_IMAGES = 256
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train."""
+    """A way to train."""
 
     lr: float = 1.0
-    """Relative to the recipe's."""
+    """Learning rate relative to the recipe's."""
     warm: bool = True
     options: dict[str, Any] = field(default_factory=dict)
-    """Of ``Distiller``."""
+    """Arguments of ``Distiller``."""
 
 
 def _optimizer(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> dict[str, Any]:
@@ -71,8 +71,10 @@ def main(
     recipe: Path,
     steps: int = 200,
     layers: Annotated[int, typer.Option(help="Layers to try, spread over the teacher.")] = 4,
-    run_dir: Annotated[str | None, typer.Option(help="With the teacher; by default the recipe's.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors here as well.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Run directory; defaults to the recipe's.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the errors to this file.")
+    ] = None,
 ) -> None:
     """Prints a table of the variants."""
     config = load_config(recipe, (f"run.dir={run_dir}",) if run_dir else ())
@@ -89,10 +91,10 @@ def main(
     table = Table(title=f"{len(usual)} candidates after {steps} steps", title_justify="left")
     for column in ("variant", "error", "ratio", "better at"):
         table.add_column(column, justify="left" if column == "variant" else "right")
-    for name, found in errors.items():
-        ratio = _geometric(found) / _geometric(usual)
-        better = sum(found[candidate] < usual[candidate] for candidate in usual)
-        table.add_row(name, f"{_geometric(found):.4f}", f"{ratio:.2f}", f"{better} of {len(usual)}")
+    for name, of_variant in errors.items():
+        ratio = _geometric(of_variant) / _geometric(usual)
+        better = sum(of_variant[candidate] < usual[candidate] for candidate in usual)
+        table.add_row(name, f"{_geometric(of_variant):.4f}", f"{ratio:.2f}", f"{better} of {len(usual)}")
     console.print(table)
     if json_file:
         json_file.write_text(json.dumps(errors, indent=1))
@@ -103,7 +105,7 @@ def _geometric(errors: dict[str, float]) -> float:
 
 
 def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int) -> dict[str, float]:
-    """Errors by candidate."""
+    """Returns the errors by candidate."""
     trainees = [
         Trainee(
             layer=workspace.layers[i],
@@ -133,7 +135,7 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
 
 @torch.no_grad()
 def normalised_error(module: nn.Module, inputs: Tensor, output: Tensor) -> float:
-    """Mean squared error relative to the mean square of the output, with the batch's own statistics."""
+    """Returns the squared error relative to the output's mean square, with the batch's own statistics."""
     with batch_statistics(module.eval()):
         return float((module(inputs) - output).square().mean() / output.square().mean())
 

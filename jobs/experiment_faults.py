@@ -1,11 +1,11 @@
-"""What a run does when something breaks under it: a table of faults, and what became of each.
+"""Causes faults during a run and prints a table of what became of each.
 
     python jobs/experiment_faults.py [--only disk] [--out faults.json]
 
-Runs a recipe with few candidates and few steps, breaks something at a known point, starts the same command
-again where it ended, and compares: *kept* are the finished samples, candidates, evaluations and students that
-were there when it broke, *redone* those of them that were written again afterwards, which should be none. A
-disk is filled or made read-only on a file system of its own, in a file, which only root may mount, on Linux.
+Runs a recipe with few candidates and few steps, causes a fault at a known point, starts the same command
+again if it ended, and compares: *kept* is the number of finished samples, candidates, evaluations and
+students at the fault, *redone* how many of them were written again afterwards, which should be none. A disk
+is filled or made read-only on its own file system in a file, which only root may mount, on Linux.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SMALL = (
     "pool.ops=[identity, mbconv_e1_k3]",
     "pool.max_cost=null",
     "targets=[{name: ort-1t, runtime: onnxruntime, measure: {architectures: 16, time_limit_s: 0.1}}]",
-    "budgets.latency_ms=[200%, 100%]",  # wide: a machine that is busy with faults keeps no tight ones
-    "distill.group_size=2",  # rounds to be lost
+    "budgets.latency_ms=[200%, 100%]",  # wide, since a machine busy with faults meets no tight ones
+    "distill.group_size=2",  # several rounds, so that some can be lost
     "select.rounds=1",
     "finetune.epochs=2",
 )
@@ -52,7 +52,7 @@ STAGES = {
     "register": "mlartifacts/models/*",
     "report": "summary.json",
 }
-"""What a stage writes to the run directory first, or says where it writes at its end alone."""
+"""The first file that a stage writes, or the line it prints if it writes only at its end."""
 FINISHED = ("samples/*", "candidates/*", "scores/*", "evaluations/*", "students/*", "teacher.safetensors")
 _LONGEST_S = 900.0
 _AWAY_S = 60.0
@@ -61,21 +61,21 @@ _STORE_BYTES = 80 * 2**20
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     fault: str
     status: int
-    """The exit status of the process that met it."""
-    told: str
+    """Exit status of the process during the fault."""
+    message: str
     kept: int
     redone: int
     ends: bool
-    """Whether the run, started again where it ended, registers a student for every budget."""
+    """Whether the run, started again if it ended, registers a student for every budget."""
 
 
 @dataclass
 class Run:
-    """``lana-ray run`` on a folder of its own, in a process that can be watched and killed."""
+    """``lana-ray run`` on its own folder, in a process that can be watched and killed."""
 
     folder: Path
     log: Path
@@ -84,29 +84,29 @@ class Run:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        given = [f"run.dir={self.folder}", *SMALL, *self.settings]
+        overrides = [f"run.dir={self.folder}", *SMALL, *self.settings]
         command = [sys.executable, "-m", "lana_ray.cli", "run", str(RECIPE)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *(word for setting in given for word in ("--set", setting))],
+                [*command, *(word for setting in overrides for word in ("--set", setting))],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, "COLUMNS": "200"},
             )
 
     def start_until(self, pattern: str) -> dict[Path, int]:
-        """Starts it and waits for such a file; what is finished then."""
+        """Starts it and waits for such a file; returns what is finished then."""
         self.start()
         self.wait_for(pattern)
         return self.finished()
 
     def wait_for(self, pattern: str) -> None:
-        """Until a file appears that was not there before."""
+        """Waits until a file appears that was not there before."""
         before = set(self.folder.glob(pattern))
-        self._wait(lambda: bool(set(self.folder.glob(pattern)) - before), f"no {pattern} came")
+        self._wait(lambda: bool(set(self.folder.glob(pattern)) - before), f"no {pattern} appeared")
 
     def wait_for_line(self, pattern: str) -> None:
-        self._wait(lambda: re.search(pattern, self.log.read_text()) is not None, f"never said {pattern}")
+        self._wait(lambda: re.search(pattern, self.log.read_text()) is not None, f"never printed {pattern}")
 
     def _wait(self, there: Callable[[], bool], otherwise: str) -> None:
         assert self.process is not None
@@ -127,7 +127,7 @@ class Run:
         return self.process.wait(timeout=_LONGEST_S)
 
     def repeat(self) -> bool:
-        """The same command once more; whether every budget has its registered student."""
+        """Runs the same command again; returns whether every budget has its registered student."""
         self.start()
         return self.end() == 0 and self.is_whole()
 
@@ -136,7 +136,7 @@ class Run:
         return summary.exists() and len(json.loads(summary.read_text())["results"]) == 2
 
     def finished(self) -> dict[Path, int]:
-        """When each finished artifact was written."""
+        """Returns when each finished artifact was written."""
         return {
             path: path.stat().st_mtime_ns
             for pattern in FINISHED
@@ -145,7 +145,7 @@ class Run:
         }
 
     def said(self, pattern: str) -> str:
-        """The last line that matches, else the last one."""
+        """Returns the last line that matches, else the last one."""
         lines = [line.strip() for line in self.log.read_text().splitlines() if line.strip()]
         return next((line for line in reversed(lines) if re.search(pattern, line)), lines[-1])
 
@@ -155,13 +155,13 @@ class Run:
 
 
 def redone(run: Run, before: dict[Path, int]) -> int:
-    """How many of the artifacts were lost or written again."""
+    """Returns how many of the artifacts were lost or written again."""
     after = run.finished()
     return sum(after.get(path) != written for path, written in before.items())
 
 
 def driver_killed(folder: Path) -> Iterator[Outcome]:
-    """One run, killed in every stage."""
+    """Kills one run in every stage."""
     run, there = Run(folder / "run", folder / "log"), dict[str, dict[Path, int]]()
     for stage, pattern in STAGES.items():
         run.start()
@@ -173,7 +173,7 @@ def driver_killed(folder: Path) -> Iterator[Outcome]:
         yield Outcome(
             fault=f"driver killed in {stage}",
             status=-signal.SIGKILL,
-            told="",
+            message="",
             kept=len(before),
             redone=redone(run, before),
             ends=ends,
@@ -181,10 +181,10 @@ def driver_killed(folder: Path) -> Iterator[Outcome]:
 
 
 def worker_killed(folder: Path) -> Iterator[Outcome]:
-    """A sampler, then a Ray Train worker, of one run."""
+    """Kills a sampler, then a Ray Train worker, of one run."""
     run = Run(folder / "run", folder / "log")
     run.start()
-    found = []
+    faults = []
     for fault, pattern, title, line in (
         ("sampler killed", "samples/*", "ray::SamplerActor", "sampler died"),
         ("Ray Train worker killed", "candidates/*", "ray::RayTrainWorker", r"worker \d+ died"),
@@ -193,13 +193,13 @@ def worker_killed(folder: Path) -> Iterator[Outcome]:
         before = run.finished()
         os.kill(run.descendants(title)[0], signal.SIGKILL)
         run.wait_for_line(line)
-        found.append((fault, before, run.said(line)))
+        faults.append((fault, before, run.said(line)))
     status = run.end()
-    for fault, before, told in found:
+    for fault, before, message in faults:
         yield Outcome(
             fault=fault,
             status=status,
-            told=told,
+            message=message,
             kept=len(before),
             redone=redone(run, before),
             ends=run.is_whole(),
@@ -207,7 +207,7 @@ def worker_killed(folder: Path) -> Iterator[Outcome]:
 
 
 def node_removed(folder: Path) -> Iterator[Outcome]:
-    """The second of two nodes goes while it distils."""
+    """Removes the second of two nodes during distillation."""
     with breakable.cluster(num_cpus=1, labels={"lana.target": "ort-1t"}) as machines:
         second = machines.add_node(num_cpus=1)
         run = Run(folder / "run", folder / "log", (f"ray.address={machines.address}",))
@@ -217,7 +217,7 @@ def node_removed(folder: Path) -> Iterator[Outcome]:
 
 
 def store_full(folder: Path) -> Iterator[Outcome]:
-    """Another job's objects fill a small object store several times while the run goes on: Ray spills."""
+    """Fills a small object store several times with another job's objects, so that Ray spills."""
     import numpy as np
     import ray
 
@@ -232,25 +232,25 @@ def store_full(folder: Path) -> Iterator[Outcome]:
 
 
 def disk_full(folder: Path) -> Iterator[Outcome]:
-    """No byte is left where the run directory is; then there is room again."""
+    """Fills the file system of the run directory to the last byte, then makes room again."""
     with breakable.file_system(folder) as disk:
         run = Run(disk.mount / "run", folder / "log")
         before, ballast = run.start_until("candidates/*"), disk.mount / "ballast"
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], capture_output=True)
-        yield _ended("disk full from distill on", run, before, "lana-ray:", mend=ballast.unlink)
+        yield _ended("disk full from distill on", run, before, "lana-ray:", repair=ballast.unlink)
 
 
 def disk_read_only(folder: Path) -> Iterator[Outcome]:
-    """The kernel finds the file system broken and lets nobody write; then it is checked and mounted anew."""
+    """Makes the file system read-only, as the kernel does after an error; then checks and mounts it again."""
     with breakable.file_system(folder) as disk:
         run = Run(disk.mount / "run", folder / "log")
         before = run.start_until("candidates/*")
         subprocess.run(["mount", "-o", "remount,abort", str(disk.mount)], check=True)
-        yield _ended("storage read-only from distill on", run, before, "lana-ray:", mend=disk.check)
+        yield _ended("storage read-only from distill on", run, before, "lana-ray:", repair=disk.check)
 
 
 def server_away(folder: Path) -> Iterator[Outcome]:
-    """The tracking server goes while stages run, and comes back; then it is gone when students register."""
+    """Stops the tracking server while stages run, and later when students register."""
     with breakable.server(folder) as server:
         run = Run(folder / "run", folder / "log", environment={"MLFLOW_TRACKING_URI": server.uri})
         before = run.start_until("candidates/*")
@@ -263,7 +263,7 @@ def server_away(folder: Path) -> Iterator[Outcome]:
         run.settings = ("finetune.epochs=1",)  # other students
         before = run.start_until("students/*")
         server.stop()
-        yield _ended("MLflow away when students register", run, before, "lana-ray:", mend=server.start)
+        yield _ended("MLflow away when students register", run, before, "lana-ray:", repair=server.start)
 
 
 FAULTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {
@@ -278,25 +278,28 @@ FAULTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {
 
 
 def _ended(
-    fault: str, run: Run, before: dict[Path, int], line: str = "", mend: Callable[[], Any] = lambda: None
+    fault: str, run: Run, before: dict[Path, int], line: str = "", repair: Callable[[], Any] = lambda: None
 ) -> Outcome:
-    """Waits for the end of a run that met a fault, mends what broke and runs it again where it failed."""
+    """Waits for the end of a run after a fault, repairs the fault and runs it again if it failed."""
     status = run.end()
-    told = run.said(line) if line else ""
-    mend()
+    message = run.said(line) if line else ""
+    repair()
     ends = run.is_whole() if status == 0 else run.repeat()
     return Outcome(
-        fault=fault, status=status, told=told, kept=len(before), redone=redone(run, before), ends=ends
+        fault=fault, status=status, message=message, kept=len(before), redone=redone(run, before), ends=ends
     )
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(FAULTS)}; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(FAULTS)}; may be repeated.")
+    ] = None,
     out: Path | None = None,
 ) -> None:
-    """Prints the table, and writes it as JSON."""
+    """Prints the table and writes it as JSON."""
     os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of the clusters made here
+    # The token of the clusters started here.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     outcomes: list[Outcome] = []
     for name in only or FAULTS:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -309,11 +312,11 @@ def main(
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table("fault", "exit status", "kept", "redone", "ends whole", "told")
+    table = Table("fault", "exit status", "kept", "redone", "ends whole", "message")
     for outcome in outcomes:
         ends = "yes" if outcome.ends else "no"
         counts = (str(outcome.status), str(outcome.kept), str(outcome.redone))
-        table.add_row(outcome.fault, *counts, ends, outcome.told)
+        table.add_row(outcome.fault, *counts, ends, outcome.message)
     return table
 
 

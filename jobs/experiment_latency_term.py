@@ -1,8 +1,8 @@
-"""How far LAT(α) is from what the found cells really take, on measured latencies of NAS-Bench-201.
+"""Measures how far LAT(α) is from the true latencies of the cells that searches find, on NAS-Bench-201.
 
     python jobs/experiment_latency_term.py PATH/latency --seeds 3 --json latency_term.json
 
-PATH/latency holds ``nb201/`` (``archs.txt``, ``latency_ms.npz``): HELP's measurements as numpy archives,
+PATH/latency has ``nb201/`` (``archs.txt``, ``latency_ms.npz``): HELP's measurements as numpy archives,
 milliseconds. A toy task prefers convolutions; the search weighs it against a predictor of 900 cells. Then a
 real supernet learns handwritten digits, while it is searched for half of the mean cell's latency on each
 device.
@@ -40,7 +40,7 @@ TASK = torch.tensor([1.0, 0.6, 0.3, 0.0, 0.5])
 """Loss of each operation on an edge."""
 SAMPLES = 900
 TARGETS = (0.4, 0.7, 1.0)
-"""Of the mean cell's latency."""
+"""Targets relative to the mean cell's latency."""
 SCALES = (0.3, 1.0, 3.0)
 """Standard deviations of random logits."""
 DRAWS: dict[str, tuple[Way, float | None]] = {
@@ -52,11 +52,11 @@ DRAWS: dict[str, tuple[Way, float | None]] = {
     "argmax": ("argmax", None),
 }
 SHARE = 0.5
-"""Of the mean cell's latency, that cells for digits are searched for."""
+"""Target of the searches on digits, relative to the mean cell's latency."""
 EPOCHS, STEPS, BATCH = 20, 20, 64
 CELLS = NasBench201Space()
 Figures = dict[str, dict[str, dict[str, list[float]]]]
-"""By device, by way of LAT(α), by name."""
+"""Figures by device, by way of LAT(α), by name."""
 
 
 class Toy(nn.Module):
@@ -83,9 +83,9 @@ class Toy(nn.Module):
 
 @dataclass(frozen=True)
 class Device:
-    """True latencies of all live cells, and a predictor of some."""
+    """A device's true latencies of all live cells, and a predictor fitted to some of them."""
 
-    known: dict[Architecture, float]
+    latencies: dict[Architecture, float]
     cost: Cost
     mean: float
 
@@ -96,36 +96,39 @@ def main(
         str, typer.Option(help="Names of devices, separated by commas.")
     ] = "raspi4,1080ti_256",
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    to: Annotated[Path | None, typer.Option("--json", help="Where the figures go as JSON.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Prints three tables: values along searches for a target, gradients beside the exact ones, and the cells
-    found for digits on each device."""
+    """Prints three tables: values along searches, gradients compared with exact ones, cells for digits."""
     if not (folder / "nb201" / "archs.txt").is_file():
-        raise UserError(f"{folder}: no nb201/archs.txt there")
+        raise UserError(
+            "missing_file", f"{folder}: no nb201/archs.txt there; give the folder that has nb201/"
+        )
     searches: Figures = {}
     gradients: Figures = {}
-    known = {name: _device(folder, name) for name in devices.split(",")}
-    for name, device in known.items():
+    by_name = {name: _device(folder, name) for name in devices.split(",")}
+    for name, device in by_name.items():
         searches[name] = {way: _searches(device, way, seeds) for way in get_args(Way)}
         gradients[name] = _gradients(device, seeds)
     table = Table(title="LAT(α) along searches for a target", title_justify="left")
     for heading in ("device", "LAT(α)", "|LAT / true − 1|", "in the last epoch", "Spearman", "true / target"):
         table.add_column(heading, justify="left" if heading in ("device", "LAT(α)") else "right")
     for name, ways in searches.items():
-        for way, found in ways.items():
-            along, end = (f"{100 * np.median(found[key]):.1f} %" for key in ("along", "end"))
-            least, most = min(found["reached"]), max(found["reached"])
-            reached = f"{np.median(found['reached']):.2f} ({least:.2f} to {most:.2f})"
-            table.add_row(name, way, along, end, f"{found['spearman'][0]:.3f}", reached)
+        for way, measures in ways.items():
+            along, end = (f"{100 * np.median(measures[key]):.1f} %" for key in ("along", "end"))
+            least, most = min(measures["reached"]), max(measures["reached"])
+            reached = f"{np.median(measures['reached']):.2f} ({least:.2f} to {most:.2f})"
+            table.add_row(name, way, along, end, f"{measures['spearman'][0]:.3f}", reached)
     console.print(table)
-    table = Table(title="Gradient of one LAT(α), 8 samples, beside the exact one", title_justify="left")
+    table = Table(
+        title="Gradient of one LAT(α), 8 samples, compared with the exact one", title_justify="left"
+    )
     for heading in ("device", "LAT(α)", "cosine", "length"):
         table.add_column(heading, justify="left" if heading in ("device", "LAT(α)") else "right")
     for name, draws in gradients.items():
-        for draw, found in draws.items():
-            table.add_row(name, draw, *(f"{np.mean(found[key]):.2f}" for key in ("cosine", "length")))
+        for draw, measures in draws.items():
+            table.add_row(name, draw, *(f"{np.mean(measures[key]):.2f}" for key in ("cosine", "length")))
     console.print(table)
-    digits = _digits(known, seeds)
+    digits = _digits(by_name, seeds)
     console.print(_digits_table(digits))
     if to:
         figures = {"search": searches, "gradient": gradients, "digits": digits}
@@ -133,22 +136,22 @@ def main(
 
 
 def _device(folder: Path, name: str) -> Device:
-    """Cells with dead edges are left out: what is deployed has none."""
+    """Loads a device's measurements, without cells that have dead edges, since deployed cells have none."""
     cells = [CELLS.parse(line) for line in (folder / "nb201" / "archs.txt").read_text().splitlines()]
     with np.load(folder / "nb201" / "latency_ms.npz", allow_pickle=False) as file:
         if name not in file.files:
-            raise UserError(f"no device {name!r}; there are {', '.join(file.files)}")
-        known = dict(zip(cells, file[name].astype(float).tolist(), strict=True))
-    known = {cell: known[cell] for cell in cells if CELLS.live(cell) == cell}
+            raise UserError("unknown_name", f"unknown device {name!r}; available: {', '.join(file.files)}")
+        by_cell = dict(zip(cells, file[name].astype(float).tolist(), strict=True))
+    by_cell = {cell: by_cell[cell] for cell in cells if CELLS.live(cell) == cell}
     rng = np.random.default_rng(0)
     drawn = [CELLS.live(CELLS.random(rng)) for _ in range(SAMPLES)]
-    latencies = np.array([known[cell] for cell in drawn])
+    latencies = np.array([by_cell[cell] for cell in drawn])
     predictor = LatencyPredictor(seed=0).fit(np.stack([CELLS.encode(cell) for cell in drawn]), latencies)
-    return Device(known, predictor.as_module(), float(latencies.mean()))
+    return Device(by_cell, predictor.as_module(), float(latencies.mean()))
 
 
 def _searches(device: Device, way: Way, seeds: int) -> dict[str, list[float]]:
-    """From random α to every target: errors of LAT(α), its rank correlation, and what was reached."""
+    """Searches from random α for every target: errors of LAT(α), its rank correlation, and the results."""
     expected, true, end, reached = [], [], [], []
     for target, seed in product(TARGETS, range(seeds)):
         result = search(
@@ -170,9 +173,9 @@ def _searches(device: Device, way: Way, seeds: int) -> dict[str, list[float]]:
             loss=lambda answer, images, labels: answer,
         )
         expected += [point.expected_cost for point in result.trajectory]
-        true += [device.known[point.architecture] for point in result.trajectory]
+        true += [device.latencies[point.architecture] for point in result.trajectory]
         end.append(abs(expected[-1] / true[-1] - 1))
-        reached.append(device.known[result.architecture] / (target * device.mean))
+        reached.append(device.latencies[result.architecture] / (target * device.mean))
     errors = np.abs(np.array(expected) / np.array(true) - 1)
     return {
         "along": errors.tolist(),
@@ -183,13 +186,15 @@ def _searches(device: Device, way: Way, seeds: int) -> dict[str, list[float]]:
 
 
 def _gradients(device: Device, seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Cosine with the gradient of the predictor's mean over all cells by their probabilities, and relative
-    length, of each way at random logits."""
+    """Compares gradients of each way at random logits with that of the exact mean over all cells.
+
+    Returns, by way, the cosines and the relative lengths.
+    """
     everything = list(product(range(len(OPERATIONS)), repeat=6))
     choices = torch.tensor(everything)
     with torch.no_grad():
         costs = device.cost(torch.from_numpy(np.stack([CELLS.encode(cell) for cell in everything])))
-    found: dict[str, dict[str, list[float]]] = {draw: {"cosine": [], "length": []} for draw in DRAWS}
+    figures: dict[str, dict[str, list[float]]] = {draw: {"cosine": [], "length": []} for draw in DRAWS}
     for scale, seed in product(SCALES, range(5 * seeds)):
         torch.manual_seed(seed)
         logits = [(scale * torch.randn(len(OPERATIONS))).requires_grad_() for _ in range(6)]
@@ -198,13 +203,13 @@ def _gradients(device: Device, seeds: int) -> dict[str, dict[str, list[float]]]:
         for draw, (way, temperature) in DRAWS.items():
             value = expected_cost(logits, CELLS, device.cost, way=way, temperature=temperature)
             slope = _flat(value, logits)
-            found[draw]["cosine"].append(float(torch.cosine_similarity(slope, exact, dim=0)))
-            found[draw]["length"].append(float(slope.norm() / exact.norm()))
-    return found
+            figures[draw]["cosine"].append(float(torch.cosine_similarity(slope, exact, dim=0)))
+            figures[draw]["length"].append(float(slope.norm() / exact.norm()))
+    return figures
 
 
 def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
-    """Searches of a real supernet on real images, alike but for the device."""
+    """Searches a real supernet on real images, with the same settings for each device."""
     data = load_data(DataConfig(source="digits", image_size=16, score_images=300), seed=0)
     rows = []
     for seed, (name, device) in product(range(seeds), devices.items()):
@@ -235,7 +240,7 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
         )
         moved = result.trajectory[EPOCHS // 2 - 1 :]  # from where α moves
         expected = [point.expected_cost for point in moved]
-        true = [device.known[CELLS.live(point.architecture)] for point in moved]
+        true = [device.latencies[CELLS.live(point.architecture)] for point in moved]
         rows.append(
             {
                 "seed": seed,
@@ -243,7 +248,7 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
                 "spearman": float(spearmanr(expected, true).statistic),
                 "cell": CELLS.format(result.architecture),
                 "share": {
-                    other: there.known[CELLS.live(result.architecture)] / there.mean
+                    other: there.latencies[CELLS.live(result.architecture)] / there.mean
                     for other, there in devices.items()
                 },
             }

@@ -1,4 +1,4 @@
-"""What a strided layer's padding is worth to its candidates: padded as it pads, and alike on every side.
+"""Compares candidates of a strided layer that pad as the layer does with those that pad every side alike.
 
     python jobs/experiment_padding.py jobs/cifar10.yaml --steps 80
 
@@ -36,7 +36,7 @@ def main(
     recipe: Path,
     steps: int = 80,
     ops: Annotated[str, typer.Option(help="Operations to try, separated by commas.")] = ",".join(OPS),
-    settings: Annotated[list[str] | None, typer.Option("--set", help="As of lana-ray run.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="As for lana-ray run.")] = None,
 ) -> None:
     """Prints a table of candidates by layer."""
     config = load_config(recipe, tuple(settings or ()))

@@ -1,7 +1,7 @@
-"""A cost of one's own: the bytes of a network's weights, as they are stored.
+"""Example of your own cost: the bytes of a network's weights, as they are stored.
 
-Put the module into ``lana_ray/costs/`` and its ``METER`` into ``METERS`` there; ``search.cost``, tables and
-plots know it from then on. ``pytest jobs/examples/own_cost.py`` tries it as the others are tried.
+Put the module into ``lana_ray/costs/`` and its ``METER`` into ``METERS`` there to use it in ``search.cost``,
+tables and plots. ``pytest jobs/examples/own_cost.py`` runs the tests that all meters pass.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lana_ray.testing import MeterSuite
 
 
 def unavailable(target: Target) -> None:
-    """Counted anywhere."""
+    """Returns None, since it can be counted on any node."""
 
 
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
-    """Parameters and buffers of what is deployed, batch-norms folded."""
+    """Returns the bytes of parameters and buffers of the deployed network, with batch-norms folded."""
     return float(sum(tensor.nbytes for tensor in deployed(module).state_dict().values()))
 
 

@@ -1,9 +1,9 @@
-"""An operation of one's own: a box blur of each channel, and a pointwise convolution.
+"""Example of your own operation: a box blur of each channel, and a pointwise convolution.
 
     lana-ray run jobs/quickstart.yaml \
       --set 'pool.modules=[jobs/examples/own_operation.py]' --set 'pool.ops=[identity, box_k3]'
 
-``pytest jobs/examples/own_operation.py`` tries it as the operations of this package are tried.
+``pytest jobs/examples/own_operation.py`` runs the tests that all operations pass.
 """
 
 from __future__ import annotations

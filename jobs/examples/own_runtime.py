@@ -1,8 +1,8 @@
-"""A runtime of one's own: TorchScript, as phones ran it before ExecuTorch.
+"""Example of your own runtime: TorchScript, as phones ran it before ExecuTorch.
 
-Put the module into ``lana_ray/deploy/runtimes/`` and its ``RUNTIME`` into ``RUNTIMES`` there; settings, help
-and ``lana-ray doctor`` know it from then on. ``pytest jobs/examples/own_runtime.py`` tries it as the others
-are tried.
+Put the module into ``lana_ray/deploy/runtimes/`` and its ``RUNTIME`` into ``RUNTIMES`` there to use it in
+settings and ``lana-ray doctor``. ``pytest jobs/examples/own_runtime.py`` runs the tests that all runtimes
+pass.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class ScriptSession:
 
 
 def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
-    """What ``load`` traces: tracing makes a module that does not travel between processes."""
+    """Returns the module for ``load`` to trace, since a traced one cannot be sent between processes."""
     return to_program(module, example, dynamic_batch=False)
 
 
 def load(program: nn.Module, example: Tensor, target: Target) -> ScriptSession:
     torch.set_num_threads(target.threads)
-    own = copy.deepcopy(program)  # which shares its weights with the network it was made of
+    # The program shares its weights with the network that it was made of.
+    own = copy.deepcopy(program)
     traced = torch.jit.trace(own, (example,))  # type: ignore[no-untyped-call]
     return ScriptSession(traced, example.contiguous())
 

@@ -1,10 +1,10 @@
-"""A search space of one's own: plain convolutional networks, of which each stage has a width.
+"""Example of your own search space: plain convolutional networks with a width for each stage.
 
-``lana_ray.latency.LatencyPredictor`` learns from its encodings what its networks cost:
+``lana_ray.latency.LatencyPredictor`` learns the networks' costs from the space's encodings:
 
     predictor = LatencyPredictor().fit([space.encode(a) for a in measured], latencies_ms)
 
-``pytest jobs/examples/own_space.py`` tries it as the others are tried.
+``pytest jobs/examples/own_space.py`` runs the tests that all spaces pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WIDTHS = (8, 16, 24, 32)
 
 
 class PlainSpace(Space):
-    """Four stages that halve the image; an architecture is the position of each one's width in ``WIDTHS``."""
+    """Four stages that halve the image; an architecture is the index of each stage's width in ``WIDTHS``."""
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""What an operation, a runtime, a meter or a space of one's own must hold to: suites for pytest.
+"""Test suites that every operation, runtime, meter or search space must pass, including your own.
 
-Subclass one in your tests, and say what it is for:
+Subclass one in your tests, and set what it tests::
 
     from lana_ray.testing import OperationSuite
 
@@ -12,7 +12,8 @@ The operations, runtimes, meters and spaces of this package pass the same suites
 
 import pytest
 
-for _name in ("meters", "operations", "runtimes", "spaces"):  # so that failures show values
+# Makes failed assertions in the suites show values.
+for _name in ("meters", "operations", "runtimes", "spaces"):
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
 from lana_ray.testing.meters import MeterSuite  # noqa: E402

@@ -1,4 +1,4 @@
-"""What every meter must hold to, on a small network."""
+"""The suite that every meter must pass, on a small network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
 
 
 def small_network() -> nn.Module:
-    """Images [n, 3, 16, 16] to five logits, the same whenever it is asked for."""
+    """Returns a network from images [n, 3, 16, 16] to five logits, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return nn.Sequential(
@@ -30,7 +30,7 @@ def small_network() -> nn.Module:
 
 
 class MeterSuite:
-    """Set ``meter``, and ``target`` where another one than a CPU's PyTorch is wanted."""
+    """Tests of a meter: set ``meter``, and ``target`` for another target than PyTorch on a CPU."""
 
     meter: ClassVar[Meter]
     target: ClassVar[Target] = Target(name="here", batch_size=2, input_shape=(3, 16, 16), measure=_QUICK)

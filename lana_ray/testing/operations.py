@@ -1,4 +1,4 @@
-"""What every operation must hold to, at layers of images and of tokens."""
+"""The suite that every operation must pass, at layers of images and of tokens."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ _AT: dict[str, Sequence[Layer]] = {
     "residual": (RESIDUAL, LAST, TOKENS, SEQUENCE),
     "exported": (RESIDUAL, UNEVEN, SAME, LAST_STRIDED, TOKENS, SEQUENCE),
 }
-"""By argument of a test: the layers that it is tried at."""
+"""The layers to test, by the name of a test's argument."""
 Case = tuple[Op, Layer]
 
 
 @cache
 def teacher_of(layer: Layer) -> nn.Module:
-    """A module that stands for a layer of a teacher."""
+    """Returns a module that replaces a layer of a teacher."""
     return build_op(parse_op("mbconv_e2_k3" if layer.is_image else "vit_d32_h4_n1"), layer, seed=7)
 
 
 def built(case: Case) -> nn.Module:
-    """The operation for its layer, in training mode."""
+    """Builds the operation for its layer, in training mode."""
     op, layer = case
     return build_op(op, layer, seed=0, act=nn.ReLU6, teacher=teacher_of(layer))
 
 
 def batch_for(layer: Layer, size: int = 4) -> Tensor:
-    """Inputs of a layer, the same whenever they are asked for."""
+    """Returns inputs of a layer, the same at every call."""
     return torch.randn(size, *layer.input_shape, generator=torch.Generator().manual_seed(1))
 
 
 def trained_a_little(case: Case) -> nn.Module:
-    """In evaluation mode, with running statistics that are not those of the start."""
+    """Builds the operation in evaluation mode, with running statistics other than the initial ones."""
     module = built(case)
     module(batch_for(case[1], 8) * 2 + 1)
     return module.eval()
 
 
 class OperationSuite:
-    """Set ``operations`` to names as in ``pool.ops``; each is tried wherever it fits."""
+    """Tests of operations: set ``operations`` to names as in ``pool.ops``; each is tested where it fits."""
 
     operations: ClassVar[Sequence[str]] = ()
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Makes a test of every operation, at every layer that it fits."""
+        """Parametrizes a test by every operation and every layer that it fits."""
         for argument in _AT.keys() & set(metafunc.fixturenames):
             cases = [
                 (op, layer)

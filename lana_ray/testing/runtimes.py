@@ -1,4 +1,4 @@
-"""What every runtime must hold to, on a small network."""
+"""The suite that every runtime must pass, on a small network."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from lana_ray.deploy.runtimes.runtime import Runtime, Session
 from lana_ray.testing.meters import small_network
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
-"""Of the largest output; a GPU convolves in TF32, of as many bits as fp16."""
+"""Largest error relative to the largest output; a GPU convolves in TF32, which has as many bits as fp16."""
 
 
 def first(output: object) -> Tensor:
-    """The one output of ``run``, which is the runtime's own kind of array or a list of one."""
+    """Returns the one output of ``run``, which is an array of the runtime's own kind or a list of one."""
     return torch.as_tensor(output[0] if isinstance(output, list) else output).float().cpu()
 
 
-def assert_answers(found: Tensor, module: nn.Module, images: Tensor, target: Target) -> None:
-    """``found`` is what the module answers, as exactly as the target computes."""
+def assert_answers(output: Tensor, module: nn.Module, images: Tensor, target: Target) -> None:
+    """Asserts that ``output`` is the module's output, to the target's precision."""
     with torch.no_grad():
         expected = module(images)
-    assert found.dtype == torch.float32
-    assert found.shape == expected.shape
+    assert output.dtype == torch.float32
+    assert output.shape == expected.shape
     tf32 = target.device.startswith("cuda") and target.precision == "fp32"
     tolerance = TOLERANCE["fp16" if tf32 else target.precision]
-    assert float((found - expected).abs().max() / expected.abs().max()) <= tolerance
+    assert float((output - expected).abs().max() / expected.abs().max()) <= tolerance
 
 
 class RuntimeSuite:
-    """Set ``runtime``, and ``device`` where it is not the CPU."""
+    """Tests of a runtime: set ``runtime``, and ``device`` for another device than the CPU."""
 
     runtime: ClassVar[Runtime]
     device: ClassVar[str] = "cpu"
 
     @property
     def target(self) -> Target:
-        """One that any runtime's checks let pass: what is tried here does not read ``runtime`` of it."""
+        """A target that passes every runtime's checks: the tests do not read its ``runtime``."""
         return Target(name="here", device=self.device, batch_size=4, input_shape=(3, 16, 16))
 
     @property
@@ -48,9 +48,9 @@ class RuntimeSuite:
         return torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
     def loaded(self, module: nn.Module, images: Tensor) -> Session:
-        """A network as it is deployed, with a batch bound; skips where the runtime is not installed."""
-        if (mend := self.runtime.missing) is not None:
-            pytest.skip(mend)
+        """Loads a network as for deployment, with a batch bound; skips if the runtime is not installed."""
+        if (missing := self.runtime.missing) is not None:
+            pytest.skip(missing)
         return self.runtime.load(self.runtime.program(module, images, self.target), images, self.target)
 
     def test_it_says_what_it_is(self) -> None:
@@ -75,7 +75,8 @@ class RuntimeSuite:
         kept = session.predict(images.flip(1))
         again = kept.clone()
         assert_answers(first(session.run()), module, images, self.target)
-        assert torch.equal(kept, again)  # predictions are not overwritten by the next call
+        # The next call must not overwrite predictions.
+        assert torch.equal(kept, again)
 
     def test_a_module_in_training_mode_is_run_in_evaluation_and_left_alone(self) -> None:
         module, evaluated = small_network().train(), small_network().eval()

@@ -1,4 +1,4 @@
-"""What every search space must hold to, on architectures drawn at random."""
+"""The suite that every search space must pass, on random architectures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DRAWN = 20
 
 
 class SpaceSuite:
-    """Override ``space``; networks take images of ``image_size`` pixels, and two of them are built."""
+    """Tests of a space: override ``space``; two networks are built for images of ``image_size`` pixels."""
 
     image_size = 32
 
     def space(self) -> Space:
-        """The space that is tried."""
+        """Returns the space to test."""
         raise NotImplementedError
 
     def drawn(self, space: Space, seed: int = 0) -> Sequence[Architecture]:
