@@ -66,7 +66,7 @@ def _pools(path: Path) -> dict[str, Resources]:
 def _role(path: Path, pool: str) -> str:
     """That of a pool, from the comment above it."""
     (comment,) = re.findall(rf'# Target "{pool}":((?:.*\n\s*#)*.*)', path.read_text())
-    return "both" if "Trains as well" in comment else "measure"
+    return "both" if "It also trains" in comment else "measure"
 
 
 def _serves(pools: dict[str, Resources], recipe: Config) -> bool:
