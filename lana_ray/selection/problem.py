@@ -86,11 +86,11 @@ class Problem:
     """Checked scores and costs of N layers, and their available candidates."""
 
     scores: list[Floats]
-    """Per layer, shape [M_i]."""
+    """Scores of each layer, shape [M_i]."""
     costs: dict[str, list[Floats]]
-    """Per cost and layer, shape [M_i]."""
+    """Costs of each layer by name, shape [M_i]."""
     available: list[Ints]
-    """Per layer, the sorted indices of candidates without an infinite score or cost."""
+    """Sorted indices of each layer's candidates without an infinite score or cost."""
 
     @classmethod
     def check(cls, scores: Sequence[Any], costs: Mapping[str, Sequence[Any]]) -> Problem:

@@ -22,15 +22,22 @@ from lana_ray.selection.solver import Relaxed
 Singles = np.ndarray[Any, np.dtype[np.float32]]
 
 # Tried at N = 46, M = 197 with 5 to 99 earlier selections: ten times the steps come 0.1 % nearer the bound.
-_WIDTH = 8  # candidates per layer
+# Candidates per layer.
+_WIDTH = 8
 _SEARCHES = 64
 _STEPS = 400
-_PATIENCE = 100  # steps without a better selection
-_TABU_STEPS = (2, 6)  # range of the steps for which an exchanged column stays out, end excluded
-_START, _LEAST = 0.8, 0.2  # prices in units of a row's dual value, and of the largest one of an overlap
-_RISE, _FALL = 1.05, 0.95  # factors of prices in each step
-_NOISE = 5  # the higher, the further from the relaxation's solution the searches start
-_ROUNDING = 1e-9  # rounding error of sums in the units of Program
+# Steps without a better selection.
+_PATIENCE = 100
+# Range of the steps for which an exchanged column stays out, end excluded.
+_TABU_STEPS = (2, 6)
+# Prices in units of a row's dual value, and of the largest one of an overlap.
+_START, _LEAST = 0.8, 0.2
+# Factors of prices in each step.
+_RISE, _FALL = 1.05, 0.95
+# The higher, the further from the relaxation's solution the searches start.
+_NOISE = 5
+# Rounding error of sums in the units of Program.
+_ROUNDING = 1e-9
 _FOREVER = np.iinfo(np.int32).max
 
 
@@ -48,7 +55,7 @@ class _Grid:
     limit: Floats
     """Shape [budgets, 1]."""
     member: Singles
-    """1 where an earlier selection contains the column, shape [earlier, cells]."""
+    """1 if an earlier selection contains the column, else 0, shape [earlier, cells]."""
     may_agree: Floats
     """Shape [earlier]."""
     least_price: Singles

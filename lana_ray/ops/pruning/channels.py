@@ -28,7 +28,7 @@ def hidden_channels(module: nn.Module, layer: Layer) -> list[Hidden]:
 
     A unit is one channel in most dimensions, the channels of a group in ResNeXt and RegNet, a head in
     attention, and one channel of each branch in split attention. The result depends only on the module's
-    structure: every dimension is tried on random weights, where the module without every other unit must
+    structure. Every dimension is tried on random weights: the module without every other unit must
     compute the same as the full one with zeros in the weights that read these units. The result is cached
     by structure (.15 s for a block of EfficientNet).
 
