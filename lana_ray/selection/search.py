@@ -22,6 +22,7 @@ from lana_ray.selection.solver import Relaxed
 Singles = np.ndarray[Any, np.dtype[np.float32]]
 
 # Tried at N = 46, M = 197 with 5 to 99 earlier selections: ten times the steps come 0.1 % nearer the bound.
+
 # Candidates per layer.
 _WIDTH = 8
 _SEARCHES = 64
