@@ -1,1 +1,1 @@
-"""All of Ray: connecting, nodes and what workers claim of them, leases, samplers, training, tasks, sweeps."""
+"""Everything that uses Ray: connecting, nodes, resource claims, leases, samplers, training, tasks, sweeps."""

@@ -1,4 +1,4 @@
-"""A user whom the system does not know, as containers have it that run under a number without a name."""
+"""Completes the account of a user whom the system does not know, as in containers with a bare user id."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def complete_account() -> None:
-    """Gives this process, and what it starts, the user's name and home directory that it lacks.
+    """Sets ``USER`` and ``HOME`` for this process and its children if the system knows no name or home.
 
-    Ray, torch and MLflow ask for them when they are imported, and fail without.
+    Ray, torch and MLflow look them up on import and fail without them.
     """
     try:
         getpass.getuser()
@@ -24,7 +24,7 @@ def complete_account() -> None:
 
 
 def _own_folder() -> str:
-    """A folder that nobody else can read, the same each time if it is still this user's."""
+    """Returns a folder that only this user can read: the same every time, if it still belongs to the user."""
     folder = Path(tempfile.gettempdir(), f"lana_ray-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     own = folder.lstat()

@@ -1,4 +1,4 @@
-"""What a process must share with the driver to take part in a run: its code, and the run directory."""
+"""Checks that a process shares the driver's code and run directory, as every process of a run must."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from lana_ray.run_dir.method import check_code, installed_code
 from lana_ray.run_dir.storage import Storage
 
 _STALE_S = 60.0
-"""How long a file system of the network may show an earlier state of a directory, as NFS does."""
+"""How long a network file system such as NFS may show an outdated directory."""
 _LOOK_S = 1.0
 _ANSWER_S = 180.0
-"""How long a node may take to start a process that looks."""
+"""How long a node may take to start the process that checks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """What the driver has."""
+    """The driver's run directory and code, which every other process must share."""
 
     run_dir: str
     lease: str | None
-    """The id in the run directory's lease; None where the driver holds none: nothing is compared."""
+    """The id in the run directory's lease; None if the driver holds no lease, then run directories are not
+    compared."""
     code: Mapping[str, str]
 
     def check(self) -> None:
-        """Returns where this process has the same.
+        """Checks that this process has the same code and run directory.
 
         Raises:
-            UserError: naming this node, where its code is other code or its run directory another directory.
+            UserError: the code or the run directory differs; names this node.
         """
         check_code(self.code)
         if self.lease is not None:
@@ -45,22 +46,22 @@ class Agreement:
 
 
 def of_driver(run_dir: str) -> Agreement:
-    """What this process, the driver, has."""
+    """Returns the agreement that other processes must match; called in the driver."""
     return Agreement(run_dir=run_dir, lease=lease.holder(Storage(run_dir)), code=installed_code())
 
 
 class NodeCheck:
-    """Has every node of the connected cluster look whether it agrees, each once."""
+    """Checks every node of the connected cluster against the driver, each node once."""
 
     def __init__(self, run_dir: str) -> None:
         self._run_dir = run_dir
         self._agreed: set[str] = set()
 
     def look(self) -> None:
-        """Asks the nodes that have joined since the last time; this process's own node agrees.
+        """Checks the nodes that have joined since the last call, except this process's own.
 
         Raises:
-            UserError: a node that does not agree, or that starts no process.
+            UserError: a node does not agree, or starts no process.
         """
         here = ray.get_runtime_context().get_node_id()
         joined = [node for node in nodes() if node.id not in self._agreed | {here}]
@@ -72,22 +73,28 @@ class NodeCheck:
 def _ask(asked: Sequence[Node], agreement: Agreement) -> None:
     what = f"whether it shares run.dir {agreement.run_dir}"
     for node, _, error in ask_nodes(Agreement.check, (agreement,), asked, what=what, limit_s=_ANSWER_S):
-        if error is None or all(other.id != node.id for other in nodes()):  # one that left need not agree
+        # A node that has left the cluster need not agree.
+        if error is None or all(other.id != node.id for other in nodes()):
             continue
         if isinstance(error, TimeoutError):
-            raise UserError(f"{node.name}: starts no process within {_ANSWER_S:g} s; see raylet.err there")
+            raise UserError(
+                "unreachable",
+                f"node {node.name}: Ray started no process within {_ANSWER_S:g} s; see raylet.err there",
+            )
         raise error
 
 
 @functools.cache
 def _check_run_dir(run_dir: str, expected: str) -> None:
     storage = Storage(run_dir)
-    end = time.monotonic() + (_STALE_S if storage.is_local else 0)  # object stores are always up to date
-    while (found := lease.holder(storage)) != expected:
+    # Object stores are always up to date.
+    end = time.monotonic() + (_STALE_S if storage.is_local else 0)
+    while (holder := lease.holder(storage)) != expected:
         if time.monotonic() > end:
-            what = "another driver works there" if found else "it does not see what the driver writes there"
+            reason = "another driver uses it" if holder else "it does not show the driver's files"
             raise UserError(
-                f"run.dir {run_dir}: node {platform.node()} has another directory of that name ({what}); use "
-                "one that all nodes share, such as NFS or an s3:// URL"
+                "invalid_setting",
+                f"run.dir {run_dir}: node {platform.node()} has a different directory of that name "
+                f"({reason}); use one that all nodes share, such as NFS or an s3:// URL",
             )
         time.sleep(_LOOK_S)

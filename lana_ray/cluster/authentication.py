@@ -1,8 +1,8 @@
-"""The token that the processes of a Ray cluster recognise one another by.
+"""Token authentication between the processes of a Ray cluster.
 
-Ray reads it from ``RAY_AUTH_TOKEN``, from the file in ``RAY_AUTH_TOKEN_PATH`` or from ``~/.ray/auth_token``.
-If none of them has one, a token is written here: Ray would leave its file readable for every user of the
-machine, and fails with a traceback if the home directory cannot be written.
+Ray reads the token from ``RAY_AUTH_TOKEN``, from the file in ``RAY_AUTH_TOKEN_PATH`` or from
+``~/.ray/auth_token``. If none of them has one, this module writes a token: Ray's own file would be readable
+by every user of the machine, and Ray fails with a traceback if the home directory cannot be written.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ _MODE, _TOKEN, _PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 @contextmanager
 def authenticated(*, create: bool) -> Iterator[None]:
-    """Turns token authentication on for this process and for what it starts, unless the user chose otherwise.
+    """Turns token authentication on for this process and its children, unless the user chose otherwise.
 
     Args:
-        create: write a token where there is none, for a cluster that is started here. It goes to the home
-            directory; if that cannot be written, to a temporary directory until the end.
+        create: write a token if there is none, for a cluster that is started here. It goes to the home
+            directory, or to a temporary directory until the end if the home directory cannot be written.
 
     Raises:
-        UserError: when ``RAY_AUTH_TOKEN_PATH`` names a file that has no token.
+        UserError: ``RAY_AUTH_TOKEN_PATH`` names a file without a token.
     """
-    os.environ[_MODE] = os.environ.get(_MODE) or "token"  # empty, it would switch authentication off
+    # An empty variable would switch authentication off.
+    os.environ[_MODE] = os.environ.get(_MODE) or "token"
     with ExitStack() as stack:
         if os.environ[_MODE].lower() == "token" and not os.environ.get(_TOKEN):
-            given = os.environ.get(_PATH)
-            if given and not _has_token(Path(given)):
+            variable = os.environ.get(_PATH)
+            if variable and not _has_token(Path(variable)):
                 raise UserError(
-                    f"{_PATH} {given}: no authentication token can be read there; name the file of a token, "
-                    f"or unset {_PATH}"
+                    "missing_file",
+                    f"{_PATH} {variable}: cannot read an authentication token there; name a file that has "
+                    f"one, or unset {_PATH}",
                 )
-            path = Path(given) if given else _home_token(create)
+            path = Path(variable) if variable else _home_token(create)
             if path is None and create:
                 path = stack.enter_context(_temporary_token())
             if path is not None:
@@ -52,8 +54,9 @@ def authenticated(*, create: bool) -> Iterator[None]:
 
 
 def _home_token(create: bool) -> Path | None:
-    """The file in the home directory; None if it has no token and none can or should be written."""
-    path = Path(os.path.expanduser("~"), ".ray", "auth_token")  # ~ stays as it is where nobody has a home
+    """Returns the token's file in the home directory; None if it has no token and none is written."""
+    # Without a home directory, ~ is not expanded, and the path is not absolute.
+    path = Path(os.path.expanduser("~"), ".ray", "auth_token")
     if _has_token(path):
         return path
     if not create or not path.is_absolute():
@@ -74,8 +77,9 @@ def _has_token(path: Path) -> bool:
 
 
 def _write_token(path: Path) -> None:
-    """Writes a new token that only this user can read; one that another process wrote meanwhile is kept."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".auth_token-")  # mode 0600, whatever the umask
+    """Writes a new token that only this user can read, unless another process has written one meanwhile."""
+    # mkstemp gives the file mode 0600, whatever the umask.
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".auth_token-")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
@@ -96,7 +100,7 @@ def _temporary_token() -> Iterator[Path]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Has Ray's processes read the token from ``path``: they take the home directory from ``HOME`` alone."""
+    """Makes Ray's processes read the token from ``path``: they find the home directory by ``HOME`` only."""
     before = os.environ.get(_PATH)
     os.environ[_PATH] = str(path)
     try:
@@ -110,6 +114,6 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _reread() -> None:
-    """Has Ray look at the variables again, which it read when it was imported."""
+    """Makes Ray read the environment variables again, which it read when it was imported."""
     RayletConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

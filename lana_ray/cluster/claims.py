@@ -1,7 +1,7 @@
-"""Which nodes train, how many workers they hold, and what each worker claims of its node.
+"""Decides which nodes train, how many workers fit on them, and what resources each worker claims.
 
-Training, distillation, scores and evaluations run on nodes whose role is ``train`` or ``both``. Only where no
-other node has a CPU do they run on those that measure.
+Training, distillation, scores and evaluations run on nodes whose role is ``train`` or ``both``. They run on
+nodes that measure only if no other node has a CPU.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ GIB = 2**30
 PROCESS_BYTES = GIB
 """Memory of a worker's process: Python with PyTorch, timm and Ray takes 0.9 GiB."""
 _THREADS_GAIN = 0.9
-"""Exponent of the speed-up by threads, against 1 for workers: rather two workers than two threads of one."""
+"""Exponent of the speed-up by threads; it is 1 for workers, so two workers beat one with two threads."""
 _POLL_S = 2.0
 _SAY_EVERY_S = 30.0
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-"""What Ray takes as a label's value; no node can carry another."""
+"""Pattern of the label values that Ray accepts; no node can carry any other."""
 NODE_ID = "ray.io/node-id"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """What one worker takes of its node."""
+    """Resources that one worker claims on its node."""
 
     cpus: int
     gpus: float = 0
@@ -45,12 +45,12 @@ class Claim:
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray names them."""
+        """The claim by Ray's names of resources, without those it does not need."""
         named = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory)}
         return {name: amount for name, amount in named.items() if amount}
 
     def fits(self, node: Node) -> int:
-        """How many such workers a node holds."""
+        """Returns how many such workers fit on a node."""
         count = node.fits(self.cpus, self.gpus)
         return int(min(count, node.memory / self.memory)) if self.memory else count
 
@@ -65,55 +65,55 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """What is wanted of the nodes: as many workers as they hold, up to a bound."""
+    """A request for as many workers as fit on the nodes, up to a bound."""
 
     most: int
     memory: int = PROCESS_BYTES
-    """Bytes that each takes."""
+    """Bytes per worker."""
     gpus: float = 0
     cpus: int | None = None
-    """Of each; None shares all CPUs of a node among its workers."""
+    """CPUs per worker; None shares all CPUs of a node among its workers."""
     parts: int | None = None
-    """Of the work that the workers share: their number must divide it. None if any number does."""
+    """Number of parts of the work, which the number of workers must divide; None allows any number."""
 
 
 def size(most: int, parts: int | None) -> int:
-    """The largest number of workers up to ``most`` that divides the parts of their work; 0 if none does."""
+    """Returns the largest number of workers up to ``most`` that divides ``parts``; 0 if none does."""
     if parts is None:
         return most
     return max((n for n in range(1, most + 1) if parts % n == 0), default=0)
 
 
-def trainers(known: Iterable[Node]) -> list[Node]:
-    """The living nodes that may train; those that measure only if there has never been another.
+def trainers(nodes: Iterable[Node]) -> list[Node]:
+    """Returns the living nodes that may train; nodes that measure only if there has never been another.
 
     Args:
-        known: all nodes, those that have left too.
+        nodes: all nodes, including those that have left.
     """
-    able = [node for node in known if node.cpus or not node.alive]
+    able = [node for node in nodes if node.cpus or not node.alive]
     return [node for node in [n for n in able if n.role != "measure"] or able if node.alive]
 
 
-def held(known: Iterable[Node], claim: Claim) -> int:
-    """How many workers fit on the nodes that may train."""
-    return sum(claim.fits(node) for node in trainers(known))
+def held(nodes: Iterable[Node], claim: Claim) -> int:
+    """Returns how many workers fit on the nodes that may train."""
+    return sum(claim.fits(node) for node in trainers(nodes))
 
 
-def share(ask: Ask, known: Sequence[Node]) -> tuple[int, Claim]:
-    """How many workers to start on nodes, and what each claims.
+def share(ask: Ask, nodes: Sequence[Node]) -> tuple[int, Claim]:
+    """Decides how many workers to start on the nodes, and what each claims.
 
-    Workers fill the nodes: no more than ``ask`` bounds, each with as many CPUs as its node has left for it.
-    With GPUs, all of them are used first. If no node holds the memory of one worker, it claims what the
-    largest has.
+    Workers fill the nodes, up to the bound of ``ask``, each with as many CPUs as its node has left for it.
+    All GPUs are used before CPUs are added. If no node has the memory of one worker, each worker claims the
+    memory of the largest node.
 
     Returns:
-        The number of workers and the claim of each. 0 if no node holds one, with the smallest claim.
+        The number of workers and the claim of each; 0 and the smallest claim if none fits.
     """
-    able = trainers(known)
+    able = trainers(nodes)
     having = [node for node in able if node.fits(ask.cpus or 1, ask.gpus)]
     memory = int(min(ask.memory, max((node.memory for node in having), default=ask.memory)))
     widths = [ask.cpus] if ask.cpus else range(1, max((node.cpus for node in having), default=1) + 1)
-    # An autoscaler may not know how much memory its nodes have, and would bring none for a claim on it.
+    # The fallback claims no memory: an autoscaler that does not know its nodes' memory would bring none.
     best, choice = 0.0, (0, Claim(cpus=ask.cpus or 1, gpus=ask.gpus))
     for cpus in widths:
         claim = Claim(cpus=cpus, gpus=ask.gpus, memory=memory)
@@ -124,10 +124,10 @@ def share(ask: Ask, known: Sequence[Node]) -> tuple[int, Claim]:
     return choice
 
 
-def occupied(known: Sequence[Node], claim: Claim, count: int) -> list[Node]:
-    """The nodes with what is left of them once ``count`` workers have filled one after another."""
-    able, left = trainers(known), []
-    for node in known:
+def occupied(nodes: Sequence[Node], claim: Claim, count: int) -> list[Node]:
+    """Returns the nodes with what ``count`` workers leave free, which fill one node after another."""
+    able, left = trainers(nodes), []
+    for node in nodes:
         here = min(count, claim.fits(node)) if node in able else 0
         count -= here
         taken = {name: here * amount for name, amount in claim.resources.items()}
@@ -136,63 +136,64 @@ def occupied(known: Sequence[Node], claim: Claim, count: int) -> list[Node]:
     return left
 
 
-def selector(known: Sequence[Node], claim: Claim, targets: Iterable[str]) -> dict[str, str]:
-    """Ray's label selector for what trains; empty if nodes that measure must train.
+def selector(nodes: Sequence[Node], claim: Claim, targets: Iterable[str]) -> dict[str, str]:
+    """Returns Ray's label selector for work that trains; empty if nodes that measure must train.
 
-    It names what is kept out, since Ray cannot ask for nodes that lack a label: nodes that say they measure,
-    and the targets of those that do by default. The run's targets that no node has carried yet are kept out
-    too, as long as other nodes hold a worker; else an autoscaler may bring a node of a target that trains.
+    The selector excludes nodes, since Ray cannot ask for nodes that lack a label: those with the role
+    ``measure``, and those that measure by default because they carry a target. Targets of the run that no
+    node has carried yet are excluded too, as long as other nodes hold a worker: otherwise an autoscaler could
+    bring a node of a target for training.
 
     Args:
-        known: all nodes, those that have left too: a target's nodes may come back.
+        nodes: all nodes, including those that have left: a target's nodes may come back.
         targets: the values of ``lana.target`` that the run measures on.
     """
-    able = trainers(known)
+    able = trainers(nodes)
     if any(node.role == "measure" for node in able):
         return {}
-    measuring = [node for node in known if node.role == "measure" and node.target]
-    kept_out = {node.target for node in measuring}
-    if held(known, claim):
-        kept_out |= {label for label in targets if _LABEL.fullmatch(label)}
-    both = {node.target for node in known if node.role != "measure"}
+    measuring = [node for node in nodes if node.role == "measure" and node.target]
+    excluded = {node.target for node in measuring}
+    if held(nodes, claim):
+        excluded |= {label for label in targets if _LABEL.fullmatch(label)}
+    both = {node.target for node in nodes if node.role != "measure"}
     rules = {
         ROLE: ["measure"],
-        LABEL: sorted(label for label in kept_out - both if label),
+        LABEL: sorted(label for label in excluded - both if label),
         NODE_ID: [node.id for node in measuring if node.alive and node.target in both],
     }
     return {key: f"!in({', '.join(values)})" for key, values in rules.items() if values}
 
 
 def node_labels(config: Config) -> list[str]:
-    """The values of ``lana.target`` that a run measures on."""
+    """Returns the values of ``lana.target`` that a run measures on."""
     return [target.node_label for target in config.targets]
 
 
 def await_room(claim: Claim, config: Config, *, count: int = 1, wait_s: float | None = None) -> None:
-    """Returns once the nodes that train hold ``count`` workers; asks an autoscaler for what is missing.
+    """Waits until ``count`` workers fit on the nodes that train; asks an autoscaler for missing nodes.
 
-    Ray would wait without a word and without an end.
+    Ray itself would wait silently and without a limit.
 
     Args:
         wait_s: how long to wait, in seconds; ``ray.label_wait_s`` by default.
 
     Raises:
-        UserError: when nothing came: what a worker needs, and what the largest node has.
+        UserError: no such node came; names what a worker needs, and what the largest node has.
     """
     limit_s = config.ray.label_wait_s if wait_s is None else wait_s
     start, said = time.monotonic(), -_SAY_EVERY_S
     asked = False
     try:
-        while held(known := cluster.nodes(gone=True), claim) < count:
+        while held(nodes := cluster.nodes(gone=True), claim) < count:
             passed = time.monotonic() - start
             if passed >= limit_s:
-                raise UserError(no_room(claim, config.ray, known, count))
+                raise UserError("no_node", no_room(claim, config.ray, nodes, count))
             if not asked:
-                rules = selector(known, claim, node_labels(config))
+                rules = selector(nodes, claim, node_labels(config))
                 request_resources(bundles=count * [claim.resources], bundle_label_selectors=count * [rules])
                 asked = True
             if passed - said >= _SAY_EVERY_S:
-                say(f"waiting for a node that holds a worker of {claim} ({passed:.0f} of {limit_s:g} s)")
+                say(f"waiting for a node with room for a worker of {claim} ({passed:.0f} of {limit_s:g} s)")
                 said = passed
             time.sleep(min(_POLL_S, limit_s - passed))
     finally:
@@ -200,22 +201,25 @@ def await_room(claim: Claim, config: Config, *, count: int = 1, wait_s: float | 
             request_resources(bundles=[])
 
 
-def no_room(claim: Claim, config: RayConfig, known: Sequence[Node], count: int = 1) -> str:
-    """Why nodes do not hold ``count`` workers: the setting, what it asks, the largest node and the fix."""
-    able = trainers(known)
-    if room := held(known, claim):
-        return f"ray.min_workers {count}: the nodes that train hold {room} workers of {claim} each; lower it"
-    if names := sorted({node.name for node in known if node not in able and claim.fits(node)}):
+def no_room(claim: Claim, config: RayConfig, nodes: Sequence[Node], count: int = 1) -> str:
+    """Explains why ``count`` workers do not fit: the setting, its value, the largest node and the fix."""
+    able = trainers(nodes)
+    if room := held(nodes, claim):
         return (
-            f"no node that trains holds a worker of {claim}; {', '.join(names)} would but only measures: "
-            f"start it with the label {ROLE}=both"
+            f"ray.min_workers {count}: only {room} workers of {claim} each fit on the nodes that train; "
+            "lower ray.min_workers"
+        )
+    if names := sorted({node.name for node in nodes if node not in able and claim.fits(node)}):
+        return (
+            f"no node that trains has room for a worker of {claim}; {', '.join(names)} has, but only "
+            f"measures: start it with the label {ROLE}=both"
         )
     key = "cpus_per_worker" if any(node.fits(1, claim.gpus) for node in able) else "gpus_per_worker"
     largest = max(able, key=lambda node: (node.gpus, node.cpus) if claim.gpus else node.cpus, default=None)
     offer = f"the largest is {largest.name} with {_offer(largest)}" if largest else "there is none"
     return (
-        f"ray.{key} {getattr(config, key)}: no node that trains holds a worker of {claim} ({offer}); "
-        f"lower {key}, or set ray.label_wait_s if an autoscaler brings such a node"
+        f"ray.{key} {getattr(config, key)}: no node that trains has room for a worker of {claim} ({offer}); "
+        f"lower ray.{key}, or set ray.label_wait_s if an autoscaler brings such a node"
     )
 
 
@@ -226,7 +230,7 @@ def _offer(node: Node) -> str:
 
 
 def placed(claim: Claim, config: Config) -> dict[str, Any]:
-    """Keyword arguments of a task's ``options``: what it claims and where it may run."""
+    """Returns keyword arguments of a task's ``options``: what it claims and where it may run."""
     rules = selector(cluster.nodes(gone=True), claim, node_labels(config))
     return {
         "num_cpus": claim.cpus,
@@ -237,11 +241,11 @@ def placed(claim: Claim, config: Config) -> dict[str, Any]:
 
 
 def threads(cpus: int) -> int:
-    """Threads of a worker that claims ``cpus``, in its process: fewer if this machine has fewer."""
+    """Returns the threads of a worker that claims ``cpus``; fewer if this machine has fewer CPUs."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, here)
 
 
 def with_cpus(config: Config, cpus: int) -> Config:
-    """The configuration with ``ray.cpus_per_worker`` decided."""
+    """Returns the configuration with ``ray.cpus_per_worker`` set."""
     return config.model_copy(update={"ray": config.ray.model_copy(update={"cpus_per_worker": cpus})})

@@ -1,9 +1,9 @@
-"""Connecting to Ray: finding a cluster or starting a local one, and its nodes.
+"""Connects to Ray: finds a cluster or starts a local one, and lists its nodes.
 
-A node offers itself to a target with the label ``lana.target=<name>`` and one ``lana_device`` for every
-device that can be measured at a time: the label says which hardware, the resource keeps others away. The
-label ``lana.role`` says whether it measures, trains or does both; without it, a node that carries a target
-measures, and any other trains.
+A node serves a target if it carries the label ``lana.target=<name>`` and one resource ``lana_device`` per
+device that can be measured on at a time: the label names the hardware, the resource keeps other measurements
+away. The label ``lana.role`` says whether the node measures, trains or does both; without it, a node that
+carries a target measures, and any other node trains.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ ROLE = "lana.role"
 ROLES = ("measure", "train", "both")
 DEVICE = "lana_device"
 MAX_RETRIES = 3
-"""How often a task is run again whose process died or was killed for its memory."""
+"""How often a task is retried if its process died or was killed for its memory."""
 
 TRAINING_ENV = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
-"""Runtime environment of whatever trains or evaluates: OpenMP threads that wait awake for work make a machine
-crawl that is busy with other workers. Samplers have their CPUs to themselves and measure with OpenMP's
-defaults, as networks are deployed."""
+"""Runtime environment of training and evaluation: actively waiting OpenMP threads would slow down a machine
+that is busy with other workers. Samplers have their CPUs to themselves and measure with OpenMP's defaults,
+as networks are deployed."""
 
 _REACH_S = 5.0
 _NOT_OBJECTS = 0.7
-"""Share of a machine's memory that Ray leaves to processes; the rest is for its object store."""
+"""Share of a machine's memory that Ray leaves to processes; its object store takes the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +54,13 @@ class Node:
     id: str
     name: str
     labels: Mapping[str, str]
-    """The labels given to ``ray start``; Ray's own are left out."""
+    """Labels passed to ``ray start``, without Ray's own."""
     resources: Mapping[str, float]
     alive: bool = True
 
     @property
     def target(self) -> str | None:
-        """The target label it carries."""
+        """The value of its label ``lana.target``; None without one."""
         return self.labels.get(LABEL)
 
     @property
@@ -81,41 +81,43 @@ class Node:
 
     @property
     def devices(self) -> int:
-        """Measurements that may run at a time."""
+        """How many measurements may run at a time."""
         return int(self.resources.get(DEVICE, 0))
 
     @property
     def memory(self) -> float:
-        """Bytes that its processes may claim; infinite if Ray does not report them."""
+        """Bytes that its processes may claim; infinite if Ray does not report any."""
         return self.resources.get("memory", math.inf)
 
     def fits(self, cpus: int, gpus: float) -> int:
-        """How often a claim on so many CPUs and GPUs fits on it."""
+        """Returns how many workers that claim these CPUs and GPUs fit on it."""
         count = self.cpus // cpus
         return min(count, int(self.gpus / gpus)) if gpus else count
 
 
 @contextmanager
 def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Connects to the cluster of the configuration, or starts a local one; leaves it at the end.
+    """Connects to the configured cluster, or starts a local one; disconnects at the end.
 
-    A Ray instance that is already connected is used as it is and left running. Output of the workers
-    stays in Ray's log files, their exceptions arrive with the results; ``RAY_LOG_TO_DRIVER=1`` shows all.
-    On a cluster of several machines lana_ray must be installed on each; ``ray job submit --working-dir``
-    ships the code of a user's own teacher along.
+    If Ray is already connected, that connection is used and left open. The workers' output stays in Ray's
+    log files, their exceptions arrive with the results; ``RAY_LOG_TO_DRIVER=1`` shows everything. On a
+    cluster of several machines, lana_ray must be installed on each; ``ray job submit --working-dir`` sends
+    the code of a user's own teacher along.
 
     Args:
-        num_cpus: CPUs of a local cluster; by default those this process may use.
+        num_cpus: CPUs of a local cluster; by default those that this process may use.
 
     Raises:
-        UserError: when the address does not answer or refuses the authentication token.
+        UserError: the address does not answer or refuses the authentication token.
     """
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))  # without a limit otherwise
+    # Ray retries tasks that ran out of memory without a limit by default.
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: all else disturbs a sampler
+    # By default Ray gives workers niceness 15, so that every other process would disturb a sampler.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = find_cluster(config.address)
     machine: dict[str, Any] = {}
     if address is None:
@@ -136,17 +138,22 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
                 )
         except (AuthenticationError, ConnectionError):
             raise UserError(
+                "unreachable",
                 f"ray.address {address}: the cluster refuses the connection; "
-                "copy ~/.ray/auth_token of its head node to this machine"
+                "copy ~/.ray/auth_token from its head node to this machine",
             ) from None
-        except Exception as error:  # Ray has no class of its own for it
+        except Exception as error:  # Ray has no class for a start that times out
             if "timed out during startup" not in str(error):
                 raise
-            raise UserError("Ray did not start in time, as this machine is very busy; run it again") from None
+            raise UserError(
+                "failed",
+                "Ray did not start in time on this machine; free some of its CPUs and rerun the same command",
+            ) from None
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            with muted(2):  # Ray logs whom it could not tell any more
+            # Ray logs the processes that it can no longer reach.
+            with muted(2):
                 ray.shutdown()
             raise
         finally:
@@ -154,10 +161,10 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
 
 
 @contextmanager
-def _on_loopback(wanted: bool) -> Iterator[None]:
-    """Makes Ray use loopback alone for this process and a cluster it starts, as by default on macOS."""
+def _on_loopback(enabled: bool) -> Iterator[None]:
+    """Makes Ray use only loopback here and in a cluster it starts, as it does on macOS by default."""
     before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = before and not wanted
+    ray_constants.ENABLE_RAY_CLUSTER = before and not enabled
     try:
         yield
     finally:
@@ -165,7 +172,7 @@ def _on_loopback(wanted: bool) -> Iterator[None]:
 
 
 def _is_local(address: str) -> bool:
-    """Whether a cluster listens on loopback alone: a local one that another process started."""
+    """Whether a cluster listens only on loopback: a local one that another process started."""
     host, _, port = address.rpartition(":")
     if host not in ("127.0.0.1", "localhost"):
         return False
@@ -173,47 +180,51 @@ def _is_local(address: str) -> bool:
 
 
 def is_on_loopback() -> bool:
-    """Whether the connected cluster is a local one, which nothing beyond this machine can reach."""
+    """Whether the connected cluster is a local one, which no other machine can reach."""
     return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
 def _pinned_cpus() -> int | None:
-    """CPUs this process may use where they are fewer than the machine's; otherwise None: Ray counts."""
+    """Returns the number of CPUs that this process may use; None if it may use all, then Ray counts them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return allowed if allowed != os.cpu_count() else None
 
 
 def find_cluster(address: str) -> str | None:
-    """The address to connect to, None where a local cluster is to be started.
+    """Returns the address to connect to; None if a local cluster has to be started.
 
-    ``auto`` looks at ``RAY_ADDRESS``, then for what ``ray start`` or ``ray up`` left on this machine.
+    ``auto`` reads ``RAY_ADDRESS``, then looks for a cluster that ``ray start`` or ``ray up`` started on this
+    machine.
 
     Raises:
-        UserError: when nothing answers at an address that was given.
+        UserError: the address is not host:port, or nothing answers there.
     """
-    given, name = address, "ray.address"
+    setting = "ray.address"
     variable = os.environ.get("RAY_ADDRESS", "").strip()
-    if address == "auto" and variable:  # set and empty is as not set, for Ray too
-        given, name = variable, "RAY_ADDRESS"
-    if given == "local":
+    # Like Ray, treats an empty variable as unset.
+    if address == "auto" and variable:
+        address, setting = variable, "RAY_ADDRESS"
+    if address == "local":
         return None
-    if given == "auto":
+    if address == "auto":
         started: str | None = find_bootstrap_address(None)
         return started if started and _answers(started) else None
-    if "://" in given:
+    if "://" in address:
         raise UserError(
-            f"{name} {given}: connect from one of the cluster's machines with host:port, "
-            "or send the run there with ray job submit"
+            "invalid_setting",
+            f"{setting} {address}: connect from one of the cluster's machines with host:port, "
+            "or send the run there with ray job submit",
         )
-    if not _answers(given):
+    if not _answers(address):
         raise UserError(
-            f"{name} {given}: no Ray cluster answers there; expected host:port, usually port 6379"
+            "unreachable",
+            f"{setting} {address}: no Ray cluster answers there; expected host:port, usually port 6379",
         )
-    return given
+    return address
 
 
 def _answers(address: str) -> bool:
-    """Whether something listens there; Ray itself would try for minutes and then end the process."""
+    """Whether something listens at the address; Ray would try for minutes and then exit the process."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S):
@@ -223,12 +234,12 @@ def _answers(address: str) -> bool:
 
 
 def nodes(*, gone: bool = False) -> list[Node]:
-    """The machines of the connected cluster that are alive, in a stable order.
+    """Returns the living machines of the connected cluster, ordered by name.
 
     Args:
-        gone: include machines that have left, as far as Ray remembers them: their labels, no resources.
+        gone: include machines that have left, as far as Ray remembers them, with labels but no resources.
     """
-    found = (
+    listed = (
         Node(
             id=node["NodeID"],
             name=node["NodeName"],
@@ -239,16 +250,16 @@ def nodes(*, gone: bool = False) -> list[Node]:
         for node in ray.nodes()
         if node["Alive"] or gone
     )
-    return sorted(found, key=lambda node: (node.name, node.id))
+    return sorted(listed, key=lambda node: (node.name, node.id))
 
 
 def node_count() -> int | None:
-    """Machines of the cluster that are alive, None where none is connected."""
+    """Returns the number of living machines of the cluster; None if no cluster is connected."""
     return len(nodes()) if ray.is_initialized() else None
 
 
 def this_machine() -> Node:
-    """What a local cluster on this machine would offer, found without starting Ray."""
+    """Returns the node that a local cluster on this machine would have, without starting Ray."""
     import torch
 
     cpus = _pinned_cpus() or os.cpu_count() or 1

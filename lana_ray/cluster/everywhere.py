@@ -1,4 +1,4 @@
-"""Asks every one of some nodes the same, beside whatever runs there."""
+"""Calls a function on each of several nodes, whatever else runs there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lana_ray.cluster.connection import Node
 from lana_ray.monitoring.progress import say
 
 _SAY_S = 30.0
-"""Between two lines on whom one waits for."""
+"""Time between two lines that name the nodes still waited for."""
 
 
 def ask_nodes(
@@ -24,14 +24,14 @@ def ask_nodes(
     what: str,
     limit_s: float,
 ) -> Iterator[tuple[Node, Any, BaseException | None]]:
-    """Calls ``function(*arguments)`` on each node; it claims nothing there.
+    """Calls ``function(*arguments)`` on each node without claiming resources.
 
     Args:
-        what: is asked, for a line on the nodes that are waited for.
-        limit_s: in seconds, for all of them together.
+        what: what the nodes have to say, for lines such as "waiting for NODE to say WHAT".
+        limit_s: time limit for all nodes together, in seconds.
 
     Yields:
-        As they answer: the node, its answer, and what it raised or why there is none.
+        The node, its answer, and the exception if there is no answer; in the order in which nodes answer.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     waiting = {

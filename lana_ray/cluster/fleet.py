@@ -1,4 +1,4 @@
-"""The samplers of all targets: they are started, given work, watched, and replaced when they end."""
+"""Runs the samplers of all targets: starts them, dispatches work, watches them, replaces those that die."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ from lana_ray.errors import UserError, one_line
 from lana_ray.monitoring.progress import say
 
 MAX_FAILURES = 3
-"""How many samplers may end while they measure one structure, before it is left out of this run."""
+"""How many samplers may die while measuring one structure before it is left out of this run."""
 MAX_DEATHS = 3
-"""How many samplers of a target may end in a row, with nothing measured in between, while they were measuring
-nothing or because their node ended, before the run does."""
+"""How many samplers of a target may die in a row without measuring anything, idle or because their node died,
+before the run ends."""
 _MAX_LEFT_OUT = 10
-"""How many structures may be left out in a row, before the run ends."""
+"""How many structures in a row may be left out before the run ends."""
 _TICK_S = 1.0
 _ITEM_S = 1800.0
-"""Longest time for one structure: to build it, to compile it, to measure it."""
+"""Time limit for building, compiling and measuring one structure."""
 _START_S = 3600.0
-"""Longest time without an answer of any sampler, while one is waited for that is to start."""
+"""Longest wait for a sampler to start while no other sampler answers."""
 _SAY_EVERY_S = 60.0
 _FLUSH_S = 10.0
 
 
 Start = Callable[[Job], Any]
-"""Makes an actor with the methods of ``SamplerActor`` for a job; None while no node serves its target."""
+"""Callback ``(job)``: starts an actor with the methods of ``SamplerActor``; returns None while no node serves
+the job's target."""
 
 
 def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: Callable[[Job], None]) -> None:
-    """Measures what the store does not hold yet, on all targets at once, each on all of its nodes.
+    """Measures everything missing from the store, on all targets in parallel, each on all of its nodes.
 
-    Targets that share a device wait for one another. Samples stream back and are stored in blocks. When a
-    sampler ends, or fails with anything but a runtime's refusal, another is started in its place and the
-    others of its target take over its work; a structure that ``MAX_FAILURES`` of them ended at, on nodes
-    that live on, is left out of this run: it gets a sample with an error that is not stored. No sampler is
-    started for a job whose ``target_key`` is known and whose samples are all there.
+    Targets that share a device wait for one another. Samples stream back and are stored in blocks. If a
+    sampler dies, or fails with anything but a runtime's refusal, another one is started in its place, and the
+    target's other samplers take over its work. A structure at which ``MAX_FAILURES`` samplers died, on nodes
+    that are still alive, is left out of this run: it gets a sample with an error, which is not stored. No
+    sampler is started for a job whose ``target_key`` is set and whose samples are all stored.
 
     Args:
         on_sample: called with a job when more of it is done.
 
     Raises:
-        UserError: when a target's samplers cannot start, do not start in time or keep ending, naming the
-            target, or when its nodes are not of one kind.
+        UserError: a target's samplers cannot start, do not start in time or keep dying, or its nodes are not
+            of one kind; names the target.
     """
     for job in jobs:
         if job.target_key:
@@ -83,18 +84,18 @@ def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: C
 
 @dataclass(eq=False)
 class _Worker:
-    """A sampler and the work that it was given."""
+    """A sampler and the work dispatched to it."""
 
     actor: Any
     awaited: Any
-    """Its next answer; None while it has nothing to do."""
+    """Reference to its next answer; None while it is idle."""
     share: list[Work] | None = None
-    """None until it is ready."""
+    """Work dispatched to it; None until it is ready."""
     begun: str | None = None
-    """The key of the work that it said it begins."""
+    """Key of the work that it has last begun."""
     node_id: str = ""
     since: float = field(default_factory=time.monotonic)
-    """When it last answered, or was given something to do."""
+    """When it last answered or was given work."""
 
     @property
     def busy(self) -> bool:
@@ -110,22 +111,23 @@ class _Fleet:
         self.workers: list[_Worker] = []
         self._store = store
         self._start = start
-        self._queue: deque[Work] | None = None  # until the first sampler says which target it is
+        self._queue: deque[Work] | None = None
+        """None until the first sampler reports the target's key."""
         self._block: list[Sample] = []
         self._flushed = time.monotonic()
         self._failures: dict[str, list[str]] = defaultdict(list)
-        """By the key of the work that samplers ended at: the nodes they ran on."""
+        """Key of the work at which samplers died -> the nodes they ran on."""
         self._row: list[tuple[str, str | None]] = []
-        """Node and work of each sampler that ended since the last sample."""
+        """Node and work of each sampler that died since the last sample."""
         self._left_out = 0
         self._cores = Waiting(f"target {job.target.name!r}")
         self._said = time.monotonic()
         self._vacant = max(1, min(job.placement.actors, len(job.pending())))
-        """How many more samplers are to be started."""
+        """How many samplers still have to be started."""
         self._fill()
 
     def receive(self, worker: _Worker) -> None:
-        """Takes the answer of a worker that is ready."""
+        """Handles the answer of a worker, which must have arrived."""
         worker.since = time.monotonic()
         try:
             if worker.share is None:
@@ -144,10 +146,10 @@ class _Fleet:
         self._advance()
 
     def tick(self, answered: float) -> None:
-        """Ends what takes too long, starts what is missing, and says who is waited for.
+        """Ends samplers that take too long, starts missing ones, and reports what is waited for.
 
         Args:
-            answered: when a sampler of any job last did.
+            answered: when a sampler of any job last answered.
         """
         now = time.monotonic()
         for worker in list(self.workers):
@@ -162,16 +164,18 @@ class _Fleet:
         claim = ", ".join(f"{n:g} {what}" for what, n in self.job.placement.claim.items())
         wait = (
             f"target {self.job.target.name!r}: its sampler has not started for {now - since:.0f} s; it needs "
-            f"{claim} of a node with label {self.job.target.node_label}"
+            f"{claim} on a node with label {self.job.target.node_label}"
         )
         if now - since >= _START_S:
-            raise UserError(f"{wait}: free one, or see with ray status why none is; then run it again")
+            raise UserError(
+                "busy", f"{wait}; free such a node (ray status shows who uses it) and rerun the same command"
+            )
         if now - self._said >= _SAY_EVERY_S:
             self._said = now
             say(f"{wait}; waiting for at most {_START_S / 60:.0f} minutes")
 
     def close(self) -> None:
-        """Stores what came and frees the devices."""
+        """Stores the samples received so far and ends the samplers, which frees the devices."""
         self.closed = True
         self._flush()
         for worker in self.workers:
@@ -179,13 +183,13 @@ class _Fleet:
         self.workers = []
 
     def _fill(self) -> None:
-        """Starts the samplers that are missing, as far as there are nodes."""
+        """Starts missing samplers, as far as nodes serve the target."""
         while self._vacant and not self.closed and (actor := self._start(self.job)) is not None:
             self._vacant -= 1
             self.workers.append(_Worker(actor, actor.start.remote()))
 
     def _advance(self) -> None:
-        """Takes up what follows once everything is measured; closes when that is nothing."""
+        """Continues with the job's next measurements once the queue is done; closes if there are none."""
         if self._queue or self._queue is None or any(worker.busy for worker in self.workers):
             return
         self._flush()
@@ -196,13 +200,15 @@ class _Fleet:
         self._vacant += not (self.workers or self._vacant)
         self._fill()
         for worker in self.workers:
-            if worker.share is not None:  # one that is yet to start may never find a place
+            # A sampler that has not started yet may never find a place.
+            if worker.share is not None:
                 self._dispatch(worker)
 
     def _on_start(self, worker: _Worker, answer: Ready | Busy) -> None:
         job = self.job
         if isinstance(answer, Busy):
-            if any(other.busy for other in self.workers):  # while others measure, it may wait without a word
+            # While other samplers measure, this one may wait silently.
+            if any(other.busy for other in self.workers):
                 self._cores = Waiting(self._cores.what)
             else:
                 self._cores.say(answer)
@@ -214,31 +220,32 @@ class _Fleet:
             job.recall(self._store)
         if answer.target_key != job.target_key:
             raise UserError(
+                "invalid_setting",
                 f"target {job.target.name!r}: its nodes differ in processor or runtime version; give each "
-                "kind a label and a target of its own"
+                "kind of node a label and a target of its own",
             )
         if self._queue is None:
             self._queue = deque(job.pending())
         self._dispatch(worker)
 
     def _dispatch(self, worker: _Worker) -> None:
-        """Gives a worker its next share, smaller and smaller ones, so that all end together.
+        """Dispatches the next share to a worker; shares shrink so that all workers end together.
 
         The first worker measures the references, whose latencies are the baseline of all drift; the others
-        wait for it. A structure that a sampler ended at is given out alone.
+        wait for it. A structure at which a sampler died is dispatched alone.
         """
         assert self._queue is not None
         worker.share, worker.awaited, worker.begun, worker.since = [], None, None, time.monotonic()
-        known = self.job.references if "teacher" in self.job.references else {}
-        if not known and any(other.busy for other in self.workers):
+        references = self.job.references if "teacher" in self.job.references else {}
+        if not references and any(other.busy for other in self.workers):
             return
-        hands = len(self.workers)
-        count = len(self._queue) if hands == 1 else math.ceil(len(self._queue) / (2 * hands))
+        workers = len(self.workers)
+        count = len(self._queue) if workers == 1 else math.ceil(len(self._queue) / (2 * workers))
         if self._queue and self._queue[0].key in self._failures:
             count = 1
-        if count or not known:
+        if count or not references:
             worker.share = [self._queue.popleft() for _ in range(count)]
-            baselines = [known[key].median_ms for key in ("teacher", "floor") if key in known]
+            baselines = [references[key].median_ms for key in ("teacher", "floor") if key in references]
             worker.awaited = worker.actor.sample.remote(worker.share, baselines)
 
     def _on_progress(self, worker: _Worker, progress: Progress) -> None:
@@ -255,7 +262,7 @@ class _Fleet:
             self._dispatch_idle()
 
     def _on_end(self, worker: _Worker, reason: str) -> None:
-        """Hands on the work of a sampler that has ended or is to, and has another started."""
+        """Ends a sampler that died or hangs, reassigns its work, and starts another one."""
         self._flush()
         self.workers.remove(worker)
         ray.kill(worker.actor)
@@ -277,24 +284,25 @@ class _Fleet:
         self._dispatch_idle()
 
     def _leave_out(self, left: list[Work], reason: str) -> None:
-        """Takes the first structure off ``left`` if it has ended too many samplers whose nodes live on."""
+        """Removes the first structure of ``left`` if too many samplers died at it on nodes that survived."""
         alive = {node.id for node in nodes()}
         ends = sum(node_id in alive for node_id in self._failures[left[0].key])
         if ends >= MAX_FAILURES:
             item = left.pop(0)
-            why = f"{ends} samplers ended while measuring it, the last with {reason}"
+            why = f"{ends} samplers died while measuring it, the last with {reason}"
             self.job.samples[item.key] = self.job.unknown(item, why)
             self._left_out += 1
             say(f"target {self.job.target.name}: {item.what} is left out of this run: {why}")
 
     def _check_row(self, reason: str) -> None:
-        """Raises UserError when samplers end one after the other and it is no structure's fault."""
+        """Raises UserError if samplers keep dying and no structure is to blame."""
         alive = {node.id for node in nodes()}
         blameless = sum(begun is None or node_id not in alive for node_id, begun in self._row)
         if blameless > MAX_DEATHS or self._left_out > _MAX_LEFT_OUT:
             raise UserError(
+                "failed",
                 f"target {self.job.target.name!r}: its samplers died {len(self._row)} times in a row "
-                f"({reason})"
+                f"({reason}); fix this and rerun the same command; finished work is kept",
             )
 
     def _dispatch_idle(self) -> None:

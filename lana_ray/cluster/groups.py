@@ -1,9 +1,9 @@
-"""Groups of Ray Train workers: how many start, where, and what Ray's controller tells the driver of them.
+"""Groups of Ray Train workers: how many start, where, and what Ray's controller reports to the driver.
 
-Ray Train sizes an elastic group by the CPUs of all nodes, whatever their labels and whoever else holds them,
-and then waits without end for a placement that cannot be. The policy here counts what is free on the nodes
+Ray Train sizes an elastic group by the CPUs of all nodes, whatever their labels and whoever else uses them,
+and then waits without a limit for an impossible placement. The policy here counts what is free on the nodes
 that may train, and takes only sizes that divide the work. It runs in Ray Train's controller, which should
-start fast: no PyTorch here.
+start fast: do not import PyTorch here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from lana_ray.cluster.claims import Claim, held, occupied, selector, size
 from lana_ray.cluster.connection import Node
 
 RUNNING = "RUNNING"
-"""Name of the state of Ray Train's controller in which its workers work; the others likewise."""
+"""State of Ray Train's controller, by Ray's name, while its workers run."""
 FINISHED = "FINISHED"
-"""That in which its work is done."""
+"""State of the controller when its work is done."""
 WAITING = ("INITIALIZING", "RESCHEDULING", "RESTARTING")
-"""Those in which it waits for room."""
+"""States of the controller while it waits for room."""
 MAX_FAILURES = 3
-"""How often in a row a group may fail without getting further than it has ever been."""
+"""How often in a row a group may fail without getting further than before."""
 _SETTLE_S = 20.0
-"""How long to wait for what tasks and workers hold that are about to end, before fewer workers start."""
+"""How long to wait for resources of tasks and workers that are about to end, before fewer workers start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class WorkerGroup:
 
     name: str
     workers: int | tuple[int, int]
-    """How many, or the fewest and the most between which their number follows the cluster."""
+    """Number of workers, or the bounds between which it follows the cluster."""
     cpus: int
     gpus: float = 0
     memory: int = 0
-    """Bytes of each."""
+    """Bytes per worker."""
     parts: int | None = None
-    """Of the work that all of them share: their number divides it. None if any number does."""
+    """Number of parts of the shared work, which the number of workers divides; None allows any number."""
 
     @property
     def fewest(self) -> int:
@@ -64,49 +64,49 @@ class WorkerGroup:
 
     @property
     def claim(self) -> Claim:
-        """What each of them takes of its node."""
+        """Resources that each worker claims on its node."""
         return Claim(cpus=self.cpus, gpus=self.gpus, memory=self.memory)
 
-    def room(self, known: Sequence[Node], ahead: Sequence[WorkerGroup]) -> int:
-        """How many of them the nodes hold at most, next to full groups that come first; 0 for too few."""
+    def room(self, nodes: Sequence[Node], ahead: Sequence[WorkerGroup]) -> int:
+        """Returns how many workers fit after the groups ``ahead`` are placed in full; 0 if too few fit."""
         for group in ahead:
-            known = occupied(known, group.claim, group.most)
-        count = size(min(self.most, held(known, self.claim)), self.parts)
+            nodes = occupied(nodes, group.claim, group.most)
+        count = size(min(self.most, held(nodes, self.claim)), self.parts)
         return count if count >= self.fewest else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placing:
-    """What Ray's controller must know to place a group."""
+    """Everything that Ray's controller needs to place a group."""
 
     group: WorkerGroup
     ahead: tuple[WorkerGroup, ...]
-    """Groups of the same training whose workers have their places first."""
+    """Groups of the same training whose workers are placed first."""
     targets: list[str]
     """The values of ``lana.target`` that the run measures on."""
     board: Any
-    """A handle of the ``Board``, which learns of the controller and of its states."""
+    """Handle of the ``Board``, to which the controller and its states are reported."""
 
 
-def free(known: Sequence[Node], own: Sequence[str] = (), claim: Claim | None = None) -> list[Node]:
-    """The nodes with what nobody holds of them.
+def free(nodes: Sequence[Node], own: Sequence[str] = (), claim: Claim | None = None) -> list[Node]:
+    """Returns the nodes with the resources that nobody uses.
 
     Args:
-        own: ids of the nodes of workers whose claims count as free, once for each worker.
-        claim: that of each of these workers.
+        own: node ids of the workers whose claims count as free, one entry per worker.
+        claim: claim of each of these workers.
     """
     available = available_resources_per_node()
-    nodes = []
-    for node in known:
+    unused = []
+    for node in nodes:
         left = {name: available.get(node.id, {}).get(name, 0.0) for name in node.resources}
         for name, amount in (claim.resources if claim else {}).items():
             left[name] = left.get(name, 0.0) + own.count(node.id) * amount
-        nodes.append(replace(node, resources=left))
-    return nodes
+        unused.append(replace(node, resources=left))
+    return unused
 
 
 class _Policy(ElasticScalingPolicy):
-    """Sizes a group by the nodes that may train, and tells the board what becomes of it."""
+    """Sizes a group by the nodes that may train, and reports its states to the board."""
 
     def __init__(self, scaling: ScalingConfig, placing: Placing) -> None:
         super().__init__(scaling)
@@ -117,7 +117,8 @@ class _Policy(ElasticScalingPolicy):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._placing.board.controlled.remote(self._name, ray.get_runtime_context().current_actor)
-        self.scaling_config.label_selector = self._selector()  # of the first request to the autoscaler
+        # The first request to the autoscaler uses this selector.
+        self.scaling_config.label_selector = self._selector()
         super().after_controller_start(train_run_context)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -138,25 +139,26 @@ class _Policy(ElasticScalingPolicy):
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         decision = super().make_decision_for_non_running_worker_group()
-        if isinstance(decision, NoopDecision):  # the controller asks again at once
+        # The controller would ask again immediately.
+        if isinstance(decision, NoopDecision):
             time.sleep(self.GET_RESERVED_RESOURCES_INTERVAL_S)
         return decision
 
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str]:
-        self._own = []  # the workers before have been shut down
+        self._own = []  # the earlier workers have been shut down
         self._short_since = None
         return self._selector()
 
     def _maybe_send_resource_request(self) -> None:
-        """To the autoscaler, which must not bring nodes for it that only measure."""
+        """Sends the request to the autoscaler with a selector: it must not bring nodes that only measure."""
         self.scaling_config.label_selector = self._selector()
         super()._maybe_send_resource_request()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """As many as the nodes hold; of what others hold of them, it waits a little for the end."""
-        known, group = cluster.nodes(gone=True), self._placing.group
-        most = group.room(known, self._placing.ahead)
-        now = min(most, group.room(free(known, self._own, group.claim), []))
+        """Returns how many workers fit; waits up to ``_SETTLE_S`` for resources that others still use."""
+        nodes, group = cluster.nodes(gone=True), self._placing.group
+        most = group.room(nodes, self._placing.ahead)
+        now = min(most, group.room(free(nodes, self._own, group.claim), []))
         if now == most or self._state == RUNNING:
             return now
         if self._short_since is None:
@@ -171,10 +173,10 @@ class _Policy(ElasticScalingPolicy):
         return selector(cluster.nodes(gone=True), self._placing.group.claim, self._placing.targets)
 
 
-class _Patience(DefaultFailurePolicy):
-    """Forgets earlier failures of a group once it has got further than before them.
+class _ProgressPolicy(DefaultFailurePolicy):
+    """Resets a group's count of failures whenever it has got further than before.
 
-    Long work on many machines fails more often than any fixed number; what fails for good gets no further.
+    Long work on many machines fails more often than any fixed number; work that is broken gets no further.
     """
 
     def __init__(self, config: FailureConfig, placing: Placing) -> None:
@@ -191,7 +193,7 @@ class _Patience(DefaultFailurePolicy):
 
 
 class GroupTrainer(DataParallelTrainer):
-    """Ray Train, sizing a group and forgiving its failures as this module does."""
+    """Ray Train's trainer with this module's scaling and failure policies."""
 
     def __init__(self, placing: Placing, **options: Any) -> None:
         group = placing.group
@@ -205,6 +207,6 @@ class GroupTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = _Policy(arguments["scaling_policy"].scaling_config, self._placing)
-        patience = _Patience(arguments["failure_policy"].failure_config, self._placing)
-        own = {"scaling_policy": policy, "failure_policy": patience}
+        failures = _ProgressPolicy(arguments["failure_policy"].failure_config, self._placing)
+        own = {"scaling_policy": policy, "failure_policy": failures}
         return super()._initialize_and_run_controller(**{**arguments, **own})

@@ -1,8 +1,8 @@
-"""What the processes of a Ray Train job import first: the standard library and nothing else.
+"""Entry points of the processes of a Ray Train job; imports only the standard library at first.
 
-Ray Train's controller imports what it is given before it starts a worker, and the board runs beside both.
-The worker's function therefore travels as bytes, which only the workers read: torch and timm take seconds to
-import, and the controller needs neither.
+Ray Train's controller imports its arguments before it starts a worker, and the board runs alongside both.
+The worker's function therefore travels as bytes that only the workers unpickle: torch and timm take seconds
+to import, and the controller needs neither.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 
 class Board:
-    """Hands out rounds of work, and counts the steps that are done.
+    """Hands out rounds of work and counts the steps that are done.
 
-    A worker gives its name or, where a group trains one network, that of the network, behind its group's.
+    Workers identify themselves by the group's name, followed by their own name or, if a group trains one
+    network, by the network's name.
     """
 
     def __init__(self, rounds: Iterable[Any] = ()) -> None:
         self._waiting = deque(rounds)
         self._held: dict[str, Any] = {}
         self._steps: Counter[str] = Counter()
-        """Of what every worker has in hand."""
+        """Steps done of the round that each worker works on."""
         self._done: Counter[str] = Counter()
-        """By group."""
+        """Steps done, by group."""
         self._most: Counter[str] = Counter()
         self._lost: list[str] = []
         self._states: dict[str, str] = {}
@@ -34,7 +35,7 @@ class Board:
         self._mistake: BaseException | None = None
 
     def join(self, worker: str) -> Any:
-        """The round that the worker had in hand when it died, to be done again; None where it had none."""
+        """Returns the round that the worker was working on when it died, to be repeated; None without one."""
         work = self._held.get(worker)
         if work is not None:
             self.begin(worker)
@@ -42,11 +43,11 @@ class Board:
         return work
 
     def begin(self, worker: str) -> None:
-        """Takes back the steps of what begins again; those that were saved are counted anew."""
+        """Uncounts the steps of work that begins again; steps restored from a save are counted again."""
         self._done[_group(worker)] -= self._steps.pop(worker, 0)
 
     def take(self, worker: str) -> Any:
-        """Another round, the one in hand being finished; None when no more is left."""
+        """Marks the worker's round as finished and returns the next one; None if no round is left."""
         self._held.pop(worker, None)
         if not self._waiting:
             return None
@@ -62,36 +63,36 @@ class Board:
         self._most[group] = max(self._most[group], self._done[group])
 
     def news(self) -> tuple[int, list[str]]:
-        """Steps done, and the workers that died with a round in hand since this was last asked."""
+        """Returns the steps done, and the workers that died during a round since the last call."""
         lost, self._lost = self._lost, []
         return self._done.total(), lost
 
     def furthest(self, group: str) -> int:
-        """The most steps that a group had ever done: unlike the steps done, it never falls."""
+        """Returns the most steps that a group has ever done; unlike the steps done, it never falls."""
         return self._most[group]
 
     def controlled(self, group: str, controller: Any) -> None:
-        """Notes the actor of Ray Train that controls a group."""
+        """Records the actor of Ray Train that controls a group."""
         self._controllers[group] = controller
 
     def state(self, group: str, state: str) -> None:
-        """Notes the state that a group's controller has reached, as Ray Train names it."""
+        """Records the state of a group's controller, by Ray Train's name."""
         self._states[group] = state
 
     def refuse(self, mistake: BaseException) -> None:
-        """Notes a mistake of the user: to try again would be of no use."""
+        """Records a mistake of the user, after which retrying is pointless."""
         self._mistake = self._mistake or mistake
 
     def groups(self) -> tuple[dict[str, str], BaseException | None]:
-        """The state of every group, and the mistake of the user if there is one."""
+        """Returns the state of every group, and the user's mistake if there is one."""
         return self._states, self._mistake
 
     def placed(self, group: str, placement_group: Any) -> None:
-        """Notes what a group's workers have claimed."""
+        """Records the placement group of a group's workers."""
         self._places[group] = placement_group
 
     def held(self) -> tuple[dict[str, Any], list[Any]]:
-        """The actor that controls each group, and the placement groups of their workers."""
+        """Returns the controller actor of each group, and the placement groups of the workers."""
         return self._controllers, list(self._places.values())
 
 
@@ -100,15 +101,14 @@ def _group(worker: str) -> str:
 
 
 def run_worker(setting: dict[str, Any]) -> None:
-    """Calls the function with its setting, if this process agrees with the driver (``agreement``).
+    """Calls the worker's function with its setting, if this process agrees with the driver.
 
-    All three are in ``setting["call"]`` as ``pickle.dumps`` made them.
-
-    PyTorch gets ``config.ray.cpus_per_worker`` threads, or fewer if this machine has fewer CPUs than its node
-    says.
+    Function, setting and agreement are pickled in ``setting["call"]``. PyTorch gets
+    ``config.ray.cpus_per_worker`` threads, or fewer if this machine has fewer CPUs than its node claims.
     """
     worker, own, agreement = pickle.loads(setting["call"])
-    import ray  # by now the bytes have imported all this
+    # Unpickling has imported all of these already.
+    import ray
     import torch
 
     from lana_ray.cluster.claims import threads, with_cpus

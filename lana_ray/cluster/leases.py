@@ -1,9 +1,9 @@
-"""Leases of this machine's cores: no two measurements share one, whichever run, process or user makes them.
+"""Leases of this machine's cores: no two measurements share a core, across runs, processes and users.
 
-Each physical core has a file in a directory that all users of a machine share, and whoever measures holds the
-lock of each file of its cores. The kernel takes a lock back when its process ends, by ``kill -9`` too. The
-threads of a core that run at once (hyper-threads) go together. Containers with a ``/tmp`` of their own know
-nothing of one another: give each other CPUs.
+Each physical core has a file in a directory that all users of the machine share; a measurement holds the
+locks of its cores' files. The kernel releases a lock when its process ends, even by ``kill -9``. The
+hyper-threads of a core are leased together. Containers with separate ``/tmp`` directories do not see each
+other's leases: give them different CPUs.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ LIMIT_S = 3600.0
 _SAY_EVERY_S = 60.0
 _LOOK_EVERY_S = 0.5
 _FOLDER = "lana_ray-cores"
-_PARENTS = ("/tmp", "/dev/shm")  # which all users of a machine share
+_PARENTS = ("/tmp", "/dev/shm")  # shared by all users of a machine
 _LONGEST = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Why no lease was given: others hold the cores."""
+    """The answer if no lease is free: who holds the cores."""
 
     node: str
     holders: tuple[str, ...]
-    """Who holds them: each a process and what it measures for."""
+    """Processes that hold the cores, each with the purpose of its measurement."""
     own: bool
-    """Whether one of them measures for the same as who asks: that is waited for without a limit."""
+    """Whether one of them has the purpose of the caller: that one is waited for without a limit."""
 
 
 @dataclass(kw_only=True)
 class Lease:
-    """The right to measure on some CPUs, until it is released or the process ends."""
+    """The exclusive right to measure on some CPUs, until it is released or the process ends."""
 
     cpus: tuple[int, ...]
-    """Empty where the system does not keep processes on CPUs."""
+    """Empty if the system cannot pin processes to CPUs."""
     _locks: list[int] = field(default_factory=list)
 
     def pin(self) -> None:
-        """Keeps the calling thread, and threads that it starts from now on, on these CPUs."""
+        """Pins the calling thread, and threads that it starts from now on, to these CPUs."""
         if self.cpus:
             os.sched_setaffinity(0, self.cpus)
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Keeps the calling thread on these CPUs meanwhile, and gives them up at the end."""
+        """Pins the calling thread to these CPUs for the duration of the block, then releases them."""
         before = os.sched_getaffinity(0) if self.cpus else set()
         try:
             self.pin()
@@ -69,7 +69,7 @@ class Lease:
             self.release()
 
     def release(self) -> None:
-        """Gives the CPUs up."""
+        """Releases the CPUs."""
         for lock in self._locks:
             os.close(lock)
         self._locks = []
@@ -77,32 +77,36 @@ class Lease:
 
 @dataclass
 class Waiting:
-    """A wait for cores: says for whom, now and then, and ends it."""
+    """A wait for cores, which reports now and then who holds them, and has a time limit."""
 
     what: str
-    """Who waits, as the line begins: ``target 'edge'``."""
+    """Who waits, such as ``target 'edge'``; begins the lines."""
     _since: float = field(default_factory=time.monotonic)
     _said: float = -float("inf")
 
     def say(self, busy: Busy) -> None:
-        """Raises UserError, naming who holds the cores, when the limit is reached."""
+        """Reports who holds the cores; raises UserError once the time limit is reached."""
         now, minutes = time.monotonic(), round(LIMIT_S / 60)
         if busy.own:
             self._since = now
-        whom = f"{self.what}: the cores of {busy.node} are held by {', '.join(busy.holders)}"
+        holders = f"{self.what}: the cores of {busy.node} are held by {', '.join(busy.holders)}"
         if now - self._since >= LIMIT_S:
-            raise UserError(f"{whom}; waited {minutes} minutes: run it again when that has ended")
+            raise UserError(
+                "busy", f"{holders}; waited {minutes} minutes: rerun the same command when that has ended"
+            )
         if now - self._said >= _SAY_EVERY_S:
             self._said = now
-            say(f"{whom}; waiting until it has measured, at most {minutes} minutes")
+            say(f"{holders}; waiting for at most {minutes} minutes")
 
 
 @contextmanager
 def leased(threads: int, what: str, owner: str) -> Iterator[None]:
-    """Keeps the calling thread on CPUs that it leases meanwhile; says so while it waits for them.
+    """Leases CPUs for the duration of the block and pins the calling thread to them; reports while it waits.
 
     Args:
-        what: who asks, as lines and errors begin.
+        threads: number of CPUs.
+        what: who asks, such as ``target 'edge'``; begins lines and errors.
+        owner: purpose of the measurement, shown to others who wait.
 
     Raises:
         UserError: as ``lease`` and ``Waiting.say``.
@@ -115,52 +119,57 @@ def leased(threads: int, what: str, owner: str) -> Iterator[None]:
 
 
 def lease(threads: int, what: str, owner: str, *, wait_s: float = 0.0) -> Lease | Busy:
-    """Leases ``threads`` CPUs of those that the calling thread may use, one of each core if there are enough.
+    """Leases ``threads`` of the CPUs that the calling thread may use, one per core if there are enough cores.
 
-    They are of one kind and one processor where these have enough, the fastest kind first and the last CPUs
-    first. Nothing is held while others hold too many.
+    The CPUs are of one kind of core and on one processor if that has enough; the fastest kind and the last
+    CPUs come first. No core is held while too few are free.
 
     Args:
-        what: who asks, as an error begins: ``target 'edge'``.
-        owner: what is measured for, told to others who wait.
+        what: who asks, such as ``target 'edge'``; begins errors.
+        owner: purpose of the measurement, shown to others who wait.
         wait_s: how long to look for free cores, in seconds.
 
     Raises:
-        UserError: when there are fewer CPUs than threads, or no place for locks.
+        UserError: there are fewer CPUs than threads, or locks cannot be written.
     """
     if not hasattr(os, "sched_getaffinity"):
         return Lease(cpus=())
     allowed = os.sched_getaffinity(0)
     among = suited(physical_cores(allowed), threads)
     if not among:
-        raise UserError(f"{what}: threads {threads}, but it may use {len(allowed)} CPUs of {platform.node()}")
+        raise UserError(
+            "unavailable",
+            f"{what}: threads {threads}, but this process may use only {len(allowed)} CPUs of "
+            f"{platform.node()}; lower threads or measure on a larger node",
+        )
     folder, end = _folder(), time.monotonic() + wait_s
     while True:
         holders: dict[int, tuple[str, str]] = {}
         for cores in [*by_package(among), among]:
-            if (found := _take(cores, threads, owner, folder, holders)) is not None:
-                return found
+            if (leased_cores := _take(cores, threads, owner, folder, holders)) is not None:
+                return leased_cores
         if time.monotonic() >= end:
-            told = dict.fromkeys(holder for _, holder in sorted(holders.items()))
-            own = owner in (purpose for _, purpose in told)
-            return Busy(platform.node(), tuple(who for who, _ in told), own)
-        time.sleep(random.uniform(0.5, 1.5) * _LOOK_EVERY_S)  # two who half hold what both want part ways
+            by_core = dict.fromkeys(holder for _, holder in sorted(holders.items()))
+            own = owner in (purpose for _, purpose in by_core)
+            return Busy(platform.node(), tuple(who for who, _ in by_core), own)
+        # A random pause lets one of two processes win that each lock a part of the same cores.
+        time.sleep(random.uniform(0.5, 1.5) * _LOOK_EVERY_S)
 
 
 def held() -> list[str]:
-    """Who measures on this machine now: processes and what they measure for."""
-    found: dict[int, tuple[str, str]] = {}
+    """Returns the processes that measure on this machine now, each with its purpose."""
+    holders: dict[int, tuple[str, str]] = {}
     folder = _folder()
     for core in physical_cores(all_cpus()):
-        if (lock := _try_lock(core, folder, found)) is not None:
+        if (lock := _try_lock(core, folder, holders)) is not None:
             os.close(lock)
-    return list(dict.fromkeys(who for who, _ in found.values()))
+    return list(dict.fromkeys(who for who, _ in holders.values()))
 
 
 def _take(
     cores: Sequence[Core], threads: int, owner: str, folder: Path, holders: dict[int, tuple[str, str]]
 ) -> Lease | None:
-    """Locks as many of the cores as it takes, or none; notes who holds others."""
+    """Locks cores until they have ``threads`` CPUs, or none; adds who holds other cores to ``holders``."""
     cpus: list[int] = []
     locks: list[int] = []
     for core in cores:
@@ -178,8 +187,8 @@ def _take(
 
 
 def _try_lock(core: Core, folder: Path, holders: dict[int, tuple[str, str]]) -> int | None:
-    """The open file of a core, locked; None, and a note of who holds it, while another has it."""
-    import fcntl  # not on Windows, where nothing is leased
+    """Returns a core's locked file; None if another process holds it, which is added to ``holders``."""
+    import fcntl  # missing on Windows, which leases nothing
 
     lock = _open(folder / f"core-{core.id}.lock")
     try:
@@ -192,25 +201,31 @@ def _try_lock(core: Core, folder: Path, holders: dict[int, tuple[str, str]]) -> 
 
 
 def _holder(lock: int) -> tuple[str, str]:
-    """Who says in a lock's file that it holds it: process and purpose in words, and the purpose."""
+    """Returns the holder written in a lock's file: process and purpose for people, and the purpose alone."""
     try:
-        told = json.loads(os.pread(lock, _LONGEST, 0))
-        process, owner = int(told["process"]), "".join(x for x in str(told["for"]) if x.isprintable())
-    except (ValueError, KeyError, TypeError):  # just being written, or by whoever: any user may
+        content = json.loads(os.pread(lock, _LONGEST, 0))
+        process, owner = int(content["process"]), "".join(x for x in str(content["for"]) if x.isprintable())
+    except (ValueError, KeyError, TypeError):
+        # The file may be half written, and any user may write anything to it.
         return "another process", ""
     return f"process {process} ({owner})", owner
 
 
 def _open(path: Path) -> int:
-    """Opens a lock's file, which every user of the machine can open: none is made anew where there is one, as
-    systems forbid that for the files of others in a directory such as ``/tmp``."""
+    """Opens a lock's file, which every user of the machine can open, and creates it if it is missing.
+
+    An existing file is opened without ``O_CREAT``: systems forbid that flag for other users' files in a
+    directory such as ``/tmp``.
+    """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UserError(f"{path}: a core's lock cannot be opened ({error.strerror}); remove it") from None
+        raise UserError(
+            "not_writable", f"{path}: cannot open this core's lock ({error.strerror}); remove the file"
+        ) from None
     try:
         lock = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -220,7 +235,7 @@ def _open(path: Path) -> int:
 
 
 def _folder() -> Path:
-    """The directory of the locks: the same for all users of the machine, if one can be made that is."""
+    """Returns the directory of the locks: one that all users of the machine share, if possible."""
     for parent in dict.fromkeys((*_PARENTS, tempfile.gettempdir())):
         folder = Path(parent, _FOLDER)
         try:
@@ -232,4 +247,4 @@ def _folder() -> Path:
             continue
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
-    raise UserError("no place for the locks of cores; make /tmp a directory that can be written")
+    raise UserError("not_writable", "/tmp: cannot write the locks of cores there; make it writable")

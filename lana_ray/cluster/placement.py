@@ -1,4 +1,4 @@
-"""Who serves which target: the nodes of every target, and what a sampler on them claims."""
+"""Assigns nodes to targets, and decides what a sampler claims on them."""
 
 from __future__ import annotations
 
@@ -27,89 +27,90 @@ class Placement:
     nodes: tuple[str, ...]
     """Names of the nodes that serve the target."""
     actors: int
-    """How many samplers fit on them at a time."""
+    """How many samplers fit on these nodes at a time."""
     label_selector: dict[str, str] | None
     resources: dict[str, float]
     num_cpus: int
     num_gpus: int
     stand_in: bool
-    """No node is labelled: the only machine there is stands in for the target."""
+    """Whether the only machine of an unlabelled cluster stands in for the target."""
 
     @property
     def claim(self) -> dict[str, float]:
-        """What a sampler takes of its node, by the name of the resource."""
+        """What a sampler claims on its node, by resource name."""
         return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {}), **self.resources}
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of an actor's ``options``."""
+        """Returns keyword arguments of an actor's ``options``."""
         selector = {"label_selector": self.label_selector} if self.label_selector else {}
         return {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "resources": dict(self.resources),
-            "scheduling_strategy": "DEFAULT",  # and not what holds a trial of Ray Tune that asks for it
+            "scheduling_strategy": "DEFAULT",  # not inside the placement group of a Ray Tune trial
             **selector,
         }
 
 
 def assign_targets(
     targets: Sequence[Target],
-    known: Sequence[Node],
+    nodes: Sequence[Node],
     *,
     wait_s: float = 0.0,
     on_wait: Callable[[str], None] = _log.warning,
 ) -> dict[str, Placement]:
-    """Finds the nodes of every target, before Ray is asked for them: it would wait without a word.
+    """Returns the placement of each target by the target's name; waits for missing nodes.
 
-    Where a single machine carries no ``lana.target`` at all, it stands in for every target.
+    Ray itself would wait silently for nodes that do not exist. If the cluster is a single machine without a
+    label ``lana.target``, it stands in for every target.
 
     Args:
-        known: the nodes of the cluster, from ``nodes`` or ``this_machine``.
-        wait_s: how long to wait, in seconds, for an autoscaler to bring missing nodes; it is asked to.
-        on_wait: told every other second who is waited for.
-
-    Returns:
-        The placement of each target by the target's name.
+        nodes: the nodes of the cluster, from ``connection.nodes`` or ``this_machine``.
+        wait_s: how long to wait for an autoscaler to bring missing nodes, in seconds.
+        on_wait: called every other second with a line that names the missing nodes.
 
     Raises:
-        UserError: naming the target and what the nodes offer, when nobody serves it.
+        UserError: no node serves a target; names the target and what the nodes offer.
     """
     start = time.monotonic()
     asked = False
     try:
         while True:
-            stand_in = _stands_in(known, wait_s)
-            absent = [] if stand_in else [t for t in targets if not _carriers(t, known)]
+            stand_in = _stands_in(nodes, wait_s)
+            absent = [] if stand_in else [t for t in targets if not _carriers(t, nodes)]
             if not absent:
-                return {t.name: _place(t, known if stand_in else _carriers(t, known)) for t in targets}
+                return {t.name: _place(t, nodes if stand_in else _carriers(t, nodes)) for t in targets}
             passed = time.monotonic() - start
             if passed >= wait_s:
-                raise UserError(nobody(absent[0], known))
+                raise UserError("no_node", nobody(absent[0], nodes))
             if not asked:
                 ask_autoscaler(absent)
                 asked = True
             waiting = ", ".join(f"{LABEL}={target.node_label}" for target in absent)
             on_wait(f"waiting for a node with label {waiting} ({passed:.0f} of {wait_s:g} s)")
             time.sleep(min(_POLL_S, wait_s - passed))
-            known = cluster.nodes()
+            nodes = cluster.nodes()
     finally:
         if asked:
             ask_autoscaler([])
 
 
-def _stands_in(known: Sequence[Node], wait_s: float) -> bool:
-    """A node that says it trains only is no stand-in; nor a head without a device, while more is to come."""
-    if len(known) != 1 or known[0].target or known[0].labels.get(ROLE) == "train":
+def _stands_in(nodes: Sequence[Node], wait_s: float) -> bool:
+    """Whether the only machine there is can stand in for every target.
+
+    A node with the role ``train`` cannot, nor can a head node without a device while more nodes may come.
+    """
+    if len(nodes) != 1 or nodes[0].target or nodes[0].labels.get(ROLE) == "train":
         return False
-    return known[0].devices > 0 or wait_s == 0
+    return nodes[0].devices > 0 or wait_s == 0
 
 
-def _carriers(target: Target, known: Sequence[Node]) -> list[Node]:
-    return [node for node in known if node.target == target.node_label]
+def _carriers(target: Target, nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if node.target == target.node_label]
 
 
 def _gpus(target: Target) -> int:
-    """GPUs an actor must own so that the target's device exists for it."""
+    """Returns the number of GPUs that an actor must own so that it has the target's device."""
     kind, _, index = target.device.partition(":")
     return int(index or 0) + 1 if kind == "cuda" else 0
 
@@ -122,15 +123,20 @@ def _place(target: Target, serving: Sequence[Node]) -> Placement:
     fits = {node.id: node.fits(target.threads, gpus) for node in serving}
     if not any(node.cpus >= target.threads for node in serving):
         most = max(node.cpus for node in serving)
-        raise UserError(f"target {target.name!r}: threads {target.threads}, but {names} has {most} CPUs")
+        raise UserError(
+            "no_node", f"target {target.name!r}: threads {target.threads}, but {names} has only {most} CPUs"
+        )
     if not any(fits.values()):
-        raise UserError(f"target {target.name!r}: device {target.device}, but {names} has no such GPU")
+        raise UserError(
+            "no_node", f"target {target.name!r}: device {target.device}, but {names} has no such GPU"
+        )
     if claims_device:
         fits = {node.id: min(fits[node.id], node.devices) for node in serving}
         if not any(fits.values()):
             raise UserError(
+                "no_node",
                 f"target {target.name!r}: {names} offers no {DEVICE}; "
-                f"start it with ray start --resources='{{\"{DEVICE}\": 1}}'"
+                f"start it with ray start --resources='{{\"{DEVICE}\": 1}}'",
             )
     return Placement(
         nodes=tuple(node.name for node in serving if fits[node.id]),
@@ -143,14 +149,14 @@ def _place(target: Target, serving: Sequence[Node]) -> Placement:
     )
 
 
-def nobody(target: Target, known: Sequence[Node]) -> str:
-    """That no node serves a target, as the line of an error."""
-    offers = ", ".join(sorted({node.target for node in known if node.target})) or "none"
+def nobody(target: Target, nodes: Sequence[Node]) -> str:
+    """Returns the error message for a target that no node serves."""
+    offers = ", ".join(sorted({node.target for node in nodes if node.target})) or "none"
     return f"target {target.name!r}: no node carries label {LABEL}={target.node_label}; nodes offer: {offers}"
 
 
 def ask_autoscaler(absent: Sequence[Target]) -> None:
-    """Has an autoscaler bring a node for each of these targets; without any, it need bring no more."""
+    """Asks an autoscaler for a node for each of these targets; an empty list withdraws earlier requests."""
     request_resources(
         bundles=[{"CPU": target.threads, DEVICE: 1, **_gpu_claim(target)} for target in absent],
         bundle_label_selectors=[{LABEL: target.node_label} for target in absent],

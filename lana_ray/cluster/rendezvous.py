@@ -1,4 +1,4 @@
-"""How the processes that train one network find each other."""
+"""Process groups for distributed training, on loopback only if the cluster is a local one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def torch_config(backend: str) -> TorchConfig:
-    """A process group over the cluster's network, or over loopback alone on a local cluster."""
+    """Returns a process group over the cluster's network, or over loopback only on a local cluster."""
     return _LoopbackConfig(backend=backend) if is_on_loopback() else TorchConfig(backend=backend)
 
 
@@ -31,7 +31,7 @@ class _LoopbackConfig(TorchConfig):
 
 
 class _LoopbackBackend(_TorchBackend):
-    """Processes of one machine, which meet in a file: torch's TCP store listens on every interface."""
+    """Connects processes of one machine through a file: torch's TCP store listens on every interface."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         count = len(worker_group)

@@ -1,4 +1,4 @@
-"""A sampler as a Ray actor: a process of its own on a node of the target, which says what it does."""
+"""A sampler as a Ray actor: a separate process on a node of the target, which reports its progress."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lana_ray.errors import UserError
 from lana_ray.run_dir.storage import Storage
 
 _WAIT_S = 5.0
-"""For cores, before a sampler says who holds them."""
+"""How long a sampler waits for cores before it reports who holds them."""
 
 
 class SamplerActor:
-    """Made a Ray actor by ``sampler_start``.
+    """Measures students on a target's node; ``sampler_start`` makes it a Ray actor.
 
     Args:
         space: name of the students' space.
-        agreement: what the driver has; samplers on nodes that have other code are refused.
+        agreement: the driver's code and run directory; samplers on nodes with other code are refused.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class SamplerActor:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        """Built lazily: of an exception in an actor's constructor the driver gets an ActorDiedError alone."""
+        """Built on first use: the driver gets only an ActorDiedError for an exception in the constructor."""
         from lana_ray.workspace import structural_students
 
         space = structural_students(self._config, self._num_classes, self._space)
         return Sampler(space, self._target, Storage(self._config.run.dir))
 
     def start(self) -> Ready | Busy:
-        """Leases cores to measure on until the process ends; who holds them, while others do.
+        """Leases cores until the process ends; returns ``Busy`` while others hold them.
 
         Raises:
-            UserError: where this node does not agree with the driver, or lacks the runtime or the device.
+            UserError: this node does not agree with the driver, or lacks the runtime or the device.
         """
         self._agreement.check()
         if self._lease is None:
@@ -70,7 +70,7 @@ class SamplerActor:
         return Ready(target_key=self._sampler.target_key(), node_id=ray.get_runtime_context().get_node_id())
 
     def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
-        """Measures one item after the other, the references first if their baselines are not known."""
+        """Measures one item after the other; measures the references first if there are no baselines."""
         if not baselines_ms:
             references = list(self._sampler.sample([], []))
             yield Progress(samples=tuple(references))
@@ -83,25 +83,25 @@ class SamplerActor:
 
 
 def sampler_start(config: Config, num_classes: int) -> Callable[[Job], Any]:
-    """Samplers that claim the target's label, one ``lana_device`` and the CPUs they measure on.
+    """Returns the function that starts a sampler for a job, or returns None while no node serves its target.
 
-    The function they are started with raises UserError when no node has served the target for
-    ``ray.label_wait_s``.
+    A sampler claims the target's label, one ``lana_device`` and the CPUs it measures on. The function raises
+    UserError once no node has served the target for ``ray.label_wait_s``.
     """
     absent_since: dict[str, float] = {}
     agreement = of_driver(config.run.dir)
 
     def start(job: Job) -> Any:
-        target, now, known = job.target, time.monotonic(), nodes()
-        if not job.placement.stand_in and all(node.target != target.node_label for node in known):
+        target, now, alive = job.target, time.monotonic(), nodes()
+        if not job.placement.stand_in and all(node.target != target.node_label for node in alive):
             if target.name not in absent_since:
                 ask_autoscaler([target])
             if now - absent_since.setdefault(target.name, now) >= config.ray.label_wait_s:
-                raise UserError(nobody(target, known))
+                raise UserError("no_node", nobody(target, alive))
             return None
         if absent_since.pop(target.name, None) is not None:
             ask_autoscaler([])
-        placement = assign_targets([target], known)[target.name]
+        placement = assign_targets([target], alive)[target.name]
         environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
         actor_class = ray.remote(SamplerActor).options(runtime_env=environment, **placement.options())
         return actor_class.remote(config, num_classes, target, job.space, agreement)

@@ -1,4 +1,4 @@
-"""Where a Ray that is started here keeps its sockets and logs."""
+"""Chooses the folder in which a local Ray cluster keeps its sockets and logs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from lana_ray.monitoring.progress import say
 _VARIABLES = ("RAY_TMPDIR", "TMPDIR")
 _SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _LONGEST = (103 if sys.platform == "darwin" else 107) - _SOCKET
-"""Bytes of a directory that sockets fit in: a system refuses longer paths."""
+"""Longest usable directory in bytes: the system refuses longer paths of sockets."""
 
 
 def ray_folder() -> str:
-    """The folder in ``RAY_TMPDIR`` or ``TMPDIR``, as Ray takes it, or another one if that is of no use.
+    """Returns the folder in ``RAY_TMPDIR`` or ``TMPDIR``, as Ray does, or another one if that is unusable.
 
     Raises:
-        UserError: when no folder can be used.
+        UserError: no folder is usable.
     """
-    given = next((name for name in _VARIABLES if os.environ.get(name)), None)
-    first = os.path.abspath(os.environ[given]) if given else "/tmp"
+    variable = next((name for name in _VARIABLES if os.environ.get(name)), None)
+    first = os.path.abspath(os.environ[variable]) if variable else "/tmp"
     reasons = {place: _useless(place) for place in (first, "/tmp", tempfile.gettempdir())}
     place = next((place for place, reason in reasons.items() if reason is None), None)
     if place is None:
-        told = "; ".join(f"{place} {reason}" for place, reason in reasons.items())
-        raise UserError(f"no folder for Ray's sockets: {told}; set TMPDIR to another one")
-    if place != first:
-        say(
-            f"{given or 'the folder'} {first} {reasons[first]}; Ray keeps its sockets and logs in {place}/ray"
+        tried = "; ".join(f"{place} {reason}" for place, reason in reasons.items())
+        raise UserError(
+            "not_writable", f"no folder for Ray's sockets: {tried}; set TMPDIR to a short, writable folder"
         )
+    if place != first:
+        named = f"{variable or 'the folder'} {first}"
+        say(f"{named} {reasons[first]}; Ray keeps its sockets and logs in {place}/ray")
     return f"{place}/ray"
 
 
 def _useless(place: str) -> str | None:
-    """Why Ray cannot use a folder, as the end of a sentence that begins with it."""
+    """Returns why Ray cannot use a folder, such as ``cannot be written``; None if it can."""
     if len(os.fsencode(place)) > _LONGEST:
         return f"is longer than the {_LONGEST} bytes that sockets allow"
     try:

@@ -1,4 +1,4 @@
-"""Many trials with Ray Tune, on a grid or where Optuna proposes."""
+"""Runs many trials with Ray Tune, on a grid or with settings that Optuna proposes."""
 
 from __future__ import annotations
 
@@ -23,67 +23,67 @@ from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 
 MAX_FAILURES = 3
-"""How often a trial whose process died is begun again."""
+"""How often a trial is restarted after its process died."""
 _POLL_S = 0.5
 _SETTINGS = "settings"
 _STUDY = "sweep"
 _RAY_TUNE = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # its tables, which verbose=0 does not silence
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard files; results are kept here
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables, which verbose=0 does not silence
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV and TensorBoard files; results are kept here
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is done with settings, in two parts, as nobody may wait for a device while holding another."""
+    """The two functions of a trial; two, because no process may wait for a device while it holds another."""
 
     find: Callable[..., dict[str, Any]]
-    """Of (settings, *shared, file): what was found, as plain numbers, texts and lists. It holds the sweep's
-    resources and waits for nobody. Until it ends, it may keep what it needs to go on in the file of the run
-    directory."""
+    """Callback ``(settings, *shared, file)``: returns results as plain numbers, texts and lists. It holds the
+    sweep's resources and must not wait for others. Until it ends, it may keep the state that it needs to
+    resume in ``file`` of the run directory."""
     judge: Callable[..., dict[str, Any]]
-    """Of (what was found, settings, *shared): more results. It holds nothing, and may wait for samplers."""
+    """Callback ``(results, settings, *shared)``: returns further results. It holds no resources, and may wait
+    for samplers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is tried, how often, and what for."""
+    """The settings to try, the number of trials, and their objectives."""
 
     name: str
-    """Carries a hash of all that a trial depends on: sweeps of the same name share the trials of equal
-    settings."""
+    """Includes a hash of everything that a trial depends on: sweeps of the same name share their trials."""
     space: Mapping[str, Any]
-    """Setting -> ``uniform`` or ``log_uniform``, where it is drawn from; or, for all, ``each_of`` values."""
+    """Setting -> its distribution, ``uniform`` or ``log_uniform``; in a grid, ``each_of`` for all."""
     objectives: Mapping[str, str]
-    """What of a trial's result is to be large (``max``) or small (``min``)."""
+    """Entry of a trial's results -> ``max`` or ``min``."""
     trials: int
-    """Where settings are drawn."""
+    """Number of trials if settings are drawn; a grid has its own."""
     first: Sequence[Mapping[str, Any]] = ()
-    """Settings among them that are tried before any is drawn; they lie where the space does."""
+    """Settings that are tried before any are drawn; they must lie within the space."""
     concurrency: int
     resources: Mapping[str, float]
-    """What a trial claims while it finds: ``CPU``, ``GPU``."""
+    """What a trial claims during ``find``: ``CPU``, ``GPU``."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray's label selector of the nodes it may run on; empty for all."""
     seed: int
 
     @property
     def is_grid(self) -> bool:
-        """Whether every combination of the settings' values is tried, and nothing is drawn."""
+        """Whether every combination of values is tried and nothing is drawn."""
         return all(isinstance(values, dict) for values in self.space.values())
 
     @property
     def size(self) -> int:
-        """How many trials there are in all."""
+        """The total number of trials."""
         return len(self.combinations()) if self.is_grid else self.trials
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Every setting of a grid."""
+        """Returns every combination of a grid's values."""
         values = itertools.product(*(of_setting["grid_search"] for of_setting in self.space.values()))
         return [dict(zip(self.space, chosen, strict=True)) for chosen in values]
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
-        """Whether settings are of this sweep's grid, or could have been drawn by it."""
+        """Whether settings lie on this sweep's grid, or could have been drawn by it."""
         if self.is_grid:
             return settings in self.combinations()
         return settings.keys() == self.space.keys() and all(
@@ -92,36 +92,36 @@ class Sweep:
 
 
 def uniform(low: float, high: float) -> Any:
-    """A setting that is drawn between two numbers."""
+    """Returns the distribution of a setting that is drawn between two numbers."""
     return tune.uniform(low, high)
 
 
 def log_uniform(low: float, high: float) -> Any:
-    """A setting that is drawn between two numbers, on a log scale."""
+    """Returns the distribution of a setting that is drawn between two numbers, on a log scale."""
     return tune.loguniform(low, high)
 
 
 def each_of(values: Iterable[Any]) -> Any:
-    """A setting that takes every one of some values."""
+    """Returns the grid of a setting that takes each of these values."""
     return tune.grid_search(list(values))
 
 
 def run_sweep(
     sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage, on_trial: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """Runs what is left of a sweep; every trial's ``settings`` and results, in the order they were begun.
+    """Runs the unfinished trials of a sweep; returns all trials' ``settings`` and results, by time of start.
 
-    Each trial's result is a file, ``search/<name>/*.json``, and nothing else is read when the sweep goes on.
-    Killed at any moment and called again, it keeps what was finished, takes up what was begun, and ends with
-    as many trials as were asked for. Where settings are drawn, Optuna's sampler proposes them towards the
-    Pareto front of the objectives.
+    Each trial's result is a file, ``search/<name>/*.json``; a resumed sweep reads nothing else. If killed at
+    any moment and called again, it keeps finished trials, resumes begun ones, and ends with the requested
+    number of trials. If settings are drawn, Optuna's sampler proposes them towards the Pareto front of the
+    objectives.
 
     Args:
-        shared: further arguments of ``trial``, sent to the cluster once.
-        on_trial: called with the number of finished trials.
+        shared: further arguments of the functions of ``trial``, sent to the cluster once.
+        on_trial: callback ``(number of finished trials)``.
 
     Raises:
-        UserError: a mistake of the user that only a trial could see.
+        UserError: a mistake of the user that only a trial could detect.
     """
     for variable, value in _RAY_TUNE.items():
         os.environ.setdefault(variable, value)
@@ -134,10 +134,10 @@ def run_sweep(
     left = sweep.size - len(finished)
     if left > 0:
         trainable = _trainable(sweep, trial, shared, storage)
-        # Tune keeps its own books as pickles, so they live and die with this process.
-        with tempfile.TemporaryDirectory(prefix="lana_ray-") as books:
+        # Tune keeps its own state as pickles, which nothing may load later: it is deleted with this process.
+        with tempfile.TemporaryDirectory(prefix="lana_ray-") as scratch:
             _run(
-                _tuner(sweep, trainable, finished, left, storage, books),
+                _tuner(sweep, trainable, finished, left, storage, scratch),
                 lambda: on_trial(len(_finished(sweep, storage))),
             )
         finished = _finished(sweep, storage)
@@ -168,10 +168,10 @@ def _run(tuner: tune.Tuner, on_tick: Callable[[], None]) -> None:
 
 
 def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
-    """The results of this sweep's trials; its folder may hold those of other settings as well."""
+    """Returns the results of this sweep's trials; its folder may hold trials with other settings too."""
     rows = (storage.read_json(file) for file in storage.list(layout.trials(sweep.name), ".json"))
-    mine = [row for row in rows if sweep.holds(row["settings"])]
-    return sorted(mine, key=lambda row: float(row["begun"]))
+    own = [row for row in rows if sweep.holds(row["settings"])]
+    return sorted(own, key=lambda row: float(row["begun"]))
 
 
 def _row(kept: Any) -> dict[str, Any]:
@@ -179,15 +179,15 @@ def _row(kept: Any) -> dict[str, Any]:
 
 
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
-    """The trial as Tune calls it."""
-    known = [ray.put(argument) for argument in shared]
+    """Returns the trial as a function that Tune can call."""
+    references = [ray.put(argument) for argument in shared]
     gpus = sweep.resources.get("GPU", 0)
     # A process that has used a GPU keeps memory of it.
     find = ray.remote(max_calls=1 if gpus else 0, max_retries=0)(trial.find).options(
         num_cpus=sweep.resources.get("CPU", 0),
         num_gpus=gpus,
         label_selector=dict(sweep.labels),
-        scheduling_strategy="DEFAULT",  # and not inside what Tune holds
+        scheduling_strategy="DEFAULT",  # not inside the placement group of Tune's trial
     )
 
     def run(config: dict[str, Any]) -> None:
@@ -197,17 +197,17 @@ def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Stora
         note = layout.trial_begun(sweep.name, key)
         storage.write_json(note, settings)
         try:
-            found = ray.get(find.remote(settings, *known, state))
+            results = ray.get(find.remote(settings, *references, state))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        found |= trial.judge(found, settings, *ray.get(known))
-        storage.write_json(file, {"begun": begun, "settings": settings, **found})
+        results |= trial.judge(results, settings, *ray.get(references))
+        storage.write_json(file, {"begun": begun, "settings": settings, **results})
         storage.remove(state)
         storage.remove(note)
-        tune.report({name: found[name] for name in sweep.objectives})
+        tune.report({name: results[name] for name in sweep.objectives})
 
     labels = {"bundle_label_selector": [dict(sweep.labels)]} if sweep.labels else {}
-    # A trial itself holds a byte of memory, as Tune wants something held, and no device that others wait for.
+    # Tune requires a claim: the trial itself holds one byte of memory, and no device that others wait for.
     bundle = tune.PlacementGroupFactory([{"memory": 1.0}], **labels)
     return tune.with_resources(run, bundle)
 
@@ -218,7 +218,7 @@ def _tuner(
     finished: Sequence[Mapping[str, Any]],
     left: int,
     storage: Storage,
-    books: str,
+    scratch: str,
 ) -> tune.Tuner:
     space: dict[str, Any] = {}
     proposals = None
@@ -232,13 +232,13 @@ def _tuner(
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            num_samples=1 if sweep.is_grid else left,  # of a grid: how often it is gone through
+            num_samples=1 if sweep.is_grid else left,  # for a grid: the number of passes over it
             max_concurrent_trials=sweep.concurrency,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=sweep.name,
-            storage_path=books,
+            storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -246,26 +246,26 @@ def _tuner(
 
 
 def _begun(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
-    """Settings of trials that were begun and not finished."""
+    """Returns the settings of trials that were begun but not finished."""
     folder = layout.trials(sweep.name)
     done = {file.removesuffix(".json") for file in storage.list(folder, ".json")}
     begun = [
         file for file in storage.list(folder, layout.BEGUN) if file.removesuffix(layout.BEGUN) not in done
     ]
     settings = [storage.kept(file, dict) for file in begun]
-    return [known for known in settings if known is not None and sweep.holds(known)]
+    return [entry for entry in settings if entry is not None and sweep.holds(entry)]
 
 
 def _proposals(
     sweep: Sweep, finished: Sequence[Mapping[str, Any]], begun: Sequence[Mapping[str, Any]]
 ) -> OptunaSearch:
-    """Optuna's sampler, which knows what was found and begins with what was begun or asked for first."""
+    """Returns Optuna's sampler with all finished trials; it proposes begun and ``first`` trials first."""
     metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
     distributions = OptunaSearch.convert_search_space(dict(sweep.space))
-    books = optuna.storages.InMemoryStorage()
+    memory = optuna.storages.InMemoryStorage()
     minimize, maximize = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
     directions = [minimize if mode == "min" else maximize for mode in modes]
-    study = optuna.create_study(storage=books, study_name=_STUDY, directions=directions)
+    study = optuna.create_study(storage=memory, study_name=_STUDY, directions=directions)
     for row in finished:
         values = [float(row[name]) for name in metrics]
         study.add_trial(
@@ -280,13 +280,14 @@ def _proposals(
         metric=metrics,
         mode=modes,
         points_to_evaluate=[s for k, s in enumerate(first) if s not in first[:k]] or None,
-        sampler=optuna.samplers.TPESampler(seed=sweep.seed + len(finished)),  # not to draw the same again
+        # A resumed sweep must not draw the same settings again.
+        sampler=optuna.samplers.TPESampler(seed=sweep.seed + len(finished)),
         study_name=_STUDY,
-        storage=books,
+        storage=memory,
     )
 
 
 def _user_error(error: BaseException) -> UserError | None:
-    """The user's mistake inside a failed trial, if there is one."""
-    inside: list[Any] = [error, error.__cause__, getattr(error, "cause", None)]
-    return next((e for e in inside if isinstance(e, UserError)), None)
+    """Returns the user's mistake that made a trial fail; None if there is none."""
+    causes: list[Any] = [error, error.__cause__, getattr(error, "cause", None)]
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)

@@ -1,4 +1,4 @@
-"""Independent pieces of work as Ray tasks, with progress."""
+"""Runs independent pieces of work as Ray tasks, with progress."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lana_ray.monitoring.progress import progress, say
 from lana_ray.workspace import Workspace, workspace_in_worker
 
 _LOOK_S = 10.0
-"""Without a result, before the nodes are looked at again."""
+"""Time without a result after which the nodes are checked again."""
 _ABSENT_S = 60.0
-"""How long to wait for a node to come back that holds a task, at least."""
+"""Shortest wait for a node with room for a task to come back."""
 _PASSING = 3
-"""How many times the widest layer's input and output, of 4 bytes a number, are there at a time in a pass."""
+"""How many copies of the widest layer's input and output, at 4 bytes a number, a pass holds at a time."""
 _LONGEST_REASON = 300
 
 
@@ -36,16 +36,16 @@ def run_tasks(
     title: str,
     memory: int = PROCESS_BYTES,
 ) -> list[Any]:
-    """Calls ``function(workspace, *arguments[k])`` for every k, in parallel over the cluster, in order of k.
+    """Calls ``function(workspace, *arguments[k])`` for every k in parallel; returns results in order of k.
 
-    A task whose worker dies is run again. Tasks keep in the run directory what must not be lost.
+    A task is retried if its worker dies. Tasks must write results that may not be lost to the run directory.
 
     Args:
-        memory: bytes that a call takes, its process included.
+        memory: bytes that a call takes, including its process.
 
     Raises:
-        UserError: a mistake of the user that only a task could see, such as other code on its node; no node
-            holds a task; a task needs more memory than its node has; its process keeps dying.
+        UserError: a mistake of the user that only a task could detect, such as other code on its node; no
+            node has room for a task; a task needs more memory than its node has; its process keeps dying.
     """
     if not arguments:
         return []
@@ -62,7 +62,7 @@ def run_tasks(
         torch.set_num_threads(threads(claim.cpus))
         return function(workspace_in_worker(config), *values)
 
-    # A process that has used a GPU keeps memory of it, and may be given another GPU than it is bound to.
+    # A process that has used a GPU keeps some of its memory, and may be assigned another GPU later.
     remote = ray.remote(max_calls=1 if claim.gpus else 0)(task).options(
         max_retries=MAX_RETRIES, runtime_env=TRAINING_ENV, **placed(claim, config)
     )
@@ -72,7 +72,8 @@ def run_tasks(
         with progress(title, len(arguments)) as show:
             while waiting:
                 ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
-                if not ready:  # for tasks that no node holds any more Ray waits for ever
+                # Ray would wait forever for tasks that no longer fit on any node.
+                if not ready:
                     await_room(claim, config, wait_s=max(_ABSENT_S, ray_config.label_wait_s))
                 for ended in ready:
                     results[waiting.pop(ended)] = _result(ended, title, claim)
@@ -90,30 +91,33 @@ def _result(ended: Any, title: str, claim: Claim) -> Any:
         raise error.cause if isinstance(error.cause, UserError) else error from None
     except ray.exceptions.OutOfMemoryError:
         raise UserError(
-            f"{title}: a task was killed {MAX_RETRIES + 1} times as its node ran out of memory; raise "
-            f"ray.cpus_per_worker above {claim.cpus}, so that fewer run on a node at a time"
+            "failed",
+            f"{title}: a task was killed {MAX_RETRIES + 1} times because its node ran out of memory; raise "
+            f"ray.cpus_per_worker above {claim.cpus}, so that fewer tasks run on a node at a time",
         ) from None
     except ray.exceptions.WorkerCrashedError as error:
         raise UserError(
-            f"{title}: the process of a task died {MAX_RETRIES + 1} times ({one_line(error)}); what is "
-            "finished is kept, and running this again goes on from there"
+            "failed",
+            f"{title}: the process of a task died {MAX_RETRIES + 1} times ({one_line(error)}); fix this and "
+            "rerun the same command; finished work is kept",
         ) from None
 
 
 def run_on_targets(
     function: Callable[..., Any], asked: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
 ) -> Iterator[tuple[int, Any, str | None]]:
-    """Calls ``function(*arguments)`` on a node of a target, for every (target, arguments).
+    """Calls ``function(*arguments)`` on a node of the target, for every (target, arguments).
 
-    A call claims what a sampler does, so that nothing is measured beside it; a target's nodes share its
-    calls, and targets of one device wait for one another. One whose worker or node dies is made again.
+    A call claims the resources of a sampler, so that nothing is measured at the same time; a target's nodes
+    share its calls, and targets on the same device wait for one another. A call is retried if its worker or
+    node dies.
 
     Yields:
-        As calls end: the position in ``asked``, the result, and on one line why there is none: what was
-        raised, or that its workers keep dying.
+        The position in ``asked``, the result, and a one-line reason if there is no result (an exception, or
+        workers that keep dying); in the order in which calls end.
 
     Raises:
-        UserError: when no node serves a target, or none any more.
+        UserError: no node serves a target, or none any longer.
     """
     targets = {target.name: target for target, _ in asked}
     remote = {name: _on_nodes_of(target, function, config) for name, target in targets.items()}
@@ -121,7 +125,8 @@ def run_on_targets(
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
-            if not ready:  # for tasks that nobody serves any more Ray waits for ever
+            # Ray would wait forever for targets that no node serves any longer.
+            if not ready:
                 _placed([asked[position][0] for position in waiting.values()], config)
             for ended in ready:
                 yield waiting.pop(ended), *_outcome(ended)
@@ -131,14 +136,17 @@ def run_on_targets(
 
 
 def shared(value: Any) -> Any:
-    """An argument of several calls, which is sent to each node once; calls get the value itself."""
+    """Returns a reference to an argument of several calls, which is sent to each node only once.
+
+    The called functions get the value itself.
+    """
     return ray.put(value)
 
 
 def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -> Any:
     placement = _placed([target], config)[target.name]
     environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
-    # A process that has used a GPU keeps memory of it, and its faults: it calls the function once.
+    # A process that has used a GPU keeps some of its memory, and its faults: it calls the function once.
     return ray.remote(max_calls=1 if placement.num_gpus else 0)(function).options(
         max_retries=MAX_RETRIES, runtime_env=environment, **placement.options()
     )
@@ -149,7 +157,7 @@ def _placed(targets: Sequence[Target], config: Config) -> dict[str, Placement]:
 
 
 def _outcome(ended: Any) -> tuple[Any, str | None]:
-    """The result of a task, or why there is none."""
+    """Returns the result of a task, or the reason why there is none."""
     try:
         return ray.get(ended), None
     except ray.exceptions.RayTaskError as error:
@@ -160,11 +168,11 @@ def _outcome(ended: Any) -> tuple[Any, str | None]:
 
 
 def task_bytes(workspace: Workspace, batch_size: int) -> int:
-    """Memory that a task takes which sends batches through the teacher or a student."""
+    """Returns the bytes of memory of a task that sends batches through the teacher or a student."""
     widest = max(math.prod(layer.input_shape) + math.prod(layer.output_shape) for layer in workspace.layers)
     return PROCESS_BYTES + _PASSING * 4 * batch_size * widest
 
 
 def device(workspace: Workspace) -> torch.device:
-    """Where a worker's networks run."""
+    """Returns the device on which a worker's networks run."""
     return torch.device("cuda" if workspace.config.ray.gpus_per_worker else "cpu")

@@ -1,4 +1,4 @@
-"""Runs a Ray Train job from the driver, with its progress."""
+"""Runs a Ray Train job from the driver and shows its progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lana_ray.cluster.groups import FINISHED, MAX_FAILURES, WAITING, GroupTraine
 from lana_ray.cluster.launch import Board, run_worker
 from lana_ray.cluster.rendezvous import torch_config
 from lana_ray.config import Config, RayConfig, TrainConfig
-from lana_ray.errors import UserError, is_fault, one_line
+from lana_ray.errors import Code, UserError, is_fault, one_line
 from lana_ray.monitoring.progress import progress, say
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
@@ -44,38 +44,38 @@ from lana_ray.training.micro import micro_batches
 
 _POLL_S = 0.5
 _SAY_S = 60.0
-"""How long no worker may run before it is said why, and between two such lines."""
+"""Time without any worker after which the reason is reported, and between two such reports."""
 _END_S = 1800.0
-"""How long no worker may run before the training ends, or longer where ``ray.label_wait_s`` is."""
+"""Time without any worker after which the training ends; ``ray.label_wait_s`` if that is longer."""
 _ABORT_S = 60.0
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL_S),  # how soon the end is noticed
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: our workers save what they have anyway
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process: our workers save their state anyway
 }
 
 
 def worker_group(
-    config: RayConfig, training: TrainConfig, known: Sequence[Node] | None = None
+    config: RayConfig, training: TrainConfig, cluster: Sequence[Node] | None = None
 ) -> WorkerGroup:
-    """The workers that train one network together: at most as many as its batch has micro-batches.
+    """Returns the workers that train one network together: at most one per micro-batch of its batch.
 
     Args:
-        known: the nodes; those of the connected cluster by default.
+        cluster: the nodes; those of the connected cluster by default.
     """
     parts = micro_batches(training.batch_size, training.micro_batch_size)
     ask = Ask(
         most=config.workers or parts, gpus=config.gpus_per_worker, cpus=config.cpus_per_worker, parts=parts
     )
-    return elastic("worker", ask, config, nodes(gone=True) if known is None else known)
+    return elastic("worker", ask, config, nodes(gone=True) if cluster is None else cluster)
 
 
-def elastic(name: str, ask: Ask, config: RayConfig, known: Sequence[Node]) -> WorkerGroup:
-    """A group as large as the nodes allow, whose number follows the cluster from ``ray.min_workers`` on.
+def elastic(name: str, ask: Ask, config: RayConfig, cluster: Sequence[Node]) -> WorkerGroup:
+    """Returns a group as large as the nodes allow; its size follows the cluster from ``ray.min_workers`` up.
 
-    A fixed number would wait for ever for a node that is gone for good. With ``ray.workers``, it may grow
-    beyond the nodes of now, as an autoscaler brings others.
+    A fixed size would wait forever for a node that never comes back. With ``ray.workers``, the group may grow
+    beyond the present nodes when an autoscaler brings more.
     """
-    count, claim = share(ask, known)
+    count, claim = share(ask, cluster)
     most = size(ask.most, ask.parts) if config.workers else max(count, 1)
     sizes = [n for n in range(1, most + 1) if size(n, ask.parts) == n]
     fewest = next((n for n in sizes if n >= config.min_workers), most)
@@ -90,12 +90,12 @@ def elastic(name: str, ask: Ask, config: RayConfig, known: Sequence[Node]) -> Wo
 
 
 def describe(group: WorkerGroup, config: RayConfig) -> str:
-    """How many workers a group has and what each claims, for people."""
+    """Returns a line for people: how many workers a group has and what each claims."""
     fewest, most = group.fewest, group.most
     count = f"{most} {group.name}{'s' * (most != 1)}"
     count = f"{fewest} to {count}" if 1 < fewest < most else f"up to {count}" if fewest < most else count
-    asked = config.workers if group.gpus or group.parts or not config.gpus_per_worker else None
-    fewer = f"; ray.workers {asked} is more than the work has parts" if asked and asked > most else ""
+    workers = config.workers if group.gpus or group.parts or not config.gpus_per_worker else None
+    fewer = f"; ray.workers {workers} is more than the work has parts" if workers and workers > most else ""
     return f"{count} of {group.claim}{fewer}"
 
 
@@ -112,19 +112,19 @@ def run_training(
 ) -> None:
     """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
 
-    Workers keep what they finish in the run directory themselves, so a failed or killed run loses only what
-    was in flight. A group whose worker dies starts again, as long as it gets further than before
+    Workers save finished work to the run directory themselves, so a failed or killed run loses only unsaved
+    work. A group restarts if one of its workers dies, as long as it gets further than before
     (``MAX_FAILURES``). The first group that fails ends the others.
 
     Args:
         setting: the worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added.
-        groups: each gets a trainer of its own.
-        process_group: whether the workers of a group train the same network and talk to one another.
+        groups: each gets its own trainer.
+        process_group: whether the workers of a group train the same network and communicate.
         rounds: work that the workers take from the board.
 
     Raises:
-        UserError: a mistake of the user that only a worker could see; no node holds a worker; workers keep
-            dying.
+        UserError: a mistake of the user that only a worker could detect; no node has room for a worker;
+            workers keep dying.
     """
     for group in groups:
         await_room(group.claim, config, count=group.fewest)
@@ -153,12 +153,13 @@ def run_training(
                 (done, lost), (states, mistake) = ray.get([board.news.remote(), board.groups.remote()])
                 show(min(total, done))
                 for name in lost:
-                    say(f"{title}: {name} died; what it did since its last save is done again")
+                    say(f"{title}: {name} died; its work since the last save is repeated")
                 if mistake is not None:
                     raise mistake
                 if not watch.look(states):
                     break
-        failed = next(iter(failures), None)  # before what is left of the groups is ended
+        # Ending the other groups adds failures of its own.
+        failed = next(iter(failures), None)
     finally:
         _end(board, threads)
     if failed is not None:
@@ -167,18 +168,18 @@ def run_training(
 
 @dataclass(frozen=True, kw_only=True)
 class _Training:
-    """What the groups of one training have in common."""
+    """The settings that the groups of one training share."""
 
     title: str
     call: tuple[Callable[[dict[str, Any]], None], Mapping[str, Any], Agreement]
-    """The workers' function, its setting, and what they must have alike with the driver."""
+    """The workers' function, its setting, and the driver's code and run directory to check against."""
     config: Config
     groups: tuple[WorkerGroup, ...]
     process_group: bool
     board: Any
 
     def start(self, failures: list[BaseException]) -> list[threading.Thread]:
-        """Starts a thread for each group, which ends with it; what it raises is added to ``failures``."""
+        """Starts a thread for each group, which ends with it; its exceptions are added to ``failures``."""
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         for variable, value in _RAY_TRAIN.items():
             os.environ.setdefault(variable, value)
@@ -202,7 +203,7 @@ class _Training:
         worker, setting, agreement = self.call
         config, ahead = self.config, itertools.takewhile(lambda other: other is not group, self.groups)
         own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
-        # The same name would silently resume the earlier run of that name, so it carries what is trained.
+        # Ray Train silently resumes an earlier run of the same name, so the name includes what is trained.
         trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
         backend = torch_config("nccl" if group.gpus else "gloo") if self.process_group else BackendConfig()
         return GroupTrainer(
@@ -220,13 +221,13 @@ class _Training:
 
 
 def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
-    """Ends the groups that are left, with all that they have claimed, and the board."""
+    """Ends the remaining groups, their placement groups and the board."""
     if any(thread.is_alive() for thread in threads):
         (states, _), (controllers, places) = ray.get([board.groups.remote(), board.held.remote()])
-        # One that waits for room hears nothing; one that starts workers does when they have started.
-        hearing = [c.abort.remote() for name, c in controllers.items() if states.get(name) not in WAITING]
-        if hearing:
-            ray.wait(hearing, num_returns=len(hearing), timeout=_ABORT_S)
+        # A controller that waits for room does not answer; one that starts workers answers afterwards.
+        aborts = [c.abort.remote() for name, c in controllers.items() if states.get(name) not in WAITING]
+        if aborts:
+            ray.wait(aborts, num_returns=len(aborts), timeout=_ABORT_S)
         for controller in controllers.values():
             ray.kill(controller)
         for placed in places:
@@ -237,7 +238,7 @@ def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
 
 
 class _Watch:
-    """Says why a group has no workers, and ends a training in which none will come."""
+    """Reports why a group has no workers, and ends a training that waits for workers too long."""
 
     def __init__(self, title: str, groups: Sequence[WorkerGroup], config: Config) -> None:
         self._title, self._groups, self._config = title, groups, config
@@ -246,11 +247,10 @@ class _Watch:
         self._said = dict(self._ran)
 
     def look(self, states: Mapping[str, str]) -> bool:
-        """Takes note of the states of the groups' controllers.
+        """Updates the states of the groups' controllers; returns whether the training goes on.
 
-        Returns:
-            Whether to go on: not if groups have finished and the rest waits, as work that is left is looked
-            for anew.
+        It ends if some groups have finished and all others wait: the caller then starts the remaining work
+        again.
 
         Raises:
             UserError: no group has had workers for too long.
@@ -264,41 +264,44 @@ class _Watch:
             if now - self._said[group.name] < _SAY_S or (missing := self._missing(group)) is None:
                 continue
             self._said[group.name] = now
-            line = f"{self._title}: no {group.name} for {now - self._ran[group.name]:.0f} s: {missing}"
+            code, reason = missing
+            line = f"{self._title}: no {group.name} for {now - self._ran[group.name]:.0f} s: {reason}"
             if now - max(self._ran.values()) >= max(_END_S, self._config.ray.label_wait_s):
-                raise UserError(line)
+                raise UserError(code, line)
             say(line)
         finished = any(state == FINISHED for state in states.values())
         return not (finished and all(states[name] == FINISHED for name in busy))
 
-    def _missing(self, group: WorkerGroup) -> str | None:
-        """Why none of a group starts; None if some are about to."""
-        known = nodes(gone=True)
-        if held(known, group.claim) < group.fewest:
-            return no_room(group.claim, self._config.ray, known, group.fewest)
-        if group.room(free(known), []):
+    def _missing(self, group: WorkerGroup) -> tuple[Code, str] | None:
+        """Returns the code and the reason why no worker of a group starts; None if some soon will."""
+        cluster = nodes(gone=True)
+        if held(cluster, group.claim) < group.fewest:
+            return "no_node", no_room(group.claim, self._config.ray, cluster, group.fewest)
+        if group.room(free(cluster), []):
             return None
-        spare = trainers(free(known))
+        spare = trainers(free(cluster))
         cpus, gpus = sum(node.cpus for node in spare), sum(node.gpus for node in spare)
-        return (
-            f"no node that trains has {group.claim} free for a worker, as others hold them "
-            f"({cpus} CPUs and {gpus} GPUs are free in all)"
+        return "busy", (
+            f"no node that trains has {group.claim} free for a worker, because others use them "
+            f"({cpus} CPUs and {gpus} GPUs are free in total)"
         )
 
 
 def _fail(title: str, error: BaseException, config: Config) -> NoReturn:
-    """Raises the user's mistake where it was one, in one line what the machines did, else the failure itself.
+    """Raises the user's mistake if there is one, a one-line UserError for faults of machines, else ``error``.
 
-    Ray tells of a worker that died with an error of its own, of others what they raised.
+    Ray reports a worker that died by an error of its own, and other workers by what they raised.
     """
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     causes = [cause.cause if isinstance(cause, RayTaskError) else cause for cause in (error, *failures)]
     if (mistake := next((cause for cause in causes if isinstance(cause, UserError)), None)) is not None:
         raise mistake
-    Storage(config.run.dir).check_writable()  # Ray Train writes there too, and says less where it cannot
+    # Ray Train writes to the run directory too, and explains less if it cannot.
+    Storage(config.run.dir).check_writable()
     if failures and all(type(cause).__module__.startswith("ray.") or is_fault(cause) for cause in causes[1:]):
         raise UserError(
+            "failed",
             f"{title}: a worker died {MAX_FAILURES + 1} times without getting further than before "
-            f"({one_line(causes[1])}); what is finished is kept, and running this again goes on from there"
+            f"({one_line(causes[1])}); fix this and rerun the same command; finished work is kept",
         ) from None
     raise error

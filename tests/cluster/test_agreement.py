@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lana_ray.cluster.agreement import Agreement, of_driver
-from lana_ray.errors import UserError
 from lana_ray.run_dir.lease import held
 from lana_ray.run_dir.storage import Storage
 
+from ..errors import refuses
 from ..runs import TOKEN, printed
 
 # The files of memory:// are a process's own: what a directory is that only looks shared.
@@ -65,21 +65,22 @@ def test_the_driver_agrees_with_itself(tmp_path: Path) -> None:
         of_driver(str(tmp_path)).check()
 
 
-@pytest.mark.parametrize(("found", "said"), [("another", "another driver"), (None, "does not see")])
+@pytest.mark.parametrize(("found", "said"), [("another", "another driver"), (None, "does not show")])
 def test_a_directory_without_the_drivers_lease_is_another_one(found: str | None, said: str) -> None:
     storage = Storage(f"memory://{found}")
     with held(storage):
         here = of_driver(storage.root)
+    named = (f"run.dir {storage.root}", os.uname().nodename, said)
     if found:
-        with held(storage), pytest.raises(UserError, match=said):
+        with held(storage), refuses("invalid_setting", *named):
             here.check()
     else:
-        with pytest.raises(UserError, match=said):
+        with refuses("invalid_setting", *named):
             here.check()
 
 
 def test_other_code_is_named_before_the_directory(tmp_path: Path) -> None:
     here = of_driver(str(tmp_path))
     other = Agreement(run_dir="memory://nowhere", lease="none", code={**here.code, "torch": "1.0"})
-    with pytest.raises(UserError, match="torch differs"):
+    with refuses("changed", "torch"):
         other.check()

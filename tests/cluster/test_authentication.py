@@ -10,7 +10,8 @@ import pytest
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from lana_ray.cluster.authentication import _reread, authenticated
-from lana_ray.errors import UserError
+
+from ..errors import refuses
 
 
 def found() -> bool:
@@ -74,7 +75,7 @@ def test_for_a_cluster_of_others_no_token_is_made_up(home: Path) -> None:
 
 def test_a_token_that_cannot_be_read_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "absent"))
-    with pytest.raises(UserError, match=rf"RAY_AUTH_TOKEN_PATH {home}/absent"), authenticated(create=True):
+    with refuses("missing_file", f"RAY_AUTH_TOKEN_PATH {home}/absent"), authenticated(create=True):
         pass
 
 

@@ -15,7 +15,8 @@ import pytest
 from lana_ray.cluster import leases
 from lana_ray.cluster.leases import Busy, Lease, Waiting, held, lease, leased
 from lana_ray.costs.cores import Core
-from lana_ray.errors import UserError
+
+from ..errors import refuses
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no processes"),
@@ -119,7 +120,7 @@ def test_what_waits_is_said_and_ends(
     clock[0] += leases.LIMIT_S
     waiting.say(Busy(busy.node, busy.holders, own=True))  # measurements of the same run end
     clock[0] += leases.LIMIT_S
-    with pytest.raises(UserError, match=r"target 'edge'.*runs/other"):
+    with refuses("busy", "target 'edge'", f"process {other.process.pid} (runs/other)"):
         waiting.say(busy)
 
 
@@ -140,7 +141,7 @@ def test_a_process_is_kept_on_its_cores_meanwhile() -> None:
         assert len(os.sched_getaffinity(0)) == 1
         assert held() == [f"process {os.getpid()} (runs/own)"]
     assert (os.sched_getaffinity(0), held()) == (before, [])
-    with pytest.raises(UserError, match="it: threads 4096"), leased(4096, "it", "runs/own"):
+    with refuses("unavailable", "it: threads 4096"), leased(4096, "it", "runs/own"):
         pass
 
 

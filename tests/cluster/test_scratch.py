@@ -9,7 +9,8 @@ import pytest
 
 from lana_ray.cluster import scratch
 from lana_ray.cluster.scratch import ray_folder
-from lana_ray.errors import UserError
+
+from ..errors import refuses
 
 
 @pytest.fixture(autouse=True)
@@ -54,5 +55,5 @@ def test_a_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.
 def test_where_no_folder_is_of_use_each_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/proc/sys")
     monkeypatch.setattr(scratch, "_useless", lambda place: "is full")
-    with pytest.raises(UserError, match=r"/proc/sys is full; /tmp is full.* TMPDIR"):
+    with refuses("not_writable", "/proc/sys is full", "/tmp is full", "TMPDIR"):
         ray_folder()

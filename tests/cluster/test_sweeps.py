@@ -17,6 +17,8 @@ from lana_ray.cluster.sweeps import Sweep, Trial, run_sweep
 from lana_ray.errors import UserError
 from lana_ray.run_dir.storage import Storage
 
+from ..errors import refuses
+
 TRIALS = 3
 DRAWN = {"x": tune.loguniform(0.01, 10.0)}
 GRID = {"x": tune.grid_search([0.0, 2.0, 4.0]), "seed": tune.grid_search([0])}
@@ -40,7 +42,7 @@ def find(settings: dict[str, Any], log: str, fails_from: int, state: str) -> dic
     with path.open("a") as file:
         file.write(json.dumps(settings) + "\n")
     if len(path.read_text().splitlines()) >= fails_from:
-        raise UserError("layer blocks.0: out of luck")
+        raise UserError("unsupported_network", "layer blocks.0: out of luck")
     return {"accuracy": 1 / (1 + settings["x"]), "choices": [1, 2]}
 
 
@@ -92,7 +94,7 @@ def test_a_sweep_that_broke_off_goes_on_where_it_ended(
 ) -> None:
     """What was found before is neither lost nor looked for again, and nothing is unpickled."""
     storage, log, told = Storage(str(tmp_path)), str(tmp_path / "log"), list[int]()
-    with pytest.raises(UserError, match="out of luck"):
+    with refuses("unsupported_network", "layer blocks.0"):
         run_sweep(sweep(space), trial, [log, 2], storage, told.append)
     before = storage.list("search/toy-0123", ".json")
     assert len(before) == 1

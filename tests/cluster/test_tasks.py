@@ -11,8 +11,8 @@ import pytest
 from lana_ray.cluster.claims import GIB
 from lana_ray.cluster.tasks import run_on_targets, run_tasks
 from lana_ray.config import Config, Target, load_config
-from lana_ray.errors import UserError
 
+from ..errors import refuses
 from ..runs import printed, settings
 
 
@@ -61,7 +61,7 @@ def test_calls_of_a_device_are_made_one_at_a_time(config: Config, ray_cluster: N
 
 
 def test_a_target_that_no_node_serves_is_refused(config: Config, ray_cluster: None) -> None:
-    with pytest.raises(UserError, match="target 'big': threads 512"):
+    with refuses("no_node", "target 'big'", "threads 512"):
         list(run_on_targets(abs, [(Target(name="big", threads=512), (1,))], config))
 
 
@@ -91,7 +91,7 @@ def test_a_task_claims_memory(config: Config, ray_cluster: None) -> None:
 
 def test_a_task_that_no_node_holds_is_refused(tmp_path: Path, ray_cluster: None) -> None:
     config = load_config(settings(tmp_path, ray={"gpus_per_worker": 1}))
-    with pytest.raises(UserError, match=r"^ray\.gpus_per_worker 1"):
+    with refuses("no_node", "ray.gpus_per_worker 1"):
         run_tasks(lambda workspace: None, [()], config, title="t")
 
 
@@ -130,9 +130,9 @@ def test_a_task_killed_for_its_memory_is_not_tried_for_ever(tmp_path: Path) -> N
             try:
                 run_tasks(lambda workspace: time.sleep(60), [()], config, title="score")
             except UserError as error:
-                print(error)
+                print(error.code, error)
     """
     environment = {"RAY_memory_usage_threshold": "0.01", "RAY_task_oom_retry_delay_base_ms": "10"}
-    (said,) = [line for line in printed(script, tmp_path, **environment) if line.startswith("score:")]
+    (said,) = [line for line in printed(script, tmp_path, **environment) if line.startswith("failed score:")]
     assert "ran out of memory" in said
     assert "ray.cpus_per_worker" in said

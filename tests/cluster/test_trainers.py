@@ -17,6 +17,7 @@ from lana_ray.cluster.trainers import run_training
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 
+from ..errors import refuses
 from ..runs import settings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -61,13 +62,13 @@ def test_a_worker_uses_the_cpus_it_claims_but_no_more_than_there_are(
 def _fails_or_sleeps(setting: dict[str, Any]) -> None:
     name, _ = setting["group"]
     if name == "failing":
-        raise UserError("this is the user's")
+        raise UserError("invalid_data", "this is the user's")
     time.sleep(3600)
 
 
 def test_a_group_that_fails_ends_the_others(config: Config) -> None:
     groups = [WorkerGroup(name=name, workers=1, cpus=1) for name in ("sleeping", "failing")]
-    with pytest.raises(UserError, match="this is the user's"):
+    with refuses("invalid_data", "this is the user's"):
         _run(config, _fails_or_sleeps, groups)
     assert _all_is_given_back()
 
@@ -108,7 +109,7 @@ def test_a_group_starts_again_as_long_as_it_gets_further(
 @pytest.mark.slow
 def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path, impatient: int) -> None:
     groups = [WorkerGroup(name="one", workers=1, cpus=1)]
-    with pytest.raises(UserError, match=rf"^try: a worker died {impatient + 1} times"):
+    with refuses("failed", "try: ", f"{impatient + 1} times"):
         _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=2, deaths=99)
     # The second start got further than the first; the failures after it were too many.
     assert len((tmp_path / "starts").read_text()) == 2 + impatient
@@ -116,10 +117,10 @@ def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path, impat
 
 def test_a_group_that_no_node_holds_is_refused_before_anything_starts(config: Config) -> None:
     wide = WorkerGroup(name="wide", workers=1, cpus=512)
-    with pytest.raises(UserError, match=r"ray\.cpus_per_worker"):
+    with refuses("no_node", "ray.cpus_per_worker", "512 CPUs"):
         _run(config, _fails_or_sleeps, [wide])
     many = WorkerGroup(name="many", workers=(3, 4), cpus=1)
-    with pytest.raises(UserError, match=r"ray\.min_workers 3"):
+    with refuses("no_node", "ray.min_workers 3"):
         _run(config, _fails_or_sleeps, [many])
 
 
@@ -136,7 +137,7 @@ def test_what_is_missing_is_said_and_the_wait_ends(
 
     other = ray.remote(Other).options(num_cpus=1).remote()
     assert ray.get(other.ready.remote())
-    with pytest.raises(UserError, match=r"try: no worker for .*1 CPUs and 0 GPUs are free in all"):
+    with refuses("busy", "try: no worker for", "1 CPUs and 0 GPUs"):
         _run(config, _fails_or_sleeps, [WorkerGroup(name="worker", workers=1, cpus=2)])
     assert "try: no worker for" in capsys.readouterr().out
     ray.kill(other)
