@@ -20,7 +20,7 @@ from lana_ray.monitoring.progress import console, simplify
 from lana_ray.monitoring.signals import SHELL, end_as_exceptions_do, ended_by
 from lana_ray.redact import without_passwords
 
-if TYPE_CHECKING:  # what a command does not need it does not load
+if TYPE_CHECKING:  # commands import only what they need, so that they start fast
     from lana_ray.predictors.fits import Fit
     from lana_ray.run_dir.storage import Storage
 
@@ -64,9 +64,9 @@ def start(
 def run(config: ConfigFile, set: Overrides = None) -> None:
     """Run every stage and print a table of the registered models.
 
-    Needs a configuration, its teacher and its data. Everything is kept in run.dir, so the same command
-    resumes a killed run. Leaves summary.json and report.html there, and one registered model per target
-    in MLflow.
+    Needs a configuration, its teacher and its data. All results are kept in run.dir, so the same command
+    resumes a killed run. Writes summary.json and report.html there, and one registered model per target
+    to MLflow.
 
     Example: lana-ray run jobs/quickstart.yaml --set run.dir=runs/quickstart
     """
@@ -89,9 +89,9 @@ def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
 
 @app.command()
 def plan(config: ConfigFile, set: Overrides = None) -> None:
-    """Print what would run, how much of it and where.
+    """Print what would run, how much and on which nodes.
 
-    Needs a configuration; loads its teacher and, if it is there, its data. Runs and writes nothing.
+    Needs a configuration; loads its teacher and, if present, its data. Runs and writes nothing.
 
     Example: lana-ray plan jobs/quickstart.yaml
     """
@@ -104,7 +104,7 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
 def sample(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including sample: the cost table of every target.
 
-    Needs what run needs. Leaves samples/ and costs/ in run.dir.
+    Needs the same as run. Writes samples/ and costs/ in run.dir.
 
     Example: lana-ray sample jobs/quickstart.yaml
     """
@@ -115,7 +115,7 @@ def sample(config: ConfigFile, set: Overrides = None) -> None:
 def fit(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including sample, then fit latency predictors and print their errors.
 
-    Needs what run needs. Leaves the predictors and their plots in run.dir.
+    Needs the same as run. Writes the predictors and their plots in run.dir.
 
     Example: lana-ray fit jobs/quickstart.yaml --set targets.0.measure.architectures=200
     """
@@ -140,7 +140,7 @@ def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
 def distill(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including distill: the trained candidates of every layer.
 
-    Needs what run needs. Leaves candidates/ in run.dir.
+    Needs the same as run. Writes candidates/ in run.dir.
 
     Example: lana-ray distill jobs/quickstart.yaml
     """
@@ -149,9 +149,9 @@ def distill(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def score(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including score: how far each candidate alone moves the network's answers.
+    """Run the stages up to and including score: how much each candidate alone changes the network's outputs.
 
-    Needs what run needs. Leaves scores.parquet in run.dir.
+    Needs the same as run. Writes scores.parquet in run.dir.
 
     Example: lana-ray score jobs/quickstart.yaml
     """
@@ -162,7 +162,7 @@ def score(config: ConfigFile, set: Overrides = None) -> None:
 def select(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including select: one measured architecture for every target and budget.
 
-    Needs what run needs. Leaves selections.parquet in run.dir.
+    Needs the same as run. Writes selections.parquet in run.dir.
 
     Example: lana-ray select jobs/quickstart.yaml --set 'budgets.latency_ms=[60%]'
     """
@@ -173,8 +173,8 @@ def select(config: ConfigFile, set: Overrides = None) -> None:
 def search(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including score, then sweep both searches on every target.
 
-    Needs what run needs. Leaves search.parquet, plots and search.html in run.dir, and every trial in
-    MLflow. With search.cells, the best cells for each budget are trained in full and registered.
+    Needs the same as run. Writes search.parquet, plots and search.html in run.dir, and every trial to
+    MLflow. With search.cells, trains the best cells for each budget in full and registers them.
 
     Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
     """
@@ -213,9 +213,9 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def finetune(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including finetune: students trained whole, tested and measured.
+    """Run the stages up to and including finetune: students trained as a whole, tested and measured.
 
-    Needs what run needs. Leaves students/ in run.dir.
+    Needs the same as run. Writes students/ in run.dir.
 
     Example: lana-ray finetune jobs/quickstart.yaml --set finetune.epochs=10
     """
@@ -226,7 +226,7 @@ def finetune(config: ConfigFile, set: Overrides = None) -> None:
 def register(config: ConfigFile, set: Overrides = None) -> None:
     """Run the stages up to and including register: models in the registry, and summary.json.
 
-    Needs what run needs. Leaves one registered model per target in MLflow, and summary.json in run.dir.
+    Needs the same as run. Writes one registered model per target to MLflow, and summary.json in run.dir.
 
     Example: lana-ray register jobs/quickstart.yaml
     """
@@ -235,7 +235,7 @@ def register(config: ConfigFile, set: Overrides = None) -> None:
 
 @app.command()
 def report(config: ConfigFile, set: Overrides = None) -> None:
-    """Make report.html of a finished run again, and search.html of finished searches.
+    """Write report.html of a finished run again, and search.html of finished searches.
 
     Needs the run directory. Runs no other stage.
 
@@ -273,7 +273,7 @@ def show_config() -> None:
 
 
 @app.command()
-def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address.")] = None) -> None:
+def doctor(address: Annotated[str | None, typer.Option(help="Address of a cluster.")] = None) -> None:
     """Print the nodes of this machine or a cluster, the targets they can serve, and what is missing.
 
     Needs nothing, or the address of a running cluster. Writes nothing.
@@ -287,7 +287,7 @@ def doctor(address: Annotated[str | None, typer.Option(help="A cluster's address
 
 @app.command()
 def models(
-    target: Annotated[str | None, typer.Option(help="Only this target's.")] = None,
+    target: Annotated[str | None, typer.Option(help="Print only the models of this target.")] = None,
     registry: Registry = None,
 ) -> None:
     """Print the registered models as a table.
@@ -305,13 +305,14 @@ def models(
 @app.command()
 def verify(
     model_uri: Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or @ALIAS")],
-    target: Annotated[str | None, typer.Option(help="The target it must be registered for.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Target that this machine serves; the model must be registered for it.")
+    ] = None,
     registry: Registry = None,
 ) -> None:
     """Check a registered model's outputs and accuracy, and measure its latency again.
 
-    Needs the registry and a machine like the target. Writes nothing. Exits with status 1 if a check
-    fails.
+    Needs the registry and a machine like the target. Writes nothing. Exits with status 1 if a check fails.
 
     Example: lana-ray verify models:/NAME@champion --registry runs/quickstart
     """
@@ -324,34 +325,38 @@ def verify(
         raise typer.Exit(1)
 
 
-def _tracking_uri(given: str | None) -> str:
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+def _tracking_uri(option: str | None) -> str:
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(
-            "no registry: set MLFLOW_TRACKING_URI, or --registry with a run directory or a tracking URI"
+            "invalid_setting",
+            "no registry: set MLFLOW_TRACKING_URI, or --registry to a run directory or a tracking URI",
         )
     if "://" in uri:
         return uri
     database = Path(uri) / "mlflow.db"
     if not database.is_file():
-        raise UserError(f"--registry {uri}: no run with an mlflow.db there")
+        raise UserError(
+            "missing_file", f"--registry {uri}: has no mlflow.db; name the run directory of a registered run"
+        )
     return f"sqlite:///{database.resolve()}"
 
 
 def _check_folder() -> None:
-    """What torch loads ends the process with a line about a library where the working directory is gone."""
+    """Raises UserError if the working directory is gone; torch's import would fail with an obscure line."""
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise UserError("the working directory was deleted; change to another one") from None
+        raise UserError("missing_file", "the working directory was deleted; change to another one") from None
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line on stderr and exit status 2.
+    """Runs the command line; a user's mistake ends it with one line on stderr and exit status 2.
 
-    So is a signal that ends it, with 128 and the signal's number.
+    A signal ends it with one line too, and with 128 plus the signal's number as exit status.
     """
-    simplify(sys.stdout)  # of which help is written as well
+    # Typer prints the help on stdout itself.
+    simplify(sys.stdout)
     end_as_exceptions_do()
     line: str | None = None
     status: str | int | None = 0
@@ -366,11 +371,12 @@ def main() -> None:
         status = SHELL + signal.SIGINT
     except SystemExit as end:
         status = end.code
-    except Exception:  # a bug of ours
+    except Exception:  # a bug of lana_ray
         line, status = None, 1
         print(without_passwords(traceback.format_exc()), end="", file=sys.stderr)
     if (number := ended_by(status)) is not None:
-        line, status = f"ended by {number.name}; finished work is kept, rerun to go on", SHELL + number
+        line = f"ended by {number.name}; rerun the same command to resume; finished work is kept"
+        status = SHELL + number
     if line is not None:
         print(f"lana-ray: {line}", file=sys.stderr)
     sys.exit(status)

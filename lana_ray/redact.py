@@ -1,4 +1,4 @@
-"""Keeps secrets in URLs and settings out of what is written and said."""
+"""Removes secrets in URLs and settings from everything that is written or printed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 _USER = re.compile(
     r"([A-Za-z][\w+.-]*):"
-    r"(?://?(?:[^/\s@:'\"]*:\S*@"  # a password may hold any character, slashes and blanks too
+    r"(?://?(?:[^/\s@:'\"]*:\S*@"  # a password may contain any character, even slashes and blanks
     r"|[^/\s@:'\"]*:(?!\d+\b)[^@\n'\"]*@)"
     r"|//[^/\s@'\"]*@)"
 )
-"""A scheme, and the user or the user and password; pathlib leaves one slash of two."""
+"""Matches a scheme followed by the user, or by user and password; pathlib reduces two slashes to one."""
 _CONTAINERS = ("abfs", "abfss", "adl", "wasb", "wasbs")
-"""Azure's schemes, where the name of a container is in the user's place; MLflow's ``models`` has an alias."""
+"""Azure's schemes, which have a container's name in the user's place; ``models`` (MLflow) has an alias."""
 _URL = re.compile(r"(?:[A-Za-z][\w+.-]*:/|[^\s'\"]*\?)[^\s'\"]*")
-"""A URL, or the end of one with its parameters."""
+"""Matches a URL, or the end of one with its parameters."""
 _PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=([^&#;\s]*)")
 _HARMLESS = ("sslmode", "charset", "region", "version", "versionId")
 _NAMED = re.compile(
@@ -23,17 +23,16 @@ _NAMED = re.compile(
     r"|pwd|pass|accountkey|sharedaccesskey)\s*=\s*|\bbearer\s+)[^\s&;,'\")]+",
     re.IGNORECASE,
 )
-"""Secrets by their names, as in the settings of databases and in headers."""
+"""Matches secrets by their names, as in database settings and in headers."""
 
 
 def without_passwords(text: str, instead: str = "***@") -> str:
-    """``text`` without the user and password of every URL in it, nor other secrets.
+    """Returns ``text`` without users and passwords in URLs, and without other secrets.
 
-    Of the parameters of a URL the names are kept: their values may be signatures and tokens, whatever they
-    are called.
+    URL parameters keep their names only: a value may be a signature or a token under any name.
 
     Args:
-        instead: of ``user:password@``.
+        instead: replaces ``user:password@``.
     """
 
     def user(match: re.Match[str]) -> str:
@@ -49,7 +48,7 @@ def without_passwords(text: str, instead: str = "***@") -> str:
 
 
 def public(value: Any) -> Any:
-    """Settings, nested as in YAML, with every text as ``without_passwords`` leaves it, users left out."""
+    """Returns settings, nested as in YAML, with secrets and users removed from every text."""
     if isinstance(value, dict):
         return {key: public(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""What can be added to: entries of one kind by name, from which settings, help and plots derive.
+"""Registries: entries of one kind by name, from which settings, help and plots derive.
 
-| kind | registry | an entry is |
+| kind | registry | entries |
 |---|---|---|
 | runtime | ``deploy.runtimes.RUNTIMES`` | a ``Runtime``, one module each |
 | cost | ``costs.registry.METERS`` | a ``Meter``, one module each |
@@ -23,20 +23,20 @@ from lana_ray.errors import UserError
 
 
 class Named(Protocol):
-    """An entry."""
+    """An entry of a registry."""
 
     @property
     def name(self) -> str:
-        """What users call it."""
+        """The entry's name in settings."""
 
 
 T = TypeVar("T", bound=Named)
 
 
 class Registry(dict[str, T]):
-    """Entries of one kind by name, in the order of their listing.
+    """Entries of one kind by name, in the order in which they are listed.
 
-    Looking up a name that no entry has raises UserError, which lists those there are.
+    Looking up an unknown name raises a UserError that lists the names there are.
     """
 
     def __init__(self, kind: str, entries: Iterable[T] = ()) -> None:
@@ -44,7 +44,7 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     def __missing__(self, name: str) -> T:
-        raise UserError(f"no {self.kind} is called {name!r}; there are {', '.join(self)}")
+        raise UserError("unknown_name", f"unknown {self.kind} {name!r}; use one of {', '.join(self)}")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ class OneOf:
     registry: str
 
     def names(self) -> tuple[str, ...]:
-        """Imports the registry, and with it what its entries need: only when a value is looked at."""
+        """Returns the entries' names; only this call imports the registry and its dependencies."""
         return tuple(getattr(importlib.import_module(self.module), self.registry))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, name: str) -> str:
-        if name not in self.names():  # told as pydantic tells of other words
+        if name not in self.names():
+            # Reported like pydantic's own errors for literals.
             raise PydanticCustomError("literal_error", "not the name of an entry", {"given": name})
         return name

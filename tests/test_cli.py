@@ -66,7 +66,7 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     ("arguments", "names"),
     [
         (["pln", "a.yaml"], ["pln", "did you mean plan?"]),
-        (["frobnicate"], ["frobnicate", "there are run, plan"]),
+        (["frobnicate"], ["frobnicate", "use one of run, plan"]),
         (["--verison"], ["--verison", "did you mean --version?"]),
         (["plan"], ["plan: ", "missing argument CONFIG.yaml"]),
         (["verify"], ["verify: ", "missing argument MODEL_URI"]),

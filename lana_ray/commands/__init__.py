@@ -1,1 +1,1 @@
-"""Commands beside the stages: plan, doctor, verify."""
+"""Commands that are not stages: plan, doctor, verify."""

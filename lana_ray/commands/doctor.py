@@ -1,4 +1,4 @@
-"""``lana-ray doctor``: what the machines of a cluster are, what they can serve and what is missing."""
+"""``lana-ray doctor``: examines the machines of a cluster, the targets they serve, and what is missing."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What one machine has installed, as seen by a process on it."""
+    """Software and state of one machine, as seen by a process on it."""
 
     architecture: str
     versions: dict[str, str | None]
     """Python's and the packages' versions; None where a package is not installed."""
     runtimes: dict[str, str | None]
-    """The version behind each runtime that this machine has the device for; None where it is missing."""
-    mends: dict[str, str]
-    """What to install for each missing runtime."""
+    """Version of each runtime for which this machine has a device; None if it is not installed."""
+    fixes: dict[str, str]
+    """How to install each missing runtime."""
     meters: dict[str, dict[str, str]]
-    """By device: the meters that are not available for it, and why."""
+    """Device -> the meters that are not available on it, and why."""
     cuda: str | None
-    """The CUDA version torch was built for."""
+    """The CUDA version that torch was built for."""
     shm_bytes: int | None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm; None if there is none."""
     measuring: tuple[str, ...]
-    """Who measures on it now, in words."""
+    """Processes that measure on it now, each with its purpose."""
     load: float
     """Processes running or waiting, averaged over a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Examined:
-    """A node and what was found on it, or why nothing could be."""
+class NodeReport:
+    """A node and its machine, or the reason why it could not be examined."""
 
     node: Node
     machine: Machine | None
@@ -76,43 +76,45 @@ class Examined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
+    """All nodes of a cluster or this machine, with warnings."""
+
     address: str | None
-    """The cluster looked at; None: only this machine, Ray was not started."""
-    nodes: tuple[Examined, ...]
+    """Address of the examined cluster; None if only this machine was examined, without Ray."""
+    nodes: tuple[NodeReport, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    """What could be added, where a target asks for it."""
+    """What can be installed if a target needs it."""
 
 
 def diagnose(address: str | None = None) -> Report:
-    """Looks at a cluster: the one given, else the one running, else at this machine alone.
+    """Examines the cluster at ``address``, else a running cluster, else only this machine.
 
     Raises:
-        UserError: when nothing answers at ``address``.
+        UserError: nothing answers at ``address``.
     """
-    found = cluster.find_cluster(address or "auto")
-    if found is None:
-        examined = [Examined(node=cluster.this_machine(), machine=examine())]
+    used = cluster.find_cluster(address or "auto")
+    if used is None:
+        examined = [NodeReport(node=cluster.this_machine(), machine=examine())]
     else:
-        with cluster.connect(RayConfig(address=found)):
+        with cluster.connect(RayConfig(address=used)):
             examined = _examine_nodes(cluster.nodes())
     return Report(
-        address=found,
+        address=used,
         nodes=tuple(examined),
-        warnings=tuple(_warnings(found, examined)),
+        warnings=tuple(_warnings(used, examined)),
         notes=tuple(_notes(examined)),
     )
 
 
 def examine() -> Machine:
-    """Looks at the machine this runs on."""
+    """Examines the machine on which this process runs."""
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     usable = [name for name, runtime in RUNTIMES.items() if not runtime.precisions.keys().isdisjoint(kinds)]
     return Machine(
         architecture=platform.machine(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         runtimes={name: RUNTIMES[name].version for name in usable},
-        mends={name: mend for name in usable if (mend := RUNTIMES[name].missing)},
+        fixes={name: fix for name in usable if (fix := RUNTIMES[name].missing)},
         meters={kind: unavailable(Target(name="this", device=kind)) for kind in kinds},
         cuda=torch.version.cuda,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
@@ -128,20 +130,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _examine_nodes(asked: Sequence[Node]) -> list[Examined]:
+def _examine_nodes(nodes: Sequence[Node]) -> list[NodeReport]:
     what = "what it has installed"
-    found = []
-    for node, machine, error in ask_nodes(examine, (), asked, what=what, limit_s=_ANSWER_S):
+    reports = []
+    for node, machine, error in ask_nodes(examine, (), nodes, what=what, limit_s=_ANSWER_S):
         last = None if error is None else str(error).strip().split("\n")[-1]
-        found.append(Examined(node=node, machine=machine, error=last))
-    return sorted(found, key=lambda entry: asked.index(entry.node))
+        reports.append(NodeReport(node=node, machine=machine, error=last))
+    return sorted(reports, key=lambda entry: nodes.index(entry.node))
 
 
-def _warnings(address: str | None, examined: Sequence[Examined]) -> Iterator[str]:
+def _warnings(address: str | None, examined: Sequence[NodeReport]) -> Iterator[str]:
     if address is None:
         yield "no cluster is running; a run starts one of its own on this machine"
     if (os.environ.get("RAY_AUTH_MODE") or "token").lower() != "token":
-        yield "RAY_AUTH_MODE is not token: whoever reaches the cluster can run code on it; unset it"
+        yield "RAY_AUTH_MODE is not token: anyone who can reach the cluster can run code on it; unset it"
     for entry in examined:
         yield from _node_warnings(entry)
     if len(examined) > 1 and not any(entry.node.target for entry in examined):
@@ -153,17 +155,17 @@ def _warnings(address: str | None, examined: Sequence[Examined]) -> Iterator[str
             yield f"{name} differs between nodes ({', '.join(versions)}); install one version everywhere"
 
 
-def _node_warnings(entry: Examined) -> Iterator[str]:
+def _node_warnings(entry: NodeReport) -> Iterator[str]:
     node, machine = entry.node, entry.machine
     if (label := node.labels.get(cluster.ROLE, node.role)) not in cluster.ROLES:
         yield (
-            f"{node.name}: {cluster.ROLE}={label} is not a role, so it will {node.role}; use "
+            f"{node.name}: {cluster.ROLE}={label} is not a valid role, so it will {node.role}; use "
             f"{', '.join(cluster.ROLES[:-1])} or {cluster.ROLES[-1]}"
         )
     if node.target and not node.devices:
         yield (
-            f"{node.name}: carries {cluster.LABEL}={node.target} but no {cluster.DEVICE}, so it cannot be "
-            f"measured on; start it with --resources='{{\"{cluster.DEVICE}\": 1}}'"
+            f"{node.name}: carries {cluster.LABEL}={node.target} but offers no {cluster.DEVICE}, so nothing "
+            f"can be measured on it; start it with --resources='{{\"{cluster.DEVICE}\": 1}}'"
         )
     if machine is None:
         yield f"{node.name}: could not be examined ({entry.error}); is lana-ray installed there?"
@@ -172,50 +174,53 @@ def _node_warnings(entry: Examined) -> Iterator[str]:
         yield f"{node.name}: has a GPU, but its torch was built without CUDA; install torch's CUDA build"
     if machine.shm_bytes is not None and machine.shm_bytes < _SMALL_SHM_BYTES:
         size = machine.shm_bytes / _GIB
-        yield f"{node.name}: /dev/shm has {size:.2f} GiB and objects spill to disk; docker run --shm-size=2g"
+        yield (
+            f"{node.name}: /dev/shm has only {size:.2f} GiB, so objects spill to disk; "
+            "use docker run --shm-size=2g"
+        )
     for holder in machine.measuring:
-        yield f"{node.name}: {holder} measures on it now; others get other cores, or wait for it"
+        yield f"{node.name}: {holder} is measuring on it; others get other cores, or wait for it"
     if machine.load > max(1.0, node.cpus / 2):
-        yield f"{node.name}: busy (load {machine.load:.1f} on {node.cpus} CPUs); latencies will spread"
+        yield f"{node.name}: busy (load {machine.load:.1f} on {node.cpus} CPUs); latencies will vary"
 
 
-def _notes(examined: Sequence[Examined]) -> Iterator[str]:
-    """One line per runtime that is missing somewhere: none is needed unless a target asks for it."""
+def _notes(examined: Sequence[NodeReport]) -> Iterator[str]:
+    """Yields a line for each runtime that is missing on a node; it matters only if a target needs it."""
     machines = {entry.node.name: entry.machine for entry in examined if entry.machine}
-    mends = {name: mend for machine in machines.values() for name, mend in machine.mends.items()}
-    for name, mend in mends.items():
-        where = ", ".join(node for node, machine in machines.items() if name in machine.mends)
-        yield f"runtime {name} is not installed on {where}; where a target asks for it: {mend}"
+    fixes = {name: fix for machine in machines.values() for name, fix in machine.fixes.items()}
+    for name, fix in fixes.items():
+        nodes = ", ".join(node for node, machine in machines.items() if name in machine.fixes)
+        yield f"runtime {name} is not installed on {nodes}; if a target needs it: {fix}"
 
 
 def serves(node: Node, *, alone: bool) -> str:
-    """The target a node is measured for: its label's, or any as the only machine there is."""
+    """Returns the target that a node serves: its label's, or any target if it is the only machine."""
     if node.target:
         return node.target if node.devices else "-"
     return "any (stands in)" if alone else "-"
 
 
-def role(node: Node, known: Sequence[Node]) -> str:
-    """What a node does among others: it may have to train since no other does, or to stand in."""
+def role(node: Node, nodes: Sequence[Node]) -> str:
+    """Returns a node's role among ``nodes``; it may train because no other does, or stand in for targets."""
     trains, measures = (
-        node in trainers(known),
-        node.role != "train" or serves(node, alone=len(known) == 1) != "-",
+        node in trainers(nodes),
+        node.role != "train" or serves(node, alone=len(nodes) == 1) != "-",
     )
     return "both" if trains and measures else "measure" if measures else "train"
 
 
 def render(report: Report) -> RenderableType:
-    """The report as tables for a terminal."""
-    where = f"cluster at {report.address}" if report.address else "this machine"
-    parts: list[RenderableType] = [_node_table(report, where), _version_table(report)]
+    """Returns the report as tables for a terminal."""
+    place = f"cluster at {report.address}" if report.address else "this machine"
+    parts: list[RenderableType] = [_node_table(report, place), _version_table(report)]
     parts += [Text(line) for entry in report.nodes for line in _meter_lines(entry)]
     parts += [Text(f"! {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"  {note}", style="dim") for note in report.notes]
     return Group(*parts)
 
 
-def _node_table(report: Report, where: str) -> Table:
-    table = Table(title=f"Nodes: {where}", title_justify="left")
+def _node_table(report: Report, place: str) -> Table:
+    table = Table(title=f"Nodes: {place}", title_justify="left")
     for heading in ("node", "CPUs", "GPUs", "labels", "role", cluster.DEVICE, "serves target", "runtimes"):
         table.add_column(heading, overflow="fold")
     for entry in report.nodes:
@@ -238,8 +243,8 @@ def _runtime_cell(machine: Machine) -> str:
     return "\n".join(f"{name} {version or 'missing'}" for name, version in machine.runtimes.items())
 
 
-def _meter_lines(entry: Examined) -> Iterator[str]:
-    """One line for each device of a node: what can be metered on it, and why the rest cannot."""
+def _meter_lines(entry: NodeReport) -> Iterator[str]:
+    """Yields a line per device of a node: the meters that are available on it, and why others are not."""
     for device, reasons in (entry.machine.meters if entry.machine else {}).items():
         available = ", ".join(name for name in METERS if name not in reasons)
         lacking = "".join(f"; no {name}, because {reason}" for name, reason in reasons.items())

@@ -1,1 +1,1 @@
-"""What people and logs are told: progress, secrets left out, versions, how a run ends."""
+"""Reporting to people and logs: progress without secrets, versions, and how a run ends."""

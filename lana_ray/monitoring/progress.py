@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Shows the progress of long work: a bar with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _SIMPLER = {
 
 
 def _simpler(error: UnicodeError) -> tuple[str, int]:
-    """A sign of ASCII for each one that an encoding lacks, so that tables keep their columns."""
+    """Replaces each character that an encoding lacks by one ASCII character, so that tables stay aligned."""
     assert isinstance(error, UnicodeEncodeError)
-    signs = error.object[error.start : error.end]
-    letters = (_SIMPLER.get(sign) or unicodedata.normalize("NFKD", sign)[0] for sign in signs)
+    missing = error.object[error.start : error.end]
+    letters = (_SIMPLER.get(letter) or unicodedata.normalize("NFKD", letter)[0] for letter in missing)
     return "".join(letter if letter.isascii() else "?" for letter in letters), error.end
 
 
@@ -54,17 +54,17 @@ codecs.register_error(_PLAIN, _simpler)
 
 
 def simplify(output: IO[str] | None) -> None:
-    """Has an output write simpler signs for those its encoding lacks, unless the user chose otherwise."""
+    """Makes an output replace characters that its encoding lacks, unless the user chose otherwise."""
     if isinstance(output, io.TextIOWrapper) and not output.closed and output.errors in _RAISING:
         output.reconfigure(errors=_PLAIN)
 
 
 class _Output(Console):
-    """Standard output as it is: without some signs, not there, closed, full, or read by nobody any more."""
+    """Prints to standard output, even if it lacks characters, is missing, closed, full or has no reader."""
 
     @property
     def file(self) -> IO[str]:
-        file = super().file  # one that swallows all where there is no standard output
+        file = super().file  # one that discards everything if there is no standard output
         simplify(file)
         return io.StringIO() if file.closed else file
 
@@ -73,24 +73,26 @@ class _Output(Console):
         self._file = new
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Raises UserError where nothing can be written, as on a full disk."""
+        """Prints objects; raises UserError if nothing can be written, as on a full disk."""
         try:
             super().print(*objects, **options)
         except OSError as error:
             self._be_quiet()
-            raise UserError(f"standard output: cannot be written ({error.strerror or error})") from None
+            raise UserError(
+                "not_writable", f"standard output: cannot be written ({error.strerror or error})"
+            ) from None
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Leaves secrets in URLs out of every line, title and cell."""
+        """Renders a line, title or cell without the secrets in its URLs."""
         return super().render_str(without_passwords(text), **options)
 
     def on_broken_pipe(self) -> NoReturn:
-        """Ends as programs do whose reader has seen enough, such as ``head``."""
+        """Ends the process quietly, as usual when a reader such as ``head`` stops reading."""
         self._be_quiet()
         raise SystemExit(128 + signal.SIGPIPE)
 
     def _be_quiet(self) -> None:
-        """Writes no more; nor does Python, which would try to at the end."""
+        """Stops all output, including what Python would flush at exit."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -100,20 +102,21 @@ def _is_terminal() -> bool:
 
 
 console = _Output(highlight=False, width=None if _is_terminal() else 140)
-"""Where people read; machines read the files of the run directory. Lines of a log may be long."""
+"""Output for people; programs read the files of the run directory. Lines of a log may be long."""
 
 _LINE_EVERY_S = 10.0
 _ENOUGH = 3
-"""Items after the first one before the time left is told: the first waits for processes to start."""
+"""Items after the first one before the time left is shown: the first waits for processes to start."""
 _ENOUGH_SHARE = 0.05
-"""The same as a share of all items."""
+"""Share of all items before the time left is shown."""
 
 
 @contextmanager
 def muted(descriptor: int) -> Iterator[None]:
-    """Discards what C++ writes to a file descriptor, past ``sys.stdout`` (1) and ``sys.stderr`` (2)."""
+    """Discards output that C++ writes directly to file descriptor 1 (stdout) or 2 (stderr)."""
     stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
-    if stream is None or stream.closed:  # the descriptor may be that of any file by now
+    # The descriptor of a closed stream may belong to another file by now.
+    if stream is None or stream.closed:
         yield
         return
     stream.flush()
@@ -128,13 +131,13 @@ def muted(descriptor: int) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """One line for people."""
+    """Prints one line for people."""
     console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that sets how many of ``total`` are done."""
+    """Shows progress; yields a function that sets how many of ``total`` items are done."""
     with progress_of({title: total}) as show:
         show(title, 0)
         yield lambda done: show(title, done)
@@ -142,9 +145,12 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
-    """The same for several things at once: yields a function of the title and how many of its total are done.
+    """Shows the progress of several things at once; yields a callback ``(title, done)``.
 
-    The clock of each starts when it is first told of.
+    The clock of each title starts with its first call.
+
+    Args:
+        totals: number of items by title.
     """
     totals = {title: total for title, total in totals.items() if total > 0}
     if not totals:
@@ -170,31 +176,31 @@ def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None
     else:
         lines: dict[str, Callable[[int], None]] = {}
 
-        def tell(title: str, done: int) -> None:
+        def print_line(title: str, done: int) -> None:
             if title in totals:
                 if title not in lines:
                     lines[title] = _plain_lines(title, totals[title])
                 lines[title](done)
 
-        yield tell
+        yield print_line
 
 
 class _Pace:
-    """How fast items are finished of late, and what that makes of the rest.
+    """Estimates the time left from the recent pace.
 
-    The clock starts with the first finished items: they waited for processes to start, or were there from an
-    earlier run. From then on the pace is that of the later half of the time, since kinds of items follow one
+    The clock starts with the first finished items: they waited for processes to start, or are left from an
+    earlier run. The pace is that of the later half of the time since then, because kinds of items follow one
     another.
     """
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._points: deque[tuple[float, int]] = deque()
-        """(seconds, items done), oldest first, from the last one of the earlier half of the time."""
+        """(seconds, items done), oldest first; begins with the last point of the earlier half of the time."""
         self._first: tuple[float, int] | None = None
 
     def left(self, done: int) -> str:
-        """``1:20 left``; empty until it means something, and in the end."""
+        """Returns the time left, such as ``1:20 left``; empty while the pace is unknown, and at the end."""
         now = time.monotonic()
         if done <= 0 or done >= self._total:
             return ""

@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions and commit of the software that made a result."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
-    found = {}
+    """Returns the installed versions of the packages that a result depends on."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> str:
-    """The commit of this package's checkout, ``-dirty`` where it was changed; its version elsewhere."""
+    """Returns the commit of this package's checkout, with ``-dirty`` if it was changed, else its version."""
     here = str(Path(lana_ray.__file__).parent)
     git = ("git", "-C", here)
     try:
-        # A package installed somewhere below another checkout is not that checkout's.
+        # A package that is installed somewhere below another checkout does not belong to that checkout.
         subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
         described = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-        found = subprocess.run([*git, *described], check=True, capture_output=True, text=True)
+        output = subprocess.run([*git, *described], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return importlib.metadata.version("lana-ray")
-    return found.stdout.strip()
+    return output.stdout.strip()

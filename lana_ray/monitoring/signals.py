@@ -1,4 +1,4 @@
-"""How a run ends that is told to end: by Ctrl-C, by a scheduler's SIGTERM, by a terminal that is closed."""
+"""Ends a run cleanly on Ctrl-C, on a scheduler's SIGTERM, and when its terminal is closed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from types import FrameType
 from typing import NoReturn
 
 SHELL = 128
-"""Plus a signal's number: the exit status of what it ended."""
+"""Exit status of a process that a signal ended, minus the signal's number."""
 
 
 _received: list[signal.Signals] = []
-"""Ray makes another exit status of the exception that passes through it."""
+"""Signals received so far; recorded because Ray changes the exit status of an exception that passes it."""
 
 
 def ended_by(status: object) -> signal.Signals | None:
-    """The signal that ended what ends with this exit status; None if none did."""
+    """Returns the signal that ended a process with this exit status; None if no signal did."""
     return _received[0] if _received else signal.SIGINT if status == SHELL + signal.SIGINT else None
 
 
 def end_as_exceptions_do() -> None:
-    """Has signals end this process as an exception does: what it started ends with it.
+    """Makes signals end this process like an exception, so that everything it started ends with it.
 
-    One that is ignored, as ``nohup`` does it, stays so.
+    Ignored signals stay ignored, as under ``nohup``.
     """
     for number in _endings():
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -34,7 +34,7 @@ def end_as_exceptions_do() -> None:
 
 @contextmanager
 def terminated_as_before() -> Iterator[None]:
-    """Gives SIGTERM the handler back that it had, if any; Ray puts its own there, which dumps a stack."""
+    """Restores the handler of SIGTERM at the end: Ray installs one that dumps a stack trace."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if callable(before) and threading.current_thread() is threading.main_thread():
@@ -46,7 +46,8 @@ def _endings() -> list[signal.Signals]:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for other in _endings():  # a second one would interrupt the clearing up
+    # A second signal would interrupt the clean-up.
+    for other in _endings():
         signal.signal(other, signal.SIG_IGN)
     _received.append(signal.Signals(number))
     raise SystemExit(SHELL + number)

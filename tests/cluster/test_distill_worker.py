@@ -200,5 +200,5 @@ def test_what_a_killed_worker_had_in_hand_is_done_again_and_nothing_else(
     assert all(ending(workspace, candidate) for candidate in EVERY)
     assert kept.items() <= times(tmp_path / "run", "candidates/*").items()
     told = capsys.readouterr().out
-    assert told.count("died; what it did since its last save") == 1
+    assert told.count("died; its work since the last save") == 1
     assert "48/48 (100 %)" in told

@@ -8,7 +8,7 @@ from rich.console import Console
 from lana_ray.cluster import connection as cluster
 from lana_ray.cluster.connection import Node
 from lana_ray.commands import doctor
-from lana_ray.commands.doctor import Examined, Machine, Report
+from lana_ray.commands.doctor import Machine, NodeReport, Report
 
 
 def _text(report: Report) -> str:
@@ -23,7 +23,7 @@ def _machine(**changes: object) -> Machine:
         "architecture": "x86_64",
         "versions": {"python": "3.12.1", **dict.fromkeys(doctor.PACKAGES, "1.0")},
         "runtimes": {"torch": "2.9", "onnxruntime": "1.20"},
-        "mends": {},
+        "fixes": {},
         "meters": {"cpu": {"energy_mj": "it is hidden"}},
         "cuda": None,
         "shm_bytes": 8 << 30,
@@ -33,9 +33,9 @@ def _machine(**changes: object) -> Machine:
     return Machine(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def _examined(name: str, machine: Machine | None, **resources: float) -> Examined:
+def _examined(name: str, machine: Machine | None, **resources: float) -> NodeReport:
     node = Node(id=name, name=name, labels={"lana.target": name}, resources={"CPU": 4, **resources})
-    return Examined(node=node, machine=machine, error=None if machine else "no answer within 120 s")
+    return NodeReport(node=node, machine=machine, error=None if machine else "no answer within 120 s")
 
 
 def test_without_a_cluster_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +79,9 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
     expected = [
         "RAY_AUTH_MODE is not token",
         "t4: has a GPU, but its torch was built without CUDA",
-        "t4: /dev/shm has 0.06 GiB",
-        "arm: carries lana.target=arm but no lana_device",
-        "arm: process 7 (runs/other) measures on it now",
+        "t4: /dev/shm has only 0.06 GiB",
+        "arm: carries lana.target=arm but offers no lana_device",
+        "arm: process 7 (runs/other) is measuring on it",
         "arm: busy (load 9.0 on 4 CPUs)",
         "dead: could not be examined (no answer within 120 s)",
         "ray differs between nodes (0.9, 1.0)",
@@ -97,18 +97,17 @@ def test_what_is_wrong_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_could_be_installed_is_one_line_per_runtime_and_no_warning() -> None:
     lacking = _machine(
         runtimes={"torch": "2.9", "onnxruntime": None, "openvino": None},
-        mends={"onnxruntime": "pip install 'lana-ray[onnx]'", "openvino": "pip install 'lana-ray[openvino]'"},
+        fixes={"onnxruntime": "pip install 'lana-ray[onnx]'", "openvino": "pip install 'lana-ray[openvino]'"},
     )
-    some = _machine(mends={"openvino": "pip install 'lana-ray[openvino]'"})
+    some = _machine(fixes={"openvino": "pip install 'lana-ray[openvino]'"})
     examined = [
         _examined(name, machine, lana_device=1)
         for name, machine in (("xeon", lacking), ("arm", some), ("t4", _machine()), ("dead", None))
     ]
     notes = tuple(doctor._notes(examined))
     assert notes == (
-        "runtime onnxruntime is not installed on xeon; where a target asks for it: "
-        "pip install 'lana-ray[onnx]'",
-        "runtime openvino is not installed on xeon, arm; where a target asks for it: "
+        "runtime onnxruntime is not installed on xeon; if a target needs it: pip install 'lana-ray[onnx]'",
+        "runtime openvino is not installed on xeon, arm; if a target needs it: "
         "pip install 'lana-ray[openvino]'",
     )
     assert list(doctor._warnings("192.0.2.1:6379", examined[:3])) == []
@@ -133,13 +132,13 @@ def test_the_role_of_every_node_is_shown() -> None:
     assert [doctor.role(n, [pi, node("i", target="i")]) for n in (pi,)] == ["both"]
     alone = node("laptop")
     assert doctor.role(alone, [alone]) == "both"
-    report = Report(address="a", nodes=(Examined(node=pi, machine=None),) * 2, warnings=(), notes=())
+    report = Report(address="a", nodes=(NodeReport(node=pi, machine=None),) * 2, warnings=(), notes=())
     assert "role" in _text(report)
 
 
 def test_a_role_that_there_is_not_is_told() -> None:
     node = Node(id="a", name="a", labels={"lana.role": "trains"}, resources={"CPU": 1, "lana_device": 1})
-    (warning,) = doctor._warnings("192.0.2.1:6379", [Examined(node=node, machine=_machine())])
+    (warning,) = doctor._warnings("192.0.2.1:6379", [NodeReport(node=node, machine=_machine())])
     assert "lana.role=trains" in warning
     for name in cluster.ROLES:
         assert name in warning
