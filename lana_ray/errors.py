@@ -118,7 +118,9 @@ def refusals(who: str) -> Iterator[None]:
     except Exception as error:
         if is_fault(error):
             raise
-        raise Unsupported(f"{who} refuses the network ({type(error).__name__}: {one_line(error)})") from None
+        raise Unsupported(
+            "refused", f"{who} refuses the network ({type(error).__name__}: {one_line(error)})"
+        ) from None
 
 
 def one_line(error: BaseException | str) -> str:

@@ -1,4 +1,4 @@
-"""A network as a portable program: ONNX for runtimes, flat PyTorch for whoever has only torch."""
+"""Exports networks as portable programs: ONNX for runtimes, flat PyTorch for environments with only torch."""
 
 from lana_ray.deploy.folding import deployed
 from lana_ray.deploy.onnx import INPUT_NAME, OUTPUT_NAME, to_onnx

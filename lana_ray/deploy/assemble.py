@@ -1,10 +1,10 @@
-"""Programs of networks that differ in their layers only, put together from parts that are exported once.
+"""Assembles programs of networks that differ only in their layers from parts that are exported once.
 
-A frame is a network whose layers are left open: in the place of each stands one operator that no runtime
-knows. Filling its program puts the programs of layers in these places, operator by operator, so that nothing
-distinguishes the result from the whole network's program and runtimes fold and fuse across the seams. To
-export EfficientNet-Lite0 takes 0.5 s as ONNX and 1.1 s as a PyTorch program, to fill its frame 0.01 s and
-0.04 s.
+A frame is a network whose layers are open: each is replaced by one placeholder operator, which no runtime
+has. Filling the frame's program replaces the placeholders by the programs of layers, operator by operator, so
+that the result equals the program of the full network, and runtimes fold and fuse across the seams.
+Exporting EfficientNet-Lite0 takes 0.5 s as ONNX and 1.1 s as a PyTorch program; filling its frame takes
+0.01 s and 0.04 s.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class _OpenLayer(nn.Module):
 
 
 def open_layers(network: nn.Module, layers: Sequence[Layer], batch_size: int) -> nn.Module:
-    """A copy of ``network`` with its layers left open, to be exported for batches of that size."""
+    """Returns a copy of ``network`` with open layers, to be exported for batches of ``batch_size``."""
     shapes = [(batch_size, *layer.output_shape) for layer in layers]
     opened = {layer.name: _OpenLayer(i, shapes[i]) for i, layer in enumerate(layers)}
     return replace(network, opened)
 
 
 def fill_program(frame: fx.GraphModule, parts: Sequence[fx.GraphModule]) -> fx.GraphModule:
-    """The program of a network from its frame's and its layers', all as ``to_program`` makes them."""
+    """Returns the program of a network from those of its frame and its layers, all made by ``to_program``."""
     graph = copy.deepcopy(frame.graph)
     tensors = {node.target: getattr(frame, node.target) for node in graph.find_nodes(op="get_attr")}
     for place in graph.find_nodes(op="call_function", target=torch.ops.lana_ray.open_layer.default):
@@ -87,15 +87,15 @@ class OnnxFrame:
     """The ONNX program of a network with open layers.
 
     Args:
-        program: exported from what ``open_layers`` made.
+        program: exported from the network that ``open_layers`` returns.
     """
 
     def __init__(self, program: bytes) -> None:
-        import onnx  # of an optional extra
+        import onnx  # from an optional extra
 
         self._model = onnx.load_from_string(program)
         self._sources: dict[int, str] = {}
-        """The value that each open layer is given."""
+        """Position of an open layer -> name of its input."""
         graph = self._model.graph
         for node in _places(graph):
             _rename(graph, node.output[0], f"{_prefix(_position(node))}{OUTPUT_NAME}")
@@ -103,7 +103,7 @@ class OnnxFrame:
             self._sources[_position(node)] = node.input[0]
 
     def part(self, position: int, program: bytes) -> OnnxModel:
-        """A layer's program, made ready to be put in a place of this frame."""
+        """Returns a layer's program, prepared for a position of this frame."""
         import onnx.compose
         import onnx.inliner
 
@@ -113,18 +113,18 @@ class OnnxFrame:
         return model
 
     def fill(self, parts: Sequence[OnnxModel]) -> bytes:
-        """The whole network's program.
+        """Returns the program of the full network.
 
         Args:
-            parts: by position, as ``part`` makes them.
+            parts: results of ``part`` by position.
         """
         import onnx
 
         frame = self._model
-        whole = onnx.ModelProto(ir_version=frame.ir_version)
+        model = onnx.ModelProto(ir_version=frame.ir_version)
         domains = {entry.domain: entry for part in (frame, *parts) for entry in part.opset_import}
-        whole.opset_import.extend(entry for domain, entry in domains.items() if domain != _NAMESPACE)
-        graph = whole.graph
+        model.opset_import.extend(entry for domain, entry in domains.items() if domain != _NAMESPACE)
+        graph = model.graph
         graph.name = frame.graph.name
         graph.input.extend(frame.graph.input)
         graph.output.extend(frame.graph.output)
@@ -132,7 +132,7 @@ class OnnxFrame:
             graph.initializer.extend(part.graph.initializer)
         for node in frame.graph.node:
             graph.node.extend(parts[_position(node)].graph.node if node.domain == _NAMESPACE else [node])
-        return bytes(whole.SerializeToString())
+        return bytes(model.SerializeToString())
 
 
 def _places(graph: Any) -> list[Any]:
@@ -148,7 +148,7 @@ def _prefix(position: int) -> str:
 
 
 def _rename(graph: Any, old: str, new: str) -> None:
-    """Gives a value another name, wherever it is made or used, in the bodies of control flow too."""
+    """Renames a value everywhere it is produced or used, including the bodies of control flow."""
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]

@@ -1,4 +1,4 @@
-"""What a network becomes where it is deployed."""
+"""Folds networks into the form in which they are deployed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lana_ray.networks.layers import replace
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A module that is trained in another form than it is deployed in, as RepVGG's stages are."""
+    """A module that is trained in another form than it is deployed in, such as RepVGG's stages."""
 
     def folded(self) -> nn.Module:
-        """A smaller module that answers as this one does in evaluation mode; this one stays as it is."""
+        """Returns a smaller module with the same outputs in evaluation mode; leaves this one unchanged."""
 
 
 def deployed(network: nn.Module) -> nn.Module:
-    """A copy in which every module that can be folded is; the network itself where there is none."""
+    """Returns a copy with every foldable module folded; the network itself if there is none."""
     folded = {name: m.folded() for name, m in network.named_modules() if isinstance(m, Foldable)}
     return replace(network, folded) if folded else network

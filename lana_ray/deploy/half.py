@@ -1,7 +1,7 @@
-"""Half precision: what was traced and folded in float32, with its numbers cast afterwards.
+"""Casts ONNX programs to half precision after they were traced and folded in float32.
 
-A batch-norm of a trained network may have a variance that no half-precision number holds (above 65504), so it
-must be folded before anything is cast.
+A batch-norm of a trained network may have a variance that half precision cannot represent (above 65504), so
+it must be folded before anything is cast.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ OnnxGraph: TypeAlias = Any  # onnx.GraphProto, of an optional extra
 
 _TO_TYPE = {"Cast": "to", "RandomNormalLike": "dtype", "EyeLike": "dtype"}
 _RESIZE_SCALES = 2
-"""The position of an input that is float32 whatever the type of what is resized."""
+"""Position of the input that is float32 whatever the type of the resized tensor."""
 
 
 def cast_onnx(program: bytes, dtype: torch.dtype) -> bytes:
-    """A float32 ONNX program with all its numbers, its input and its output of another type.
+    """Casts all tensors of a float32 ONNX program, including its input and output, to another type.
 
-    Numbers beyond the type's range become its largest; batch-norms that are left have their statistics in
-    their scale and shift. Only the factors of ``Resize`` stay float32, as ONNX demands.
+    Numbers beyond the type's range become its largest. Scale and shift of unfolded batch-norms absorb their
+    statistics. Only the scales of ``Resize`` stay float32, as ONNX demands.
     """
     import onnx.inliner
 
@@ -47,7 +47,7 @@ def cast_onnx(program: bytes, dtype: torch.dtype) -> bytes:
 
 
 def _graphs(graph: OnnxGraph) -> Iterator[OnnxGraph]:
-    """A graph and those of its control flow."""
+    """Yields a graph and the graphs of its control flow."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -56,7 +56,7 @@ def _graphs(graph: OnnxGraph) -> Iterator[OnnxGraph]:
 
 
 def _numbers(graph: OnnxGraph, kept: set[str]) -> Iterator[Any]:
-    """The float32 tensors of a graph but for those of some names."""
+    """Yields the float32 tensors of a graph, except those named in ``kept``."""
     import onnx
 
     tensors = [tensor for tensor in graph.initializer if tensor.name not in kept]
@@ -77,7 +77,7 @@ def _cast(tensor: Any, dtype: torch.dtype, data_type: int) -> None:
 
 
 def to_half(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers of another type; those beyond its range become its largest, infinities stay."""
+    """Casts numbers to another type; those beyond its range become its largest, infinities stay."""
     most = torch.finfo(dtype).max
     return torch.where(values.isinf(), values, values.clamp(-most, most)).to(dtype).contiguous()
 
@@ -89,7 +89,7 @@ def _values(tensor: Any) -> Tensor:
 
 
 def _absorb_statistics(graph: OnnxGraph) -> None:
-    """Makes the batch-norms of a graph ones of mean 0 and variance 1, with all else in scale and shift."""
+    """Changes the batch-norms of a graph to mean 0 and variance 1; scale and shift absorb the difference."""
     import onnx
 
     numbers = {tensor.name: tensor for tensor in graph.initializer}

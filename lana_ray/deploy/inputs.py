@@ -1,4 +1,4 @@
-"""Batches that networks and layers are exported and measured with."""
+"""Example batches with which networks and layers are exported and measured."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ DEFAULT_INPUT_SHAPE = (3, 224, 224)
 
 
 def example_input(target: Target) -> Tensor:
-    """A batch of the target's shape, the same whenever it is asked for."""
+    """Returns a random batch of the target's shape; every call returns the same."""
     shape = (target.batch_size, *(target.input_shape or DEFAULT_INPUT_SHAPE))
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def layer_input(space: StudentSpace, layer: int, target: Target) -> Tensor:
-    """A batch of a layer's inputs, the same whenever it is asked for."""
+    """Returns a random batch of a layer's inputs; every call returns the same."""
     shape = (target.batch_size, *space.layers[layer].input_shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A network as an ONNX program."""
+"""Exports networks as ONNX programs."""
 
 from __future__ import annotations
 
@@ -21,49 +21,52 @@ from lana_ray.networks.padding import with_fixed_padding
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 OPSET = 18
-"""The lowest that both exporters write without converting."""
+"""The lowest version that both exporters write without converting."""
 
 
 def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> bytes:
-    """Exports ``network`` for inference, in eval mode and folded (``deployed``); its own modes are restored.
+    """Exports ``network`` for inference, in eval mode and folded (``deployed``), and restores its modes.
 
-    The input is named ``input``, the output ``output``; with ``dynamic_batch`` their first dimension is
-    free. torch's tracing exporter is used (0.03 s for a block, where the newer one takes 50 times as
-    long), and the newer one only for operators that the former cannot express.
+    The input is named ``input``, the output ``output``; with ``dynamic_batch``, their first dimension is
+    free. torch's tracing exporter comes first (0.03 s for a block; the newer one takes 50 times as long), and
+    the newer one only exports operators that tracing cannot express.
 
     Args:
         network: maps one tensor to one tensor.
         example: an input, shape [N, ...], on the network's device.
 
     Raises:
-        Unsupported: where neither exporter can express the network.
-        UserError: where the newer one is needed and not installed.
+        Unsupported: neither exporter can express the network.
+        UserError: the newer exporter is needed but not installed.
     """
     network = with_fixed_padding(deployed(network), example)
     with evaluating(network), torch.no_grad(), _quiet():
         try:
-            with muted(1):  # where tracing fails, C++ writes the whole graph to standard output
+            # If tracing fails, C++ writes the full graph to standard output.
+            with muted(1):
                 return _trace(network, example, dynamic_batch)
-        except Exception as traced:  # of the network's own code, too
+        except Exception as traced:  # the network's own code may raise anything
             if is_fault(traced):
                 raise
             try:
                 return _capture(network, example, dynamic_batch)
             except ModuleNotFoundError as missing:
                 raise UserError(
-                    f"ONNX export needs the package {missing.name}; pip install 'lana-ray[onnx]'"
+                    "missing_package",
+                    f"ONNX export needs the package {missing.name}; pip install 'lana-ray[onnx]'",
                 ) from traced
             except Exception as captured:
                 if is_fault(captured):
                     raise
                 reason = str(traced).strip().split("\n")[0]
                 raise Unsupported(
-                    f"{type(network).__name__}: ONNX cannot express it ({reason}); use the runtime torch"
+                    "refused",
+                    f"{type(network).__name__}: ONNX cannot express it ({reason}); use the runtime torch",
                 ) from traced
 
 
 class _OneInput(nn.Module):
-    """Takes one tensor alone: tracing makes tensors of other arguments' defaults, as of timm's ViT blocks."""
+    """Hides further arguments: tracing would turn their defaults into tensors, as with timm's ViT blocks."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class _OneInput(nn.Module):
 
 
 def _trace(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
-    buffer: Any = io.BytesIO()  # accepted, though not by the annotation
+    buffer: Any = io.BytesIO()  # torch accepts it, though its annotation does not
     axes = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}} if dynamic_batch else None
     torch.onnx.export(
         _OneInput(network).eval(),
@@ -101,9 +104,10 @@ def _capture(network: nn.Module, example: Tensor, dynamic_batch: bool) -> bytes:
         output_names=[OUTPUT_NAME],
         dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
     )
-    assert program is not None  # torch returns None only where it writes to a file itself
+    assert program is not None  # torch returns None only if it writes to a file itself
     model = program.model_proto
-    for node in model.graph.node:  # stack traces of the machine that exported
+    # The metadata holds stack traces of the exporting machine.
+    for node in model.graph.node:
         del node.metadata_props[:]
     return bytes(model.SerializeToString())
 

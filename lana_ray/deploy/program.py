@@ -1,4 +1,4 @@
-"""A network as a PyTorch program: one flat list of operators and tensors, without the code that made it."""
+"""Exports networks as PyTorch programs: flat lists of operators and tensors, without the networks' code."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ _CONVOLUTIONS = {
 
 
 def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> fx.GraphModule:
-    """Exports ``network`` for inference, in eval mode and folded (``deployed``); its own modes are restored.
+    """Exports ``network`` for inference, in eval mode and folded (``deployed``), and restores its modes.
 
-    Two things make a call of the program shorter than one of the network. Batch-norms are folded into the
-    convolutions before them, as every other runtime does by itself. And parameters are attributes of the
-    program itself, where torch.export leaves them at their paths through the modules, whose lookup takes
-    longer than the smallest operators. EfficientNet-Lite0 at 32 pixels, batch 1, takes 0.54 of its time in
-    eager mode, an exported program without the two 0.86.
+    Two changes make a call of the program faster than one of the network: batch-norms are folded into the
+    convolutions before them, as every other runtime does; and parameters become attributes of the program
+    itself, because looking them up along module paths, as torch.export leaves them, takes longer than the
+    smallest operators. EfficientNet-Lite0 at 32 pixels, batch 1, takes 0.54 of its time in eager mode; an
+    exported program without these changes takes 0.86.
 
     Args:
-        network: maps one tensor to one tensor; the program shares what tensors it can with it.
+        network: maps one tensor to one tensor; the program shares tensors with it as far as possible.
         example: an input, shape [N, ...], on the network's device; N may change with ``dynamic_batch``.
 
     Raises:
-        Unsupported: where torch.export cannot express the network.
+        Unsupported: torch.export cannot express the network.
     """
     network = deployed(network)
     shapes = None
     if dynamic_batch:
-        example = torch.cat([example[:1]] * 2)  # a batch of one would be taken for a constant
+        # torch.export would treat a batch of one as a constant.
+        example = torch.cat([example[:1]] * 2)
         shapes = ({0: torch.export.Dim("batch")},)
     with evaluating(network), torch.no_grad(), _exporting(network):
         exported = torch.export.export(network, (example,), dynamic_shapes=shapes)
@@ -56,9 +57,9 @@ def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> f
 
 
 def finished(program: fx.GraphModule) -> fx.GraphModule:
-    """A program of torch.export, folded and flattened; changed in doing so.
+    """Folds and flattens a program of torch.export in place, and returns it.
 
-    It runs in any memory layout: a view of what is not contiguous becomes a copy.
+    The result runs in any memory layout: views of tensors that are not contiguous become copies.
     """
     _fold_batch_norms(program)
     _absorb_statistics(program)
@@ -77,7 +78,7 @@ def _fold_batch_norms(program: fx.GraphModule) -> None:
         bias, *rest = more or [None]
         nodes = (weight, bias, mean, variance, scale, shift)
         if any(node is not None and node.op != "get_attr" for node in nodes):
-            continue  # computed in the call, as in weight standardisation
+            continue  # computed during the call, as in weight standardisation
         w, b, m, v, s, t = (cast(Tensor, node and attrgetter(node.target)(program)) for node in nodes)
         folded = fuse_conv_bn_weights(w, b, m, v, epsilon, s, t)
         with graph.inserting_before(convolution):
@@ -93,9 +94,9 @@ def _fold_batch_norms(program: fx.GraphModule) -> None:
 
 
 def _absorb_statistics(program: fx.GraphModule) -> None:
-    """Makes the batch-norms that are left ones of mean 0 and variance 1, with all else in scale and shift.
+    """Changes unfolded batch-norms to mean 0 and variance 1; scale and shift absorb the difference.
 
-    No half-precision number holds a variance above 65504.
+    Half precision cannot represent a variance above 65504.
     """
     graph = program.graph
     for norm in graph.find_nodes(op="call_function", target=_aten.batch_norm.default):
@@ -118,7 +119,7 @@ def _absorb_statistics(program: fx.GraphModule) -> None:
 
 
 def _flattened(program: fx.GraphModule) -> fx.GraphModule:
-    """The same graph on a module that holds what it uses, and nothing else, under names without dots."""
+    """Returns the same graph on a module that holds only the tensors it uses, under names without dots."""
     names: dict[str, str] = {}
     used = {}
     for node in program.graph.find_nodes(op="get_attr"):
@@ -129,9 +130,9 @@ def _flattened(program: fx.GraphModule) -> fx.GraphModule:
 
 
 def anonymise_program(path: str | Path) -> torch.export.ExportedProgram:
-    """Rewrites a saved ``.pt2`` program without the stack traces of the machine that exported it.
+    """Removes the stack traces of the exporting machine from a saved ``.pt2`` program, and returns it.
 
-    Only for files of our own making: loading a program from elsewhere can execute its pickles.
+    Call it only with files that this process wrote: loading a foreign program can execute its pickles.
     """
     program = torch.export.load(path)
     for module in program.graph_module.modules():
@@ -145,24 +146,26 @@ def anonymise_program(path: str | Path) -> torch.export.ExportedProgram:
 @contextlib.contextmanager
 def _exporting(network: nn.Module) -> Iterator[None]:
     before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # where it fails, torch writes the whole graph to standard error
+    # If the export fails, torch writes the full graph to standard error.
+    logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
-    except Exception as error:  # torch.export has no common base for what it cannot express
+    except Exception as error:  # torch.export has no common base class for its errors
         if is_fault(error):
             raise
         reason = one_line(str(error).strip().split("\n")[0])
         raise Unsupported(
+            "refused",
             f"{type(network).__name__}: torch.export cannot express it ({type(error).__name__}: {reason}); "
-            f"change its forward{_place(error)}"
+            f"change its forward{_place(error)}",
         ) from error
     finally:
         logging.disable(before)
 
 
 def _place(error: Exception) -> str:
-    """Where in the user's code an error came about, if there."""
+    """Returns the last place in the user's code on an error's traceback, as `` at FILE:LINE``, or ``""``."""
     ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
     frames = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     theirs = [f"{file}:{line}" for file, line in frames if not any(file.is_relative_to(o) for o in ours)]

@@ -1,4 +1,4 @@
-"""What a target runs of a space: its candidates and whole networks, each candidate exported once."""
+"""Exports the candidates and networks of a space for a target, each candidate only once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
 
 _KEPT_BYTES = 1 << 30
-"""Of candidates' programs, and of those made ready for their place in a network as many again."""
+"""Size of each of the two caches: candidates' programs, and the same prepared for a position in a network."""
 _FEW = 1 << 20
-"""Weights that are never too many."""
+"""Number of weights that is never too large."""
 
 
 class Programs:
-    """Programs with random weights, as the target's runtime deploys them.
+    """Makes programs with random weights in the form that the target's runtime deploys.
 
-    A network is put together from its candidates' programs; where the network around its layers cannot be
-    expressed with them left open, each is exported from the beginning.
+    A network is assembled from its candidates' programs; if it cannot be exported with open layers, every
+    network is exported from scratch.
 
     Args:
         target: with ``input_shape`` set.
@@ -42,41 +42,42 @@ class Programs:
 
     @property
     def _pool(self) -> LayerwiseSpace:
-        """The space, which has candidates only if it is of the teacher's layers."""
+        """The space; only a layerwise space has candidates."""
         assert isinstance(self._space, LayerwiseSpace)
         return self._space
 
     def ops(self, layer: int) -> list[tuple[str, str]]:
-        """The name and the structure of each candidate of a layer."""
+        """Returns the name and the structure of each candidate of a layer."""
         pool = self._pool
         return [(op.name, pool.structure(layer, choice)) for choice, op in enumerate(pool.ops[layer])]
 
     def candidate(self, layer: int, choice: int) -> nn.Module | bytes:
-        """As ``runtimes.program`` of one candidate; one program serves all layers it is the same at.
+        """Returns the ``runtimes.program`` of one candidate; layers with the same structure share it.
 
         Raises:
             Unsupported: as ``runtimes.program``, and for a candidate with more weights than the teacher.
-                The paper's widest take gigabytes at a late layer, where none can be faster than the layer.
+                The paper's widest candidates take gigabytes at a late layer, where they cannot be faster.
         """
         structure = self._pool.structure(layer, choice)
-        known: nn.Module | bytes | None = self._candidates.get(structure)
-        if known is None:
+        exported: nn.Module | bytes | None = self._candidates.get(structure)
+        if exported is None:
             self._check_size(layer, choice)
             images = layer_input(self._space, layer, self._target)
-            known = program(self._pool.candidate(layer, choice), images, self._target)
-            _keep(self._candidates, structure, known)
-        return known
+            exported = program(self._pool.candidate(layer, choice), images, self._target)
+            _keep(self._candidates, structure, exported)
+        return exported
 
     def _check_size(self, layer: int, choice: int) -> None:
         weights = count_weights(self._pool.ops[layer][choice], self._space.layers[layer])
         teacher = sum(weight.numel() for weight in self._space.network.parameters())
         if weights > max(teacher, _FEW):
             raise Unsupported(
-                f"{weights / 1e6:.0f} million weights, the whole teacher has {teacher / 1e6:.1f}"
+                "refused",
+                f"{weights / 1e6:.0f} million weights, but the teacher has only {teacher / 1e6:.1f} million",
             )
 
     def network(self, architecture: Architecture) -> nn.Module | bytes:
-        """As ``runtimes.program`` of the network that the space builds.
+        """Returns the ``runtimes.program`` of the network that the space builds.
 
         Raises:
             Unsupported: as ``runtimes.program``.
@@ -89,21 +90,21 @@ class Programs:
         return fill_program(self._frame, parts)
 
     def _part(self, frame: OnnxFrame, layer: int, choice: int) -> OnnxModel:
-        known = self._parts.get((layer, choice))
-        if known is None:
-            made: Any = self.candidate(layer, choice)
-            known = frame.part(layer, made)
-            _keep(self._parts, (layer, choice), known)
-        return known
+        part = self._parts.get((layer, choice))
+        if part is None:
+            exported: Any = self.candidate(layer, choice)
+            part = frame.part(layer, exported)
+            _keep(self._parts, (layer, choice), part)
+        return part
 
     def _open_network(self) -> OnnxFrame | fx.GraphModule | None:
         if not self._space.keeps_layers:
             return None
         opened = open_layers(self._space.network, self._space.layers, self._target.batch_size)
         try:
-            made: Any = program(opened, example_input(self._target), self._target)
-            return OnnxFrame(made) if RUNTIMES[self._target.runtime].loads_onnx else made
-        except Exception as error:  # its code may use more of a layer than outputs
+            exported: Any = program(opened, example_input(self._target), self._target)
+            return OnnxFrame(exported) if RUNTIMES[self._target.runtime].loads_onnx else exported
+        except Exception as error:  # the network's code may use more of a layer than its outputs
             if is_fault(error):
                 raise
             return None
@@ -114,10 +115,10 @@ def _keep(cache: LRUCache[Any, Any], key: Any, value: Any) -> None:
         cache[key] = value
 
 
-def _bytes(made: Any) -> int:
-    """Size of a program: ONNX's bytes, its model, or a PyTorch program."""
-    if isinstance(made, bytes):
-        return len(made)
-    if isinstance(made, nn.Module):
-        return sum(tensor.nbytes for tensor in made.state_dict().values())
-    return int(made.ByteSize())
+def _bytes(exported: Any) -> int:
+    """Returns the size of an ONNX program (bytes or model) or of a PyTorch program."""
+    if isinstance(exported, bytes):
+        return len(exported)
+    if isinstance(exported, nn.Module):
+        return sum(tensor.nbytes for tensor in exported.state_dict().values())
+    return int(exported.ByteSize())

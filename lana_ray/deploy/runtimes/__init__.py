@@ -1,4 +1,4 @@
-"""Runtimes: how a network runs on a target, by the name that ``targets.runtime`` has."""
+"""Runtimes by their names in ``targets.runtime``: how networks run on a target."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ RUNTIMES = Registry("runtime", (module.RUNTIME for module in _MODULES))
 
 
 def check(target: Target) -> None:
-    """Refuses a target whose runtime knows no such device or precision, on whatever machine.
+    """Checks that the target's runtime supports its device and precision, on any machine.
 
     Raises:
-        UserError: naming the target and what to set instead.
+        UserError: it does not; names the target and the supported values.
     """
-    known, kind = RUNTIMES[target.runtime].precisions, target.device.partition(":")[0]
-    if kind not in known:
+    supported, kind = RUNTIMES[target.runtime].precisions, target.device.partition(":")[0]
+    if kind not in supported:
         raise UserError(
+            "invalid_setting",
             f"target {target.name!r}: runtime {target.runtime} does not run on {kind}; "
-            f"set its device to {' or '.join(known)}, or choose another runtime"
+            f"set its device to {' or '.join(supported)}, or choose another runtime",
         )
-    if target.precision not in known[kind]:
+    if target.precision not in supported[kind]:
         raise UserError(
+            "invalid_setting",
             f"target {target.name!r}: runtime {target.runtime} does not compute in {target.precision} on "
-            f"{kind}; set its precision to {' or '.join(known[kind])}, or choose another runtime"
+            f"{kind}; set its precision to {' or '.join(supported[kind])}, or choose another runtime",
         )
 
 
 def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | bytes:
-    """``module`` in evaluation mode as the target's runtime deploys it; the module is left unchanged.
+    """Exports ``module`` in evaluation mode for the target's runtime; the module itself is left unchanged.
 
-    The same bytes or graph whether they are measured or registered: the runtime need not be installed.
+    The bytes or the graph are the same for measuring and registering, and the runtime need not be installed.
 
     Args:
-        example: float32, the shape of the batches that are deployed for.
+        example: float32, shape of the deployed batches.
 
     Raises:
-        Unsupported: when the network cannot be expressed.
+        Unsupported: the network cannot be exported.
         UserError: as ``check``.
     """
     check(target)
@@ -63,27 +65,31 @@ def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
 
 
 def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session:
-    """Loads a program as it is deployed into the target's runtime, with ``example`` bound, and runs it once.
+    """Loads a deployed program into the target's runtime, with ``example`` bound, and runs it once.
 
     Args:
-        program: what ``program`` made, or an exported PyTorch program as it loads.
+        program: a result of ``program``, or an exported PyTorch program.
         example: float32.
 
     Raises:
-        Unsupported: when the runtime refuses the network. Faults of the machine, such as a lack of memory,
-            are raised as they are.
-        UserError: as ``check``, and when this machine lacks the runtime or the device.
+        Unsupported: the runtime refuses the network. Faults of the machine, such as a lack of memory, are
+            raised unchanged.
+        UserError: as ``check``; this machine lacks the runtime or the device.
     """
     check(target)
-    if mend := RUNTIMES[target.runtime].missing:
-        raise UserError(f"target {target.name!r}: runtime {target.runtime} is not installed; {mend}")
+    if fix := RUNTIMES[target.runtime].missing:
+        raise UserError(
+            "unavailable", f"target {target.name!r}: runtime {target.runtime} is not installed; {fix}"
+        )
     if target.device != "cpu" and (torch.device(target.device).index or 0) >= torch.cuda.device_count():
         raise UserError(
+            "unavailable",
             f"target {target.name!r}: device {target.device} is not available on this machine; "
-            "measure it on a node that has it"
+            "measure the target on a node that has it",
         )
     runtime = RUNTIMES[target.runtime]
     with refusals(f"target {target.name!r}: {runtime.title}"):
         session = runtime.load(program, example, target)
-        session.run()  # some refuse what they have loaded
+        # Some runtimes refuse a network only when it runs.
+        session.run()
     return session

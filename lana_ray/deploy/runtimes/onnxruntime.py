@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU or, with its CUDA provider, on a GPU.
 
-It has few half-precision kernels on CPUs and would run the rest in float32, so there fp16 is refused.
+It has few half-precision kernels for CPUs and would run the rest in float32, so fp16 is refused there.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ class OnnxSession:
             settings = {"device_id": torch.device(target.device).index or 0}
         if provider not in onnxruntime.get_available_providers():
             raise UserError(
-                f"target {target.name!r}: this onnxruntime has no {provider}; pip install onnxruntime-gpu"
+                "unavailable",
+                f"target {target.name!r}: this onnxruntime has no {provider}; pip install onnxruntime-gpu",
             )
         self._session = onnxruntime.InferenceSession(program, options, providers=[(provider, settings)])
-        if provider not in self._session.get_providers():  # it falls back to the CPU without an error
+        # ONNX Runtime falls back to the CPU without an error.
+        if provider not in self._session.get_providers():
             raise UserError(
+                "unavailable",
                 f"target {target.name!r}: ONNX Runtime could not start its {provider}; install the CUDA and "
-                "cuDNN versions that this onnxruntime-gpu was built for"
+                "cuDNN versions that this onnxruntime-gpu was built for",
             )
         self._name = self._session.get_inputs()[0].name
         self._batch = self._session.get_inputs()[0].shape[0]
@@ -50,7 +53,8 @@ class OnnxSession:
         return self._session.run(None, self._feed)
 
     def predict(self, images: Tensor) -> Tensor:
-        if not isinstance(self._batch, int):  # the program takes any number of images at once
+        # With a free batch dimension, the program takes any number of images at once.
+        if not isinstance(self._batch, int):
             return self._outputs(images)
         return in_batches(self._outputs, images, self._batch)
 

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU.
 
-Its program is in float32; fp16 and bf16 are a hint to the compiler, which ignores them on a CPU without such
-instructions. What it does instead is not what the target asks for, so that is refused.
+Programs are in float32; fp16 and bf16 are a hint to the compiler, which ignores it on a CPU without such
+instructions. The result would not have the target's precision, so this is refused.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ class OpenVINOSession:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": target.threads,
-            "ENABLE_HYPER_THREADING": True,  # else it takes one thread per core, however many are asked for
+            "ENABLE_HYPER_THREADING": True,  # otherwise limited to one thread per core
             "ENABLE_CPU_PINNING": False,  # the process is pinned already, see cluster.leases
-            _PRECISION: _HINTS[target.precision],  # else bf16 wherever the CPU has it
+            _PRECISION: _HINTS[target.precision],  # by default bf16 if the CPU supports it
         }
         model = _core().read_model(program)
         model.reshape(list(example.shape))
         compiled = _core().compile_model(model, "CPU", settings)
-        found = compiled.get_property(_PRECISION).get_type_name()
-        if found != _HINTS[target.precision]:
+        actual = compiled.get_property(_PRECISION).get_type_name()
+        if actual != _HINTS[target.precision]:
             raise UserError(
-                f"target {target.name!r}: this CPU has no {target.precision} for OpenVINO, which would take "
-                f"{found}; set its precision to fp32 or measure it on a node that has it"
+                "unavailable",
+                f"target {target.name!r}: OpenVINO has no {target.precision} on this CPU and would use "
+                f"{actual}; set its precision to fp32 or measure it on a node with {target.precision}",
             )
         self._request = compiled.create_infer_request()
         self._example = example.contiguous().numpy()
@@ -56,12 +57,12 @@ class OpenVINOSession:
         return torch.from_numpy(self._infer(images.contiguous().numpy()).copy())
 
     def _infer(self, images: Any) -> Any:
-        """The output for a batch; the next call overwrites it."""
+        """Returns the output for a batch; the next call overwrites it."""
         return self._request.infer(images, share_inputs=True, share_outputs=True)[0]
 
 
 def program(module: nn.Module, example: Tensor, target: Target) -> bytes:
-    """In float32 whatever the precision: the session's compiler lowers it."""
+    """Exports a float32 program for any precision: the session's compiler lowers it."""
     return to_onnx(module, example, dynamic_batch=False)
 
 
@@ -71,7 +72,7 @@ def load(program: bytes, example: Tensor, target: Target) -> OpenVINOSession:
 
 @cache
 def _core() -> Any:
-    """One for the process, as every one loads the CPU plugin for itself."""
+    """Returns the process's only core, because each core would load its own CPU plugin."""
     import openvino  # an optional extra
 
     return openvino.Core()

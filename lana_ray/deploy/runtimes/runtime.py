@@ -1,4 +1,4 @@
-"""What a runtime offers: a new one is a module with a ``Runtime``, listed in ``RUNTIMES``."""
+"""The interface of runtimes; to add one, write a module with a ``Runtime`` and list it in ``RUNTIMES``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lana_ray.config import Target
 
 
 class Session(Protocol):
-    """A network loaded into a runtime, with an input bound to it."""
+    """A network loaded into a runtime with a bound input."""
 
     def run(self) -> object:
-        """One inference of the bound input, finished when it returns."""
+        """Runs one inference of the bound input, which is finished on return."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """The network's output for another batch, float32 on the CPU whatever the target's precision.
+        """Returns the network's output for another batch, as float32 on the CPU for any precision.
 
-        With runtime ``torch`` the batch is of the bound one's size, unless the program takes any.
+        With the runtime ``torch``, the batch must have the bound input's size, unless the program takes any.
         """
 
 
@@ -30,25 +30,25 @@ class Runtime:
     """How networks run on a target."""
 
     name: str
-    """As in ``targets.runtime``."""
+    """Name in ``targets.runtime``."""
     title: str
-    """As its makers write it."""
+    """Official spelling of its name."""
     packages: tuple[str, ...]
-    """The distributions that carry it, any of which will do."""
+    """Distributions that contain it; one is enough."""
     extra: str
-    """Of this package, which installs one."""
+    """The extra of this package that installs one of them."""
     precisions: Mapping[str, tuple[str, ...]]
-    """What it computes in, by the kind of device it runs on: ``cpu``, ``cuda``."""
+    """Kind of device (``cpu``, ``cuda``) -> precisions that it supports there."""
     loads_onnx: bool
-    """Whether its programs are ONNX, else they are PyTorch's."""
+    """Whether its programs are ONNX; otherwise they are PyTorch's."""
     program: Callable[[nn.Module, Tensor, Target], Any]
-    """The module as it is deployed, made without the runtime's packages."""
+    """Callback ``(module, example, target)``: exports the module; must not need the runtime's packages."""
     load: Callable[[Any, Tensor, Target], Session]
-    """A program with an example bound; the runtime's packages are imported no earlier."""
+    """Callback ``(program, example, target)``: loads a program; imports the runtime's packages."""
 
     @property
     def version(self) -> str | None:
-        """Of the package behind it, None where none is installed."""
+        """Version of the installed package; None if none is installed."""
         for package in self.packages:
             try:
                 return importlib.metadata.version(package)
@@ -58,5 +58,5 @@ class Runtime:
 
     @property
     def missing(self) -> str | None:
-        """What to install for it; None where it is there."""
+        """The command that installs it; None if it is installed."""
         return None if self.version else f"pip install 'lana-ray[{self.extra}]'"

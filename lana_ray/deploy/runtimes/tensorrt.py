@@ -1,7 +1,7 @@
-"""TensorRT on an NVIDIA GPU: an engine built from the ONNX program where it runs, strongly typed.
+"""TensorRT on an NVIDIA GPU: builds a strongly typed engine from the ONNX program, on the GPU that runs it.
 
-Strongly typed: every tensor has the type that the program gives it, so a target's precision is that of the
-exported network.
+Strongly typed means that every tensor has the type that the program gives it, so the target's precision is
+that of the exported network.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from lana_ray.errors import Unsupported, UserError
 
 
 class TensorRTSession:
-    """An engine of the example's shape, which reads and writes torch's tensors on a stream of its own."""
+    """An engine of the example's shape, which reads and writes torch's tensors on its own stream."""
 
     def __init__(self, program: bytes, example: Tensor, target: Target) -> None:
         import tensorrt  # an optional extra
 
         self._device, self._dtype = torch.device(target.device), DTYPES[target.precision]
-        with torch.cuda.device(self._device):  # the one that TensorRT builds for
+        # TensorRT builds for the current device.
+        with torch.cuda.device(self._device):
             logger = tensorrt.Logger(tensorrt.Logger.ERROR)
             plan = _build(tensorrt, logger, program, example, target)
-            self._runtime = tensorrt.Runtime(logger)  # has to outlive its engine
+            self._runtime = tensorrt.Runtime(logger)  # must outlive its engine
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             self._context = self._engine.create_execution_context()
             self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -42,7 +43,7 @@ class TensorRTSession:
         return images.to(self._device, self._dtype).contiguous()
 
     def _bind(self, images: Tensor) -> None:
-        """Makes ``images`` the input, once what is under way on other streams has written them."""
+        """Binds ``images`` as the input, after other streams have finished writing them."""
         torch.cuda.synchronize(self._device)
         self._context.set_tensor_address(INPUT_NAME, images.data_ptr())
 
@@ -68,19 +69,23 @@ def load(program: bytes, example: Tensor, target: Target) -> TensorRTSession:
 
 
 def _build(tensorrt: Any, logger: Any, program: bytes, example: Tensor, target: Target) -> Any:
-    """The serialized engine of an ONNX program, for batches of the example's shape."""
+    """Returns the serialized engine of an ONNX program, for batches of the example's shape."""
     builder = tensorrt.Builder(logger)
-    strongly_typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # always so from 11 on
+    # From TensorRT 11 on, networks are always strongly typed.
+    strongly_typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(program):
         reason = " ".join(parser.get_error(0).desc().split())[:200]
-        raise Unsupported(f"target {target.name!r}: TensorRT refuses the network ({reason})")
-    network.get_input(0).shape = tuple(example.shape)  # a free batch dimension would need a profile
+        raise Unsupported("refused", f"target {target.name!r}: TensorRT refuses the network ({reason})")
+    # A free batch dimension would need an optimization profile.
+    network.get_input(0).shape = tuple(example.shape)
     plan = builder.build_serialized_network(network, builder.create_builder_config())
-    if plan is None:  # out of memory perhaps: it does not say
+    # TensorRT gives no reason, which may be a lack of memory, so this is not Unsupported.
+    if plan is None:
         raise UserError(
-            f"target {target.name!r}: TensorRT builds no engine of the network; its log above says why"
+            "failed",
+            f"target {target.name!r}: TensorRT could not build an engine of the network; see its log above",
         )
     return plan
 

@@ -1,4 +1,4 @@
-"""What runtimes do with tensors alike: types and batches."""
+"""Tensor types and batches, shared by the runtimes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lana_ray.deploy import to_onnx
 from lana_ray.deploy.half import cast_onnx
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Torch's types by a target's precision."""
+"""A target's precision -> torch's type."""
 
 
 def typed_onnx(module: nn.Module, example: Tensor, target: Target) -> bytes:
-    """``module`` as an ONNX program of the target's precision throughout, its input and output included."""
+    """Exports ``module`` as an ONNX program in the target's precision, including its input and output."""
     traced = to_onnx(module, example, dynamic_batch=False)
     dtype = DTYPES[target.precision]
     return traced if dtype == torch.float32 else cast_onnx(traced, dtype)
 
 
 def in_batches(call: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    """What ``call``, which takes ``size`` images at once, answers for any number of them.
+    """Returns the outputs of ``call``, which takes exactly ``size`` images, for any number of images.
 
-    The last batch is filled up with the first image.
+    The last batch is padded with the first image.
     """
     missing = -len(images) % size
     padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])

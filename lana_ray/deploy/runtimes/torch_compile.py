@@ -1,6 +1,6 @@
-"""PyTorch through ``torch.compile``: the same program as ``torch`` runs, made into kernels by Inductor.
+"""PyTorch with ``torch.compile``: Inductor compiles the same program that ``torch`` runs into kernels.
 
-On a CPU the kernels are C++ and need a compiler there, on a GPU they are Triton's.
+On a CPU, the kernels are C++ and need a compiler on the node; on a GPU, they are Triton's.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lana_ray.errors import UserError
 
 
 class CompiledSession(EagerSession):
-    """A program compiled for the shape of its example, by the first run."""
+    """A program that its first run compiles for the shape of its example."""
 
     def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
         super().__init__(module, example, target)
         _check_compiler(target)
         options: dict[str, str | int | bool | Callable[..., Any]] = {
-            "cpp.threads": target.threads,  # written into the kernels, and part of what finds them again
-            "compile_threads": 1,  # no helpers that live on while networks are timed
+            "cpp.threads": target.threads,  # compiled into the kernels, and part of their cache key
+            "compile_threads": 1,  # no helper processes that are still running while networks are timed
         }
         self._module.compile(fullgraph=True, dynamic=False, options=options)
 
@@ -42,15 +42,17 @@ def load(program: nn.Module, example: Tensor, target: Target) -> CompiledSession
 def _check_compiler(target: Target) -> None:
     if target.device != "cpu":
         return
-    from torch._inductor.cpp_builder import get_cpp_compiler  # imports the whole of Inductor
+    # This imports all of Inductor.
+    from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise UserError(
+            "unavailable",
             f"target {target.name!r}: runtime torch-compile needs a C++ compiler on this machine; "
-            "install g++ or name one with CXX"
+            "install g++ or set CXX to a compiler",
         ) from None
 
 

@@ -1,7 +1,7 @@
-"""PyTorch itself, operator by operator, channels-last.
+"""PyTorch in eager mode: operator by operator, channels-last.
 
-A CPU without instructions for fp16 or bf16 converts to float32 and back in every operator: such a target is
-measured as it is, slower than in fp32.
+A CPU without instructions for fp16 or bf16 converts to float32 and back in every operator. Such a target is
+measured like any other; it is slower than in fp32.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lana_ray.deploy.runtimes.tensors import DTYPES
 
 
 class EagerSession:
-    """Runs a program, which it takes over, in the target's precision.
+    """Runs a program in the target's precision; casts the program itself.
 
-    Images are laid out channels-last, which CPUs and GPUs prefer.
+    Images are channels-last, which is faster on CPUs and GPUs.
     """
 
     def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
@@ -49,7 +49,7 @@ class EagerSession:
 
 
 def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module:
-    """In float32 whatever the precision: the session casts it."""
+    """Exports a float32 program for any precision: the session casts it."""
     return to_program(module, example, dynamic_batch=False)
 
 
