@@ -1,4 +1,4 @@
-"""This machine's physical cores: which CPUs belong to which, which are of one kind."""
+"""Reads this machine's physical cores: their CPUs, processors and kinds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 _SYSTEM = Path("/sys/devices/system/cpu")
-_SAME_KIND = 0.9  # of the fastest one's speed: cores that a processor favours are not a kind of their own
+_SAME_KIND = 0.9
+"""Share of the fastest core's speed from which a core is of its kind; favoured cores are a little faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,14 +19,14 @@ class Core:
     id: int
     """The first of its CPUs."""
     cpus: tuple[int, ...]
-    """Those of its CPUs that may be used."""
+    """Its CPUs that may be used."""
     package: int
     speed: int
-    """Its capacity, or its highest frequency in kHz: comparable within a machine; 0 if it is not known."""
+    """Its capacity, or its highest frequency in kHz; comparable within a machine; 0 if unknown."""
 
 
 def physical_cores(allowed: Iterable[int], system: Path = _SYSTEM) -> list[Core]:
-    """The physical cores that some CPUs belong to; each CPU is one where the system does not say."""
+    """Returns the physical cores of the CPUs; each CPU counts as a core if the system reports no cores."""
     cpus: dict[int, list[int]] = {}
     for cpu in sorted(allowed):
         cpus.setdefault(min(_siblings(cpu, system)), []).append(cpu)
@@ -42,12 +43,10 @@ def physical_cores(allowed: Iterable[int], system: Path = _SYSTEM) -> list[Core]
 
 
 def suited(cores: Sequence[Core], threads: int) -> list[Core]:
-    """The cores that a measurement with so many threads may lease, the last first, with the CPUs to take.
+    """Returns the cores and CPUs that a measurement with ``threads`` threads may lease, the last first.
 
-    None where there are fewer CPUs than threads.
-
-    They are of the fastest kind that has a core for each thread, or else a CPU for each: all samplers of a
-    machine measure the same.
+    They are of the fastest kind that has a core, or else a CPU, for each thread, so that all samplers of a
+    machine measure on the same kind. The list is empty if there are fewer CPUs than threads.
     """
     kinds, most = _kinds(cores), max(len(core.cpus) for core in cores)
     for kind, each in [*((kind, each) for each in (1, most) for kind in kinds), (cores, 1), (cores, most)]:
@@ -58,7 +57,7 @@ def suited(cores: Sequence[Core], threads: int) -> list[Core]:
 
 
 def kind_of(cpus: Iterable[int], system: Path = _SYSTEM) -> str | None:
-    """Which of the machine's kinds of cores some CPUs belong to, in words; None if it has but one."""
+    """Describes the kinds of cores to which CPUs belong; None if the machine has only one kind."""
     kinds = _kinds(physical_cores(all_cpus(system), system))
     if len(kinds) < 2:
         return None
@@ -68,7 +67,7 @@ def kind_of(cpus: Iterable[int], system: Path = _SYSTEM) -> str | None:
 
 
 def _kinds(cores: Iterable[Core]) -> list[list[Core]]:
-    """Cores by their speed, the fastest first."""
+    """Groups cores by their speed, the fastest first."""
     kinds: list[list[Core]] = []
     for core in sorted(cores, key=lambda core: -core.speed):
         if not kinds or core.speed < _SAME_KIND * kinds[-1][0].speed:
@@ -78,24 +77,24 @@ def _kinds(cores: Iterable[Core]) -> list[list[Core]]:
 
 
 def by_package(cores: Sequence[Core]) -> list[list[Core]]:
-    """Cores by the processor they are on, in the order they come."""
+    """Groups cores by their processor, in the given order."""
     packages = dict.fromkeys(core.package for core in cores)
     return [[core for core in cores if core.package == package] for package in packages]
 
 
 def all_cpus(system: Path = _SYSTEM) -> list[int]:
-    """The CPUs of this machine that are switched on, whether this process may use them or not."""
+    """Returns the online CPUs of this machine, including those that this process may not use."""
     return _listed(system / "online") or list(range(os.cpu_count() or 1))
 
 
 def _siblings(cpu: int, system: Path) -> list[int]:
-    """The CPUs of a CPU's core, itself included."""
+    """Returns the CPUs of a CPU's core, including the CPU itself."""
     topology = system / f"cpu{cpu}" / "topology"
     return _listed(topology / "core_cpus_list") or _listed(topology / "thread_siblings_list") or [cpu]
 
 
 def _listed(file: Path) -> list[int]:
-    """Numbers that a file lists, such as ``0-3,8``; none where there is no such file."""
+    """Returns the numbers that a file lists, such as ``0-3,8``; none if there is no such file."""
     try:
         ends = [part.split("-") for part in file.read_text().strip().split(",")]
         return [number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)]

@@ -1,4 +1,4 @@
-"""Which hardware a target's networks run on here, exactly enough to tell two kinds of nodes apart."""
+"""Describes the hardware of this node exactly enough to distinguish kinds of nodes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _GPU_S = 10.0
 
 
 def own_cpus() -> tuple[int, ...]:
-    """The CPUs that this process is kept on; none where the system does not tell."""
+    """Returns the CPUs to which this process is pinned; none if the system does not report them."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def processor(target: Target) -> str:
-    """The CPU that a target's networks run on here, or the GPU with its driver and power limit, and the CPU.
+    """Returns the CPU on which a target's networks run here, preceded by the GPU of a GPU target.
 
-    Of a CPU with cores of several kinds, it says which of them the process is kept on.
+    A GPU's description includes driver and power limit. If the CPU has several kinds of cores, its
+    description includes the kind to which the process is pinned.
     """
     host = (
         [cpu(own_cpus()), kind_of(own_cpus())] if target.device == "cpu" else [gpu(target), cpu(own_cpus())]
@@ -37,9 +38,9 @@ def processor(target: Target) -> str:
 
 
 def cpu(cpus: tuple[int, ...], root: Path = _ROOT) -> str:
-    """The model of some CPUs and the highest frequency of any CPU here: cores of one kind differ a little.
+    """Returns the model of ``cpus`` and the highest frequency of all CPUs; cores of one kind differ a little.
 
-    Arm's have no model's name: implementer, part and variant of the cores and the board stand for it.
+    Arm's CPUs have no model name; implementer, part and variant of the cores and the board replace it.
     """
     entries = _cpuinfo(root)
     own = [entry for entry in entries if int(entry.get("processor", -1)) in cpus] or entries
@@ -50,19 +51,19 @@ def cpu(cpus: tuple[int, ...], root: Path = _ROOT) -> str:
 
 
 def gpu(target: Target) -> str:
-    """A GPU's model, its driver and its power limit."""
+    """Returns a GPU's model, driver and power limit."""
     properties = torch.cuda.get_device_properties(target.device)
     return ", ".join(filter(None, (properties.name, _nvidia(f"GPU-{properties.uuid}"))))
 
 
 def _nvidia(uuid: str) -> str:
-    """Driver and power limit of a GPU; nothing where the driver's own tool is missing."""
+    """Returns driver and power limit of a GPU; an empty text if ``nvidia-smi`` is missing."""
     query = ["nvidia-smi", "-i", uuid, f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=_GPU_S, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=_GPU_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    driver, limit = (value.strip() for value in found.strip().partition(",")[::2])
+    driver, limit = (value.strip() for value in output.strip().partition(",")[::2])
     return f"driver {driver}, {limit}"
 
 
@@ -70,8 +71,8 @@ def _arm(entries: list[dict[str, str]], root: Path) -> list[str]:
     cores = dict.fromkeys(
         " ".join(f"{word} {entry[key]}" for key, word in _ARM.items() if key in entry) for entry in entries
     )
-    known = [f"{platform.machine()} {core}" for core in cores if core]
-    return [*known, *filter(None, [_board(root)])] if known else []
+    described = [f"{platform.machine()} {core}" for core in cores if core]
+    return [*described, *filter(None, [_board(root)])] if described else []
 
 
 def _board(root: Path) -> str:
@@ -84,7 +85,7 @@ def _board(root: Path) -> str:
 
 
 def _cpuinfo(root: Path) -> list[dict[str, str]]:
-    """What the system says of every CPU."""
+    """Returns the entries of /proc/cpuinfo, one per CPU."""
     try:
         text = (root / "proc/cpuinfo").read_text()
     except OSError:

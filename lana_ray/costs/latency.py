@@ -1,4 +1,4 @@
-"""How long one batch takes."""
+"""Measures the latency of one batch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lana_ray.deploy import runtimes
 
 
 def unavailable(target: Target) -> str | None:
-    """Whatever keeps the target's networks from running here."""
-    if mend := runtimes.RUNTIMES[target.runtime].missing:
-        return f"the runtime {target.runtime} is not installed ({mend})"
+    """Returns why the target's networks cannot run on this machine; None if they can."""
+    if fix := runtimes.RUNTIMES[target.runtime].missing:
+        return f"the runtime {target.runtime} is not installed ({fix})"
     if target.device.startswith("cuda") and not torch.cuda.is_available():
         return f"torch finds no device {target.device}"
     return None
 
 
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
-    """The median over one session, see ``measure``."""
+    """Returns the median latency of one session in ms, see ``measure``."""
     return measure(module, target, example=example).median_ms
 
 

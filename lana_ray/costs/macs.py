@@ -1,4 +1,4 @@
-"""How much a network multiplies."""
+"""Counts the multiply-accumulates of a network."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from lana_ray.deploy import to_program
 
 
 def unavailable(target: Target) -> None:
-    """Counted anywhere."""
+    """Returns None: they can be counted on any machine."""
 
 
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
-    """Multiply-accumulates of one input, not of the batch.
+    """Returns the multiply-accumulates of one input, not of the batch.
 
-    Counted are convolutions (grouped and transposed ones too), linear layers and matrix products, the two
-    of attention among them: whatever torch's FlopCounterMode knows, at half its count, since it takes a
-    multiplication and an addition for two. Not counted are biases, normalisations, activations, pooling,
-    softmax and sums; batch-norms are folded into convolutions in deployment anyway. So counted, networks
-    have the figures of torchvision (ResNet-18: 1.814 G, ViT-B/32: 4.409 G); where more is counted they have
-    more, as EfficientNet-Lite0 with 407 M in its authors' table and 385 M here.
+    The count includes convolutions (also grouped and transposed ones), linear layers and matrix products,
+    including the two of attention: everything that torch's FlopCounterMode counts, divided by two because
+    that counts a multiplication and an addition separately. It excludes biases, normalisations, activations,
+    pooling, softmax and sums; deployment folds batch-norms into convolutions anyway. The results equal
+    torchvision's figures (ResNet-18: 1.814 G, ViT-B/32: 4.409 G); sources that count more have larger
+    figures, such as 407 M in the table of EfficientNet-Lite0's authors, against 385 M here.
 
-    The flat program is run, not the module: what eager mode fuses, as nn.MultiheadAttention does, stands
-    there operator by operator. For the same reason attention is run as its matrix products.
+    The count runs the flat program, not the module: it has operators separately that eager mode fuses, as in
+    nn.MultiheadAttention. For the same reason attention runs as its matrix products.
 
     Raises:
-        UserError: where torch.export cannot express the network.
+        UserError: torch.export cannot express the network.
     """
     one = example[:1]
     return count(to_program(module, one, dynamic_batch=False), one)
 
 
 def count(network: nn.Module, one: Tensor) -> float:
-    """The same of a network as it stands, in a pass of one input and without exporting it.
+    """Returns the multiply-accumulates of one input by running the network itself, without exporting it.
 
-    Less where eager mode fuses, as said above; equal in convolutional networks.
+    The result is smaller than ``read`` if eager mode fuses operators; it is equal for convolutional networks.
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -1,4 +1,4 @@
-"""Measures one network on one target, in this process."""
+"""Measures the latency of one network on one target, in this process."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def measure(
     time_limit_s: float | None = None,
     references: Sequence[Reference] = (),
 ) -> Measurement:
-    """Latency of ``module`` on ``target`` in milliseconds per batch.
+    """Returns the latency of ``module`` on ``target`` in milliseconds per batch.
 
     Args:
-        module: left unchanged; measured in evaluation mode, with convolution and batch-norm folded where
-            the runtime does so in deployment.
+        module: left unchanged; measured in evaluation mode, with convolution and batch-norm folded if the
+            runtime does so in deployment.
         example: the input batch; by default random numbers of shape [batch_size, *input_shape].
-        rel_error: see ``time_calls``; by default, like ``time_limit_s``, what ``target.measure`` says.
-        references: prepared networks that are timed in turn, to correct the machine's drift.
+        rel_error: see ``time_calls``; defaults to ``target.measure``, like ``time_limit_s``.
+        references: prepared networks that are timed alternately, to correct the machine's drift.
 
     Raises:
         UserError: as ``runtimes.prepare``.

@@ -1,4 +1,4 @@
-"""How much memory a network takes while it answers."""
+"""Measures the peak memory of a network."""
 
 from __future__ import annotations
 
@@ -18,54 +18,42 @@ from lana_ray.deploy.runtimes import load, program
 from lana_ray.errors import UserError
 
 _PATIENCE_S = 300.0
-# Fixed, glibc's thresholds no longer follow what was freed before: large blocks then go back to the system
-# when they are freed, and the resident set is what is in use. By default the order in which a runtime frees
-# decides what stays, and ONNX Runtime's order differs from process to process.
+# Fixed thresholds make glibc return large blocks to the system when they are freed, so that the resident set
+# is the memory in use. By default, glibc adapts them to the order in which a runtime frees memory, and ONNX
+# Runtime's order differs from process to process.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def unavailable(target: Target) -> str | None:
-    """On a GPU only torch's allocator can be asked, on a CPU only Linux."""
+    """Returns why memory cannot be measured: GPUs need torch's allocator, CPUs need Linux."""
     if reason := latency.unavailable(target):
         return reason
     if target.device.startswith("cuda"):
         return None if target.runtime == "torch" else f"{target.runtime} allocates past torch's allocator"
     if not os.access(resident.CLEAR_REFS, os.W_OK):
-        return f"{resident.CLEAR_REFS} cannot be written, with which Linux resets a process's peak"
+        return f"{resident.CLEAR_REFS} is not writable, which Linux needs to reset a process's peak"
     return None
 
 
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
-    """Peak memory that loading the network into its runtime and running it adds.
+    """Returns the peak memory in MB that loading the network into its runtime and running it adds.
 
-    A small network is run first, so that the runtime and its libraries are there, and the program to load is
-    held before and not counted. Then the network is loaded and run three times.
+    A small network runs first, so that the runtime and its libraries are loaded; the program itself is in
+    memory before and does not count. Then the network is loaded and run three times.
 
-    On a GPU it is the peak of torch's allocator: weights, activations and workspaces that libraries take from
-    it, but not the CUDA context.
+    On a GPU, this is the peak of torch's allocator: weights, activations and workspaces that libraries take
+    from it, but not the CUDA context.
 
-    On a CPU it is the peak of a process's resident set (VmHWM, reset through /proc/self/clear_refs): weights,
-    activations, the runtime's arenas and the copies it makes while it loads, its own objects, and what code
-    of the libraries this network is the first to need. The process is a fresh one, since one that has run
-    others has free heap, which the next network fills without the resident set growing; that takes seconds.
-    With ONNX Runtime and small activations the peak is in loading, at twice the weights.
+    On a CPU, it is the peak of a process's resident set (VmHWM, reset through /proc/self/clear_refs):
+    weights, activations, the runtime's arenas, objects and copies while loading, and library code that this
+    network is the first to use. Each reading starts a new process, which takes seconds: a process that has
+    run other networks has free heap, which the next network fills without growing the resident set. With
+    ONNX Runtime and small activations, the peak occurs while loading, at twice the weights.
 
-    Five readings each repeated within about 1 % on a shared virtual machine. Medians in MB, in brackets the
-    distance from the smallest to the largest:
-
-    ==========================================  ============  ============
-    network (weights)                           ONNX Runtime  PyTorch
-    ==========================================  ============  ============
-    EfficientNet-Lite0 (18.6), 64 px, batch 1   39.7 (0.26)   28.3 (0.10)
-    EfficientNet-Lite0 (18.6), 224 px, batch 8  109.3 (0.15)  113.1 (0.14)
-    ResNet-18 (46.8), 224 px, batch 1           95.3 (0.14)   67.6 (0.23)
-    MobileNetV2 (14.0), 96 px, batch 4          28.9 (0.30)   30.2 (0.29)
-    ==========================================  ============  ============
-
-    A network of three small blocks, 16 px, has 0.52 (0.01) and 1.45 (0.13): that is the runtime's objects.
+    Readings repeat within about 1 %: see "Repeated readings of peak memory" in ``jobs/RESULTS.md``.
 
     Raises:
-        UserError: when the runtime refuses the network, or the process dies, out of memory for example.
+        UserError: the runtime refuses the network, or the process dies, for example out of memory.
     """
     small = torch.zeros(1, 3, 8, 8)
     warm_up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
@@ -79,7 +67,7 @@ def read(module: nn.Module, example: Tensor, target: Target) -> float:
 
 
 def _allocated_bytes(task: resident.Task) -> int:
-    """Asks torch's allocator."""
+    """Returns the bytes that the network adds, by torch's allocator."""
     load(*task.first, task.target).run()
     before = torch.cuda.memory_allocated(task.target.device)
     torch.cuda.reset_peak_memory_stats(task.target.device)
@@ -90,7 +78,7 @@ def _allocated_bytes(task: resident.Task) -> int:
 
 
 def _portable(deployed: nn.Module | bytes) -> nn.Module | bytes:
-    """The same program without the tracer of torch.export, which cannot be pickled."""
+    """Returns the same program without the tracer of torch.export, which cannot be pickled."""
     if not isinstance(deployed, fx.GraphModule):
         return deployed
     graph = fx.Graph()
@@ -99,12 +87,12 @@ def _portable(deployed: nn.Module | bytes) -> nn.Module | bytes:
 
 
 def _resident_bytes(task: resident.Task) -> int:
-    """Asks a process of its own."""
+    """Returns the bytes that the network adds to the resident set of a new process."""
     name = task.target.name
     environment = {
         **os.environ,
         **_MALLOC,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # as a Ray worker has it, for one
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # includes what Ray adds for its workers
         "OMP_NUM_THREADS": str(task.target.threads),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -118,11 +106,11 @@ def _resident_bytes(task: resident.Task) -> int:
             )
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"target {name!r}: peak_memory_mb did not answer within {_PATIENCE_S:g} s"
+                "failed", f"target {name!r}: peak_memory_mb was not measured within {_PATIENCE_S:g} s"
             ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"target {name!r}: peak_memory_mb could not be read ({reason})")
+        raise UserError("failed", f"target {name!r}: peak_memory_mb could not be measured ({reason})")
     return int(done.stdout.split()[-1])
 
 

@@ -1,4 +1,4 @@
-"""How many numbers a network has learned."""
+"""Counts the parameters of a network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lana_ray.deploy import deployed
 
 
 def unavailable(target: Target) -> None:
-    """Counted anywhere."""
+    """Returns None: they can be counted on any machine."""
 
 
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
-    """The elements of the network's parameters, counted as papers and timm do.
+    """Returns the number of elements of the network's parameters, counted as in papers and in timm.
 
-    A parameter shared between layers counts once. A batch-norm's scale and shift count, though deployment
-    folds them into the convolution before; its running statistics do not. RepVGG's
-    branches count as the one convolution that they are deployed as, as in its paper.
+    A parameter that layers share counts once. A batch-norm's scale and shift count, though deployment folds
+    them into the convolution before; its running statistics do not. RepVGG's branches count as the one
+    convolution that they become in deployment, as in its paper.
     """
     return float(sum(parameter.numel() for parameter in deployed(module).parameters()))
 

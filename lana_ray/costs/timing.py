@@ -1,4 +1,4 @@
-"""How long a call takes on a machine that is never quite still."""
+"""Times a call on a machine whose speed fluctuates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Call = Callable[[], object]
 
 MIN_ROUNDS = 10
-"""Rounds below which a confidence interval of the median means nothing."""
+"""Fewest rounds for a meaningful confidence interval of the median."""
 _ROUND_S = 0.002
 _WARMUP_S = 0.02
 _WARMUP_ROUNDS = 50
@@ -30,15 +30,15 @@ class Measurement:
     iqr_ms: float
     """Distance between the quartiles of the rounds."""
     repeats: int
-    """Timed inferences that the median rests on."""
+    """Number of timed inferences behind the median."""
     seconds: float
-    """How long all that took: warm-up and timed inferences, the reference's among them."""
+    """Duration of the measurement: warm-up and timed inferences, including the reference's."""
     settled: bool
-    """The 95 % confidence interval of the median became narrow enough within the time limit."""
+    """Whether the 95 % confidence interval of the median became narrow enough within the time limit."""
     raw_ms: float
-    """The median as the clock gave it."""
+    """The median without correction."""
     drift: float
-    """How much slower the reference ran beside this measurement than its baseline; 1 without one."""
+    """Latency of the reference during this measurement, divided by its baseline; 1 without a reference."""
 
 
 M = TypeVar("M", bound=Measurement)
@@ -46,11 +46,11 @@ M = TypeVar("M", bound=Measurement)
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A network that is timed beside others, to tell how fast the machine is at that moment."""
+    """A network that is timed alternately with others, to track the speed of the machine."""
 
     run: Call
     baseline_ms: float
-    """What a call takes when the machine is as fast as all latencies are expressed at."""
+    """Duration of a call at the machine speed to which all latencies are corrected."""
 
 
 def time_calls(
@@ -60,50 +60,42 @@ def time_calls(
     time_limit_s: float = 0.5,
     references: Sequence[Reference] = (),
 ) -> Measurement:
-    """Times ``call`` until the median is known well enough.
+    """Times ``call`` until the confidence interval of the median is narrow enough.
 
-    After a warm-up that ends once a round is no faster than those before it, rounds of about 2 ms are timed,
-    each after half as many calls that are not. A round in which the system took the CPU away from this
-    process (its count of involuntary context switches rose) is rejected, as long as enough others remain.
-    With references, every round of the call stands between two of theirs and is expressed at their baseline,
-    see ``_at_baseline``: whatever slows the machine slows all of them.
+    After a warm-up, which ends once rounds get no faster, rounds of about 2 ms are timed, each after half as
+    many untimed calls. A round is rejected if the system preempted this process (its count of involuntary
+    context switches rose), as long as enough other rounds remain. With references, every round of the call
+    lies between two rounds of theirs and is corrected to their baseline, see ``_at_baseline``: whatever slows
+    the machine slows all of them.
 
-    Two references are better than one. What slows a machine slows a small network and a large one unequally:
-    beside the teacher alone, students of a quarter to a half of its latency were measured again within 3.2 %
-    in the median and 11 % at the 90th percentile, beside the teacher and a small network in turn within 1.1
-    and 4.3 %, in as many rounds (EfficientNet-Lite0 at 32 pixels, ONNX Runtime, 0.5 s, on a shared virtual
-    machine; operator by operator in PyTorch it makes no difference: 1.6 and 5.5 %).
+    Two references are better than one, because a slow machine slows small and large networks unequally. The
+    length of a round balances two errors: in short rounds, calls find the other network's weights in the
+    caches; in long rounds, the machine changes more between neighbouring rounds. ``jobs/RESULTS.md`` has the
+    figures for both under "References and rounds of timing".
 
-    How long a round is decides between two errors. The first calls after the other network find its weights
-    in the caches: a student that takes 0.27 of its teacher when timed by itself takes 0.34 in rounds of one
-    call, 0.32 with one untimed call before, 0.27 in rounds like these. The longer they are, the more the
-    machine may change between neighbours: on a shared virtual machine whose speed wandered by 5 to 18 % from
-    one half second to the next, the median ratio repeated within 2.4 to 2.8 % in rounds of 1 ms and within
-    4.4 % in rounds of 4 ms.
-
-    On a GPU the clock runs from the launch until the device is synchronised, which is what a caller waits
-    for; CUDA's events would leave the launches out, which are most of a small network.
+    On a GPU, the clock runs from the launch until the device is synchronised, as a caller waits; CUDA's
+    events would exclude the launches, which dominate small networks.
 
     Args:
         call: one inference; must be finished when it returns.
-        rel_error: half-width of the median's 95 % confidence interval (notch rule, 1.57·IQR/√n, McGill et
-            al. 1978), relative to the median, at which to stop.
-        time_limit_s: when to stop in any case; at least ``MIN_ROUNDS`` rounds are made.
+        rel_error: stops at this half-width of the median's 95 % confidence interval (notch rule,
+            1.57·IQR/√n, McGill et al. 1978), relative to the median.
+        time_limit_s: stops at this time in any case, but after at least ``MIN_ROUNDS`` rounds.
         references: none, one, or a small and a large one.
     """
     begin = time.perf_counter()
     per_round = _warm_up(call)
     rounds: list[float] = []  # milliseconds per call
-    corrected: list[float] = []  # the same at the references' baseline
+    corrected: list[float] = []  # milliseconds per call at the references' baseline
     disturbed: list[bool] = []
     turns = itertools.cycle(references)
-    before = _beside(turns)
+    before = _time_reference(turns)
     deadline = time.perf_counter() + time_limit_s
     settled = False
     while not settled and (len(rounds) < MIN_ROUNDS or time.perf_counter() < deadline):
         switches = _involuntary_switches()
         took = _round(call, per_round)
-        after = _beside(turns)
+        after = _time_reference(turns)
         disturbed.append(_involuntary_switches() != switches)
         rounds.append(took)
         corrected.append(_at_baseline(took, before, after) if before and after else took)
@@ -124,22 +116,22 @@ def time_calls(
     )
 
 
-_Beside = tuple[float, float]
-"""What a reference took in a round beside a call, after its baseline."""
+_ReferenceRound = tuple[float, float]
+"""Baseline and measured duration of a reference's call, in milliseconds."""
 
 
-def _beside(turns: Iterator[Reference]) -> _Beside | None:
-    """A round of the reference whose turn it is."""
+def _time_reference(turns: Iterator[Reference]) -> _ReferenceRound | None:
+    """Times a round of the next reference; returns None without references."""
     reference = next(turns, None)
     if reference is None:
         return None
     return reference.baseline_ms, _round(reference.run, _repeats(reference.baseline_ms))
 
 
-def _at_baseline(took_ms: float, before: _Beside, after: _Beside) -> float:
-    """What a call would have taken at the baseline of the references in the rounds before and after it.
+def _at_baseline(took_ms: float, before: _ReferenceRound, after: _ReferenceRound) -> float:
+    """Corrects a call's duration to the baseline of the references in the rounds before and after it.
 
-    Between two references linearly, below the smaller and above the larger in proportion to it.
+    The correction is linear between two references, and proportional below the smaller and above the larger.
     """
     (small, small_ms), (large, large_ms) = sorted((before, after))
     if small == large:
@@ -152,12 +144,11 @@ def _at_baseline(took_ms: float, before: _Beside, after: _Beside) -> float:
 
 
 def middle(sessions: Sequence[M]) -> M:
-    """One measurement from several of the same network, each in a session of its own.
+    """Combines measurements of the same network in separate sessions: the median one, settled if all are.
 
-    Where a session's memory lies, and who shares the caches with it in those seconds, changes what a call
-    takes more than the rounds of one session show, however many: on a shared virtual machine, 2 to 5 % from
-    session to session (EfficientNet-Lite0 at 64 and 32 pixels against its teacher), as much after 5 s as
-    after half a second. So it is the median session that counts, and it has settled if all have.
+    A session's memory layout, and the processes that share the caches with it, change latency more than the
+    rounds of one session show, however many: on a shared virtual machine by 2 to 5 % from session to session
+    (EfficientNet-Lite0 at 64 and 32 pixels against its teacher), after 5 s as much as after half a second.
     """
     chosen = sorted(sessions, key=lambda session: session.median_ms)[(len(sessions) - 1) // 2]
     return dataclasses.replace(
@@ -169,13 +160,13 @@ def middle(sessions: Sequence[M]) -> M:
 
 
 def spread(networks: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """How much sessions of one network differ: relative standard deviation, pooled over networks.
+    """Returns the relative standard deviation between sessions of a network, pooled over networks.
 
     Args:
-        networks: medians of the sessions of each, in any unit.
+        networks: for each network, the medians of its sessions, in any unit.
 
     Returns:
-        The deviation, and its degrees of freedom: as many as there are sessions beyond each network's first.
+        The deviation, and its degrees of freedom: the number of sessions minus the number of networks.
     """
     arrays = [np.asarray(sessions) for sessions in networks]
     freedom = sum(len(sessions) - 1 for sessions in arrays)
@@ -184,7 +175,7 @@ def spread(networks: Iterable[Sequence[float]]) -> tuple[float, int]:
 
 
 def _quiet(disturbed: list[bool]) -> NDArray[np.int64]:
-    """Rounds that neither they nor the reference before them were interrupted in."""
+    """Returns the rounds that were not interrupted, and neither was the reference's round before them."""
     flags = np.asarray(disturbed)
     return np.flatnonzero(~flags & ~np.concatenate([[False], flags[:-1]]))
 
@@ -199,7 +190,7 @@ def _half_width(values: NDArray[np.float64]) -> float:
 
 
 def _round(call: Call, repeats: int) -> float:
-    """Milliseconds per call over ``repeats`` calls, after half as many that are not timed."""
+    """Returns milliseconds per call over ``repeats`` calls, after half as many untimed calls."""
     for _ in range((repeats + 1) // 2):
         call()
     start = time.perf_counter_ns()
@@ -209,7 +200,7 @@ def _round(call: Call, repeats: int) -> float:
 
 
 def _warm_up(call: Call) -> int:
-    """Runs until three rounds in a row are no faster than the best before; calls per round afterwards."""
+    """Runs until three rounds in a row are no faster than the best one; returns the calls per round."""
     begin = time.perf_counter()
     best, since_better = float("inf"), 0
     for _ in range(_WARMUP_ROUNDS):

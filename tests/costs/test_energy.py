@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lana_ray.config import Target
 from lana_ray.costs import energy
 from lana_ray.costs.energy import Counter, measure_energy, rapl_counter, rapl_unavailable
-from lana_ray.errors import UserError
 
+from ..errors import refuses
 from ..small_networks import net
 
 
@@ -80,7 +80,7 @@ def test_a_batch_takes_what_the_machine_took_for_it(tmp_path: Path, wrap_uj: int
 def test_a_counter_that_stands_still_is_no_measurement(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0")
     machine = Machine(zone(tmp_path / "elsewhere", "intel-rapl:0", "package-0"))
-    with pytest.raises(UserError, match="the energy counter has not moved for 2 s"):
+    with refuses("failed", "energy counter", "2 s"):
         measure_energy(machine.run, rapl_counter(tmp_path), rest=machine.rest, clock=machine.clock)
 
 
@@ -133,7 +133,7 @@ def test_a_counter_for_root_only_says_who_can_help(tmp_path: Path, monkeypatch: 
         return read(path, *args)
 
     monkeypatch.setattr(Path, "read_text", guarded)
-    assert rapl_unavailable(tmp_path) == f"{file} may be read by root only; chmod a+r it on the host"
+    assert rapl_unavailable(tmp_path) == f"{file} is readable only by root; chmod a+r it on the host"
 
 
 def test_a_zone_that_a_container_masks_says_what_is_missing(tmp_path: Path) -> None:
@@ -183,5 +183,5 @@ def test_no_more_than_idle_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(energy, "measure_energy", lambda *_: found)
     monkeypatch.setattr(energy, "rapl_counter", lambda: rapl_counter(tmp_path))
     target = Target(name="here", input_shape=(3, 16, 16))
-    with pytest.raises(UserError, match="target 'here': energy_mj could not be read: a batch took 36 mJ"):
+    with refuses("failed", "target 'here'", "energy_mj", "36 mJ"):
         energy.read(net(5), torch.zeros(1, 3, 16, 16), target)

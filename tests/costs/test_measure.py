@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lana_ray.config import MeasureConfig
 from lana_ray.costs.timing import MIN_ROUNDS, Reference
 from lana_ray.deploy.inputs import example_input
-from lana_ray.errors import UserError
 from lana_ray.latency import Measurement, Target, measure
 
+from ..errors import refuses
 from ..small_networks import net
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -88,5 +88,5 @@ def test_examples_are_the_same_whenever_asked() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_device_is_named() -> None:
-    with pytest.raises(UserError, match="target 'here': device cuda:0 is not available on this machine"):
+    with refuses("unavailable", "target 'here'", "device cuda:0"):
         measure(net(5), target(device="cuda:0"))

@@ -12,7 +12,8 @@ from torch import nn
 from lana_ray.config import Target
 from lana_ray.costs import memory, resident
 from lana_ray.deploy.runtimes import RUNTIMES
-from lana_ray.errors import UserError
+
+from ..errors import refuses
 
 TARGET = Target(name="here", input_shape=(3, 16, 16))
 on_linux = pytest.mark.skipif(
@@ -46,14 +47,14 @@ def test_weights_and_activations_are_in_it(runtime: str) -> None:
 def test_a_process_that_fails_says_why() -> None:
     whole, short = (nn.Identity(), torch.zeros(1)), (nn.Linear(2, 2), torch.zeros(1))
     task = resident.Task(first=whole, network=short, target=TARGET)
-    with pytest.raises(UserError, match=r"target 'here': peak_memory_mb could not be read .*RuntimeError: "):
+    with refuses("failed", "target 'here'", "peak_memory_mb", "RuntimeError: "):
         memory._resident_bytes(task)
 
 
 def test_where_a_peak_cannot_be_reset_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "CLEAR_REFS", tmp_path / "clear_refs")
     assert memory.unavailable(TARGET) == (
-        f"{tmp_path}/clear_refs cannot be written, with which Linux resets a process's peak"
+        f"{tmp_path}/clear_refs is not writable, which Linux needs to reset a process's peak"
     )
 
 

@@ -14,6 +14,7 @@ from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.latency import METERS, metered
 
+from ..errors import refuses
 from ..small_networks import net
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -65,7 +66,7 @@ def test_an_example_takes_the_place_of_the_targets_shape() -> None:
 
 
 def test_an_unknown_name_lists_the_meters() -> None:
-    with pytest.raises(UserError, match="no meter is called 'flops'; there are latency_ms, peak_memory_mb, "):
+    with refuses("unknown_name", "meter 'flops'", "latency_ms, peak_memory_mb, "):
         metered(net(5), TARGET, ["flops"])
 
 
