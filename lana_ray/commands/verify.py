@@ -23,7 +23,13 @@ from lana_ray.costs.hardware import processor
 from lana_ray.costs.timing import Measurement, Reference, middle, time_calls
 from lana_ray.errors import UserError
 from lana_ray.registry import Version
-from lana_ray.registry.verification import Check, Stored, deployed_check, registered_target, student_checks
+from lana_ray.registry.verification import (
+    Check,
+    StoredModel,
+    deployed_check,
+    registered_target,
+    student_checks,
+)
 
 _SESSIONS = 5
 """Sessions per measurement, of which the median one counts (``costs.timing.middle``)."""
@@ -75,8 +81,8 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     with leased(settings.threads, model_uri, f"verify {model_uri}"), _torch_threads_kept():
         here = processor(settings)
         same = here == version.tags["processor"]
-        student = Stored(version.model_uri, tracking_uri, settings)
-        teacher = Stored(version.teacher_uri, tracking_uri, settings)
+        student = StoredModel(version.model_uri, tracking_uri, settings)
+        teacher = StoredModel(version.teacher_uri, tracking_uri, settings)
         teacher_ms = float(version.tags["teacher_latency_ms"])
         limit_ms = float(version.tags["budget_ms"])
         if not same:
@@ -157,7 +163,7 @@ def _latency_check(sessions: Sequence[Measurement], limit_ms: float, *, judge: b
 
 
 def _time(
-    stored: Stored, target: Target, teacher: Stored | None = None, teacher_ms: float = 0
+    stored: StoredModel, target: Target, teacher: StoredModel | None = None, teacher_ms: float = 0
 ) -> Measurement:
     """Measures a model in new sessions, at the machine speed at which the teacher takes ``teacher_ms``."""
     references = [Reference(run=teacher.session().run, baseline_ms=teacher_ms)] if teacher else []

@@ -1,14 +1,13 @@
 """Students in MLflow's model registry: one registered model per target, one version per student.
 
-MLflow lives in this package only. A version is a PyTorch program (``.pt2``) with a free batch dimension,
-its signature, an input example and small files beside it; plain torch and MLflow load it back. Its teacher
-is kept in the same form, but not registered, so that whoever has the version can compare the two. MLflow
-takes seconds to import, so it is imported where it is first used.
+Only this package uses MLflow. A version is a PyTorch program (``.pt2``) with a free batch dimension, its
+signature, an input example and small files; plain torch and MLflow can load it. Its teacher is stored in the
+same form, but not registered, so that users of the version can compare the two. MLflow takes seconds to
+import, so functions import it on first use.
 
-Read ``_folder.py`` for the files of a model and ``_program.py`` for how its program is read back,
-``_publish.py`` for what MLflow is told about it, ``_tracking.py`` about a pipeline run and ``_trials.py``
-about a sweep, ``_versions.py`` for how it is found again and which version is champion, ``_session.py`` for
-MLflow's moods.
+Read ``_folder.py`` for the files of a model and ``_program.py`` for loading its program; ``_publish.py``,
+``_tracking.py`` and ``_trials.py`` for what is logged about a student, a pipeline run and a sweep;
+``_versions.py`` for finding versions and choosing the champion; ``_session.py`` for connecting to MLflow.
 """
 
 from __future__ import annotations
@@ -75,17 +74,18 @@ __all__ = [
 
 
 def default_tracking_uri(config: RegistryConfig, run: Storage) -> str:
-    """The tracking URI set in the configuration, else in the environment, else a database in the run.
+    """Returns the tracking URI from the configuration, else from the environment, else a database in the run.
 
     Raises:
-        UserError: where nothing is set and the run directory is not local.
+        UserError: none is set and the run directory is not local.
     """
     if uri := config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not run.is_local:
         raise UserError(
+            "invalid_setting",
             f"run.dir {run.root}: MLflow's database needs a local path; set registry.tracking_uri "
-            "or MLFLOW_TRACKING_URI to a tracking server"
+            "or MLFLOW_TRACKING_URI to a tracking server",
         )
     return SQLITE + run.path("mlflow.db")
 
@@ -98,22 +98,19 @@ def register(
     tracking_uri: str,
     prefix: str,
 ) -> list[Version]:
-    """Registers every student that is not registered yet; ``promote`` gives them their aliases.
+    """Registers every student that is not registered yet; returns the versions in the order of ``students``.
 
-    Everything is uploaded before the version appears, and the version appears with all its tags at once:
-    a process killed at any point leaves a version whole or not at all.
+    ``promote`` sets their aliases. Everything is uploaded before the version appears, and the version appears
+    with all its tags at once: a process killed at any point leaves a complete version or none.
 
     Args:
-        teachers: by target; uploaded once, before the first student that is compared with it.
-        parent: id of the pipeline's run, of ``track``.
-        tracking_uri: MLflow's; with sqlite, artifacts are kept in ``mlartifacts`` beside the database.
-        prefix: of the registered models' names, and the experiment's name.
-
-    Returns:
-        The version of each student, in the order given.
+        teachers: models by target; uploaded once, before the first student that is compared with it.
+        parent: id of the pipeline's run, from ``track``.
+        tracking_uri: MLflow's; with sqlite, artifacts are in the folder ``mlartifacts`` next to the database.
+        prefix: prefix of the registered models' names, and the experiment's name.
 
     Raises:
-        UserError: registry unreachable or refusing, or a network that torch cannot export.
+        UserError: the registry is unreachable or refuses, or torch cannot export a network.
     """
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
@@ -135,30 +132,31 @@ def register(
 
 
 def promote(
-    judged: Sequence[tuple[Version, str | None]], *, tracking_uri: str, default_budget: str
+    verified: Sequence[tuple[Version, str | None]], *, tracking_uri: str, default_budget: str
 ) -> list[Version]:
-    """Writes down what verification found of versions, and points the aliases at the best that passed.
+    """Records the results of verification, and sets the aliases to the best versions that passed.
 
-    Of the versions with the newest one's teacher, data and hardware, ``budget-…`` marks the most accurate of
-    each budget, and ``champion`` the most accurate of all that were measured within ``default_budget``
-    (of all where none was), by the validation images. Of equally accurate ones it is the newest.
+    Only versions with the newest version's teacher, data and hardware are compared, by their accuracy on the
+    validation images. ``budget-…`` is the most accurate version of each budget; ``champion`` is the most
+    accurate of all that were measured within ``default_budget`` (of all versions if none was). The newest
+    version wins a tie.
 
     Args:
-        judged: versions, each with what is wrong with it, None where nothing is.
+        verified: versions, each with its problem, or None if it passed.
 
     Returns:
-        The versions, in the order given, with their aliases.
+        The versions with their aliases, in the order of ``verified``.
 
     Raises:
-        UserError: registry unreachable or refusing.
+        UserError: the registry is unreachable or refuses.
     """
     with session(tracking_uri) as client:
-        for version, problem in judged:
+        for version, problem in verified:
             record_verification(client, version, problem)
-        for name in dict.fromkeys(version.name for version, _ in judged):
+        for name in dict.fromkeys(version.name for version, _ in verified):
             client.set_registered_model_tag(name, "default_budget", default_budget)
             set_aliases(client, name, default_budget)
-        return [find_version(client, version.model_uri) for version, _ in judged]
+        return [find_version(client, version.model_uri) for version, _ in verified]
 
 
 def track(
@@ -170,16 +168,16 @@ def track(
     tracking_uri: str,
     prefix: str,
 ) -> str:
-    """Brings the run of a pipeline run up to date, or makes it, and returns its id.
+    """Creates or updates the MLflow run of a pipeline run, and returns its id.
 
     Args:
-        parts: logged below it unless they are.
-        files: logged with it, in place of those of an earlier time.
-        status: ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays so.
+        parts: logged as child runs unless they already are.
+        files: logged with the run; they replace earlier ones.
+        status: ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays finished.
         prefix: the experiment's name, as for ``register``.
 
     Raises:
-        UserError: tracking server unreachable or refusing.
+        UserError: the tracking server is unreachable or refuses.
     """
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
@@ -187,14 +185,14 @@ def track(
 
 
 def end_abandoned(run_directory: str, *, tracking_uri: str, prefix: str) -> int:
-    """Ends what killed processes of a run directory left open in MLflow; how many there were.
+    """Ends the MLflow runs and uploads that killed processes of a run directory left open; returns how many.
 
     Args:
-        run_directory: as students' tag of that name; no process works in it.
+        run_directory: value of the students' tag of that name; no process may be working in it.
         prefix: the experiment's name, as for ``register``.
 
     Raises:
-        UserError: tracking server unreachable or refusing.
+        UserError: the tracking server is unreachable or refuses.
     """
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
@@ -202,15 +200,15 @@ def end_abandoned(run_directory: str, *, tracking_uri: str, prefix: str) -> int:
 
 
 def log_trials(trials: Sequence[TrialRow], *, parent: str, tracking_uri: str, prefix: str) -> int:
-    """Logs the trials of a sweep, a child run each, below a run for their target; how many were new.
+    """Logs each trial of a sweep as a child run of a run for its target; returns how many were new.
 
     Args:
         trials: rows of ``search.parquet``.
-        parent: id of the pipeline's run, of ``track``.
+        parent: id of the pipeline's run, from ``track``.
         prefix: the experiment's name, as for ``register``.
 
     Raises:
-        UserError: tracking server unreachable or refusing.
+        UserError: the tracking server is unreachable or refuses.
     """
     with session(tracking_uri, create=True) as client:
         experiment = create_experiment(client, prefix, tracking_uri)
@@ -221,25 +219,25 @@ def log_trials(trials: Sequence[TrialRow], *, parent: str, tracking_uri: str, pr
 
 
 def find(model_uri: str, tracking_uri: str) -> Version:
-    """The version that ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` stands for.
+    """Returns the version of a URI ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
 
     Raises:
-        UserError: where there is none, or the URI is of another form.
+        UserError: there is no such version, or the URI has another form.
     """
     with session(tracking_uri) as client:
         return find_version(client, model_uri)
 
 
 def load(model_uri: str, tracking_uri: str) -> nn.Module:
-    """The network of a version: maps [N, C, H, W] to [N, classes].
+    """Returns the network of a version, which maps [N, C, H, W] to [N, classes].
 
-    Only its program is fetched, and nothing that a file of the registry brings along is run.
+    It fetches only the program, and executes no code from the registry's files.
 
     Args:
         model_uri: as for ``find``, or a ``Version.teacher_uri``.
 
     Raises:
-        UserError: as ``find``, and where the program is missing, damaged, or more than ATen operators.
+        UserError: as ``find``; the program is missing, damaged, or contains more than ATen operators.
     """
     with session(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
         import mlflow.artifacts
@@ -249,16 +247,16 @@ def load(model_uri: str, tracking_uri: str) -> nn.Module:
 
 
 def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path:
-    """Copies a file of a version somewhere below ``folder`` and returns its path.
+    """Copies a file of a version to a path below ``folder`` and returns that path.
 
-    There are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and, where
-    the network could be exported, ``model.onnx``.
+    The files are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and
+    ``model.onnx``, which is missing if the network could not be exported.
 
     Args:
         model_uri: as for ``find``, or a ``Version.teacher_uri``.
 
     Raises:
-        UserError: as ``find``, and where the version has no such file.
+        UserError: as ``find``; the version has no such file.
     """
     with session(tracking_uri) as client:
         import mlflow.artifacts
@@ -266,20 +264,26 @@ def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path
         source = f"{files_uri(client, model_uri)}/{EXTRA_FILES}"
         present = sorted(Path(entry.path).name for entry in mlflow.artifacts.list_artifacts(source))
         if file not in present:
-            raise UserError(f"{model_uri}: has no file {file}; it has {', '.join(present)}")
+            raise UserError("missing_file", f"{model_uri}: has no file {file}; it has {', '.join(present)}")
         return Path(mlflow.artifacts.download_artifacts(f"{source}/{file}", dst_path=str(folder)))
 
 
 def list_models(tracking_uri: str, target: str | None = None) -> list[Version]:
-    """Every version that ``register`` finished, by name and version; only a target's where one is given.
+    """Returns all versions that ``register`` finished, sorted by name and version.
+
+    Args:
+        target: return only the versions of this target.
 
     Raises:
-        UserError: registry unreachable, no such database, or models, but none for ``target``.
+        UserError: the registry is unreachable, its database does not exist, or no model is for ``target``.
     """
     with session(tracking_uri) as client:
         models = [model for model in pages(client.search_registered_models) if "target" in model.tags]
         targets = sorted({model.tags["target"] for model in models})
         if target is not None and targets and target not in targets:
-            raise UserError(f"no model is registered for target {target!r}; there are {', '.join(targets)}")
+            raise UserError(
+                "unknown_name",
+                f"no model is registered for target {target!r}; use one of {', '.join(targets)}",
+            )
         names = sorted(model.name for model in models if target in (None, model.tags["target"]))
         return [version for name in names for version in finished_versions(client, name)]

@@ -1,4 +1,4 @@
-"""A network as a folder that MLflow can load: a PyTorch program and small files beside it."""
+"""Saves a network as a folder that MLflow can load: a PyTorch program and small files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lana_ray.deploy import INPUT_NAME, OUTPUT_NAME, anonymise_program, to_program
 
-EXTRA_FILES = "extra_files"  # the folder where MLflow keeps what it is given beside a model
+EXTRA_FILES = "extra_files"
+"""MLflow's folder for additional files of a model."""
 VERIFICATION_FILE = "verification.safetensors"
 ONNX_FILE = "model.onnx"
 PROGRAM_FILE = "data/model.pt2"
@@ -23,25 +24,25 @@ PROGRAM_FILE = "data/model.pt2"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A network and what is kept beside it."""
+    """A network and the files stored with it."""
 
     network: nn.Module
     input_shape: tuple[int, ...]
     """(C, H, W)."""
     classes: Sequence[str]
     verification: Mapping[str, Tensor]
-    """What a reader can hold the network against: ``images`` [n, C, H, W] float32, preprocessed, their
-    ``labels`` [n] int64 and the network's ``logits`` [n, classes] float32."""
+    """Test data for whoever loads the network: preprocessed ``images`` [n, C, H, W] float32, their ``labels``
+    [n] int64 and the network's ``logits`` [n, classes] float32."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     onnx: bytes | None = None
-    """What a target that runs ONNX deploys, with its batch size; for other targets with a free one."""
+    """The ONNX program: with the target's batch size if the target runs ONNX, else with a free batch size."""
 
 
 def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = None) -> Path:
-    """Writes MLflow's model folder below ``scratch``; the program is checked against the network.
+    """Writes MLflow's model folder below ``scratch`` and returns it; checks the program against the network.
 
     Raises:
-        UserError: where torch cannot export the network with a free batch dimension.
+        UserError: torch cannot export the network with a free batch dimension.
     """
     import mlflow.pytorch
     import numpy as np
@@ -52,7 +53,8 @@ def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = Non
     network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
     eighths = np.random.default_rng(0).integers(-8, 9, (3, *model.input_shape))
-    images = (eighths / 8).astype(np.float32)  # few digits: MLflow writes the example as text
+    # MLflow writes the example as text, so its numbers have few digits.
+    images = (eighths / 8).astype(np.float32)
     floats = np.dtype(np.float32)
     signature = ModelSignature(
         Schema([TensorSpec(floats, (-1, *model.input_shape), INPUT_NAME)]),
@@ -64,16 +66,16 @@ def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = Non
         str(folder),
         mlflow_model=Metadata(run_id=run_id, model_id=model_id, model_uuid=model_id),
         signature=signature,
-        input_example=images[:2],  # two, lest the exporter take the batch for a constant
+        input_example=images[:2],  # the exporter would treat a batch of one as a constant
         extra_files=[str(path) for path in _extra_files(model, scratch)],
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # else they are inferred
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # not inferred by MLflow
         serialization_format="pt2",
     )
     program = anonymise_program(folder / PROGRAM_FILE).module()
     with torch.inference_mode():
         for batch in (torch.from_numpy(images[:count]) for count in (1, 3)):
-            found, expected = program(batch), network(batch)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+            actual, expected = program(batch), network(batch)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
     return folder
 
 

@@ -1,6 +1,6 @@
-"""A run directory that was moved or copied with its registry.
+"""Finds the artifacts of a run directory that was moved or copied together with its registry.
 
-MLflow writes down where artifacts lie as absolute URIs, in a database that lies beside them.
+MLflow stores the locations of artifacts as absolute URIs, in a database in the same directory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 from lana_ray.errors import UserError
 
 ARTIFACTS = "mlartifacts"
-"""The folder beside a database."""
+"""The folder of artifacts next to a database."""
 _LOCATIONS = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -25,12 +25,12 @@ _LOCATIONS = {
 
 
 def location(database: Path) -> str:
-    """The URI of the artifacts beside a database."""
+    """Returns the URI of the folder of artifacts next to a database."""
     return (database.parent / ARTIFACTS).as_uri()
 
 
 def present(uri: str, database: Path) -> str:
-    """Where artifacts lie now: beside the database, unless they are only where ``uri`` says."""
+    """Returns the present URI of artifacts: next to the database, unless they exist only at ``uri``."""
     root, folder, rest = f"{uri}/".rpartition(f"/{ARTIFACTS}/")
     if not folder or not root.startswith("file:"):
         return uri
@@ -44,18 +44,23 @@ def present(uri: str, database: Path) -> str:
 
 
 def existing(uri: str, database: Path, what: str) -> str:
-    """``present``, but raises UserError, naming ``what`` the artifacts are of, if they are not there."""
+    """Returns ``present(uri, database)``; raises UserError if the artifacts are not there.
+
+    Args:
+        what: the owner of the artifacts, named by the error.
+    """
     now = present(uri, database)
     if now.startswith("file:") and not _path(now).exists():
         raise UserError(
-            f"{what}: its files are not in {_path(now)}; were they moved or deleted? "
-            f"Put the run's folder {ARTIFACTS} beside {database}"
+            "missing_file",
+            f"{what}: its files are missing at {_path(now)}; if they were moved, put the run's folder "
+            f"{ARTIFACTS} next to {database}",
         )
     return now
 
 
 def settle(database: Path) -> None:
-    """Writes where artifacts lie now into the database, so that new ones join them."""
+    """Updates the locations of artifacts in the database, so that new artifacts go to the same place."""
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         for table, column in _LOCATIONS.items():

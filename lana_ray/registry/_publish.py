@@ -1,4 +1,4 @@
-"""A student as MLflow keeps it: a run with metrics and reports, a model folder, a version with tags."""
+"""Publishes a student in MLflow: a run with metrics and reports, a model folder, and a version with tags."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ _TEACHER = "teacher"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
-    """A finished student and all that is registered with it. ValueError where a tag is missing."""
+    """A finished student and everything that is registered with it; raises ValueError if a tag is missing."""
 
     model: Model
     target: str
     budget: str
-    """As ``str(Budget)`` writes it: ``50%``, ``12.5ms``."""
+    """The text of ``str(Budget)``: ``50%``, ``12.5ms``."""
     teacher: str
     tags: Mapping[str, str]
     """``latency_ms``, ``teacher_latency_ms``, ``budget_ms``, ``speedup``, ``accuracy``, ``teacher_accuracy``,
-    ``validation_accuracy`` (for the aliases), ``architecture``, ``student_fingerprint`` (registered once),
-    ``teacher_fingerprint`` (teacher, data and splits: within one, accuracies compare),
-    ``target_fingerprint`` (settings and hardware), ``target_settings`` (JSON of ``config.Target``),
+    ``validation_accuracy`` (for the aliases), ``architecture``, ``student_fingerprint`` (identifies a
+    registered student), ``teacher_fingerprint`` (teacher, data and splits: accuracies are comparable if it is
+    equal), ``target_fingerprint`` (settings and hardware), ``target_settings`` (JSON of ``config.Target``),
     ``processor``, ``runtime`` (with its version), ``run_directory`` (a hash, for ``end_abandoned_uploads``),
-    and more; no secrets and no paths."""
+    and more; without secrets and paths."""
     artifacts: Mapping[str, str | Path] = field(default_factory=dict)
-    """Files logged to the MLflow run: name there -> local file."""
+    """Files logged to the MLflow run: name in MLflow -> local file."""
     curve: Sequence[Mapping[str, float]] = ()
-    """How its training went: per evaluated epoch ``epoch``, ``loss`` and validation ``accuracy``."""
+    """Its learning curve: ``epoch``, ``loss`` and validation ``accuracy`` of every evaluated epoch."""
 
     def __post_init__(self) -> None:
         if missing := [tag for tag in _REQUIRED if tag not in self.tags]:
@@ -69,17 +69,20 @@ class Student:
 
 
 def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
-    """The id of the experiment ``name``; artifacts of a new one lie beside the database, if it is a file.
+    """Returns the id of the experiment ``name``, and creates it if necessary.
+
+    Artifacts of a new experiment are stored next to the database if that is a file.
 
     Raises:
-        UserError: when an experiment of this name was deleted.
+        UserError: an experiment of this name was deleted.
     """
     if existing := client.get_experiment_by_name(name):
         if existing.lifecycle_stage == "deleted":
             raise UserError(
-                f"registry {tracking_uri}: experiment {name!r} was deleted, and MLflow "
-                f"keeps its name; restore it with mlflow experiments restore -x {existing.experiment_id}, "
-                "or set another registry.name"
+                "invalid_setting",
+                f"registry {tracking_uri}: experiment {name!r} was deleted, and MLflow still reserves its "
+                f"name; restore it with mlflow experiments restore -x {existing.experiment_id}, "
+                "or set another registry.name",
             )
         return str(existing.experiment_id)
     file = database(tracking_uri)
@@ -87,7 +90,7 @@ def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
 
 
 def create_registered_model(client: Any, name: str, student: Student) -> None:
-    """Makes the target's registered model where there is none, and tags it."""
+    """Creates the target's registered model if there is none, and tags it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -103,12 +106,12 @@ def create_registered_model(client: Any, name: str, student: Student) -> None:
 
 
 def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) -> str:
-    """Uploads the teacher of a student, once, as a model that is not registered; returns the model's id.
+    """Uploads a student's teacher once, as a model that is not registered; returns the model's id.
 
-    One per experiment, teacher and target as measured; it shows in MLflow among the experiment's models.
+    There is one per experiment, teacher and target (with its hardware), listed with the experiment's models.
 
     Raises:
-        UserError: where torch cannot export the network with a free batch dimension.
+        UserError: torch cannot export the network with a free batch dimension.
     """
     from mlflow.entities import LoggedModelStatus
 
@@ -134,14 +137,14 @@ def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) 
 def publish(
     client: Any, experiment: str, name: str, student: Student, *, teacher_model: str, parent: str
 ) -> int:
-    """Uploads a student in a run of its own and returns the number of its new version.
+    """Uploads a student in its own run and returns the number of its new version.
 
     Args:
-        teacher_model: id of the teacher's model, kept in the tag of this name.
-        parent: id of the pipeline's run, below which the student's is; kept in the tag ``run``.
+        teacher_model: id of the teacher's model, stored in the tag of this name.
+        parent: id of the pipeline's run, the parent of the student's run; stored in the tag ``run``.
 
     Raises:
-        UserError: where torch cannot export the network with a free batch dimension.
+        UserError: torch cannot export the network with a free batch dimension.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -178,7 +181,8 @@ def _create_version(client: Any, name: str, tags: Mapping[str, str], run: str, m
         name, f"models:/{model}", run_id=run, tags=tags, description=description, model_id=model
     )
     link = json.dumps([{"name": name, "version": version.version}])
-    client.set_logged_model_tags(model, {"mlflow.modelVersions": link})  # MLflow's pages link through it
+    # MLflow's web pages use this tag for links.
+    client.set_logged_model_tags(model, {"mlflow.modelVersions": link})
     return int(version.version)
 
 
@@ -191,21 +195,21 @@ def _collect(artifacts: Mapping[str, str | Path], folder: Path) -> Path:
 
 
 def end_abandoned_uploads(client: Any, experiment: str, run_directory: str) -> int:
-    """Ends what killed processes of a run directory left open; how many there were.
+    """Ends runs and uploads that killed processes of a run directory left open; returns their number.
 
-    Runs are marked as killed, models whose upload never ended are deleted.
+    Runs are marked as killed; models with an unfinished upload are deleted.
     """
     from mlflow.entities import LoggedModelStatus
 
-    mine = f"tags.{_OWNER} = '{run_directory}'"
-    runs = search_runs(client, experiment, f"{mine} and attributes.status = 'RUNNING'")
+    owned = f"tags.{_OWNER} = '{run_directory}'"
+    runs = search_runs(client, experiment, f"{owned} and attributes.status = 'RUNNING'")
     for run in runs:
         client.set_terminated(run.info.run_id, "KILLED")
 
     def page(filter_string: str, page_token: str | None) -> Any:
         return client.search_logged_models([experiment], filter_string, page_token=page_token)
 
-    pending = [model for model in pages(page, mine) if model.status == LoggedModelStatus.PENDING]
+    pending = [model for model in pages(page, owned) if model.status == LoggedModelStatus.PENDING]
     for model in pending:
         client.delete_logged_model(model.model_id)
     return len(runs) + len(pending)

@@ -1,4 +1,4 @@
-"""An MLflow client that is quiet, offline where it can be, and fails with one clear line."""
+"""An MLflow client that prints nothing, avoids the network if possible, and fails with one clear line."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # with MLflow's seven a wrong address takes minutes to fail
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # with MLflow's default of 7, a wrong address fails after minutes
 }
 
 
 @contextmanager
 def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
-    """An ``MlflowClient`` of ``tracking_uri``, which is MLflow's global one as long as this lasts.
+    """Yields an ``MlflowClient`` for ``tracking_uri``, and makes it MLflow's global tracking URI meanwhile.
 
-    MLflow resolves ``models:/`` URIs through its global tracking URI, hence the switch. Models that hold
-    pickles are refused, whatever MLflow's own default. Without ``create``, a database that does not
-    exist is an error and no new one; with it, a database that was moved learns where its artifacts lie now.
+    MLflow resolves ``models:/`` URIs with its global tracking URI. Models that contain pickles are refused,
+    whatever MLflow's own setting.
+
+    Args:
+        create: create a missing database, and update the locations of artifacts in a moved one; without it,
+            a missing database is an error.
 
     Raises:
-        UserError: for every failure of MLflow, its server, database or files.
+        UserError: any failure of MLflow, its server, database or files.
     """
     _check_database(tracking_uri, create)
     for key, value in _DEFAULTS.items():
@@ -48,7 +51,7 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
     previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     logger = logging.getLogger("mlflow")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what goes wrong is raised
+    logger.setLevel(logging.CRITICAL)  # errors are raised anyway
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -57,9 +60,12 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
                 settle(file)
             yield mlflow.MlflowClient()
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise UserError(_explain(tracking_uri, error)) from None  # MLflow names its URI with the password
+        # MLflow's own error would show the URI's password.
+        raise _explained(tracking_uri, error) from None
     except ModuleNotFoundError as error:  # a database driver or a cloud's artifact client
-        raise UserError(f"registry {tracking_uri}: needs the package {error.name}; install it") from None
+        raise UserError(
+            "missing_package", f"registry {tracking_uri}: needs the package {error.name}; install it"
+        ) from None
     finally:
         if allowed is None:
             del os.environ[_PICKLE]
@@ -70,7 +76,7 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
 
 
 def pages(search: Callable[..., Any], query: str | None = None) -> Iterator[Any]:
-    """Everything that one of the client's paginated searches finds."""
+    """Yields all results of one of the client's paginated searches."""
     token = None
     while True:
         page = search(filter_string=query, page_token=token)
@@ -80,38 +86,54 @@ def pages(search: Callable[..., Any], query: str | None = None) -> Iterator[Any]
 
 
 def database(tracking_uri: str) -> Path | None:
-    """The file of an sqlite URI."""
+    """Returns the file of an sqlite URI; None for other URIs."""
     path = tracking_uri.removeprefix(SQLITE)
     return Path(path).absolute() if path != tracking_uri else None
 
 
 def _check_database(tracking_uri: str, create: bool) -> None:
-    """MLflow itself retries for a minute on what is no database, and creates one where there is none."""
+    """Raises UserError if an sqlite URI names no database; MLflow would retry for a minute, or create one."""
     file = database(tracking_uri)
     if file is None:
         return
     if not file.exists():
         if not create:
-            raise UserError(f"registry {tracking_uri}: no such database; name the one a run registered in")
+            raise UserError(
+                "missing_file",
+                f"registry {tracking_uri}: no such database; name the one in which a run registered models",
+            )
         return
     try:
         with file.open("rb") as opened:
             head = opened.read(16)
     except OSError as error:
-        raise UserError(f"registry {tracking_uri}: cannot be read ({error.strerror})") from None
+        raise UserError(
+            "invalid_file", f"registry {tracking_uri}: cannot be read ({error.strerror})"
+        ) from None
     if head not in (b"", b"SQLite format 3\0"):
-        raise UserError(f"registry {tracking_uri}: not an SQLite database; set another registry.tracking_uri")
+        raise UserError(
+            "invalid_file",
+            f"registry {tracking_uri}: not an SQLite database; set another registry.tracking_uri",
+        )
 
 
-def _explain(tracking_uri: str, error: Exception) -> str:
+def _explained(tracking_uri: str, error: Exception) -> UserError:
+    """Returns a UserError that explains an error of MLflow in one line."""
     uri, text = (without_passwords(" ".join(str(part).split())) for part in (tracking_uri, error))
     if "database schema" in text:
-        return (
+        return UserError(
+            "invalid_file",
             f"registry {uri}: its database belongs to another version of MLflow; back it up and run "
-            f"mlflow db upgrade {uri}, or install the MLflow that wrote it"
+            f"mlflow db upgrade {uri}, or install the version of MLflow that wrote it",
         )
     if "pickle is disallowed" in text:
-        return f"registry {uri}: the model's file is damaged or holds pickled code; register it again"
+        return UserError(
+            "damaged_file",
+            f"registry {uri}: the model's file is damaged or contains pickled code; register it again",
+        )
     if "Max retries exceeded" in text:
-        return f"registry {uri}: no tracking server answers; start it or set another registry.tracking_uri"
-    return f"registry {uri}: {text[:300]}"
+        return UserError(
+            "unreachable",
+            f"registry {uri}: no tracking server answers; start it or set another registry.tracking_uri",
+        )
+    return UserError("unreachable", f"registry {uri}: {text[:300]}")

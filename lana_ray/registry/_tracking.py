@@ -1,6 +1,6 @@
-"""A pipeline run as MLflow keeps it: one run, and below it a run for each stage and each target.
+"""Logs a pipeline run to MLflow: one run, with a child run for each stage and each target.
 
-Whatever is told again is passed over, so that a resumed or repeated pipeline run adds only what is new.
+Parts that are logged already are skipped, so that a resumed or repeated pipeline run adds only new parts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 from lana_ray.registry._session import pages
 
 PARENT = "mlflow.parentRunId"
-"""The tag by which MLflow's pages nest runs."""
+"""The tag with which MLflow nests runs."""
 _KEY, _PART = "pipeline", "part"
-_BATCH = 100  # parameters, the most that MLflow takes at a time; metrics may be more
+_BATCH = 100
+"""The most parameters that MLflow takes at a time; it takes more metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +29,9 @@ class DataSet:
 
     name: str
     digest: str
-    """Identity of content and splits, at most 36 characters."""
+    """Hash of content and splits, at most 36 characters."""
     sizes: Mapping[str, int]
-    """Images by split."""
+    """Number of images by split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,22 +40,22 @@ class Pipeline:
 
     name: str
     key: str
-    """Its identity: what is told of the same key goes to the same run."""
+    """Its identity: pipeline runs with the same key are logged to the same MLflow run."""
     tags: Mapping[str, str]
     parameters: Mapping[str, str]
-    """Without secrets."""
+    """Settings without secrets."""
     data: DataSet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A stage or a target of a pipeline run: a child run that is logged once, and whole."""
+    """A stage or a target of a pipeline run: a child run that is logged once and completely."""
 
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[Mapping[str, float]] = ()
-    """As for ``log_curve``."""
+    """Learning curve, as for ``log_curve``."""
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -66,11 +67,11 @@ def update(
     files: Mapping[str, bytes],
     status: str,
 ) -> str:
-    """Finds or makes the run of a pipeline run, logs what it lacks, and returns its id.
+    """Finds or creates the MLflow run of a pipeline run, logs what is missing, and returns its id.
 
     Args:
-        files: of the run itself; they replace those of an earlier time.
-        status: MLflow's, ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays so.
+        files: files of the run itself; they replace earlier ones.
+        status: MLflow's ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays finished.
     """
     runs = search_runs(client, experiment, f"tags.{_KEY} = '{pipeline.key}'")
     tags = {**pipeline.tags, _KEY: pipeline.key}
@@ -79,13 +80,13 @@ def update(
     _log_parameters(client, run, pipeline.parameters)
     if not run.inputs.dataset_inputs:
         _log_data(client, run_id, pipeline.data)
-    known = {
+    logged = {
         child.data.tags[_PART]: child
         for child in search_runs(client, experiment, f"tags.`{PARENT}` = '{run_id}'")
         if _PART in child.data.tags and child.info.status != "KILLED"
     }
     for part in parts:
-        if (earlier := known.get(part.name)) is None or earlier.info.status != "FINISHED":
+        if (earlier := logged.get(part.name)) is None or earlier.info.status != "FINISHED":
             if earlier is not None:
                 client.set_terminated(earlier.info.run_id, "KILLED")
             _log_part(client, experiment, run_id, part)
@@ -97,10 +98,10 @@ def update(
 
 
 def log_curve(client: Any, run: str, curve: Iterable[Mapping[str, float]]) -> None:
-    """Logs a training as metrics over its epochs.
+    """Logs a learning curve as metrics over epochs.
 
     Args:
-        curve: per evaluated epoch ``epoch``, ``loss`` (training) and ``accuracy`` (validation).
+        curve: ``epoch``, ``loss`` (training) and ``accuracy`` (validation) of every evaluated epoch.
     """
     from mlflow.entities import Metric
 
@@ -120,7 +121,7 @@ def _batches(entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def search_runs(client: Any, experiment: str, query: str) -> list[Any]:
-    """All runs of an experiment that a query finds, the newest first."""
+    """Returns all runs of an experiment that match a query, the newest first."""
 
     def page(filter_string: str, page_token: str | None) -> Any:
         return client.search_runs([experiment], filter_string, page_token=page_token)

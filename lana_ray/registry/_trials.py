@@ -1,4 +1,4 @@
-"""A sweep as MLflow keeps it: a run for each target, and in it a run for each trial."""
+"""Logs a sweep to MLflow: a run for each target, with a child run for each trial."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _METRICS = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "a
 
 
 def log_sweep(client: Any, experiment: str, pipeline: str, target: str, trials: Sequence[TrialRow]) -> int:
-    """Logs the trials of a target that are not logged yet; how many that were.
+    """Logs the trials of a target that are not logged yet; returns their number.
 
-    A trial is known by its ``key``: what a killed process left half logged is logged again.
+    Trials are identified by their ``key``; a trial that a killed process logged incompletely is logged again.
 
     Args:
-        pipeline: id of the pipeline's run, below which the sweep's is.
+        pipeline: id of the pipeline's run, the parent of the sweep's run.
     """
-    known = {
+    logged = {
         run.data.tags["trial"]
         for run in search_runs(client, experiment, f"tags.target = '{target}' and tags.trial LIKE '%'")
         if run.info.status == "FINISHED"
     }
-    missing = [trial for trial in trials if trial.key not in known]
+    missing = [trial for trial in trials if trial.key not in logged]
     if not missing:
         return 0
     tags = {"search_target": target, "target": target, PARENT: pipeline}

@@ -1,8 +1,7 @@
-"""Whether a registered version's files answer as was recorded with them.
+"""Checks that the files of a registered version produce the outputs recorded with them.
 
-That is asked before it gets an alias, and by ``lana-ray verify``.
-
-What is looked at is what is deployed: the registered ``model.onnx``, or the registered PyTorch program.
+These checks run before a version gets an alias, and in ``lana-ray verify``. They cover the deployed program:
+the registered ``model.onnx``, or the registered PyTorch program.
 """
 
 from __future__ import annotations
@@ -27,42 +26,53 @@ from lana_ray.deploy.runtimes import Session
 from lana_ray.errors import UserError
 from lana_ray.registry import ONNX_FILE, VERIFICATION_FILE, Version
 
-_TOLERANCE = {  # of the largest logit, against the outputs in float32
+_TOLERANCE = {
     "fp32": {"cpu": 1e-3, "cuda": 1e-2},  # GPUs convolve in TF32
-    "fp16": {"cpu": 2e-2, "cuda": 2e-2},  # of 11 bits, some lost in every layer
-    "bf16": {"cpu": 1e-1, "cuda": 1e-1},  # of 8 bits
+    "fp16": {"cpu": 2e-2, "cuda": 2e-2},  # 11 bits, of which every layer loses some
+    "bf16": {"cpu": 1e-1, "cuda": 1e-1},  # 8 bits
 }
-_FLIPPED = {"fp32": 0.0, "fp16": 0.01, "bf16": 0.02}  # share of the images whose class may change
+"""Allowed difference from the outputs in float32, relative to the largest logit."""
+_FLIPPED = {"fp32": 0.0, "fp16": 0.01, "bf16": 0.02}
+"""Share of images whose class may change."""
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool | None
-    """None: no verdict, only something to know."""
+    """None if the check only informs."""
     detail: str
 
 
 def registered_target(version: Version) -> Target:
+    """Returns the target for which a version is registered, from its tag ``target_settings``.
+
+    Raises:
+        UserError: another version of this package wrote the tag.
+    """
     try:
         return Target.model_validate_json(version.tags["target_settings"])
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UserError(
-            f"{version.model_uri}: tag target_settings is not of this lana-ray ({reason}); register it again"
+            "invalid_file",
+            f"{version.model_uri}: its tag target_settings does not fit this version of lana-ray ({reason}); "
+            "register it again",
         ) from None
 
 
-class Stored:
-    """A registered model, the student's or the teacher's, with what was recorded for it."""
+class StoredModel:
+    """A registered student or its teacher, with the recorded images, labels and logits."""
 
     def __init__(self, uri: str, tracking_uri: str, target: Target) -> None:
         self._uri, self._tracking_uri, self.target = uri, tracking_uri, target
         try:
             recorded = safetensors.torch.load(self._read(VERIFICATION_FILE))
         except safetensors.SafetensorError as error:
-            raise UserError(f"{uri}: damaged {VERIFICATION_FILE} ({error}); register it again") from None
+            raise UserError(
+                "damaged_file", f"{uri}: damaged {VERIFICATION_FILE} ({error}); register it again"
+            ) from None
         self.images, self.labels, self.logits = (recorded[key] for key in ("images", "labels", "logits"))
 
     def _read(self, file: str) -> bytes:
@@ -80,25 +90,26 @@ class Stored:
         return self._read(ONNX_FILE) if runtimes.RUNTIMES[self.target.runtime].loads_onnx else self.network
 
     def session(self) -> Session:
-        """What is deployed, loaded anew into the target's runtime."""
+        """Loads the deployed program into the target's runtime; every call returns a new session."""
         return runtimes.load(self.deployed, example_input(self.target), self.target)
 
 
 def problem(version: Version, tracking_uri: str) -> str | None:
-    """What is wrong with a version's files, in a line: they are loaded back and must answer as recorded.
+    """Loads a version's files and checks its outputs; returns a line with the problem, None if it passes.
 
-    The same checks as ``verify``, of the student alone and without its latency. Where this machine lacks the
+    These are the checks of ``verify`` for the student, without its latency. If this machine lacks the
     target's runtime or device, only the PyTorch program is checked.
 
     Raises:
-        UserError: registry unreachable.
+        UserError: the registry is unreachable.
     """
     try:
         target = registered_target(version)
-        checks = student_checks(Stored(version.model_uri, tracking_uri, target), here=runs_here(target))
+        checks = student_checks(StoredModel(version.model_uri, tracking_uri, target), here=runs_here(target))
         failed = [f"{check.name}: {check.detail}" for check in checks if check.ok is False]
-    except (UserError, RuntimeError) as error:  # the latter is torch's, of what cannot be run
-        registry.find(version.model_uri, tracking_uri)  # else nobody knows what is wrong with it
+    except (UserError, RuntimeError) as error:  # torch raises RuntimeError for a program that cannot run
+        # Raises if the registry itself is unreachable, which is not a problem of the version.
+        registry.find(version.model_uri, tracking_uri)
         failed = [" ".join(str(error).split())]
     return "; ".join(failed) or None
 
@@ -109,8 +120,12 @@ def runs_here(target: Target) -> bool:
     return runtimes.RUNTIMES[target.runtime].missing is None and not lacks_device
 
 
-def student_checks(student: Stored, *, here: bool = True) -> Iterator[Check]:
-    """Outputs and accuracy of a student; of its PyTorch program alone unless it can be deployed ``here``."""
+def student_checks(student: StoredModel, *, here: bool = True) -> Iterator[Check]:
+    """Checks a student's outputs and accuracy.
+
+    Args:
+        here: whether this machine can run the deployed program; if not, only the PyTorch program is checked.
+    """
     target = student.target
     with torch.inference_mode():
         answers = student.network(student.images)
@@ -119,23 +134,25 @@ def student_checks(student: Stored, *, here: bool = True) -> Iterator[Check]:
         answers = student.session().predict(student.images)
         yield deployed_check(f"outputs in {target.runtime}", answers, student)
     count = len(student.labels)
-    found, recorded = (_right(logits, student.labels) for logits in (answers, student.logits))
-    detail = f"{100 * found / count:.2f} % of {count} test images, recorded {100 * recorded / count:.2f} %"
-    yield Check("accuracy", abs(found - recorded) <= ceil(_FLIPPED[target.precision] * count), detail)
+    right, recorded = (_right(logits, student.labels) for logits in (answers, student.logits))
+    detail = f"{100 * right / count:.2f} % of {count} test images, recorded {100 * recorded / count:.2f} %"
+    yield Check("accuracy", abs(right - recorded) <= ceil(_FLIPPED[target.precision] * count), detail)
 
 
-def deployed_check(name: str, found: Tensor, stored: Stored) -> Check:
+def deployed_check(name: str, outputs: Tensor, stored: StoredModel) -> Check:
+    """Checks the outputs [n, classes] of a deployed program against the recorded ones."""
     target = stored.target
     allowed = _TOLERANCE[target.precision][torch.device(target.device).type]
-    return _outputs_check(name, found, stored.logits, allowed)
+    return _outputs_check(name, outputs, stored.logits, allowed)
 
 
-def _outputs_check(name: str, found: Tensor, recorded: Tensor, allowed: float) -> Check:
-    error = float((found - recorded).abs().max() / recorded.abs().max())
-    detail = f"differ from the recorded by {error:.1e} of the largest, allowed {allowed:.0e}"
-    return Check(name, error <= allowed, detail)  # false for NaN
+def _outputs_check(name: str, outputs: Tensor, recorded: Tensor, allowed: float) -> Check:
+    error = float((outputs - recorded).abs().max() / recorded.abs().max())
+    detail = f"differ from the recorded outputs by {error:.1e} of the largest, allowed {allowed:.0e}"
+    # The comparison is false for NaN.
+    return Check(name, error <= allowed, detail)
 
 
 def _right(logits: Tensor, labels: Tensor) -> int:
-    """How many images are classified as they are labelled."""
+    """Returns how many images are classified correctly."""
     return int((logits.argmax(1) == labels).sum())

@@ -115,7 +115,7 @@ def test_a_counter_may_come_round_once(wrap: int, zones: list[tuple[int, float]]
 
 def test_a_machine_without_rapl_says_so(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "missing"):
-        assert f"{root} has no intel-rapl zone: Linux shows it" in str(rapl_unavailable(root))
+        assert f"{root} has no intel-rapl zone" in str(rapl_unavailable(root))
 
 
 def test_zones_without_a_package_are_not_enough(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from lana_ray import registry
-from lana_ray.errors import UserError
 from lana_ray.registry._moved import location, present
 
+from ..errors import refuses
 from .students import CLASSES, SHAPE, model, register, student
 
 
@@ -77,7 +77,7 @@ def test_a_copy_and_its_original_do_not_meet(uri: str, tmp_path: Path) -> None:
 
 def test_files_that_are_nowhere_are_told(moved: str) -> None:
     shutil.rmtree(folder_of(moved) / "mlartifacts")
-    with pytest.raises(UserError, match=rf"models:/tiny-net-ort-1t/1: .*{folder_of(moved)}/mlartifacts"):
+    with refuses("missing_file", "models:/tiny-net-ort-1t/1", f"{folder_of(moved)}/mlartifacts"):
         registry.load("models:/tiny-net-ort-1t/1", moved)
 
 
@@ -105,7 +105,7 @@ def test_a_deleted_experiment_is_named_with_its_number(uri: str) -> None:
     store = SqlAlchemyStore(uri, "unused")
     number = store.get_experiment_by_name("tiny/net").experiment_id
     store.delete_experiment(number)
-    with pytest.raises(UserError, match=rf"'tiny/net' was deleted.* -x {number}, .*registry\.name"):
+    with refuses("invalid_setting", "'tiny/net'", f" -x {number}, ", "registry.name"):
         register(uri, student("b"))
     store.restore_experiment(number)
     register(uri, student("b"))
