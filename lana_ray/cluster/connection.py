@@ -42,6 +42,12 @@ TRAINING_ENV = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
 that is busy with other workers. Samplers have their CPUs to themselves and measure with OpenMP's defaults,
 as networks are deployed."""
 
+_DEFAULTS = {
+    "RAY_task_oom_retries": str(MAX_RETRIES),  # Ray's own default is no limit
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own default is 15, with which any process disturbs a sampler
+}
+"""Environment variables that are set unless the user has set them."""
 _REACH_S = 5.0
 _NOT_OBJECTS = 0.7
 """Share of a machine's memory that Ray leaves to processes; its object store takes the rest."""
@@ -113,11 +119,8 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    # Ray retries tasks that ran out of memory without a limit by default.
-    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # By default Ray gives workers niceness 15, so that every other process would disturb a sampler.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    for variable, value in _DEFAULTS.items():
+        os.environ.setdefault(variable, value)
     address = find_cluster(config.address)
     machine: dict[str, Any] = {}
     if address is None:

@@ -129,12 +129,7 @@ def run_training(
     for group in groups:
         await_room(group.claim, config, count=group.fewest)
         say(f"{title}: {describe(group, config.ray)}")
-    here = ray.get_runtime_context().get_node_id()
-    board = (
-        ray.remote(Board)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here, soft=False))
-        .remote(rounds)
-    )
+    board = _board(rounds)
     training = _Training(
         title=title,
         call=(worker, setting, of_driver(config.run.dir)),
@@ -164,6 +159,13 @@ def run_training(
         _end(board, threads)
     if failed is not None:
         _fail(title, failed, config)
+
+
+def _board(rounds: Iterable[Any]) -> Any:
+    """Starts a board on this node and returns its handle."""
+    here = ray.get_runtime_context().get_node_id()
+    strategy = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote(rounds)
 
 
 @dataclass(frozen=True, kw_only=True)

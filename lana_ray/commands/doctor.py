@@ -48,7 +48,7 @@ class Machine:
 
     architecture: str
     versions: dict[str, str | None]
-    """Python's and the packages' versions; None where a package is not installed."""
+    """Python's and the packages' versions; None if a package is not installed."""
     runtimes: dict[str, str | None]
     """Version of each runtime for which this machine has a device; None if it is not installed."""
     fixes: dict[str, str]

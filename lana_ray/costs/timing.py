@@ -64,17 +64,16 @@ def time_calls(
 
     After a warm-up, which ends once rounds get no faster, rounds of about 2 ms are timed, each after half as
     many untimed calls. A round is rejected if the system preempted this process (its count of involuntary
-    context switches rose), as long as enough other rounds remain. With references, every round of the call
-    lies between two rounds of theirs and is corrected to their baseline, see ``_at_baseline``: whatever slows
-    the machine slows all of them.
+    context switches rose), as long as enough other rounds remain. With references, each round of the call is
+    between two of theirs and is corrected to their baseline (``_at_baseline``).
 
     Two references are better than one, because a slow machine slows small and large networks unequally. The
     length of a round balances two errors: in short rounds, calls find the other network's weights in the
-    caches; in long rounds, the machine changes more between neighbouring rounds. ``jobs/RESULTS.md`` has the
-    figures for both under "References and rounds of timing".
+    caches; in long ones, the machine changes more between neighbouring rounds. Figures for both: "References
+    and rounds of timing" in ``jobs/RESULTS.md``.
 
-    On a GPU, the clock runs from the launch until the device is synchronised, as a caller waits; CUDA's
-    events would exclude the launches, which dominate small networks.
+    On a GPU, the clock runs from launch to synchronisation; CUDA's events would exclude the launches, which
+    dominate small networks.
 
     Args:
         call: one inference; must be finished when it returns.
