@@ -77,11 +77,9 @@ class UserError(Exception):
     keeps its traceback. Secrets in URLs are left out.
     """
 
-    def __init__(self, code: Code | str, text: str | None = None) -> None:
-        if text is None:  # TRANSITION: remove once every site gives a code
-            code, text = "failed", code
+    def __init__(self, code: Code, text: str) -> None:
         super().__init__(without_passwords(text))
-        self.code = code
+        self.code: Code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.code, str(self))

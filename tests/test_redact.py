@@ -70,7 +70,7 @@ def test_neither_run_yaml_nor_the_log_holds_a_password(
 
 
 def test_an_error_of_the_user_holds_no_password() -> None:
-    assert str(UserError(f"http://me:{CANARY}@host: gone")) == "http://***@host: gone"
+    assert str(UserError("unreachable", f"http://me:{CANARY}@host: gone")) == "http://***@host: gone"
 
 
 NOWHERE = f"me:{CANARY}@127.0.0.1:9"

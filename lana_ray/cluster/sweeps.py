@@ -289,5 +289,5 @@ def _proposals(
 
 def _user_error(error: BaseException) -> UserError | None:
     """Returns the user's mistake that made a trial fail; None if there is none."""
-    causes: list[Any] = [error, error.__cause__, getattr(error, "cause", None)]
+    causes: list[Any] = [getattr(error, "cause", None), error.__cause__, error]
     return next((cause for cause in causes if isinstance(cause, UserError)), None)

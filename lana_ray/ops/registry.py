@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lana_ray.errors import UserError
+from lana_ray.errors import Code, UserError
 from lana_ray.networks.factories import import_file
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout, Rearranged
@@ -214,7 +214,7 @@ def register_files(files: Sequence[str]) -> None:
             _FAMILIES.clear()
             _FAMILIES.update(before)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            code = "invalid_extension" if file.exists() else "missing_file"
+            code: Code = "invalid_extension" if file.exists() else "missing_file"
             raise UserError(code, f"pool.modules: {file}: {reason}") from error
         source = code_version(closure([file], file.parent), file.parent)
         for name, family in _FAMILIES.items():

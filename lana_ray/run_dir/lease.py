@@ -13,9 +13,9 @@ from typing import Any
 
 from lana_ray.errors import UserError
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
-FILE = "lease.json"
 BEAT_S = 15.0
 """How often the holder renews its lease."""
 EXPIRES_S = 60.0
@@ -36,10 +36,10 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
     """
     _await_free(storage)
     mine = {"id": uuid.uuid4().hex, **_this_process(), "renewed": 0}
-    storage.write_json(FILE, mine)
+    storage.write_json(layout.LEASE, mine)
     time.sleep(_SETTLE_S)
     if (now := _read(storage) or mine)["id"] != mine["id"]:
-        raise UserError(_taken(storage, now))
+        raise UserError("busy", _taken(storage, now))
     lost, ended = threading.Event(), threading.Event()
 
     def renew() -> None:
@@ -50,7 +50,7 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
                     lost.set()
                     return
                 mine["renewed"] += 1
-                storage.write_json(FILE, mine)
+                storage.write_json(layout.LEASE, mine)
                 failed = False
             except Exception as error:  # of any storage; another try follows, and the run itself fails on it
                 if not failed:
@@ -73,7 +73,7 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
         ended.set()
         thread.join()
         if not lost.is_set():
-            storage.remove(FILE)
+            storage.remove(layout.LEASE)
 
 
 def holder(storage: Storage) -> str | None:
@@ -88,7 +88,7 @@ def _await_free(storage: Storage) -> None:
     if first is None or not _may_live(first):
         return
     if _is_here(first):
-        raise UserError(_taken(storage, first))
+        raise UserError("busy", _taken(storage, first))
     say(f"run.dir {storage.root}: waiting up to {EXPIRES_S:g} s to see whether its last driver is alive")
     end = time.monotonic() + EXPIRES_S
     while time.monotonic() < end:
@@ -97,7 +97,7 @@ def _await_free(storage: Storage) -> None:
         if now is None:
             return
         if now != first:
-            raise UserError(_taken(storage, now))
+            raise UserError("busy", _taken(storage, now))
 
 
 def _taken(storage: Storage, holder: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def _taken(storage: Storage, holder: dict[str, Any]) -> str:
 def _read(storage: Storage) -> dict[str, Any] | None:
     """The lease; None where there is none, or none that can be read: its writer renews it."""
     try:
-        found = storage.read_json(FILE)
+        found = storage.read_json(layout.LEASE)
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and {"id", *_this_process()} <= found.keys() else None
