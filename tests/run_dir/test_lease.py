@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lana_ray.errors import UserError
-from lana_ray.run_dir import lease
-from lana_ray.run_dir.lease import FILE, held
+from lana_ray.run_dir import layout, lease
+from lana_ray.run_dir.lease import held
 from lana_ray.run_dir.storage import Storage
 
 HOLDER = """
@@ -43,7 +43,7 @@ def from_elsewhere(storage: Storage) -> dict[str, object]:
         "started": "1",
         "renewed": 0,
     }
-    storage.write_json(FILE, other)
+    storage.write_json(layout.LEASE, other)
     return other
 
 
@@ -53,7 +53,7 @@ def test_a_second_driver_is_refused_and_the_first_goes_on(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=rf"{tmp_path}: process {os.getpid()} on"), held(storage):
             pass
         check()
-    assert not storage.exists(FILE)
+    assert not storage.exists(layout.LEASE)
     with held(storage) as check:
         check()
 
@@ -80,7 +80,7 @@ def test_a_driver_elsewhere_is_alive_while_it_renews(
     with held(storage):  # never renewed
         assert time.monotonic() - begin >= 1.0
     assert str(tmp_path) in capsys.readouterr().out
-    storage.write_json(FILE, other)
+    storage.write_json(layout.LEASE, other)
     renewing = subprocess.Popen(
         [
             sys.executable,
@@ -93,11 +93,11 @@ def test_a_driver_elsewhere_is_alive_while_it_renews(
             "    open(path + '.new', 'w').write(json.dumps(lease))\n"
             "    __import__('os').replace(path + '.new', path)\n"
             "    time.sleep(0.05)\n",
-            str(tmp_path / FILE),
+            str(tmp_path / layout.LEASE),
         ]
     )
     try:
-        while storage.read_json(FILE) == other:
+        while storage.read_json(layout.LEASE) == other:
             time.sleep(0.02)
         with pytest.raises(UserError, match="elsewhere"), held(storage):
             pass
@@ -117,11 +117,11 @@ def repeat(check: Callable[[], None]) -> None:
 def test_who_lost_the_lease_is_stopped_and_leaves_the_other_s(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     with held(storage) as check:
-        other = {**storage.read_json(FILE), "id": "other"}
-        storage.write_json(FILE, other)
+        other = {**storage.read_json(layout.LEASE), "id": "other"}
+        storage.write_json(layout.LEASE, other)
         with pytest.raises(UserError, match=str(tmp_path)):
             repeat(check)
-    assert storage.read_json(FILE)["id"] == "other"
+    assert storage.read_json(layout.LEASE)["id"] == "other"
 
 
 def test_of_two_that_begin_together_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +130,11 @@ def test_of_two_that_begin_together_one_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(time, "sleep", lambda seconds: from_elsewhere(storage))
     with pytest.raises(UserError, match="elsewhere"), held(storage):
         pass
-    assert storage.read_json(FILE)["id"] == "other"
+    assert storage.read_json(layout.LEASE)["id"] == "other"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_damaged_lease_holds_nobody_up(tmp_path: Path, content: str) -> None:
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / layout.LEASE).write_text(content)
     with held(Storage(str(tmp_path))) as check:
         check()
