@@ -27,6 +27,7 @@ from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
 from lana_ray.predictors.fits import Fit
 from lana_ray.preflight import settings
+from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout, lease
 from lana_ray.run_dir.claim import claim
 from lana_ray.run_dir.summary import Result, SearchSummary, Summary
@@ -90,6 +91,8 @@ class Stage:
 
     name: str
     run: Callable[[Made], None]
+    plan: Callable[[Planned], Sequence[str]]
+    """What it would do, in one row of text for each part; runs nothing."""
     on_cluster: bool = True
     """Whether it needs Ray."""
 
@@ -161,6 +164,10 @@ def _report(made: Made) -> None:
     made.files = (layout.SUMMARY, layout.REPORT)
 
 
+def _plan_report(planned: Planned) -> list[str]:
+    return [f"{layout.SUMMARY} and {layout.REPORT} in {planned.config.run.dir}"]
+
+
 def _fit(made: Made) -> None:
     made.fits = fit.run(made.workspace, made.sampling)
 
@@ -200,31 +207,31 @@ def _register_cells(made: Made) -> None:
 
 
 RUN = (
-    Stage("teacher", _teacher),
-    Stage("sample", _sample),
-    Stage("distill", _distill),
-    Stage("score", _rank),
-    Stage("select", _select),
-    Stage("finetune", _finetune_selected),
-    Stage("register", _register, on_cluster=False),
-    Stage("report", _report, on_cluster=False),
+    Stage("teacher", _teacher, teacher.plan),
+    Stage("sample", _sample, sample.plan),
+    Stage("distill", _distill, distill.plan),
+    Stage("score", _rank, score.plan),
+    Stage("select", _select, select.plan),
+    Stage("finetune", _finetune_selected, finetune.plan),
+    Stage("register", _register, register.plan, on_cluster=False),
+    Stage("report", _report, _plan_report, on_cluster=False),
 )
 """``lana-ray run``, and each of its stages with those before it."""
-FIT = (*RUN[:2], Stage("fit", _fit))
+FIT = (*RUN[:2], Stage("fit", _fit, fit.plan))
 """``lana-ray fit``."""
 SEARCH = {
     LayerwiseSpace.name: (
-        Stage("teacher", _metered_teacher),
-        Stage("sample", _sample_to_search),
+        Stage("teacher", _metered_teacher, teacher.plan),
+        Stage("sample", _sample_to_search, sample.plan),
         RUN[2],
-        Stage("score", _score),
-        Stage("search", _search_layers),
+        Stage("score", _score, score.plan),
+        Stage("search", _search_layers, search.plan_layers),
     ),
     CellStudents.name: (
-        Stage("teacher", _metered_teacher),
-        Stage("search", _search_cells),
-        Stage("finetune", _finetune),
-        Stage("register", _register_cells, on_cluster=False),
+        Stage("teacher", _metered_teacher, teacher.plan),
+        Stage("search", _search_cells, search.plan_cells),
+        Stage("finetune", _finetune, finetune.plan),
+        Stage("register", _register_cells, register.plan, on_cluster=False),
     ),
 }
 """``lana-ray search``, by the space that is searched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,9 +21,12 @@ from lana_ray.distill.rounds import memory, plan_rounds
 from lana_ray.errors import UserError
 from lana_ray.ids import CandidateId
 from lana_ray.monitoring.progress import say
+from lana_ray.ops import count_weights
+from lana_ray.preflight.planned import Planned, in_words
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import CURVES, CurveRow
+from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages.sample import Sampling
 from lana_ray.workspace import Workspace
 
@@ -173,3 +177,45 @@ def _times(
     finite = [t for t in times.values() if t < float("inf")]
     mean = sum(finite) / len(finite) if finite else 1.0
     return {c: t if t < float("inf") else mean for c, t in times.items()}
+
+
+def plan(planned: Planned) -> list[str]:
+    """The work that can be counted; how long it takes depends on the workers' hardware."""
+    settings, space = planned.config.distill, planned.space
+    candidates = trained_candidates(space)
+    images = settings.steps * settings.batch_size
+    passes = math.ceil(candidates / settings.group_size) * images
+    less = "" if planned.config.pool.max_cost is None else "; less those that sampling finds too slow"
+    return [
+        f"{candidates} candidates of {len(space.layers)} layers, {settings.steps} steps of "
+        f"{settings.batch_size} images; at most {settings.group_size} at once per worker{less}\n"
+        f"{in_words(candidates * settings.steps)} steps of a candidate: {in_words(candidates * images)} "
+        f"images through candidates, forward and back, and at least {in_words(passes)} through the teacher, "
+        f"{in_words(passes * planned.teacher_macs)} multiply-accumulates\n"
+        f"at most {in_words(4 * trained_weights(space))} bytes of weights to keep"
+    ]
+
+
+def trained_candidates(space: LayerwiseSpace) -> int:
+    """The number of candidates that distillation trains."""
+    return sum(space.is_trained(i, j) for i, choices in enumerate(space.everything) for j in choices)
+
+
+def trained_weights(space: LayerwiseSpace) -> int:
+    """The number of weights of all candidates that are trained.
+
+    Candidates of equal shapes are counted once and added for each layer.
+    """
+    known: dict[object, int] = {}
+    total = 0
+    for i, (layer, ops) in enumerate(zip(space.layers, space.ops, strict=True)):
+        for j, op in enumerate(ops):
+            if not space.is_trained(i, j):
+                continue
+            key = (op.key, layer.name if op.of_teacher else layer.place)
+            if key not in known and op.of_teacher:
+                known[key] = sum(weight.numel() for weight in space.candidate(i, j).parameters())
+            elif key not in known:
+                known[key] = count_weights(op, layer)
+            total += known[key]
+    return total

@@ -16,6 +16,7 @@ from lana_ray.measurement.counts import count_network
 from lana_ray.measurement.latencies import SESSIONS, Sampled
 from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
+from lana_ray.preflight.planned import Planned, in_words
 from lana_ray.selection.choice import Choice
 from lana_ray.selection.loop import Loop, Measurements, World, replace_missed
 from lana_ray.spaces.layerwise import LayerwiseSpace
@@ -201,3 +202,18 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
             groups=[worker_group(config.ray, config.finetune)],
             process_group=True,
         )
+
+
+def plan(planned: Planned) -> list[str]:
+    """The students, and the steps of each."""
+    config = planned.config
+    most = len(config.budgets.latency_ms) * (len(config.targets) + planned.is_joint)
+    row = f"at most {most} students for {config.finetune.epochs:g} epochs"
+    if planned.sizes is None:
+        return [row]
+    steps = steps_of(config.finetune, planned.sizes["train"])
+    images = steps * config.finetune.batch_size
+    return [
+        f"{row}, {steps} steps each: {in_words(images)} images through the student, forward and back, and "
+        f"through the teacher, {in_words(images * planned.teacher_macs)} multiply-accumulates"
+    ]

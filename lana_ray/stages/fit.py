@@ -7,6 +7,7 @@ import functools
 from lana_ray.measurement.fitting import MeasuredNetworks, fit_predictors, paced
 from lana_ray.measurement.latencies import latencies
 from lana_ray.predictors.fits import Fit
+from lana_ray.preflight.planned import Planned
 from lana_ray.stages.sample import SampledCandidates, Sampling
 from lana_ray.workspace import Workspace
 
@@ -29,3 +30,12 @@ def _networks(workspace: Workspace, sampling: Sampling, sampled: SampledCandidat
         draw=lambda rng: space.random(rng, sampled.considered),
         sample_s=paced(workspace, space, sampled, measured),
     )
+
+
+def plan(planned: Planned) -> list[str]:
+    """The networks that every predictor learns from."""
+    return [
+        f"{target.name}: a predictor from {target.measure.architectures} networks and "
+        f"{target.measure.active} chosen ones"
+        for target in planned.config.targets
+    ]

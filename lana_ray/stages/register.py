@@ -22,6 +22,7 @@ from lana_ray.measurement.counts import count_network
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
 from lana_ray.networks.teachers import Teacher
+from lana_ray.preflight.planned import Planned
 from lana_ray.registry.verification import problem
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, TeacherFacts
@@ -291,3 +292,10 @@ def _first_test_images(workspace: Workspace) -> tuple[Tensor, Tensor]:
     count = max(8, VERIFICATION_BYTES // bytes_each)
     batches = list(workspace.data.batches("test", batch_size=count, max_images=count, channels_last=False))
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def plan(planned: Planned) -> list[str]:
+    """The number of versions."""
+    targets = len(planned.config.targets)
+    versions = len(planned.config.budgets.latency_ms) * targets * (1 + planned.is_joint)
+    return [f"at most {versions} versions in {targets} registered models of MLflow"]

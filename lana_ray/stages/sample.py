@@ -16,12 +16,14 @@ from lana_ray.costs.registry import COUNTED
 from lana_ray.costs.samples import Sample
 from lana_ray.costs.table import CostTable, CostTables, MeasuredCost, first_costs, proportional_costs
 from lana_ray.costs.work import Work, candidate_work, empty_work, network_work
+from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture, CandidateId, Choices, CostId
 from lana_ray.measurement.counts import exact_costs
 from lana_ray.measurement.latencies import Sampled, measure, measured, placements
 from lana_ray.measurement.readings import readings
 from lana_ray.monitoring.progress import say
+from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import COSTS, CostRow
@@ -297,3 +299,22 @@ def _say_left_out(reasons: Mapping[CandidateId, str]) -> None:
         say(f"sample: left out {counts[SLOW]} candidates slower than pool.max_cost allows on every target")
     if counts[FAILS]:
         say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report has the reasons")
+
+
+def plan(planned: Planned) -> list[str]:
+    """The pool, and for every target what is measured on it and where."""
+    alone = len(planned_candidates(planned.space))
+    rows = ["\n".join(f"pool: {line}" for line in offers(planned.space))]
+    for target in planned.workspace.targets:
+        networks = target.measure.architectures
+        minutes = (alone + networks) * target.measure.time_limit_s / 60
+        lines = [
+            f"{target.name} ({target.runtime}, {target.precision}, {target.threads} threads, batch "
+            f"{target.batch_size}, {target.device}): {alone} candidates alone and {networks} whole networks, "
+            f"at most {minutes:.0f} minutes of timing, plus the time to build each program",
+            planned.places[target.name],
+        ]
+        if fix := RUNTIMES[target.runtime].missing:
+            lines.append(f"runtime missing on this machine: {fix}")
+        rows.append("\n".join(lines))
+    return rows

@@ -17,6 +17,7 @@ from lana_ray.distill.step import DIVERGED
 from lana_ray.evaluation.networks import losses
 from lana_ray.ids import Architecture, CandidateId, Choices
 from lana_ray.monitoring.progress import say
+from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
@@ -166,3 +167,9 @@ def random_students(
         if len(drawn) == count:
             break
     return list(drawn)
+
+
+def plan(planned: Planned) -> list[str]:
+    """The number of candidates and images."""
+    count = sum(map(len, planned.space.ops))
+    return [f"{count} candidates on {planned.config.score.images} images each"]

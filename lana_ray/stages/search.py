@@ -15,15 +15,18 @@ from lana_ray.measurement.latencies import LATENCY
 from lana_ray.measurement.readings import teacher_cost
 from lana_ray.monitoring.progress import progress, say
 from lana_ray.networks.teachers import Teacher
+from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.tables import TRIALS, TrialRow
+from lana_ray.spaces.cells import CellSupernet
 from lana_ray.tracking import run_of
 from lana_ray.trials.methods import METHODS, SearchMethod
 from lana_ray.trials.prepare import Prepared
+from lana_ray.trials.problem import EPOCHS
 from lana_ray.trials.trial import TRIAL, trial_claim
-from lana_ray.workspace import Workspace
+from lana_ray.workspace import Workspace, cell_space
 
 _OF_THE_SWEEP = ("concurrency", "methods", "trials", "lambdas", "grid", "seeds", "aim")
 """Settings that say which trials there are: a trial itself depends on what it is given alone."""
@@ -137,3 +140,60 @@ def _budgets_asked(ready: Prepared, space: Mapping[str, Any]) -> list[dict[str, 
     limits = [(1 - config.select.margin) * budget.limit(ready.teacher) for budget in budgets]
     low, high = ready.budgets
     return [{"budget": limit} for limit in limits if low <= limit <= high]
+
+
+def plan_layers(planned: Planned) -> list[str]:
+    """The sweeps over the distilled candidates."""
+    config = planned.config.search
+    rows = []
+    for name in config.methods:
+        method = METHODS[name]
+        trials, given = _sweep_in_words(planned, method.takes_price)
+        size = f", {_steps(planned)}" if method.takes_price else ""
+        rows.append(f"on each target {trials} trials of the {method.title}, {given}{size}")
+    return [*rows, f"{planned.space.size:.2g} architectures to search"]
+
+
+def plan_cells(planned: Planned) -> list[str]:
+    """The cells that are sampled, and the sweep over them."""
+    config, search = planned.config, planned.config.search
+    asked = search.cells
+    assert asked is not None
+    cells = cell_space(config, planned.classes)
+    supernet = CellSupernet(cell_space(config, planned.classes, of_supernet=True), partial=asked.partial)
+    parameters = sum(p.numel() for p in supernet.weight_parameters())
+    rows = [
+        f"cells of {asked.space}: {cells.size:.2g} architectures; the supernet has "
+        f"{parameters / 1e6:.2g} million parameters"
+    ]
+    networks = min(asked.samples, cells.size)
+    chosen = f" and {asked.active} chosen" if asked.active else ""
+    for target in config.targets:
+        minutes = (networks + asked.active) * target.measure.time_limit_s / 60
+        timing = f"at most {minutes:.0f} minutes of timing"
+        took = timing if search.cost == LATENCY else f"their {search.cost} read"
+        rows.append(f"{target.name}: {networks} random{chosen} cells, {took}")
+    trials, given = _sweep_in_words(planned, takes_price=True)
+    return [
+        *rows,
+        f"on each target {trials} trials, {given}, {_steps(planned)}; what each finds is trained for "
+        f"{asked.trial_epochs:g} epochs, the best for each budget for {config.finetune.epochs:g}",
+    ]
+
+
+def _steps(planned: Planned) -> str:
+    search = planned.config.search
+    steps = EPOCHS * max(1, search.steps // EPOCHS)
+    return f"{steps} steps of {search.batch_size} images"
+
+
+def _sweep_in_words(planned: Planned, takes_price: bool) -> tuple[int, str]:
+    """The number of trials on a target, and what each is given."""
+    search = planned.config.search
+    if not takes_price or search.aim == "budget":
+        return search.trials, "each with a drawn budget"
+    if search.grid is None:
+        return search.trials, "each with a drawn λ from {:g} to {:g}".format(*search.lambdas)
+    values = ", ".join(f"{value:g}" for value in search.grid)
+    seeds = f"{search.seeds} seed{'s'[: search.seeds > 1]}"
+    return len(search.grid) * search.seeds, f"λ of {values} with {seeds} each"

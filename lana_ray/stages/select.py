@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,8 @@ from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.latencies import LATENCY, sessions_of
 from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
-from lana_ray.preflight.settings import check_smallest
+from lana_ray.preflight.planned import Planned
+from lana_ray.preflight.settings import allowed_choices, check_smallest
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import SELECTIONS, SelectionRow
@@ -215,3 +217,23 @@ def write(workspace: Workspace, sampling: Sampling, loop: Loop) -> None:
     targets = [sampled.target_key for sampled in sampling.targets.values()]
     key = fingerprint(targets, workspace.config.select, [row.architecture for row in rows])
     SELECTIONS.write(workspace.storage, layout.SELECTIONS, rows, key)
+
+
+def plan(planned: Planned) -> list[str]:
+    """The budgets, and the students considered for them."""
+    config, settings = planned.config, planned.config.select
+    latencies = config.budgets.latency_ms
+    on_all = " and on all" if planned.is_joint else ""
+    left = math.prod(map(len, allowed_choices(config, planned.space)))
+    wide = [str(budget) for budget in latencies if budget.relative and budget.value >= 1]
+    few = "" if settings.max_ops is None else f" of at most {settings.max_ops} different operations"
+    bounds = [
+        f"; at most {bound}{' of the teacher’s' if bound.relative else ''} {cost}"
+        for cost, bound in config.budgets.bounds.items()
+    ]
+    return [
+        f"budgets {', '.join(map(str, latencies))} on {len(config.targets)} targets{on_all}, "
+        f"{settings.count} students each measured and evaluated, in up to {settings.rounds} rounds; "
+        f"{left:.2g} architectures{few} to choose from{''.join(bounds)}"
+        + (f"; the teacher itself keeps {', '.join(wide)}" if wide else "")
+    ]

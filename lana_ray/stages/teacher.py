@@ -13,6 +13,7 @@ from lana_ray.monitoring.progress import say
 from lana_ray.networks.factories import factory_files
 from lana_ray.networks.preparation import example_images
 from lana_ray.networks.teachers import Teacher, random_weights, weights_fingerprint
+from lana_ray.preflight.planned import Planned, in_words
 from lana_ray.preflight.settings import check_space
 from lana_ray.preflight.teacher import check_teacher, first_images, list_parameters
 from lana_ray.run_dir import layout
@@ -117,3 +118,15 @@ def _answers(workspace: Workspace, teacher: Teacher) -> str:
             return fingerprint(recorded.tolist())
     storage.write_tensors(layout.ANSWERS, {"answers": answers}, {})
     return fingerprint(answers.tolist())
+
+
+def plan(planned: Planned) -> list[str]:
+    """The teacher's size, and what to know of its weights."""
+    network, teacher = planned.space.network, planned.config.teacher
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    size = (
+        f"{teacher.timm or teacher.factory}, {in_words(parameters)} parameters, "
+        f"{in_words(planned.teacher_macs)} multiply-accumulates an image, {len(planned.space.layers)} layers "
+        "to replace"
+    )
+    return ["\n".join((size, *planned.notes))]

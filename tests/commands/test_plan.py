@@ -19,6 +19,8 @@ from lana_ray.costs.registry import METERS
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
+from lana_ray.preflight.planned import in_words
+from lana_ray.stages.distill import trained_weights
 from lana_ray.workspace import Workspace, structural_space
 
 from ..runs import NETWORKS, settings
@@ -44,7 +46,7 @@ def test_weights_are_those_of_all_candidates(tmp_path: Path) -> None:
     every = [(i, j, op) for i, j, op in ops if space.is_trained(i, j)]
     assert any(op.of_teacher for *_, op in every)
     expected = sum(w.numel() for i, j, _ in every for w in space.candidate(i, j).parameters())
-    assert plan._trained_weights(space) == expected
+    assert trained_weights(space) == expected
 
 
 def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> None:
@@ -56,8 +58,8 @@ def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> Non
     shown = _shown(_settings(tmp_path))
     assert candidates == 8
     assert "64 steps of a candidate: 2,048 images through candidates" in shown
-    assert f"at least 2,048 through the teacher, {plan._words(2048 * macs)} multiply-accumulates" in shown
-    assert f"{4 * plan._trained_weights(space):,} bytes of weights to keep" in shown
+    assert f"at least 2,048 through the teacher, {in_words(2048 * macs)} multiply-accumulates" in shown
+    assert f"{4 * trained_weights(space):,} bytes of weights to keep" in shown
     train = Workspace(config).data.sizes["train"]
     steps = round(train * 0.5 / 64)
     assert f"{steps} steps each: {steps * 64:,} images through the student" in shown
@@ -153,4 +155,4 @@ def test_an_extra_is_named_as_pip_takes_it(
     ],
 )
 def test_large_numbers_are_words(number: float, words: str) -> None:
-    assert plan._words(number) == words
+    assert in_words(number) == words
