@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import lana_ray
 
-PACKAGES = (
-    "lana-ray",
-    "torch",
-    "timm",
-    "ray",
-    "mlflow",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "highspy",
-)
+_PACKAGES = ("lana-ray", "torch", "timm", "ray", "mlflow", "highspy")
 
 
-def versions() -> dict[str, str]:
-    """Returns the installed versions of the packages that a result depends on."""
+def versions(runtimes: Iterable[str]) -> dict[str, str]:
+    """Returns the installed versions of the packages that a result depends on.
+
+    Args:
+        runtimes: the packages of runtimes.
+    """
     installed = {}
-    for package in PACKAGES:
+    for package in dict.fromkeys((*_PACKAGES, *runtimes)):
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -145,11 +145,15 @@ def write_summary(
         targets=tuple(_target_facts(sampling, loop, name) for name in sampling.targets),
         results=tuple(results),
         unmet=tuple(choice.unmet for choice in loop.choices if choice.unmet),
-        versions=versions(),
+        versions=_versions(),
         seconds={stage: round(value, 1) for stage, value in seconds.items()},
     )
     summary.write(workspace.storage)
     return summary
+
+
+def _versions() -> dict[str, str]:
+    return versions(package for runtime in RUNTIMES.values() for package in runtime.packages)
 
 
 def _target_facts(sampling: Sampling, loop: Loop, name: str) -> TargetFacts:
@@ -237,7 +241,7 @@ def _student(
         "runtime": target.runtime,
         "target_settings": target.target.model_dump_json(exclude={"measure", "label"}),
         "commit": commit(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),
     }
     return registry.Student(
         model=model,
