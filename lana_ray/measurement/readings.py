@@ -73,7 +73,7 @@ def readings(
     Raises:
         UserError: when no node serves a target any more.
     """
-    config, storage = workspace.config, workspace.storage
+    storage = workspace.storage
     keys = {name: sampled[name].target_key for name in asked}
     files = {
         name: {a: layout.reading(keys[name], cost, space.network_structure(a)) for a in architectures}
@@ -82,11 +82,38 @@ def readings(
     there = {file for key in keys.values() for file in storage.list(layout.readings(key))}
     missing = {
         file: (name, a)
-        for name, mine in files.items()
-        for a, file in mine.items()
+        for name, of_target in files.items()
+        for a, file in of_target.items()
         if file not in there or storage.kept(file, _reading) is None
     }
-    classes = workspace.data.num_classes
+    lost = _read_missing(workspace, space, cost, sampled, missing, title)
+    kept = {
+        name: {a: lost.get(file) or _reading(storage.read_json(file)) for a, file in of_target.items()}
+        for name, of_target in files.items()
+    }
+    new = Counter(name for name, _ in missing.values())
+    for name, of_target in kept.items():
+        _tell(f"{title}: {name}: {cost}", list(of_target.values()), new[name])
+    return {
+        name: {a: reading["value"] for a, reading in of_target.items() if reading["error"] is None}
+        for name, of_target in kept.items()
+    }
+
+
+def _read_missing(
+    workspace: Workspace,
+    space: StudentSpace,
+    cost: str,
+    sampled: Mapping[str, Sampled],
+    missing: Mapping[str, tuple[str, Architecture]],
+    title: str,
+) -> dict[str, dict[str, Any]]:
+    """Reads and writes what is missing; by file, the readings that failed and are not written.
+
+    Args:
+        missing: by file, the target and the architecture.
+    """
+    config, storage, classes = workspace.config, workspace.storage, workspace.data.num_classes
     calls = [
         (sampled[name].target, (config, classes, space.name, sampled[name].target, cost, a))
         for name, a in missing.values()
@@ -105,16 +132,7 @@ def readings(
                 lost[file] = reading
             done[name] += 1
             show(f"{title} {cost} {name}", done[name])
-    kept = {
-        name: {a: lost.get(file) or _reading(storage.read_json(file)) for a, file in mine.items()}
-        for name, mine in files.items()
-    }
-    for name, mine in kept.items():
-        _tell(f"{title}: {name}: {cost}", list(mine.values()), done[name])
-    return {
-        name: {a: reading["value"] for a, reading in mine.items() if reading["error"] is None}
-        for name, mine in kept.items()
-    }
+    return lost
 
 
 def _reading(kept: Any) -> dict[str, Any]:

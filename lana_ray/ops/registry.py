@@ -9,7 +9,7 @@ A family registers a constructor and its parameters; a new one is a small file::
 
 A parameter's name is its letters in the operation's name; a parameter at its default value is left out of
 the name. The module that a constructor returns keeps the layer's input and output shapes, and adds its
-input if ``layer.residual`` is set (DESIGN 2.3). The arguments are checked beforehand; ``act`` builds the
+input if ``layer.residual`` is set. The arguments are checked beforehand; ``act`` builds the
 activation.
 
 Images are always [N, C, H, W] and tokens [N, T, D], whatever the network's layout: in a layer of another

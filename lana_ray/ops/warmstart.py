@@ -1,4 +1,35 @@
-"""Warm start of distillation: copies what corresponds in the layer and solves the rest by least squares."""
+"""Warm start of distillation: copies what corresponds in the layer and solves the rest by least squares.
+
+``warm_start`` takes these steps:
+
+1. If the candidate's convolutions correspond to the layer's own, their overlap is copied: the hidden
+   channels that matter most (variance on the batch times the squared norm of the weights that read
+   them), the same ones in every convolution, kernels centred. An inverted residual also initialises a
+   bottleneck (the depthwise kernel on the diagonal of the dense or grouped one) and, with its first two
+   convolutions merged as if there were no activation between them, Fused-MBConv and the families that
+   stack two convolutions.
+2. The last convolution is solved by ridge regression from its input to the layer's output (minus the
+   output of the candidate's shortcuts), towards the copied weights if there are any; the last
+   batch-norm's γ and β give the output the solution's standard deviation and the teacher's mean.
+   If the input is too large for that (over 4096 values for one output), only γ and β are set. An
+   activation after it is not taken into account.
+3. Every batch-norm's running statistics become those of the batch.
+
+Of parallel branches (``Sum``: RepVGG's, a shortcut with a convolution) only the main one is initialised
+like this; the batch-norms of the others get γ and β of zero. A candidate that is not a chain of
+convolutions with batch-norms, such as split attention, skips step 1, and is left unchanged if the last
+batch-norm is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
+chain too: copies next to them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
+with γ as drawn, the candidate's output cannot reach the teacher's scale in a short distillation.
+
+``pruned``, which is made from the layer, starts as the layer without the channels that matter least by
+the measure of step 1. Step 2 then solves every convolution and linear layer that reads hidden channels,
+one after another, each towards its output in the layer, so that activations and attention may follow.
+
+A candidate without batch-norms, such as ``vit`` on tokens, has only step 2, for its last linear layer if
+that is simply added to its output. A candidate for a layer of another layout is initialised inside its
+permutations, from a layer with the same permutations. Measurements: ``jobs/RESULTS.md``, "Warm start".
+"""
 
 from __future__ import annotations
 
@@ -33,35 +64,7 @@ _Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 def warm_start(
     candidate: nn.Module, layer: Layer, teacher: nn.Module, inputs: Tensor, outputs: Tensor
 ) -> None:
-    """Initialises a candidate for distillation, in place.
-
-    1. If the candidate's convolutions correspond to the layer's own, their overlap is copied: the hidden
-       channels that matter most (variance on the batch times the squared norm of the weights that read
-       them), the same ones in every convolution, kernels centred. An inverted residual also initialises a
-       bottleneck (the depthwise kernel on the diagonal of the dense or grouped one) and, with its first two
-       convolutions merged as if there were no activation between them, Fused-MBConv and the families that
-       stack two convolutions.
-    2. The last convolution is solved by ridge regression from its input to the layer's output (minus the
-       output of the candidate's shortcuts), towards the copied weights if there are any; the last
-       batch-norm's γ and β give the output the solution's standard deviation and the teacher's mean.
-       If the input is too large for that (over 4096 values for one output), only γ and β are set. An
-       activation after it is not taken into account.
-    3. Every batch-norm's running statistics become those of the batch.
-
-    Of parallel branches (``Sum``: RepVGG's, a shortcut with a convolution) only the main one is initialised
-    like this; the batch-norms of the others get γ and β of zero. A candidate that is not a chain of
-    convolutions with batch-norms, such as split attention, skips step 1, and is left unchanged if the last
-    batch-norm is not simply added to its output, as in the identity. Linear layers, as in ``vit``, break the
-    chain too: copies next to them start worse than none. The paper starts at random (LANA, arXiv 2107.10624);
-    DESIGN 2.3 has the reason for γ and β.
-
-    ``pruned``, which is made from the layer, starts as the layer without the channels that matter least by
-    the measure of step 1. Step 2 then solves every convolution and linear layer that reads hidden channels,
-    one after another, each towards its output in the layer, so that activations and attention may follow.
-
-    A candidate without batch-norms, such as ``vit`` on tokens, has only step 2, for its last linear layer if
-    that is simply added to its output. A candidate for a layer of another layout is initialised inside its
-    permutations, from a layer with the same permutations. Measurements: ``jobs/RESULTS.md``, "Warm start".
+    """Initialises a candidate for distillation, in place. The module says how.
 
     Args:
         candidate: in any mode, which it keeps.

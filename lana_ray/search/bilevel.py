@@ -101,71 +101,95 @@ def search(
     Dividing by the cost of a well-known network makes λ a price: the rise in loss that is worth saving all of
     this network's cost. The same λ then has the same meaning on a phone and on a GPU.
 
-    With a target, the search adapts λ by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
+    With a target, λ is adapted by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
     ``e = (LAT(α) − target) / reference``, the price is ``max(0, λ + penalty·e)``, and each step changes λ
-    to ``max(0, λ + rate·e)``. Dual ascent alone would oscillate around the target, and could not hold an
-    architecture that is the cheapest at no price, as most are if choices are discrete; the penalty damps the
-    oscillation and holds such architectures. λ falls to 0 if the target is not binding.
-
-    The first-order gradient needs only the gradients of the activations, not of the weights. A resumed search
-    gives bitwise the same progress and results.
+    to ``max(0, λ + rate·e)``. Dual ascent alone would oscillate and could not hold an architecture that is
+    the cheapest at no price. A resumed search gives bitwise the same results.
 
     Args:
         supernet: trained in place.
         cost: LAT, on the supernet's device.
         reference: a cost in the same unit: the teacher's for LANA's space, the mean over random architectures
             for cells.
-        operations: names of every decision's choices, to count parameter-free ones; ``none`` does not count
-            as an operation.
+        operations: names of every decision's choices, to count parameter-free ones; ``none`` is no operation.
         weight_batches: images for the weights; not called if no weights are trained.
         alpha_batches: images for α, disjoint from those for the weights.
         steps: steps of each kind in an epoch; both iterators must yield that many batches.
         checkpoint: stores the state about once a minute and at the end of each epoch.
     """
-    total = settings.epochs * steps
-    state = SearchState.begin(supernet, settings, total)
-    alphas = supernet.architecture_parameters()
-    device = alphas[0].device
+    state = SearchState.begin(supernet, settings, settings.epochs * steps)
     if checkpoint and (saved := checkpoint.load()) is not None:
         state.restore(saved)
         for _ in range(state.step):
             on_step()
-    warmup = settings.warmup_epochs * steps if state.weight_optimizer else 0
     turn = _Turn(state, cost, settings, reference, loss)
     last_save = time.monotonic()
-    while state.step < total:
-        epoch, start = divmod(state.step, steps)
-        held = alpha_batches(epoch, start) if state.step >= warmup else None
-        own = weight_batches(epoch, start) if state.weight_optimizer else None
-        for _ in range(start, steps):
-            torch.default_generator.manual_seed(_seed(settings, state.step))
-            progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
-            batch = _to(next(own), device) if own else None
-            if held:
-                turn.alpha(_to(next(held), device), progress, total - warmup)
-            if batch:
-                turn.weights(batch, progress)
-            state.step += 1
-            on_step()
-            if checkpoint and state.step % steps and time.monotonic() - last_save > _SAVE_EVERY_S:
-                checkpoint.save(state.dump())
-                last_save = time.monotonic()
-        state.trajectory.append(_point(state, cost, settings, reference, operations, epoch, steps))
-        state.sums = {}
+
+    def save() -> None:
+        nonlocal last_save
         if checkpoint:
             checkpoint.save(state.dump())
             last_save = time.monotonic()
+
+    def after_step() -> None:
+        on_step()
+        if state.step % steps and time.monotonic() - last_save > _SAVE_EVERY_S:
+            save()
+
+    while state.step < settings.epochs * steps:
+        epoch = state.step // steps
+        _search_epoch(turn, weight_batches, alpha_batches, steps, after_step)
+        state.trajectory.append(_point(state, cost, settings, reference, operations, epoch, steps))
+        state.sums = {}
+        save()
+    return _result(state, supernet, cost, settings, operations)
+
+
+def _search_epoch(
+    turn: _Turn,
+    weight_batches: Batches,
+    alpha_batches: Batches,
+    steps: int,
+    after_step: Callable[[], None],
+) -> None:
+    """Takes the steps that are left of the epoch in which the search stands."""
+    state, settings = turn.state, turn.settings
+    total = settings.epochs * steps
+    warmup = settings.warmup_epochs * steps if state.weight_optimizer else 0
+    device = state.supernet.architecture_parameters()[0].device
+    epoch, start = divmod(state.step, steps)
+    held = alpha_batches(epoch, start) if state.step >= warmup else None
+    own = weight_batches(epoch, start) if state.weight_optimizer else None
+    for _ in range(start, steps):
+        torch.default_generator.manual_seed(_seed(settings, state.step))
+        progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
+        batch = _to(next(own), device) if own else None
+        if held:
+            turn.alpha(_to(next(held), device), progress, total - warmup)
+        if batch:
+            turn.weights(batch, progress)
+        state.step += 1
+        after_step()
+
+
+def _result(
+    state: SearchState,
+    supernet: Supernet,
+    cost: Cost,
+    settings: SearchSettings,
+    operations: Sequence[Sequence[str]],
+) -> SearchResult:
     points = tuple(Point(**row | {"architecture": tuple(row["architecture"])}) for row in state.trajectory)
     with torch.no_grad():
         logits = supernet.logits()
     architecture = points[-1].architecture
     if settings.target is not None:
-        torch.default_generator.manual_seed(_seed(settings, total))
+        torch.default_generator.manual_seed(_seed(settings, state.step))
         architecture = likeliest_within(logits, supernet.space, cost, settings.target) or architecture
     share = parameter_free_share(architecture, operations, settings.parameter_free)
     return SearchResult(
         architecture=architecture,
-        cost=cost_of(architecture, supernet.space, cost, device),
+        cost=cost_of(architecture, supernet.space, cost, logits[0].device),
         scores=tuple(logit.double().cpu().numpy() for logit in logits),
         trajectory=points,
         collapsed=share > settings.collapse_share,

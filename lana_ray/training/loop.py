@@ -60,12 +60,9 @@ def train_network(
 ) -> Trained:
     """Trains the parameters of ``network`` that require a gradient, in place, and keeps its best epoch.
 
-    With a teacher (and a ``FinetuneConfig``) the loss is ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)``
-    at temperature T (Hinton et al., arXiv 1503.02531), as LANA fine-tunes its students (arXiv 2107.10624,
-    section 3.4). The training is data-parallel over the ranks. It saves its state about once a minute and
-    resumes with exactly the same steps: a micro-batch's random draws (images, augmentation, dropout) depend
-    only on the seed and its number. For the same reason the result does not depend on how many ranks share
-    the micro-batches.
+    The training is data-parallel over the ranks. It saves its state about once a minute and resumes with
+    exactly the same steps: a micro-batch's random draws (images, augmentation, dropout) depend only on the
+    seed and its number, so the result does not depend on how many ranks share the micro-batches.
 
     Args:
         checkpoint: stores the state; only the first rank saves it.
@@ -97,9 +94,8 @@ def train_network(
             for k, (images, labels) in zip(assigned, itertools.islice(batches, len(assigned)), strict=True):
                 torch.manual_seed(_draw_seed(seed, state.step, k))
                 total.restart()
-                total.add(
-                    _loss(network, images.to(device), labels.to(device), config, teacher, auxiliary_weight)
-                )
+                batch = images.to(device), labels.to(device)
+                total.add(_loss(network, *batch, config, teacher, auxiliary_weight))
             state.update(total.finish(count, rank))
             on_step()
             if rank.index == 0 and state.step < end and time.monotonic() - last_save > _SAVE_EVERY_S:
@@ -151,6 +147,10 @@ def _loss(
     teacher: nn.Module | None,
     auxiliary_weight: float,
 ) -> Tensor:
+    """Cross-entropy; with a teacher ``(1 − w)·CE(labels) + w·T²·KL(teacher ‖ student)`` at temperature T.
+
+    Hinton et al., arXiv 1503.02531; LANA fine-tunes its students like this (arXiv 2107.10624, section 3.4).
+    """
     answer = network(images)
     output, *auxiliary = answer if isinstance(answer, tuple) else (answer,)
     loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
