@@ -109,8 +109,7 @@ def search(
     Args:
         supernet: trained in place.
         cost: LAT, on the supernet's device.
-        reference: a cost in the same unit: the teacher's for LANA's space, the mean over random architectures
-            for cells.
+        reference: a cost in the same unit, such as the teacher's or the mean over random architectures.
         operations: names of every decision's choices, to count parameter-free ones; ``none`` is no operation.
         weight_batches: images for the weights; not called if no weights are trained.
         alpha_batches: images for α, disjoint from those for the weights.

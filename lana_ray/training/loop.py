@@ -68,8 +68,7 @@ def train_network(
         checkpoint: stores the state; only the first rank saves it.
         rank: one of at most ``micro_batches`` processes; more would be idle.
         on_epoch: called before the steps of an epoch with the share of the training that is done.
-        auxiliary_weight: weight of a second classifier's cross-entropy, if the network in training mode
-            returns its logits together with that classifier's.
+        auxiliary_weight: weight of the cross-entropy of a second classifier, whose logits come second.
     """
     network.to(device).to(memory_format=memory_format(network))
     images_per_step = min(config.batch_size, data.sizes["train"])
