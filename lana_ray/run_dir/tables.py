@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 
 import pyarrow as pa
 
-from lana_ray.errors import UserError
+from lana_ray.errors import UserError, one_line
 from lana_ray.ids import CandidateId
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
@@ -27,7 +27,7 @@ _COLUMNS: dict[Any, pa.DataType] = {
 
 
 def schema_of(record: type[Any]) -> pa.Schema:
-    """The columns of a dataclass, in the order of its fields. ``X | None`` is a column of X with nulls.
+    """The columns of a dataclass, in the order of its fields; ``X | None`` is a column of X that takes nulls.
 
     Raises:
         TypeError: for a field of a type that no column has, naming both.
@@ -40,7 +40,7 @@ def schema_of(record: type[Any]) -> pa.Schema:
         kinds = [kind for kind in options if kind is not NoneType]
         if len(kinds) != 1 or kinds[0] not in _COLUMNS:
             raise TypeError(f"{record.__name__}.{name}: no column holds {types[name]}")
-        fields.append(pa.field(name, _COLUMNS[kinds[0]]))
+        fields.append(pa.field(name, _COLUMNS[kinds[0]], nullable=is_union))
     return pa.schema(fields)
 
 
@@ -231,13 +231,15 @@ class Table(Generic[R]):
             UserError: for a file that is damaged, or that another version has written.
         """
         table = storage.read_table(file)
-        if table.schema.names != schema_of(self.record).names:
+        try:
+            rows = table.cast(schema_of(self.record)).to_pylist()
+        except (ValueError, pa.ArrowException) as error:
             raise UserError(
                 "damaged_file",
-                f"{storage.url(file)}: written by another version of lana_ray; the command that made it, "
-                "`lana-ray run` or `lana-ray search`, writes it again",
-            )
-        return [self.record(**_as_tuples(row)) for row in table.to_pylist()]
+                f"{storage.url(file)}: written by another version of lana_ray ({one_line(error)}); the "
+                "command that made it, `lana-ray run` or `lana-ray search`, writes it again",
+            ) from None
+        return [self.record(**_as_tuples(row)) for row in rows]
 
     def read_if_there(self, storage: Storage, file: str) -> list[R] | None:
         """The rows of a file; None if there is no such file. Raises as ``read``."""

@@ -19,6 +19,7 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import (
     CURVES,
     LAYER_SCORES,
+    PROXY,
     SCORES,
     CurveRow,
     LayerScoreRow,
@@ -102,6 +103,16 @@ def test_a_file_with_other_columns_is_refused(storage: Storage, table: Table[Any
         storage.write_table(FILE, other, "key")
         with refuses("damaged_file", storage.url(FILE), "another version"):
             table.read(storage, FILE)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"score": pa.array(["a"])}, {"loss": pa.array([None], pa.float64())}], ids=["text", "null"]
+)
+def test_a_file_with_other_values_is_refused(storage: Storage, changed: dict[str, pa.Array]) -> None:
+    row = {"architecture": ["a"], "choices": [[0]], "score": [1.0], "loss": [1.0]}
+    storage.write_table(FILE, pa.table({**row, **changed}), "key")
+    with refuses("damaged_file", storage.url(FILE)):
+        PROXY.read(storage, FILE)
 
 
 def test_numbers_that_are_none_are_not_null(storage: Storage) -> None:
