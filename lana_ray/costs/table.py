@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from lana_ray.ids import Architecture, CostId
@@ -16,6 +19,10 @@ Floats = NDArray[np.float64]
 # relative); the pair that predicts left-out networks best is taken.
 _SPREADS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _NOISES = (0.003, 0.006, 0.012, 0.025, 0.05)
+_ENOUGH = 1000
+"""Networks from which that pair is found; the table rests on all."""
+_PART = 4096
+"""Networks whose leverage is computed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,45 +164,105 @@ def calibrate(
         values: their costs, in the unit of the table.
     """
     sizes = [len(costs) for costs in isolated]
-    offsets = np.cumsum([0, *sizes])
     flat = np.concatenate([np.asarray(costs, dtype=np.float64) for costs in isolated])
     usable = np.isfinite(flat)
     prior = np.where(usable, flat, 0.0)
     y = np.asarray(values, dtype=np.float64)
-    design = np.zeros((len(y), len(flat)))
-    for row, architecture in enumerate(architectures):
-        design[row, offsets[:-1] + np.asarray(architecture)] = 1
+    design = _design(sizes, architectures)
 
-    added = design @ prior
+    added = design[:, :-1] @ prior
     simple_rest = float(np.median(y - added))
-    error_isolated = float(np.median(np.abs(simple_rest + added - y) / y))
-
     scale, rest = _line(added, y)
-    expected = scale * prior
     floor = 0.02 * float(np.median(y)) / len(sizes)
-    residual = y - rest - scale * added
-    best: tuple[float, Floats, float, Floats] | None = None
-    for spread in _SPREADS:
-        variance = (spread * (expected + floor)) ** 2
-        kernel = (design * variance) @ design.T + (0.1 * rest + floor) ** 2
-        for noise in _NOISES:
-            inverse = np.linalg.inv(kernel + np.diag((noise * y) ** 2))
-            weights = inverse @ residual
-            left_out = weights / np.diag(inverse) / y  # relative error of each network from the others
-            loss = float(np.mean(np.minimum(np.abs(left_out), 0.2) ** 2))
-            if best is None or loss < best[0]:
-                correction = variance * (design.T @ weights)
-                best = (loss, correction, (0.1 * rest + floor) ** 2 * float(weights.sum()), left_out)
-    assert best is not None
-    _, correction, rest_correction, left_out = best
-    costs = np.where(usable, np.maximum(expected + correction, 0.0), np.inf)
+    problem = _Regression(
+        design=design,
+        y=y,
+        residual=y - rest - scale * added,
+        expected=np.append(scale * prior, 0.1 * rest),
+        floor=floor,
+    )
+    some = problem.some(_ENOUGH)
+    spread, noise = min(itertools.product(_SPREADS, _NOISES), key=lambda pair: some.loss(*pair))
+    corrections, left_out = problem.solve(spread, noise)
+    costs = np.where(usable, np.maximum(scale * prior + corrections[:-1], 0.0), np.inf)
     return CostTable(
-        rest=rest + rest_correction,
-        costs=tuple(np.split(costs, offsets[1:-1])),
-        error_isolated=error_isolated,
+        rest=rest + float(corrections[-1]),
+        costs=tuple(np.split(costs, np.cumsum(sizes)[:-1])),
+        error_isolated=float(np.median(np.abs(simple_rest + added - y) / y)),
         error=float(np.median(np.abs(left_out))),
         networks=len(y),
     )
+
+
+def _design(sizes: Sequence[int], architectures: Sequence[Sequence[int]]) -> Any:
+    """Sparse matrix [networks, candidates + 1]: a one for each choice, and one for the rest."""
+    offsets = np.cumsum([0, *sizes])
+    chosen = np.asarray(architectures) + offsets[:-1]
+    columns = np.column_stack([chosen, np.full(len(chosen), offsets[-1])])
+    ends = np.arange(len(columns) + 1) * columns.shape[1]
+    ones = np.ones(columns.size)
+    return scipy.sparse.csr_array((ones, columns.ravel(), ends), shape=(len(columns), offsets[-1] + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Regression:
+    """Corrections of the expected costs, as a Bayesian linear regression of what they leave unexplained."""
+
+    design: Any
+    """Sparse, [networks, candidates + 1]."""
+    y: Floats
+    """[networks]."""
+    residual: Floats
+    """[networks]."""
+    expected: Floats
+    """[candidates + 1]; the last is the prior spread of the rest."""
+    floor: float
+    """Smallest cost whose spread counts."""
+
+    def some(self, count: int) -> _Regression:
+        """The same with at most ``count`` networks, evenly spaced."""
+        if len(self.y) <= count:
+            return self
+        rows = np.linspace(0, len(self.y) - 1, count).astype(int)
+        return replace(self, design=self.design[rows], y=self.y[rows], residual=self.residual[rows])
+
+    def loss(self, spread: float, noise: float) -> float:
+        """Mean squared relative error on networks left out, each error at most 20 %."""
+        _, left_out = self.solve(spread, noise)
+        return float(np.mean(np.minimum(np.abs(left_out), 0.2) ** 2))
+
+    def solve(self, spread: float, noise: float) -> tuple[Floats, Floats]:
+        """Posterior mean [candidates + 1], and each network's relative error if it is left out [networks].
+
+        Solved in the smaller of the two dimensions, networks or candidates: with K = D·V·Dᵀ + S, prior
+        variance V and noise S, the mean is V·Dᵀ·K⁻¹·r = (V⁻¹ + Dᵀ·S⁻¹·D)⁻¹·Dᵀ·S⁻¹·r, and the error of
+        network i from the others (K⁻¹·r)ᵢ / (K⁻¹)ᵢᵢ.
+        """
+        design = self.design
+        variance = np.append((spread * (self.expected[:-1] + self.floor)) ** 2, self._of_rest)
+        uncertain = (noise * self.y) ** 2
+        if design.shape[0] <= design.shape[1]:
+            kernel = (design * variance) @ design.T
+            inverse = np.linalg.inv(kernel.toarray() + np.diag(uncertain))
+            weights = inverse @ self.residual
+            return variance * (design.T @ weights), weights / np.diag(inverse) / self.y
+        weighted = design.T * (1 / uncertain)
+        inverse = np.linalg.inv((weighted @ design).toarray() + np.diag(1 / variance))
+        mean = inverse @ (weighted @ self.residual)
+        leverage = np.concatenate(
+            [(part @ inverse * part.toarray()).sum(1) for part in _parts(design, _PART)]
+        )
+        weights = (self.residual - design @ mean) / uncertain
+        return mean, weights / (1 / uncertain - leverage / uncertain**2) / self.y
+
+    @property
+    def _of_rest(self) -> float:
+        return float((self.expected[-1] + self.floor) ** 2)
+
+
+def _parts(design: Any, rows: int) -> Iterator[Any]:
+    for start in range(0, design.shape[0], rows):
+        yield design[start : start + rows]
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:

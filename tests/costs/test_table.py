@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lana_ray.costs import table as table_module
 from lana_ray.costs.table import CostTable, Floats, calibrate
 
 SIZES = (6, 5, 6, 6, 4, 6, 6, 5)
@@ -167,3 +168,35 @@ def test_the_unit_of_time_does_not_matter(seed: int, unit: float) -> None:
     second = calibrate([unit * c for c in m.isolated], measured, (unit * latencies).tolist())
     assert second.predict(measured[0]) == pytest.approx(unit * first.predict(measured[0]), rel=1e-6)
     assert second.error == pytest.approx(first.error, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [20, 90])
+def test_a_network_left_out_is_predicted_as_without_it(count: int) -> None:
+    """In the dimension of the networks (fewer than candidates) and in that of the candidates."""
+    m = machine(3, fusion=0.2)
+    networks = m.architectures(count)
+    sizes, rng = [len(c) for c in m.costs], np.random.default_rng(1)
+    whole = table_module._Regression(
+        design=table_module._design(sizes, networks),
+        y=rng.uniform(5, 9, count),
+        residual=rng.normal(0, 0.3, count),
+        expected=np.append(np.concatenate(m.isolated), 0.1),
+        floor=0.01,
+    )
+    assert (count <= whole.design.shape[1]) == (count == 20)
+    _, left_out = whole.solve(0.2, 0.01)
+    for k in (0, 7):
+        rows = np.arange(count) != k
+        others = replace(whole, design=whole.design[rows], y=whole.y[rows], residual=whole.residual[rows])
+        mean, _ = others.solve(0.2, 0.01)
+        error = (whole.residual[k] - (whole.design[[k]] @ mean)[0]) / whole.y[k]
+        assert left_out[k] == pytest.approx(error, rel=1e-6)
+
+
+def test_many_networks_take_the_dimension_of_the_candidates() -> None:
+    m = machine(4, noise=0.01)
+    networks = m.architectures(20_000)
+    table = calibrate(m.isolated, networks, m.latencies(networks).tolist())
+    assert table.networks == 20_000
+    for found, true in zip(table.costs, m.costs, strict=True):
+        assert np.ptp(found - true) < 0.02  # but for what layers and rest share
