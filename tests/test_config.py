@@ -104,7 +104,11 @@ def test_one_budget_needs_no_list() -> None:
             "did you mean epochs?",
         ),
         (changed(seed=1), "seed", "did you mean run.seed?"),
-        (changed(budgets={"energy_mj": 1}), "budgets.energy_mj", "latency_ms, macs, params"),
+        (
+            changed(budgets={"gflops": 1}),
+            "budgets.gflops",
+            "energy_mj, latency_ms, macs, params, peak_memory_mb",
+        ),
         (changed(pool={"zzz": 1}), "pool.zzz", "max_cost, modules, ops, preset"),
         (
             changed(budgets={"latency_ms": [{"value": 1, "relative": True, "values": 2}]}),

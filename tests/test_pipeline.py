@@ -76,7 +76,7 @@ def test_the_run_directory_holds_what_the_design_promises(finished: Path) -> Non
     costs = [row for row in costs if row["calibration"] == 0]
     # identity stands only where the layer keeps the shape
     assert [row["op"] for row in costs if row["layer"] == 1] == ["teacher", "mbconv_e1_k3"]
-    assert all(row["latency_ms"] >= 0 for row in costs)
+    assert all(row["cost"] == "latency_ms" and row["value"] >= 0 for row in costs)
 
 
 def test_the_registry_has_one_model_per_target_with_tags_and_aliases(finished: Path) -> None:
@@ -101,9 +101,9 @@ def test_predicted_latencies_are_those_of_the_registered_tables(finished: Path) 
         assert len(mine) >= 2  # the version's and the target's in the pipeline's run
         for rows in (*mine, pq.read_table(finished / "costs" / f"{target}.parquet").to_pylist()):
             table = [row for row in rows if row["calibration"] == number]
-            chosen = [row["latency_ms"] for row in table if layers[row["name"]] == row["op"]]
+            chosen = [row["value"] for row in table if layers[row["name"]] == row["op"]]
             assert len(chosen) == len(layers)
-            predicted_ms = sum(chosen) + table[0]["rest_ms"]
+            predicted_ms = sum(chosen) + table[0]["rest"]
             assert float(version.tags["predicted_ms"]) == pytest.approx(predicted_ms, rel=1e-5)
             told = next(r for r in summary_of(finished)["results"] if r["model_uri"] == version.model_uri)
             assert (told["predicted_ms"], told["calibration"]) == (pytest.approx(predicted_ms), number)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from lana_ray import registry
 from lana_ray.cluster.leases import leased
-from lana_ray.config import Budget, Target
+from lana_ray.config import LatencyBudget, Target
 from lana_ray.costs.hardware import processor
 from lana_ray.costs.timing import Measurement, Reference, middle, time_calls
 from lana_ray.errors import UserError
@@ -89,7 +89,7 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
             teacher_ms = middle([_time(teacher, settings) for _ in range(_SESSIONS)]).median_ms
             # The tag may continue after the budget, as in "50% on all".
             budget, *_ = version.tags["budget"].split()
-            limit_ms = Budget.parse(budget).limit(teacher_ms)
+            limit_ms = LatencyBudget.parse(budget).limit(teacher_ms)
         sessions = [_time(student, settings, teacher, teacher_ms) for _ in range(_SESSIONS)]
         checks = (
             *student_checks(student),

@@ -36,12 +36,14 @@ def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 
 LINES = """
 from lana_ray.monitoring.progress import console, say
-from lana_ray.report import results_table
+from lana_ray.registry import Version
+from lana_ray.report import models_table
 say("Käse → \\udcff")
-console.print(results_table({"teacher": {"name": "net"}, "results": [{
-    "target": "cpu", "budget": "50%", "budget_ms": 0.5, "measured_ms": 0.4, "iqr_ms": 0.01, "teacher_ms": 1.0,
-    "speedup": 2.5, "accuracy": 0.9, "teacher_accuracy": 0.91, "model_uri": "models:/net-cpu/1",
-}]}))
+version = Version(name="net-cpu", version=1, aliases=(), tags={
+    "target": "cpu", "budget": "50%", "latency_ms": "0.4", "speedup": "2.5", "accuracy": "0.9",
+    "teacher_accuracy": "0.91",
+})
+console.print(models_table([version]))
 for _ in range(5000):
     say("x" * 100)
 """

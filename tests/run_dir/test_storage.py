@@ -119,7 +119,7 @@ def test_a_failing_write_leaves_the_old_file(disk: Storage, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"a/file: cannot be written \(No space left on device\); mend that"):
+    with pytest.raises(UserError, match=r"a/file: cannot be written \(No space left on device\); fix this"):
         disk.write_text("a/file", "new")
     assert disk.read_text("a/file") == "old"
     assert os.listdir(f"{disk.root}/a") == ["file"]
@@ -188,7 +188,7 @@ def test_damaged_weights_are_named_and_never_used(
     cut = [whole[:keep] for keep in (0, 5, 30, len(whole) // 2, len(whole) - 1)]
     for data in (*cut, *flipped(whole, range(len(whole)))):
         storage.write_bytes("t.safetensors", data)
-        with pytest.raises(UserError, match=r"t\.safetensors: damaged .*run the same command again"):
+        with pytest.raises(UserError, match=r"t\.safetensors: damaged .*rerun the same command"):
             storage.read_tensors("t.safetensors")
         assert storage.intact_metadata("t.safetensors") is None
         assert "t.safetensors: damaged" in capsys.readouterr().out
