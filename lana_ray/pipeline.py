@@ -1,7 +1,7 @@
-"""The stages as tables, and one loop that runs them.
+"""The pipelines as tables of stages, and one loop that runs them.
 
-Each stage keeps what it makes in the run directory and reuses what still fits; what later stages read of it
-in the same process is a field of ``Made``.
+Each stage stores its results in the run directory and reuses those that are still valid. ``RunState`` passes
+results on to later stages of the same process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.stages import distill, finetune, fit, register, sample, score, search, select, teacher
-from lana_ray.stages.finetune import Finished
+from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.stages.sample import Sampling
 from lana_ray.tracking import Tracking, run_directory, tracking
 from lana_ray.trials.choose import choices_among, world_of_trials
@@ -47,7 +47,7 @@ from lana_ray.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to."""
+    """The results of a run."""
 
     dir: str
     """The run directory, with ``summary.json`` and ``report.html``."""
@@ -61,28 +61,28 @@ class RunResult:
 
 
 @dataclass(kw_only=True)
-class Made:
-    """What the stages of one invocation have made so far; the comment names the stage."""
+class RunState:
+    """Results of one invocation so far; comments name the stage that sets each field."""
 
     workspace: Workspace
     tracked: Tracking
     tracks: bool
-    """Whether MLflow is told of the stages."""
+    """Whether stages are logged in MLflow."""
     teacher: Teacher = field(init=False)  # teacher
     sampling: Sampling = field(init=False)  # sample
     scores: Sequence[NDArray[np.float64]] = field(init=False)  # score
     trials: list[TrialRow] = field(init=False)  # search
-    space: StudentSpace = field(init=False)  # select, or search over cells: of the students to finish
-    sampled: Mapping[str, Sampled] = field(init=False)  # the same
-    world: World = field(init=False)  # the same
-    loop: Loop = field(init=False)  # the same, then finetune
-    finished: list[Finished] = field(init=False)  # finetune
+    space: StudentSpace = field(init=False)  # select, or search over cells
+    sampled: Mapping[str, Sampled] = field(init=False)  # select, or search over cells
+    world: World = field(init=False)  # select, or search over cells
+    loop: Loop = field(init=False)  # select, or search over cells; then finetune
+    finished: list[FinishedStudent] = field(init=False)  # finetune
     results: list[Result] = field(init=False)  # register
     summary: Summary = field(init=False)  # register
     fits: list[Fit] = field(init=False)  # fit
     plots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # report
     files: tuple[str, ...] = ()
-    """Files of the run directory that MLflow keeps with the run."""
+    """Files of the run directory to keep with the run in MLflow."""
 
 
 @dataclass(frozen=True)
@@ -90,120 +90,122 @@ class Stage:
     """One step of a pipeline."""
 
     name: str
-    run: Callable[[Made], None]
+    run: Callable[[RunState], None]
     plan: Callable[[Planned], Sequence[str]]
-    """What it would do, in one row of text for each part; runs nothing."""
+    """Describes the work in rows of text, without doing it."""
     on_cluster: bool = True
     """Whether it needs Ray."""
 
 
-def _teacher(made: Made) -> None:
-    metered = [cost for cost in made.workspace.config.budgets.bounds if cost not in COUNTED]
-    check_meters(made.workspace, {cost: f"budgets.{cost}" for cost in metered})
-    made.teacher = teacher.run(made.workspace)
-    if made.tracks:
-        made.tracked.begin(made.teacher)
+def _teacher(state: RunState) -> None:
+    metered = [cost for cost in state.workspace.config.budgets.bounds if cost not in COUNTED]
+    check_meters(state.workspace, {cost: f"budgets.{cost}" for cost in metered})
+    state.teacher = teacher.run(state.workspace)
+    if state.tracks:
+        state.tracked.begin(state.teacher)
 
 
-def _sample(made: Made) -> None:
-    made.sampling = sample.run(made.workspace, list(made.workspace.config.budgets.bounds))
-    select.check(made.workspace, made.sampling)
+def _sample(state: RunState) -> None:
+    state.sampling = sample.run(state.workspace, list(state.workspace.config.budgets.bounds))
+    select.check(state.workspace, state.sampling)
 
 
-def _sample_to_search(made: Made) -> None:
-    config = made.workspace.config
+def _sample_to_search(state: RunState) -> None:
+    config = state.workspace.config
     costs = dict.fromkeys([*config.budgets.bounds, config.search.cost])
-    made.sampling = sample.run(made.workspace, [cost for cost in costs if cost != LATENCY])
+    state.sampling = sample.run(state.workspace, [cost for cost in costs if cost != LATENCY])
 
 
-def _distill(made: Made) -> None:
-    distill.run(made.workspace, made.sampling)
+def _distill(state: RunState) -> None:
+    distill.run(state.workspace, state.sampling)
 
 
-def _score(made: Made) -> None:
-    workspace, sampling = made.workspace, made.sampling
+def _score(state: RunState) -> None:
+    workspace, sampling = state.workspace, state.sampling
     reasons = sample.left_out(workspace.space, sampling)
-    made.scores = score.run(workspace, sampling.considered, reasons)
+    state.scores = score.run(workspace, sampling.considered, reasons)
 
 
-def _rank(made: Made) -> None:
-    _score(made)
-    score.rank(made.workspace, made.scores)
+def _rank(state: RunState) -> None:
+    _score(state)
+    score.rank(state.workspace, state.scores)
 
 
-def _select(made: Made) -> None:
-    made.space, made.sampled = made.workspace.space, made.sampling.targets
-    made.world = select.world_of(made.workspace, made.sampling, made.scores)
-    made.loop = select.run(made.workspace, made.sampling, made.world)
+def _select(state: RunState) -> None:
+    state.space, state.sampled = state.workspace.space, state.sampling.targets
+    state.world = select.world_of(state.workspace, state.sampling, state.scores)
+    state.loop = select.run(state.workspace, state.sampling, state.world)
 
 
-def _finetune(made: Made) -> None:
-    made.finished, made.loop = finetune.run(made.workspace, made.space, made.sampled, made.loop, made.world)
-
-
-def _finetune_selected(made: Made) -> None:
-    _finetune(made)
-    select.write(made.workspace, made.sampling, made.loop)
-
-
-def _register(made: Made) -> None:
-    workspace = made.workspace
-    evidence = {"costs.parquet": layout.costs("{target}")}
-    made.results = register.run(workspace, made.teacher, made.finished, evidence)
-    seconds = made.tracked.seconds
-    made.summary = register.write_summary(
-        workspace, made.teacher, made.sampling, made.loop, made.results, seconds
+def _finetune(state: RunState) -> None:
+    state.finished, state.loop = finetune.run(
+        state.workspace, state.space, state.sampled, state.loop, state.world
     )
-    made.files = (layout.SUMMARY,)
 
 
-def _report(made: Made) -> None:
-    from lana_ray.report import write_page  # matplotlib, only where a page is made
+def _finetune_selected(state: RunState) -> None:
+    _finetune(state)
+    select.write(state.workspace, state.sampling, state.loop)
 
-    made.plots = write_page(made.workspace.storage, made.workspace.config.ray.node_price_per_hour)
-    made.files = (layout.SUMMARY, layout.REPORT)
+
+def _register(state: RunState) -> None:
+    workspace = state.workspace
+    evidence = {"costs.parquet": layout.costs("{target}")}
+    state.results = register.run(workspace, state.teacher, state.finished, evidence)
+    seconds = state.tracked.seconds
+    state.summary = register.write_summary(
+        workspace, state.teacher, state.sampling, state.loop, state.results, seconds
+    )
+    state.files = (layout.SUMMARY,)
+
+
+def _report(state: RunState) -> None:
+    from lana_ray.report import write_page  # imports matplotlib, which only this stage needs
+
+    state.plots = write_page(state.workspace.storage, state.workspace.config.ray.node_price_per_hour)
+    state.files = (layout.SUMMARY, layout.REPORT)
 
 
 def _plan_report(planned: Planned) -> list[str]:
     return [f"{layout.SUMMARY} and {layout.REPORT} in {planned.config.run.dir}"]
 
 
-def _fit(made: Made) -> None:
-    made.fits = fit.run(made.workspace, made.sampling)
+def _fit(state: RunState) -> None:
+    state.fits = fit.run(state.workspace, state.sampling)
 
 
-def _metered_teacher(made: Made) -> None:
-    cost = made.workspace.config.search.cost
+def _metered_teacher(state: RunState) -> None:
+    cost = state.workspace.config.search.cost
     if cost != LATENCY:
-        check_meters(made.workspace, {cost: f"search.cost {cost}"})
-    _teacher(made)
+        check_meters(state.workspace, {cost: f"search.cost {cost}"})
+    _teacher(state)
 
 
-def _search_layers(made: Made) -> None:
-    workspace, sampling = made.workspace, made.sampling
-    scores = select.allowed_scores(workspace, made.scores)
+def _search_layers(state: RunState) -> None:
+    workspace, sampling = state.workspace, state.sampling
+    scores = select.allowed_scores(workspace, state.scores)
     prepared = prepare_layers(workspace, sampling.targets, sampling.tables, scores)
-    made.trials = search.run(workspace, made.teacher, prepared)
+    state.trials = search.run(workspace, state.teacher, prepared)
 
 
-def _search_cells(made: Made) -> None:
-    workspace, prepared = made.workspace, prepare_cells(made.workspace)
-    made.trials = search.run(workspace, made.teacher, prepared)
-    made.space = workspace.cells
-    made.sampled = {one.setup.sampled.target.name: one.setup.sampled for one in prepared}
-    made.world = world_of_trials(workspace, made.space, made.sampled, made.trials)
-    made.loop = close_loop(choices_among(workspace, made.sampled), made.world, rounds=1)
-    for choice in made.loop.choices:
+def _search_cells(state: RunState) -> None:
+    workspace, prepared = state.workspace, prepare_cells(state.workspace)
+    state.trials = search.run(workspace, state.teacher, prepared)
+    state.space = workspace.cells
+    state.sampled = {one.setup.sampled.target.name: one.setup.sampled for one in prepared}
+    state.world = world_of_trials(workspace, state.space, state.sampled, state.trials)
+    state.loop = close_loop(choices_among(workspace, state.sampled), state.world, rounds=1)
+    for choice in state.loop.choices:
         if choice.unmet:
             say(f"search: {choice.unmet}")
 
 
-def _register_cells(made: Made) -> None:
+def _register_cells(state: RunState) -> None:
     evidence = {layout.TRIALS: layout.TRIALS}
-    made.results = register.run(made.workspace, made.teacher, made.finished, evidence)
-    unmet = tuple(choice.unmet for choice in made.loop.choices if choice.unmet)
-    summary = SearchSummary(teacher=made.teacher.name, results=tuple(made.results), unmet=unmet)
-    summary.write(made.workspace.storage)
+    state.results = register.run(state.workspace, state.teacher, state.finished, evidence)
+    unmet = tuple(choice.unmet for choice in state.loop.choices if choice.unmet)
+    summary = SearchSummary(teacher=state.teacher.name, results=tuple(state.results), unmet=unmet)
+    summary.write(state.workspace.storage)
 
 
 RUN = (
@@ -216,9 +218,9 @@ RUN = (
     Stage("register", _register, register.plan, on_cluster=False),
     Stage("report", _report, _plan_report, on_cluster=False),
 )
-"""``lana-ray run``, and each of its stages with those before it."""
+"""Stages of ``lana-ray run``."""
 FIT = (*RUN[:2], Stage("fit", _fit, fit.plan))
-"""``lana-ray fit``."""
+"""Stages of ``lana-ray fit``."""
 SEARCH = {
     LayerwiseSpace.name: (
         Stage("teacher", _metered_teacher, teacher.plan),
@@ -234,19 +236,19 @@ SEARCH = {
         Stage("register", _register_cells, register.plan, on_cluster=False),
     ),
 }
-"""``lana-ray search``, by the space that is searched."""
+"""Stages of ``lana-ray search`` by space."""
 STAGES = tuple(stage.name for stage in RUN)
 _TRACKED_FROM = "register"
 
 
 def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
-    """Accelerates a network for every target and budget: what ``lana-ray run`` does.
+    """Accelerates a network for every target and budget, as ``lana-ray run`` does.
 
     Args:
         config: a YAML file, its content as a dictionary, or a ``Config``.
 
     Raises:
-        UserError: a mistake in the configuration, the data, the weights or the cluster, in one line.
+        UserError: something is wrong with the configuration, the data, the weights or the cluster.
     """
     loaded = load_config(config)
     summary = run(loaded, until="report")
@@ -255,21 +257,21 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 
 
 def run(config: Config, until: str) -> Summary | None:
-    """Runs the stages up to ``until``; returns the summary where students are registered."""
+    """Runs the stages up to and including ``until``; returns the summary if students are registered."""
     count = STAGES.index(until) + 1
     registers = count > STAGES.index(_TRACKED_FROM)
     unfinished = [layout.network_states(LayerwiseSpace.name), layout.CANDIDATE_STATES]
-    made = _run(config, RUN[:count], tracks=registers, unfinished=unfinished if registers else None)
-    return made.summary if registers else None
+    state = _run(config, RUN[:count], tracks=registers, unfinished=unfinished if registers else None)
+    return state.summary if registers else None
 
 
 def fit_predictors(config: Config) -> list[Fit]:
-    """Samples every target and fits a latency predictor to what was measured there."""
+    """Samples every target and fits a latency predictor to its measurements."""
     return _run(config, FIT, tracks=False).fits
 
 
 def search_architectures(config: Config) -> list[TrialRow]:
-    """Sweeps searches on every target, over cells or over the scored candidates; one row per trial."""
+    """Searches cells or scored candidates on every target; returns a row per trial."""
     space = LayerwiseSpace.name if config.search.cells is None else CellStudents.name
     states = layout.CANDIDATE_STATES if config.search.cells is None else layout.network_states(space)
     return _run(config, SEARCH[space], tracks=True, unfinished=[states]).trials
@@ -277,20 +279,19 @@ def search_architectures(config: Config) -> list[TrialRow]:
 
 def _run(
     config: Config, stages: Sequence[Stage], *, tracks: bool, unfinished: Sequence[str] | None = None
-) -> Made:
-    """Runs stages one after another, each while the run directory is this driver's and every node's.
+) -> RunState:
+    """Runs stages in order; before each, checks the lease and that all nodes share the run directory.
 
     Args:
-        tracks: tell MLflow of them.
-        unfinished: folders of states that nothing will go on with once all stages have ended; None leaves
-            whatever lies there.
+        tracks: whether to log the stages in MLflow.
+        unfinished: folders of training states to remove at the end; None removes nothing.
     """
     with _opened(config) as (workspace, check_lease):
-        if tracks:  # what it would miss there is told before days of work
+        if tracks:  # reports a missing registry before days of work
             registry.default_tracking_uri(config.registry, workspace.storage)
         nodes = NodeCheck(config.run.dir)
         with tracking(workspace) as tracked:
-            made = Made(workspace=workspace, tracked=tracked, tracks=tracks)
+            state = RunState(workspace=workspace, tracked=tracked, tracks=tracks)
 
             def each(some: Sequence[Stage]) -> None:
                 for stage in some:
@@ -298,25 +299,25 @@ def _run(
                     if stage.on_cluster:
                         nodes.look()
                     with tracked.stage(stage.name):
-                        stage.run(made)
+                        stage.run(state)
 
             with connect(config.ray):
                 each([stage for stage in stages if stage.on_cluster])
             each([stage for stage in stages if not stage.on_cluster])
             if tracks:
-                is_run = bool(made.plots)
-                tables = made.loop.tables if is_run else {}
-                tracked.finish(made.sampled if is_run else {}, tables, made.plots, made.files)
+                is_run = bool(state.plots)
+                tables = state.loop.tables if is_run else {}
+                tracked.finish(state.sampled if is_run else {}, tables, state.plots, state.files)
         if unfinished is not None:
-            _remove_leftovers(workspace, made.teacher, unfinished)
-    return made
+            _remove_leftovers(workspace, state.teacher, unfinished)
+    return state
 
 
 @contextmanager
 def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
-    """The run's workspace, which nobody else works in meanwhile, and a check that this is still so.
+    """Yields the workspace, whose run directory is leased, and a check that the lease still holds.
 
-    Mistakes are told before a cluster is started.
+    Mistakes are reported here, before a cluster is started.
     """
     for target in config.targets:
         runtimes.check(target)
@@ -332,11 +333,7 @@ def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
 
 
 def _remove_leftovers(workspace: Workspace, made_of: Teacher, states: Sequence[str]) -> None:
-    """Removes half-written files and training states, and ends in MLflow what no process goes on with.
-
-    Args:
-        states: folders of training states; every network that this run wanted is trained.
-    """
+    """Removes half-written files and the training states in folders; ends abandoned uploads in MLflow."""
     storage = workspace.storage
     files = [*storage.temporaries(), *(file for folder in states for file in storage.list(folder))]
     for file in files:

@@ -1,4 +1,4 @@
-"""What MLflow is told of a pipeline run while it goes on."""
+"""Logs a pipeline run in MLflow while it is running."""
 
 from __future__ import annotations
 
@@ -29,31 +29,27 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.selection.loop import Tables
 from lana_ray.workspace import Workspace
 
-_NO_PARAMETERS = ("ray.", "registry.")  # what comes out does not depend on them
+_NO_PARAMETERS = ("ray.", "registry.")  # results do not depend on them
 
 
 @dataclass(kw_only=True)
 class Tracking:
-    """A pipeline run that MLflow is told of, from ``begin`` on."""
+    """A pipeline run, which is logged in MLflow from ``begin`` on."""
 
     workspace: Workspace
     hours: Hours
     teacher: Teacher | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the stages that ended."""
+    """Time of every finished stage."""
 
     def begin(self, teacher: Teacher) -> None:
-        """Makes the run, or finds it where this is one that goes on.
-
-        Raises:
-            UserError: registry unreachable or refusing: better told now than after days of work.
-        """
+        """Creates the run or resumes it; raises UserError if the registry is unreachable or refuses."""
         run_of(self.workspace, teacher, parts=self._stages())
         self.teacher = teacher
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage. Where the registry is gone when it ends, that is told with the next one."""
+        """Times and logs a stage; if the registry is away when it ends, it is logged with the next one."""
         with self.hours.stage(name):
             yield
         self.seconds[name] = self.hours.stages[name].seconds
@@ -70,16 +66,12 @@ class Tracking:
         plots: Mapping[str, Mapping[str, str]],
         files: Sequence[str],
     ) -> None:
-        """Logs the targets, and the run as finished.
+        """Logs the targets, and that the run has finished.
 
         Args:
-            sampled: by target.
-            tables: with every student measured.
-            plots: by target, SVG by file name.
-            files: of the run directory, kept with the run.
-
-        Raises:
-            UserError: registry unreachable or refusing.
+            tables: the last cost tables, calibrated with every measured student.
+            plots: SVG by target and file name.
+            files: files of the run directory to keep with the run.
         """
         assert self.teacher is not None
         storage = self.workspace.storage
@@ -89,7 +81,7 @@ class Tracking:
         run_of(self.workspace, self.teacher, parts=parts, files=kept, status="FINISHED")
 
     def fail(self) -> None:
-        """Logs that the run was given up, where it was begun and the registry is there."""
+        """Logs that the run failed, if it was begun and the registry is reachable."""
         if self.teacher is not None:
             try:
                 run_of(self.workspace, self.teacher, parts=self._stages(), status="FAILED")
@@ -109,12 +101,12 @@ class Tracking:
 
 @contextmanager
 def tracking(workspace: Workspace) -> Iterator[Tracking]:
-    """A pipeline run; one that ends in an exception is logged as failed."""
-    found = Tracking(workspace=workspace, hours=Hours(workspace.storage, node_count))
+    """Yields the tracking of a run; an exception logs it as failed."""
+    tracked = Tracking(workspace=workspace, hours=Hours(workspace.storage, node_count))
     try:
-        yield found
+        yield tracked
     except BaseException:
-        found.fail()
+        tracked.fail()
         raise
 
 
@@ -126,12 +118,9 @@ def run_of(
     files: Mapping[str, bytes] | None = None,
     status: str = "RUNNING",
 ) -> str:
-    """The id of this pipeline run in MLflow, which is brought up to date.
+    """Updates this pipeline run in MLflow and returns its id.
 
-    Run directory, teacher, data and settings identify it.
-
-    Raises:
-        UserError: registry unreachable or refusing.
+    Run directory, teacher, data and settings identify it. Raises UserError if the registry is unreachable.
     """
     config, data = workspace.config, workspace.data
     settings = parameters(config)
@@ -154,13 +143,13 @@ def run_of(
 
 
 def parameters(config: Config) -> dict[str, str]:
-    """The settings that a result depends on, flat, without passwords: ``distill.steps`` -> ``200``."""
-    found = _flat("", yaml.safe_load(config.to_public_yaml()))
-    return {key: value for key, value in found if not key.startswith(_NO_PARAMETERS)}
+    """The settings that results depend on, without passwords: ``distill.steps`` -> ``200``."""
+    flat = _flat("", yaml.safe_load(config.to_public_yaml()))
+    return {key: value for key, value in flat if not key.startswith(_NO_PARAMETERS)}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Targets go by their names, other lists are one value; what is not set is left out."""
+    """Dotted keys with values; targets go by their names, other lists are one value, null is left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
@@ -181,12 +170,12 @@ def _data_name(config: Config) -> str:
 
 
 def curve_of(storage: Storage, file: str) -> list[dict[str, float]]:
-    """How a network's training went, see ``training.loop.Trained``; empty where it was not trained."""
+    """The learning curve of a network, see ``training.loop.Trained``; empty if it was not trained."""
     return list(json.loads((storage.tensor_metadata(file) or {}).get("curve", "[]")))
 
 
 def run_directory(workspace: Workspace) -> str:
-    """Marks in MLflow what a driver of this run directory logged; there is one driver at a time."""
+    """Identity of the run directory in MLflow's tags."""
     return fingerprint(workspace.storage.root)
 
 

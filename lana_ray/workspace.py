@@ -1,4 +1,4 @@
-"""What every stage works with, made from the configuration alone: in the driver and in every worker."""
+"""The data, networks and storage of a run, made from its configuration in the driver and every worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workspace:
-    """One run's data, networks and storage. Everything is loaded when it is first asked for."""
+    """The data, networks and storage of one run, each loaded on first use."""
 
     config: Config
 
@@ -51,14 +51,14 @@ class Workspace:
 
     @cached_property
     def opened(self) -> ImageData:
-        """The data, whatever the teacher: with ImageNet's normalisation."""
-        from lana_ray.data import load_data  # torchvision, which only some processes need
+        """The data with ImageNet's normalisation, independent of the teacher."""
+        from lana_ray.data import load_data  # imports torchvision, which only some processes need
 
         return load_data(self.config.data, seed=self.config.run.seed)
 
     @cached_property
     def data(self) -> ImageData:
-        """The data, normalised as ``data.mean`` and ``data.std`` say or as the teacher was trained with."""
+        """The data, normalised with ``data.mean`` and ``data.std`` or as in the teacher's own training."""
         settings = self.config.data
         if settings.mean is not None and settings.std is not None:
             return self.opened.normalised(settings.mean, settings.std)
@@ -71,19 +71,19 @@ class Workspace:
 
     @cached_property
     def teacher(self) -> nn.Module:
-        """The teacher as trained, from the run directory; frozen, in evaluation mode."""
+        """The trained teacher from the run directory: frozen, in evaluation mode."""
         network, _ = self._structure
         network.load_state_dict(self.storage.read_tensors(layout.TEACHER))
         return network.to(memory_format=memory_format(network)).requires_grad_(False)
 
     @cached_property
     def loaded(self) -> Teacher:
-        """The teacher as configured, before any training on the data."""
+        """The teacher before any training on the data."""
         size, seed = self.config.data.image_size, self.config.run.seed
         return load_teacher(self.config.teacher, self.opened.num_classes, image_size=size, seed=seed)
 
     def teacher_to_train(self) -> nn.Module:
-        """The same with gradients for all that its training is to change."""
+        """A copy of ``loaded`` in which the parameters to train require gradients."""
         network = copy.deepcopy(self.loaded.network)
         network = network.to(memory_format=memory_format(network))
         _require_gradients(network, self._reached(network) - self.loaded.frozen)
@@ -91,7 +91,7 @@ class Workspace:
 
     @cached_property
     def _trainable(self) -> frozenset[str]:
-        """Parameters of the teacher that fine-tuning changes: neither frozen by the user nor unused."""
+        """The teacher's parameters that fine-tuning changes: neither frozen by the user nor unused."""
         return self._reached(self.teacher) - self._structure[1]
 
     def _reached(self, network: nn.Module) -> frozenset[str]:
@@ -111,13 +111,13 @@ class Workspace:
 
     @cached_property
     def cells(self) -> CellStudents:
-        """The networks of ``search.cells`` beside the teacher."""
+        """The networks of ``search.cells``, with the teacher as their reference."""
         return CellStudents(
             cell_space(self.config, self.data.num_classes), self.space, seed=self.config.run.seed
         )
 
     def students(self, space: str) -> StudentSpace:
-        """The students' space of that name: cells, or the teacher's layers."""
+        """The space of students by name: ``cells`` or ``layers``."""
         return self.space if space == self.space.name else self.cells
 
     @property
@@ -133,10 +133,8 @@ class Workspace:
         )
 
     def candidate_key(self, candidate: CandidateId) -> str:
-        """Identity of a distilled candidate: what it learns from, with what, and how.
-
-        ``memory_gb`` is part of it: a batch in parts has other statistics for batch-norms.
-        """
+        """Identity of a distilled candidate: its teacher, structure, data and training."""
+        # ``memory_gb`` counts, because batch-norms have other statistics if a batch is split into parts.
         distill = self.config.distill.model_dump(exclude={"group_size"})
         layer, choice = self.space.place(candidate)
         at, op = self.layers[layer], self.space.ops[layer][choice]
@@ -146,15 +144,11 @@ class Workspace:
         )
 
     def has_weights(self, candidate: CandidateId) -> bool:
-        """Whether a candidate is one that distillation trains."""
+        """Whether a candidate is trained by distillation."""
         return self.space.is_trained(*self.space.place(candidate))
 
     def candidate(self, candidate: CandidateId) -> nn.Module:
-        """A distilled candidate, read from the run directory.
-
-        Raises:
-            UserError: what lies there is another one, made by another run in the same directory.
-        """
+        """A distilled candidate from the run directory; raises UserError if other settings made the file."""
         module = self.space.candidate(*self.space.place(candidate))
         if self.has_weights(candidate):
             name = layout.candidate(candidate)
@@ -162,16 +156,16 @@ class Workspace:
             if metadata.get(FINGERPRINT_KEY) != self.candidate_key(candidate):
                 raise UserError(
                     "changed",
-                    f"{self.storage.url(name)}: is not the candidate of these settings; rerun the same "
-                    "command, which distils it again",
+                    f"{self.storage.url(name)}: was made with other settings; rerun the same command to "
+                    "distil it again",
                 )
             module.load_state_dict(self.storage.read_tensors(name))
         return module.to(memory_format=memory_format(self.teacher))
 
     def student(self, architecture: Architecture) -> nn.Module:
-        """The network an architecture makes of the distilled candidates.
+        """The teacher with an architecture's distilled candidates in place.
 
-        Everything in it can be trained but what the teacher was made with frozen, and what it never uses.
+        All parameters require gradients except those that the user froze and those that have no effect.
         """
         chosen = self.space.chosen(architecture)
         trained = {
@@ -194,18 +188,18 @@ class Workspace:
 
     @property
     def teacher_job(self) -> TrainJob:
-        """The teacher as one of the trained networks."""
+        """The training of the teacher."""
         return TrainJob(file=layout.TEACHER, key=self.teacher_key, architecture=None)
 
     def student_job(self, space: StudentSpace, architecture: Architecture) -> TrainJob:
-        """The full training of a student; targets and budgets that chose the same one share it."""
+        """The fine-tuning of a student; targets and budgets that chose the same student share it."""
         settings = (self.config.finetune, self.data.fingerprint, self.config.run.seed)
         start = self.student_key(architecture) if space.keeps_layers else self._cells_key(architecture)
         key = fingerprint(start, *settings, method_version("training.loop", "spaces.cells.students"))
         return TrainJob(file=layout.student(key), key=key, architecture=architecture, space=space.name)
 
     def _cells_key(self, architecture: Architecture) -> str:
-        """Identity of a network of cells before its training, and of what is particular to it."""
+        """Identity of a network of cells before its training, with the settings that only cells have."""
         cells = self.config.search.cells
         assert cells is not None
         own = (cells.drop_path, cells.auxiliary_weight)
@@ -216,7 +210,7 @@ _in_this_process: dict[str, Workspace] = {}
 
 
 def workspace_in_worker(config: Config) -> Workspace:
-    """The workspace of a worker process, kept between tasks while run and teacher stay the same."""
+    """The workspace of a worker process, reused by later tasks of the same run and teacher."""
     fresh = Workspace(config)
     key = fingerprint(config, fresh.storage.tensor_metadata(layout.TEACHER))
     if key not in _in_this_process:
@@ -226,19 +220,19 @@ def workspace_in_worker(config: Config) -> Workspace:
 
 
 def structural_space(config: Config, num_classes: int) -> LayerwiseSpace:
-    """The same space on arbitrary weights, for a node that has neither the data nor the teacher's weights."""
+    """``Workspace.space`` with arbitrary weights, for nodes without the data and the teacher's weights."""
     return find_space(config, _structure(config, num_classes)[0])
 
 
 @functools.lru_cache(maxsize=1)
 def structural_students(config: Config, num_classes: int, space: str) -> StudentSpace:
-    """The students' space of that name on such weights, kept in the process."""
+    """``Workspace.students`` with arbitrary weights, kept in the process."""
     layers = structural_space(config, num_classes)
     return layers if space == layers.name else CellStudents(cell_space(config, num_classes), layers)
 
 
 def cell_space(config: Config, num_classes: int, *, of_supernet: bool = False) -> CellSpace:
-    """The space of ``search.cells``; that of the supernet may be narrower and have fewer cells."""
+    """The space of ``search.cells``; the supernet's may be narrower and have fewer cells."""
     cells = config.search.cells
     assert cells is not None
     width, count = cells.width, cells.cells
@@ -263,10 +257,7 @@ def find_space(config: Config, network: nn.Module) -> LayerwiseSpace:
 
 
 def reached_parameters(network: nn.Module, images: Tensor) -> frozenset[str]:
-    """Parameters, under all their names, that a gradient of the answers reaches in evaluation mode.
-
-    Training leaves the others as they are.
-    """
+    """Parameters, under all their names, that affect the outputs in evaluation mode, so can be trained."""
     trial = copy.deepcopy(network).cpu().eval()
     parameters = dict(trial.named_parameters(remove_duplicate=False))
     for parameter in parameters.values():

@@ -113,7 +113,7 @@ def test_what_changed_is_said_and_has_another_key(
         picture(77).save(file)
     after = run(config)
     assert all(a != b for a, b in zip(before, after, strict=True))
-    assert f"changed since the last run: {says}; what depends on it is made again" in capsys.readouterr().out
+    assert f"changed since the last run: {says}; dependent results are recomputed" in capsys.readouterr().out
 
 
 def test_a_comment_changes_nothing(config: Config, tmp_path: Path) -> None:

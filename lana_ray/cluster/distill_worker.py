@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: distils one round of candidates after another."""
+"""A Ray Train worker that distils one round of candidates after another."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SAVING_SHARE = 0.05  # of the time may be spent on saving states
 
 
 def distill_worker(setting: dict[str, Any]) -> None:
-    """Trains rounds from ``setting["board"]`` until none is left; writes every candidate at its round's end.
+    """Trains rounds from ``setting["board"]`` until none is left, and writes candidates when a round ends.
 
-    A candidate whose file is there already, from before a crash, is passed over.
+    Candidates that already have a file, from before a crash, are skipped.
 
     Args:
         setting: ``config``, ``board``, ``group`` (name, and whether its workers have GPUs), ``demands``
-            of the candidates.
+            by candidate.
     """
     workspace, board = Workspace(setting["config"]), setting["board"]
     name, gpus = setting["group"]
@@ -63,15 +63,15 @@ class Ending(NamedTuple):
     """How a candidate's distillation ended."""
 
     error: float
-    """Normalised, at the end; NaN where it diverged."""
+    """Normalised error at the end; NaN if it diverged."""
     stopped: str
-    """Why it ended before its time; empty where it did not."""
+    """Why it ended early; empty if it did not."""
     curve: list[float]
     """Normalised error of every step."""
 
 
 def ending(workspace: Workspace, candidate: CandidateId) -> Ending | None:
-    """Of this very candidate, from the run directory; None where it is not there."""
+    """Reads a candidate's distillation result; None if there is none for the current settings."""
     metadata = workspace.storage.intact_metadata(layout.candidate(candidate))
     if metadata is None or metadata.get(FINGERPRINT_KEY) != workspace.candidate_key(candidate):
         return None
@@ -88,11 +88,11 @@ def distill_round(
 ) -> None:
     """Trains candidates together and writes their weights and curves.
 
-    Each candidate's state is saved about once a minute, so whoever trains it next, in whatever round, repeats
-    no more than that.
+    Each candidate's state is saved about once a minute, so the next worker that trains it, in any round,
+    repeats at most a minute.
 
     Args:
-        on_steps: told how many steps of candidates were done.
+        on_steps: called with the number of candidate steps done.
     """
     settings, teacher = workspace.config.distill, workspace.teacher.to(device)
     limit = settings.memory_gb * GIB
@@ -135,7 +135,7 @@ def distill_round(
 
 
 def _resume(workspace: Workspace, distiller: Distiller, trainees: Mapping[CandidateId, Trainee]) -> int:
-    """Takes up saved states; returns how many steps of candidates they saved."""
+    """Restores saved states; returns the number of candidate steps in them."""
     for candidate, trainee in trainees.items():
         saved = _checkpoint(workspace, candidate).load()
         if saved is not None and saved["key"] == workspace.candidate_key(candidate):
@@ -144,7 +144,7 @@ def _resume(workspace: Workspace, distiller: Distiller, trainees: Mapping[Candid
 
 
 def _save(workspace: Workspace, distiller: Distiller, trainees: Mapping[CandidateId, Trainee]) -> float:
-    """Saves the state of every candidate; returns when the next time is due, by the monotonic clock."""
+    """Saves the state of every candidate; returns the monotonic time of the next save."""
     begin = time.monotonic()
     for candidate, trainee in trainees.items():
         state = {"key": workspace.candidate_key(candidate), **distiller.state_of(trainee)}

@@ -1,4 +1,4 @@
-"""What is to be measured on a target, what its samplers say, and what came of it."""
+"""The measurements to take on a target, the messages of its samplers, and the results."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from lana_ray.costs.work import Work
 
 @dataclass
 class Job:
-    """What is to be measured on one target, and what came of it."""
+    """The measurements to take on one target, and their results."""
 
     target: Target
     placement: Placement
     work: Sequence[Work]
     space: str
-    """Name of the students' space that the work is of."""
+    """Name of the space of students to measure."""
     follow: Callable[[Mapping[str, Sample]], Sequence[Work]] | None = None
-    """Says, once all of ``work`` is done, what is to be measured in the light of it."""
+    """Callback that returns further work after all of ``work`` is done."""
     target_key: str = ""
-    """Known from an earlier job of this run, or set by the first sampler."""
+    """Copied from an earlier job of this run, or set by the first sampler."""
     reused: int = 0
     samples: dict[str, Sample] = field(default_factory=dict)
-    """By the key of the work. Those of structures that were left out are not in the store."""
+    """Samples by key of the work; those of structures that were given up are not in the store."""
     references: dict[str, Sample] = field(default_factory=dict)
-    """``teacher``, and ``floor`` where there is one."""
+    """Samples of ``teacher``, and of ``floor`` if there is one."""
 
     @property
     def done(self) -> int:
-        """Pieces of work that have a sample."""
+        """Number of structures that have a sample."""
         return len(self.samples)
 
     def pending(self) -> list[Work]:
-        """What has no sample yet."""
+        """The work that has no sample yet."""
         return [work for work in self.work if work.key not in self.samples]
 
     def recall(self, store: SampleStore) -> None:
-        """Takes what the store has for this very target."""
+        """Reuses samples in the store that were measured on the same target."""
         wanted = {work.key for work in self.work}
         for sample in store.read(self.target_key):
             if sample.kind == "reference":
@@ -53,14 +53,14 @@ class Job:
                 self.reused += 1
 
     def go_on(self, store: SampleStore) -> bool:
-        """Takes up what follows from the samples, once; whether there is anything left to measure."""
+        """Adds the work that ``follow`` returns, once; returns whether anything is left to measure."""
         if self.follow is not None:
             self.work, self.follow = [*self.work, *self.follow(self.samples)], None
             self.recall(store)
         return bool(self.pending())
 
     def unknown(self, work: Work, why: str) -> Sample:
-        """The sample of a structure that could not be measured, for this run alone."""
+        """The sample of a structure that could not be measured; it is valid for this run alone."""
         nan = float("nan")
         return dataclasses.replace(
             self.references["teacher"],
@@ -85,13 +85,13 @@ class Ready:
 
     target_key: str
     node_id: str
-    """Ray's, of the node that it runs on."""
+    """Ray's id of the sampler's node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """A sampler's message: what it has measured since the last one, and what it goes on with."""
+    """A message of a sampler: its new samples, and the work that it begins."""
 
     samples: tuple[Sample, ...] = ()
     begins: str | None = None
-    """The key of the work that it begins: if its process ends before the next message, it was at this."""
+    """Key of the work that begins; if the process ends before the next message, it was at this."""

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: trains networks one after another, together with the other workers."""
+"""A Ray Train worker that trains networks one after another, data-parallel with the other workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from lana_ray.workspace import Workspace
 
 
 def train_worker(setting: dict[str, Any]) -> None:
-    """Trains the networks of ``setting["jobs"]`` data-parallel over all workers, each as its file tells.
+    """Trains the networks of ``setting["jobs"]`` data-parallel over all workers.
 
-    A network whose file is there already is passed over; one that was interrupted goes on from its last
-    saved state.
+    Networks that already have a file are skipped; interrupted ones resume from their last saved state.
     """
     context = train.get_context()
     rank = Rank(index=context.get_world_rank(), size=context.get_world_size())
@@ -39,7 +38,7 @@ def train_worker(setting: dict[str, Any]) -> None:
 
 
 def is_trained(storage: Storage, job: TrainJob) -> bool:
-    """Whether the run directory holds this very network, undamaged."""
+    """Whether the run directory holds the network of a job, undamaged."""
     metadata = storage.intact_metadata(job.file)
     return metadata is not None and metadata.get(FINGERPRINT_KEY) == job.key
 
@@ -81,7 +80,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
             "validation_accuracy": f"{trained.validation_accuracy:.6f}",
             "curve": json.dumps(trained.curve),
         }
-        # A teacher may have parts of that name.
+        # Only cells: a teacher may have parts of this name.
         left_out = AUXILIARY if isinstance(network, CellNetwork) else ()
         deployed = {k: v for k, v in trained.state.items() if not k.startswith(left_out)}
         storage.write_tensors(job.file, deployed, metadata)
@@ -91,7 +90,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
 
 
 def _cells(workspace: Workspace, architecture: Architecture) -> tuple[CellNetwork, dict[str, Any]]:
-    """A network of cells, and what its training needs beside it: drop-path rises from epoch to epoch."""
+    """A network of cells, and the arguments of its training; drop-path rises from epoch to epoch."""
     cells = workspace.config.search.cells
     assert cells is not None
     weight = cells.auxiliary_weight

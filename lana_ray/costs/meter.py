@@ -1,4 +1,4 @@
-"""What a cost offers: a new one is a module with a ``Meter``, listed in ``METERS``."""
+"""The interface of a cost: a module with a ``Meter``, listed in ``METERS``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Meter:
     """How a cost of a network is read on a target's node."""
 
     name: str
-    """As in ``search.cost``, with the unit at its end."""
+    """Name in ``search.cost`` and ``budgets``, which ends with the unit."""
     unit: str
     axis: str
-    """What plots and tables call it, with its unit."""
+    """Title in plots and tables, with the unit."""
     unavailable: Callable[[Target], str | None]
-    """Why this node cannot read it for a target, on one line; None where it can."""
+    """Returns the reason why this node cannot read the meter for a target, in one line; None if it can."""
     counted: bool = False
-    """Whether it is exact, the same on every target, and adds up over layers, so that it can be budgeted."""
+    """Whether the cost is exact, the same on every target and a sum over layers."""
     read: Callable[[nn.Module, Tensor, Target], float]
-    """One reading, in the unit, of a module that maps one tensor to one tensor, for an input batch
-    [N, ...]. Called where ``unavailable`` says None; leaves the module unchanged."""
+    """Takes one reading, in the unit, of a module that maps a batch [N, ...] to a tensor; leaves the module
+    unchanged. Called only if ``unavailable`` returns None."""

@@ -1,4 +1,4 @@
-"""Meters: what a network costs on a target, all asked for in the same way."""
+"""The registry of meters, which read the costs of networks on targets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from lana_ray.registries import Registry
 __all__ = ["COUNTED", "METERS", "Meter", "metered", "unavailable"]
 
 METERS = Registry("meter", (module.METER for module in (latency, memory, energy, params, macs)))
-"""Every meter, by name."""
+"""All meters by name."""
 COUNTED = tuple(name for name, meter in METERS.items() if meter.counted)
-"""Those that a budget may be of."""
+"""Names of the counted costs, which budgets limit exactly."""
 
 
 def unavailable(target: Target, names: Sequence[str] = tuple(METERS)) -> dict[str, str]:
-    """Which of the meters this node cannot read for ``target``, and why.
-
-    Raises:
-        UserError: for a name that no meter has.
-    """
+    """Reasons why this node cannot read meters, by name; raises UserError for an unknown name."""
     reasons = {name: METERS[name].unavailable(target) for name in names}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -38,17 +34,15 @@ def metered(
     *,
     example: Tensor | None = None,
 ) -> dict[str, float]:
-    """What ``module`` costs on ``target``, on this node, by meter and in the meter's unit.
+    """Costs of ``module`` on ``target``, read on this node, by meter and in the meter's unit.
 
     Args:
         module: left unchanged; metered in evaluation mode.
-        names: of the meters; all of them are checked before the first is read. By default those that this
-            node can read, as ``lana-ray doctor`` lists them.
-        example: the input batch; by default random numbers of shape [batch_size, *input_shape].
+        names: names of meters, by default all that this node can read (see ``lana-ray doctor``).
+        example: the input batch, by default random numbers of shape [batch_size, *input_shape].
 
     Raises:
-        UserError: for a name that no meter has, a meter that is not available on this node, or a network
-            that the target's runtime refuses.
+        UserError: unknown or unavailable meter (checked before any is read), or network refused by runtime.
     """
     if names is None:
         missing = unavailable(target)

@@ -1,4 +1,4 @@
-"""Measures the structures of a space on one target, in the process it is pinned to. No Ray in here."""
+"""Measures the structures of a space on one target, in a pinned process and without Ray."""
 
 from __future__ import annotations
 
@@ -29,24 +29,23 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.space import StudentSpace
 
 _PATIENCE = 4.0
-"""How many times longer the references are timed once, to be the baseline of all drift."""
+"""Factor on the time limit of the references' first measurement, the baseline of all drift."""
 _TRIES = 3
-"""How often that is, at most, until a session settles: all latencies are quoted as of that moment, which must
-not be one when the machine was busy with something else."""
+"""Maximum number of first measurements until one settles. All latencies are corrected to that moment, so the
+machine must not be busy with other work then."""
 _FLOOR_SHARE = 0.8
-"""Of the teacher's latency, below which the floor is a second reference."""
+"""Share of the teacher's latency below which the floor serves as a second reference."""
 _SESSION_PATIENCE = 2.0
-"""How many times longer a session is of what is measured in several."""
+"""Factor on the time limit of structures that are measured in several sessions."""
 
 
 class Sampler:
-    """Builds and times structures on a target, on the CPUs that the process is kept on.
+    """Builds and times structures on a target, on the CPUs that the process is pinned to.
 
     Args:
-        space: built from the teacher's structure; weights do not matter here. Candidates are those of a
-            layer-wise space.
-        target: with ``input_shape`` set.
-        storage: the run directory that the weights of students are read from.
+        space: a space of students on any weights; only a layer-wise space has candidates.
+        target: must have ``input_shape`` set.
+        storage: the run directory with the weights of students.
     """
 
     def __init__(self, space: StudentSpace, target: Target, storage: Storage) -> None:
@@ -61,17 +60,17 @@ class Sampler:
         self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
         self._students: dict[str, nn.Module | bytes] = {}
         self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
-        self._processor = processor(target)  # there is one: the reference has been loaded
+        self._processor = processor(target)  # cannot fail, since the teacher was loaded
 
     def _floor(self) -> Iterator[Session]:
-        """The teacher without the layers that can be left out, if there are any and the rest runs here."""
+        """The teacher without its removable layers, if it has any and the rest runs here."""
         spare = {x.name: nn.Identity() for x in self._space.layers if x.input_shape == x.output_shape}
         if not spare:
             return
         try:
             yield prepare(replace(self._space.network, spare), example_input(self._target), self._target)
         except Unsupported as error:
-            say(f"target {self._target.name}: only the teacher serves as a reference of drift: {error}")
+            say(f"target {self._target.name}: only the teacher measures drift: {error}")
 
     def target_key(self) -> str:
         """Identity of the settings, hardware, code and references of this process's samples."""
@@ -81,16 +80,16 @@ class Sampler:
         return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint, method)
 
     def sample(self, work: Iterable[Work], baselines_ms: Sequence[float]) -> Iterator[Sample]:
-        """Measures each structure against the drift of the references: the teacher, and the floor.
+        """Measures structures, and corrects latencies for the drift of the references (teacher and floor).
 
         Args:
-            baselines_ms: what the references took in an earlier session, the teacher first; without, they are
-                measured first, and their samples come before the others, the teacher's last.
+            baselines_ms: the references' latencies in an earlier session, the teacher's first. If empty, the
+                references are measured first; their samples come before the others, the teacher's last.
 
         Raises:
-            OtherStructure: when this node's space is not the one that the work is of.
-            Exception: whatever keeps this process from measuring. Only what the exporter or the runtime
-                refuses is a sample with an error, as it would be refused again.
+            OtherStructure: this node would build another structure than the ordered one.
+            Exception: this process cannot measure. Only a structure that the exporter or the runtime refuses,
+                as they would again, gives a sample with an error.
         """
         references = [
             Reference(run=session.run, baseline_ms=baseline_ms)  # a floor without a baseline is not used
@@ -104,18 +103,18 @@ class Sampler:
             yield self._sample(item, references)
 
     def _baselines(self) -> Iterator[tuple[str, Measurement, Reference]]:
-        """The floor's, where it is far enough from the teacher to tell anything, and the teacher's."""
+        """The references' first measurements: the floor's, if it is clearly faster, then the teacher's."""
         teacher, *floors = self._sessions
         measured = self._quickest(teacher)
         reference = Reference(run=teacher.run, baseline_ms=measured.median_ms)
         for floor in floors:
-            found = self._time(floor, [reference], _PATIENCE)
-            if found.median_ms < _FLOOR_SHARE * measured.median_ms:
-                yield "floor", found, Reference(run=floor.run, baseline_ms=found.median_ms)
+            timed = self._time(floor, [reference], _PATIENCE)
+            if timed.median_ms < _FLOOR_SHARE * measured.median_ms:
+                yield "floor", timed, Reference(run=floor.run, baseline_ms=timed.median_ms)
         yield "teacher", measured, reference
 
     def _quickest(self, session: Session) -> Measurement:
-        """Of the tries it takes until one settles."""
+        """The quickest of up to ``_TRIES`` measurements, which end when one settles."""
         tries: list[Measurement] = []
         while len(tries) < _TRIES and not (tries and tries[-1].settled):
             tries.append(self._time(session, (), _PATIENCE))
@@ -131,7 +130,7 @@ class Sampler:
         return self._record(item.kind, item.key, item.what, measured, None)
 
     def _program(self, item: Work) -> nn.Module | bytes:
-        """The structure as the target deploys it."""
+        """The program that the target would run for a structure."""
         if item.layer is None:
             architecture = self._architecture(item)
             if item.weights is not None:
@@ -144,21 +143,21 @@ class Sampler:
         return self._programs.candidate(layer, self._choice(item, layer))
 
     def _layer(self, item: Work) -> int:
-        """The position of a candidate's layer."""
+        """Index of a candidate's layer."""
         assert item.layer is not None
         if item.layer not in self._layers:
             self._check(item, None)
         return self._layers[item.layer]
 
     def _choice(self, item: Work, layer: int) -> int:
-        """The candidate of that name at a layer."""
-        found = {op: (choice, structure) for choice, (op, structure) in enumerate(self._programs.ops(layer))}
-        choice, structure = found.get(str(item.op), (0, None))
+        """Index of a candidate at its layer."""
+        ops = {op: (choice, structure) for choice, (op, structure) in enumerate(self._programs.ops(layer))}
+        choice, structure = ops.get(str(item.op), (0, None))
         self._check(item, structure)
         return choice
 
     def _architecture(self, item: Work) -> Architecture:
-        """The network of that description."""
+        """The architecture of a network."""
         try:
             architecture = self._space.parse(item.what)
         except ValueError:
@@ -169,7 +168,7 @@ class Sampler:
         return architecture
 
     def _check(self, item: Work, own: str | None) -> None:
-        """Raises OtherStructure unless ``own``, what this process would build, is what it was asked for."""
+        """Raises OtherStructure unless ``own``, which this process would build, is the ordered structure."""
         if own != (item.network or item.structure):
             raise OtherStructure(
                 "changed",
@@ -178,7 +177,7 @@ class Sampler:
             )
 
     def _student(self, item: Work, architecture: Architecture) -> nn.Module | bytes:
-        """Exported once for all its sessions."""
+        """The program of a student, exported once for all sessions."""
         if item.structure not in self._students:
             assert item.weights is not None
             network = self._space.build(architecture)
@@ -187,7 +186,7 @@ class Sampler:
         return self._students[item.structure]
 
     def _example(self, item: Work) -> Tensor:
-        """An input of the structure."""
+        """An example input of a structure."""
         if item.layer is None:
             return example_input(self._target)
         return layer_input(self._space, self._layer(item), self._target)

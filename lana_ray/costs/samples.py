@@ -1,4 +1,4 @@
-"""Samples on disk: append-only Parquet files, keyed by what was measured, on what, and how."""
+"""Samples on disk: append-only Parquet files, keyed by structure, target and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import schema_of
 
 SCHEMA_VERSION = 4
-"""Changes whenever a column does, or what the numbers mean."""
+"""Changes whenever columns or their meaning change."""
 _VERSION_KEY = b"lana_ray.samples"
 
 
@@ -27,17 +27,17 @@ class Sample(Measurement):
 
     target: str
     target_key: str
-    """Identity of the target's settings, hardware and runtime version and of the teacher's structure: samples
-    mix only where it is equal."""
+    """Identity of the target's settings, hardware and runtime version and of the teacher's structure; only
+    samples with equal keys are comparable."""
     kind: str
-    """``reference`` (``teacher`` and ``floor``, the measure of drift), ``empty``, ``candidate``, ``network``
+    """``reference`` (``teacher`` and ``floor``, which measure drift), ``empty``, ``candidate``, ``network``
     or ``student`` (a network with its final weights)."""
     key: str
-    """Identity of the measured structure, whatever its weights, and of the session."""
+    """Identity of the measured structure, without its weights, and of the session."""
     what: str
-    """The same for people: the operation and its layer, or the operations of a network."""
+    """A readable description: the operation and its layer, or the operations of a network."""
     error: str | None
-    """Why the exporter or the runtime refuses it; the numbers are NaN then."""
+    """Why the exporter or the runtime refuses the structure; the numbers are NaN then."""
     node: str
     processor: str
     runtime: str
@@ -51,15 +51,15 @@ _SCHEMA = schema_of(Sample).with_metadata({_VERSION_KEY: str(SCHEMA_VERSION).enc
 
 
 class SampleStore:
-    """The samples of a run directory. Several drivers may append at once: each block is a file of its own."""
+    """The samples of a run directory; every block is a new file, so several drivers may append at once."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self.damaged: list[str] = []
-        """What the last ``read`` left out: files truncated or of another version, impossible samples."""
+        """One line for everything that the last ``read`` left out, such as damaged files."""
 
     def append(self, samples: Iterable[Sample]) -> None:
-        """Writes one block as one file, whole or not at all."""
+        """Writes one block as one file, atomically."""
         rows = [dataclasses.asdict(sample) for sample in samples]
         if rows:
             table = pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -67,7 +67,7 @@ class SampleStore:
             self._storage.write_table(name, table, fingerprint(SCHEMA_VERSION))
 
     def read(self, target_key: str | None = None) -> list[Sample]:
-        """All samples, oldest first; those of one target where ``target_key`` is given."""
+        """All samples, or those of one target; oldest first."""
         self.damaged = []
         samples = []
         for name in self._storage.list(layout.SAMPLES, ".parquet"):

@@ -1,4 +1,4 @@
-"""What a sampler is asked to measure, by name: it builds each structure itself, on its own node."""
+"""Orders for samplers, by name: a sampler builds each structure itself, on its own node."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """One structure to measure: a candidate of a layer, or a whole network."""
+    """A structure to measure: a candidate of a layer, or a network."""
 
     kind: str
     structure: str
-    """Its identity, whatever its weights; a student's is that of its weights."""
+    """Identity of the structure without its weights; of a student with them."""
     what: str
-    """For people; of a network, what the space's ``parse`` reads."""
+    """A readable description; for a network, text that the space's ``parse`` reads."""
     layer: str | None = None
-    """The name of a candidate's layer; None for a network."""
+    """Name of a candidate's layer; None for a network."""
     op: str | None = None
-    """The name of the candidate there; None for an empty program of the layer's shape."""
+    """Name of the candidate; None for an empty program of the layer's input shape."""
     network: str | None = None
-    """Identity of the structure of a student."""
+    """Identity of a student's structure without its weights."""
     weights: str | None = None
-    """File of the run directory with the network's weights, where it is a finished student."""
+    """File in the run directory with a finished student's weights."""
     session: int | None = None
-    """Which one this is, where a structure is judged by a budget and measured in several."""
+    """Number of the session, for students that are measured in several."""
 
     @property
     def key(self) -> str:
@@ -43,12 +43,12 @@ class Work:
 
 
 def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
-    """Every structure in every session, in turn, so that the sessions of one lie apart in time."""
+    """Every structure in every session, ordered so that the sessions of a structure lie apart in time."""
     return [dataclasses.replace(item, session=session) for session in sessions for item in work]
 
 
 def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
-    """One candidate alone; equal structures at different layers have the same key."""
+    """A candidate measured alone; equal structures at different layers share a key."""
     name, op = space.layers[layer].name, space.ops[layer][choice].name
     return Work(
         kind="candidate",
@@ -60,7 +60,7 @@ def candidate_work(space: LayerwiseSpace, layer: int, choice: int) -> Work:
 
 
 def network_work(space: StudentSpace, architecture: Architecture) -> Work:
-    """A whole network, whatever its weights."""
+    """A network, independent of its weights."""
     return Work(
         kind="network",
         structure=space.network_structure(architecture),
@@ -69,11 +69,11 @@ def network_work(space: StudentSpace, architecture: Architecture) -> Work:
 
 
 def student_work(space: StudentSpace, architecture: Architecture, weights: str, identity: str) -> Work:
-    """A finished student with its own weights.
+    """A finished student with its final weights.
 
     Args:
-        weights: file of the run directory.
-        identity: the fingerprint of the weights.
+        weights: file in the run directory.
+        identity: fingerprint of the weights.
     """
     return Work(
         kind="student",
@@ -85,15 +85,15 @@ def student_work(space: StudentSpace, architecture: Architecture, weights: str, 
 
 
 def empty_work(space: LayerwiseSpace, layer: int) -> Work:
-    """A graph that hands a layer's input on: what a call costs by itself."""
+    """A graph that returns its input, whose latency is the cost of a call."""
     at = space.layers[layer]
     return Work(kind="empty", structure=empty_structure(at), what=f"empty {at.input_shape}", layer=at.name)
 
 
 def empty_structure(layer: Layer) -> str:
-    """Identity of that graph."""
+    """Identity of the graph of ``empty_work``."""
     return fingerprint("empty", layer.input_shape)
 
 
 class OtherStructure(UserError):
-    """A sampler would build something else than it was asked to measure."""
+    """A sampler's node would build another structure than the ordered one."""

@@ -1,1 +1,1 @@
-"""Losses and accuracies of whole networks: computed on the cluster, kept in the run directory."""
+"""Losses and accuracies of networks, computed on the cluster and kept in the run directory."""

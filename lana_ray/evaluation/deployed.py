@@ -1,4 +1,4 @@
-"""Accuracy of what targets deploy: of the runtime's own program, where it may answer unlike the network."""
+"""Accuracy of deployed programs, which may answer differently from the network they were made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session, load, program
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
-from lana_ray.evaluation import networks as whole
+from lana_ray.evaluation import networks as evaluated
 from lana_ray.evaluation.networks import weights_digest
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import progress
@@ -32,30 +32,30 @@ from lana_ray.workspace import Workspace, structural_students
 Pair = tuple[str, TrainJob]
 """A target's name and a trained network."""
 _CHUNK_BYTES = 64 << 20
-"""Of images sent to a target at a time: its nodes need not have the data."""
+"""Bytes of images that are sent to a target at a time, since its nodes need not have the data."""
 _PROGRAMS = 32
-"""Kept loaded in a process of a target: each chunk of images goes through all of them."""
+"""Programs that a target's process keeps loaded, since each chunk of images goes through all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
-    """What a student is worth on a target, with the teacher beside it."""
+class StudentAccuracy:
+    """Accuracies of a student and its teacher on a target."""
 
     accuracy: float
-    """On the test split, like the teacher's."""
+    """Accuracy on the test split, as is the teacher's."""
     validation_accuracy: float
     teacher_accuracy: float
     weights: str
-    """The digest of the weights that were tested."""
+    """The digest of the tested weights."""
 
 
-def tested(
+def student_accuracies(
     workspace: Workspace, sampled: Mapping[str, Sampled], students: Mapping[Pair, bool]
-) -> dict[Pair, Tested]:
-    """Accuracies of students as their targets run them, see ``accuracies``.
+) -> dict[Pair, StudentAccuracy]:
+    """Accuracies of students on their targets, see ``accuracies``.
 
     Args:
-        students: whether each runs on its target; the network of one that does not is evaluated.
+        students: whether each runs on its target; if not, its network is evaluated.
     """
     teacher = workspace.teacher_job
     ran = [pair for pair, runs in students.items() if runs]
@@ -63,13 +63,13 @@ def tested(
     networks = list(dict.fromkeys(job for _, job in students))
 
     def on(split: str, pairs: Sequence[Pair]) -> dict[Pair, float]:
-        plain = whole.accuracies(workspace, networks, split)
+        plain = evaluated.accuracies(workspace, networks, split)
         there = accuracies(workspace, sampled, pairs, split)
         return {(name, job): plain[job] for name, job in students} | there
 
     test, validation = on("test", [*teachers, *ran]), on("validation", ran)
     return {
-        (name, job): Tested(
+        (name, job): StudentAccuracy(
             accuracy=test[name, job],
             validation_accuracy=validation[name, job],
             teacher_accuracy=test[name, teacher],
@@ -82,19 +82,16 @@ def tested(
 def accuracies(
     workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
 ) -> dict[Pair, float]:
-    """Accuracy of trained networks as their targets run them.
+    """Accuracy of trained networks on their targets; raises UserError if a program cannot be run.
 
-    Where a target computes in less than float32, or this machine lacks its runtime or device, its program
-    answers all images on one of its nodes. Elsewhere program and network agree to float32's accuracy, which
-    registration checks, and the network is evaluated.
-
-    Raises:
-        UserError: a program that cannot be run, naming the target.
+    If a target computes in less than float32, or this machine lacks its runtime or device, its program
+    answers all images on one of its nodes. Otherwise the network itself is evaluated: it agrees with the
+    program to float32's accuracy, which registration checks.
     """
-    networks = whole.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
+    networks = evaluated.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
     there = [(name, job) for name, job in pairs if _answers_alone(sampled[name].target)]
-    found = _of_programs(workspace, sampled, there, split)
-    return {pair: found.get(pair, networks[pair[1]]) for pair in pairs}
+    programs = _of_programs(workspace, sampled, there, split)
+    return {pair: programs.get(pair, networks[pair[1]]) for pair in pairs}
 
 
 def _answers_alone(target: Target) -> bool:
@@ -104,7 +101,7 @@ def _answers_alone(target: Target) -> bool:
 def _of_programs(
     workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
 ) -> dict[Pair, float]:
-    """Accuracy of programs, each measured once and kept by the content of the weights."""
+    """Accuracy of programs; each is measured once and kept under the digest of its weights."""
     storage, data = workspace.storage, workspace.data
     files = {
         (name, job): layout.evaluation(
@@ -120,8 +117,8 @@ def _of_programs(
     count = 0
     with progress(f"{split} on targets", data.sizes[split]) as show:
         for images, labels in _chunks(workspace, split) if pending else ():
-            for pair, found in _right(workspace, sampled, pending, images, labels):
-                right[pair] += found
+            for pair, correct in _right(workspace, sampled, pending, images, labels):
+                right[pair] += correct
             count += len(labels)
             show(count)
     for name, job in pending:
@@ -144,19 +141,19 @@ def _right(
     images: Tensor,
     labels: Tensor,
 ) -> Iterator[tuple[Pair, int]]:
-    """How many images each program classifies as they are labelled."""
+    """The number of images that each program classifies correctly."""
     config, classes = workspace.config, workspace.data.num_classes
     sent = shared(images), shared(labels)
     calls = [
         (sampled[name].target, (config, classes, sampled[name].target, job, *sent)) for name, job in pairs
     ]
-    for position, found, error in run_on_targets(_answer, calls, config):
+    for position, correct, error in run_on_targets(_answer, calls, config):
         name, job = pairs[position]
         if error is not None:
             raise UserError(
                 "failed", f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}"
             )
-        yield (name, job), found
+        yield (name, job), correct
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""Losses and accuracies of whole networks, as Ray tasks whose results are kept."""
+"""Losses and accuracies of networks, computed by Ray tasks whose results are kept."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _BATCH_SIZE = 256
 
 
 def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[Architecture, float]:
-    """Mean loss of distilled, not fine-tuned students on the scoring split, with batch statistics.
+    """Mean loss of distilled students on the scoring split before fine-tuning, with batch statistics.
 
-    The paper keeps the student with the lowest one (LANA, arXiv 2107.10624, section 3.3).
+    Selection keeps the student with the lowest loss (LANA, arXiv 2107.10624, section 3.3).
     """
     how = (workspace.config.score.batch_size, method_version("scoring.score"))
     keys = {
@@ -46,22 +46,17 @@ def accuracies_before(
 
 
 def validated(workspace: Workspace, architecture: Architecture) -> tuple[float, float]:
-    """Mean loss on the scoring split and accuracy on the validation split of a distilled student, with batch
-    statistics, in this process."""
+    """A distilled student's loss (score split) and accuracy (validation split) with batch statistics."""
     settings, where = workspace.config.score, device(workspace)
     network = workspace.student(architecture).to(where).eval()
     scoring = workspace.data.batches("score", batch_size=settings.batch_size)
     loss = batch_statistics_loss(network, ((x.to(where), y.to(where)) for x, y in scoring))
     with batch_statistics(network):
-        found = accuracy(network, workspace.data.batches("validation", batch_size=_BATCH_SIZE), where)
-    return loss, found
+        return loss, accuracy(network, workspace.data.batches("validation", batch_size=_BATCH_SIZE), where)
 
 
 def accuracies(workspace: Workspace, jobs: Sequence[TrainJob], split: str = "test") -> dict[TrainJob, float]:
-    """Accuracy of trained networks on a split, the teacher among them, all in the same way.
-
-    They are kept by the content of the weights: a file that was changed since is evaluated anew.
-    """
+    """Accuracy of trained networks on a split, kept under the digest of their weights."""
     how = (workspace.data.fingerprint, method_version("training.loop"))
     keys = {
         job: fingerprint("accuracy", split, weights_digest(workspace, job), job.key, *how) for job in jobs
@@ -70,7 +65,7 @@ def accuracies(workspace: Workspace, jobs: Sequence[TrainJob], split: str = "tes
 
 
 def weights_digest(workspace: Workspace, job: TrainJob) -> str:
-    """The digest in the file of a trained network; whoever reads the weights checks it."""
+    """The recorded digest of a trained network's weights, which is checked when they are read."""
     metadata = workspace.storage.tensor_metadata(job.file)
     assert metadata is not None, "training comes first"
     return metadata[DIGEST_KEY]
@@ -79,20 +74,20 @@ def weights_digest(workspace: Workspace, job: TrainJob) -> str:
 def _kept(
     workspace: Workspace, function: Any, keys: dict[Any, str], title: str, *more: Any
 ) -> dict[Any, float]:
-    """Results by subject, each computed unless the run directory has it.
+    """Results by subject; those that the run directory lacks are computed.
 
     Args:
-        function: task of (workspace, subject, file, *more) that writes the file.
+        function: task ``(workspace, subject, file, *more)`` that writes the file.
     """
     files = {subject: layout.evaluation(key) for subject, key in keys.items()}
-    known = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
-    pending = [subject for subject, value in known.items() if value is None]
-    asked = [(subject, files[subject], *more) for subject in pending]
+    stored = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
+    pending = [subject for subject, value in stored.items() if value is None]
+    calls = [(subject, files[subject], *more) for subject in pending]
     memory = task_bytes(workspace, _BATCH_SIZE) if pending else 0
-    run_tasks(function, asked, workspace.config, title=title, memory=memory)
+    run_tasks(function, calls, workspace.config, title=title, memory=memory)
     return {
         subject: _value(workspace.storage.read_json(files[subject])) if value is None else value
-        for subject, value in known.items()
+        for subject, value in stored.items()
     }
 
 
@@ -121,7 +116,7 @@ def _accuracy(workspace: Workspace, job: TrainJob, file: str, split: str) -> Non
 
 
 def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
-    """The teacher or a fine-tuned student, from its file, in evaluation mode."""
+    """The teacher or a fine-tuned student in evaluation mode, from the run directory."""
     if job.architecture is None:
         return workspace.teacher
     network = workspace.students(job.space).build(job.architecture)

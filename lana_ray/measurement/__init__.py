@@ -1,1 +1,1 @@
-"""Costs of candidates and networks on their targets: asked of the cluster, kept in the run directory."""
+"""Costs of candidates and networks on targets, measured on the cluster and kept in the run directory."""

@@ -1,4 +1,4 @@
-"""Costs that need no clock: counted once, exact, and the same on every target."""
+"""Costs that are counted rather than measured: exact, and the same on every target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lana_ray.workspace import Workspace
 
 
 def exact_costs(workspace: Workspace, cost: str, choices: Choices) -> CostTables:
-    """A counted cost of the teacher and of some candidates; infinite for the others."""
+    """The tables of a counted cost; infinite for candidates outside ``choices``."""
     space, counts = workspace.space, _counts(workspace, cost, choices)
     costs = tuple(np.full(len(ops), np.inf) for ops in space.ops)
     for i, of_layer in enumerate(choices):
@@ -40,7 +40,7 @@ def _count(workspace: Workspace, cost: str, network: nn.Module) -> float:
 
 
 def _counts(workspace: Workspace, cost: str, choices: Choices) -> dict[str, float]:
-    """By structure: what the candidates have, and the teacher's own layers. They are counted once."""
+    """A counted cost of candidates and of the teacher's own layers by structure, each counted once."""
     space, target, file = workspace.space, workspace.targets[0], layout.counts(cost)
     counts = workspace.storage.kept(file, _read) or {}
     wanted = [(i, j) for i, of_layer in enumerate(choices) for j in {0, *of_layer}]

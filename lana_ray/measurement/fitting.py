@@ -1,4 +1,4 @@
-"""Predictors of what whole networks cost on a target, fitted to the networks measured there."""
+"""Predictors of the cost of networks on a target, fitted to the networks measured there."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace
 
 MIN_NETWORKS = 20
-"""Fewest networks that a predictor is fitted to."""
+"""Minimum number of networks to fit a predictor to."""
 _TEST_SHARE = 0.2
 _CURVE_POINTS = 5
 _SMALLEST = 8
 _ROUNDS = 4
-"""In which the networks that the predictor chooses are measured, each with a predictor of all before."""
+"""Rounds of active learning; each fits a new predictor to choose the next networks."""
 _POOL = 20
-"""Random architectures that each of them is chosen from."""
+"""Random architectures per network chosen by active learning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredNetworks:
-    """Networks of a space that were measured on a target, and how to get more of them."""
+    """Networks of a space that were measured on a target, and callbacks to draw more."""
 
     encode: Callable[[Architecture], NDArray[np.float32]]
     networks: Mapping[Architecture, float]
-    """Their costs, in one unit."""
+    """Measured costs, all in the same unit."""
     active: int
-    """Number of further networks to measure, where predictors disagree most."""
+    """Number of further networks to choose by active learning, where predictors disagree most."""
     draw: Callable[[np.random.Generator], Architecture]
     structure: Callable[[Architecture], str]
-    """Identity of an architecture's network: several architectures may have the same one."""
+    """Identity of an architecture's network, which several architectures may share."""
     sample_s: float | None = None
     """Seconds that a sampler spends on each network; None if unknown."""
 
 
 Measure = Callable[[Mapping[str, Sequence[Architecture]], str], Mapping[str, Mapping[Architecture, float]]]
-"""Callback ``(networks by target, title)``: the costs of those that ran, by target."""
+"""Callback ``(networks by target, title)``: returns the costs of the networks that ran, by target."""
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Costs of the networks measured on a target, by what they are used for."""
+    """Costs of the networks measured on a target, split by use."""
 
     test: dict[Architecture, float]
     """A fifth of the networks drawn at random."""
     drawn: dict[Architecture, float]
     """The other networks drawn at random."""
     chosen: dict[Architecture, float]
-    """Networks on which predictors disagreed."""
+    """Networks chosen by active learning."""
 
     @property
     def training(self) -> dict[Architecture, float]:
@@ -74,7 +74,7 @@ def paced(
     sampled: Sampled,
     networks: Iterable[Architecture],
 ) -> float | None:
-    """Seconds that a sampler of the target spent on each of the networks, as their samples tell."""
+    """Seconds that a sampler of the target spent on each network."""
     keys = {network_work(space, architecture).key for architecture in networks}
     return pace(s for s in SampleStore(workspace.storage).read(sampled.target_key) if s.key in keys)
 
@@ -82,18 +82,11 @@ def paced(
 def fit_predictors(
     workspace: Workspace, networks: Mapping[CostId, MeasuredNetworks], space: str, measure: Measure
 ) -> list[Fit]:
-    """Writes a predictor of every cost and target, and a file that says how good it is.
+    """Writes a predictor of every cost and target with its quality; raises UserError if networks are too few.
 
-    A fifth of the architectures is kept for testing; predictors trained on growing parts of the others give
-    the learning curve, whose last point includes the networks chosen where predictors disagreed. The
-    predictor that is written is trained on all networks.
-
-    Args:
-        networks: of one cost, by target.
-        space: the name of their space.
-
-    Raises:
-        UserError: if fewer than ``MIN_NETWORKS`` networks were measured.
+    A fifth of the random architectures is kept for testing. Predictors trained on growing parts of the others
+    give the learning curve, whose last point includes the networks chosen by active learning. The predictor
+    that is written is trained on all networks.
     """
     splits = {of: _split(workspace, of, measured) for of, measured in networks.items()}
     for number in range(_ROUNDS):
@@ -111,7 +104,7 @@ def _split(workspace: Workspace, of: CostId, measured: MeasuredNetworks) -> _Spl
     if len(measured.networks) < MIN_NETWORKS:
         raise UserError(
             "invalid_setting",
-            f"target {of.target!r}: {len(measured.networks)} networks measured, a predictor needs "
+            f"target {of.target!r}: {len(measured.networks)} networks measured, but a predictor needs "
             f"{MIN_NETWORKS}; raise measure.architectures of the target, or search.cells.samples",
         )
     costs = list(measured.networks.items())
@@ -128,38 +121,38 @@ def _measure_chosen(
     measure: Measure,
     number: int,
 ) -> None:
-    """Adds a round of networks about which each target's present predictor is least certain."""
+    """Adds a round of networks about which each target's current predictor is least certain."""
     seed, asked = workspace.config.run.seed, dict[CostId, list[Architecture]]()
     for of, split in splits.items():
-        known = networks[of]
-        count = (known.active * (number + 1)) // _ROUNDS - (known.active * number) // _ROUNDS
+        source = networks[of]
+        count = (source.active * (number + 1)) // _ROUNDS - (source.active * number) // _ROUNDS
         if count:
-            # numpy takes [seed, 0] for seed, whose numbers drew the networks that are known.
+            # In numpy the seed [seed, 0] equals seed, which already drew the measured networks.
             rng = np.random.default_rng([seed, number + 1])
-            drawn = {known.structure(a): a for a in (known.draw(rng) for _ in range(_POOL * count))}
-            taken = {known.structure(a) for a in (*split.training, *split.test)}
+            drawn = {source.structure(a): a for a in (source.draw(rng) for _ in range(_POOL * count))}
+            taken = {source.structure(a) for a in (*split.training, *split.test)}
             pool = [architecture for structure, architecture in drawn.items() if structure not in taken]
             if not pool:
-                continue  # all there are have been measured
-            predictor = _predictor(known, split.training, seed)
-            chosen = predictor.choose(_encodings(known, pool), min(count, len(pool)))
+                continue  # every network in the space has been measured
+            predictor = _predictor(source, split.training, seed)
+            chosen = predictor.choose(_encodings(source, pool), min(count, len(pool)))
             asked[of] = [pool[position] for position in chosen]
     if asked:
         by_target = {str(of.target): architectures for of, architectures in asked.items()}
-        found = measure(by_target, f"fit, round {number + 1} of {_ROUNDS}")
+        costs = measure(by_target, f"fit, round {number + 1} of {_ROUNDS}")
         for of in asked:
-            splits[of].chosen.update(found[str(of.target)])
+            splits[of].chosen.update(costs[str(of.target)])
 
 
 def _fit(workspace: Workspace, of: CostId, space: str, sampled: MeasuredNetworks, split: _Split) -> Fit:
-    known, tests = list(split.training.items()), _encodings(sampled, list(split.test))
+    training, tests = list(split.training.items()), _encodings(sampled, list(split.test))
     file = layout.predictor(space, of)
     seed = workspace.config.run.seed
     drawn, measured = len(split.drawn), np.array(list(split.test.values()))
     sizes = {drawn >> halvings for halvings in range(_CURVE_POINTS)} - set(range(_SMALLEST))
     curve, predicted = [], np.empty(0)
-    for size in sorted(sizes | {len(known)}):
-        predicted = _predictor(sampled, dict(known[:size]), seed).predict(tests)
+    for size in sorted(sizes | {len(training)}):
+        predicted = _predictor(sampled, dict(training[:size]), seed).predict(tests)
         curve.append((size, quality(predicted, measured)))
     workspace.storage.write_bytes(file, _predictor(sampled, split.training | split.test, seed).to_bytes())
     return Fit(

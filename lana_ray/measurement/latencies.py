@@ -1,4 +1,4 @@
-"""Latencies on every target, from samplers on its nodes."""
+"""Latencies on every target, measured by samplers on its nodes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from lana_ray.workspace import Workspace
 
 LATENCY = "latency_ms"
 SESSIONS = range(3)
-"""Sessions in which a student is first judged by a budget; later ones confirm the result."""
+"""Sessions of a student's first measurement against a budget; later sessions confirm the result."""
 _CONFIRMING = 5
-"""Sessions of a confirmation: more than at first, since an error would only be noticed after fine-tuning."""
+"""Sessions of a confirmation; more than at first, since an error would only be noticed after fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """A target that was sampled."""
+    """A sampled target."""
 
     target: Target
     placement: Placement
     target_key: str
     """Identity of its hardware, runtime and settings, and of the teacher's structure."""
     teacher_ms: float
-    """The teacher's latency when this target was first sampled: the baseline of all drift."""
+    """The teacher's latency when this target was first sampled, the baseline of all drift."""
     processor: str
     runtime: str
     """The runtime and its version."""
     space: str = LayerwiseSpace.name
-    """Name of the space of students that was sampled."""
+    """Name of the sampled space of students."""
 
     @property
     def latency(self) -> CostId:
         return CostId(LATENCY, self.target.name)
 
     def job(self, work: Sequence[Work]) -> Job:
-        """Further measurements on the same hardware."""
+        """A job with further measurements on the same hardware."""
         return Job(
             target=self.target,
             placement=self.placement,
@@ -60,22 +60,22 @@ class Sampled:
 
 
 def placements(workspace: Workspace) -> dict[str, Placement]:
-    """Where each target's sampler runs; says so if this machine stands in for a target."""
+    """The placement of each target's sampler; says if this machine stands in for a target."""
     config = workspace.config
-    found = assign_targets(config.targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
-    stand_ins = [name for name, placement in found.items() if placement.stand_in]
+    placed = assign_targets(config.targets, nodes(), wait_s=config.ray.label_wait_s, on_wait=say)
+    stand_ins = [name for name, placement in placed.items() if placement.stand_in]
     if stand_ins:
-        say(f"no node is labelled; this machine stands in for {', '.join(stand_ins)}")
-    return found
+        say(f"no node carries the label; this machine stands in for {', '.join(stand_ins)}")
+    return placed
 
 
 def measure(
     workspace: Workspace, jobs: Sequence[Job], title: str, more: Mapping[str, int] | None = None
 ) -> None:
-    """Runs sampling jobs with progress, and says what was reused, damaged or did not settle.
+    """Runs sampling jobs and says what was reused, was damaged or did not settle.
 
     Args:
-        more: by target, how many structures will follow from what is measured first.
+        more: number of structures by target that a job adds after its first measurements.
     """
     totals = {job.target.name: len(job.work) + (more or {}).get(job.target.name, 0) for job in jobs}
     store = SampleStore(workspace.storage)
@@ -87,7 +87,7 @@ def measure(
         run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
         if not job.work:
-            continue  # only the references were wanted
+            continue  # the job was started for its references alone
         samples = list(job.samples.values())
         failed = [sample for sample in samples if sample.error is not None]
         unsettled = sum(not sample.settled for sample in samples) - len(failed)
@@ -101,28 +101,24 @@ def latencies(
     workspace: Workspace,
     space: StudentSpace,
     sampled: Mapping[str, Sampled],
-    asked: Mapping[str, Sequence[Architecture]],
+    networks: Mapping[str, Sequence[Architecture]],
     title: str,
 ) -> dict[str, dict[Architecture, float]]:
-    """Measures networks on their targets; milliseconds of those that ran, by target.
-
-    Args:
-        asked: by target.
-    """
-    work = {name: {a: network_work(space, a) for a in some} for name, some in asked.items()}
+    """Measures networks on their targets; returns the milliseconds of those that ran, by target."""
+    work = {name: {a: network_work(space, a) for a in some} for name, some in networks.items()}
     jobs = {name: sampled[name].job(list(some.values())) for name, some in work.items()}
     measure(workspace, list(jobs.values()), title)
     return {name: ran(jobs[name], some) for name, some in work.items()}
 
 
 def ran(job: Job, work: Mapping[Architecture, Work]) -> dict[Architecture, float]:
-    """Milliseconds of the networks of a job that ran."""
+    """Milliseconds of those networks of a job that ran."""
     samples = {architecture: job.samples[item.key] for architecture, item in work.items()}
     return {a: sample.median_ms for a, sample in samples.items() if sample.error is None}
 
 
 def measured(sample: Sample, sessions: Sequence[Sample] = ()) -> MeasuredCost:
-    """A sample as a cost."""
+    """Converts a sample to a cost."""
     return MeasuredCost(
         value=sample.median_ms,
         iqr=sample.iqr_ms,
@@ -132,7 +128,7 @@ def measured(sample: Sample, sessions: Sequence[Sample] = ()) -> MeasuredCost:
 
 
 def sessions_of(attempt: int) -> range:
-    """The sessions of a student's measurement: 0 is the first one, later ones confirm it."""
+    """The sessions of a student's measurement; attempt 0 is the first, later ones confirm it."""
     if not attempt:
         return SESSIONS
     start = len(SESSIONS) + (attempt - 1) * _CONFIRMING
@@ -141,31 +137,24 @@ def sessions_of(attempt: int) -> range:
 
 def in_many_sessions(
     workspace: Workspace,
-    asked: Mapping[str, Mapping[Architecture, Work]],
+    networks: Mapping[str, Mapping[Architecture, Work]],
     sampled: Mapping[str, Sampled],
     sessions: range,
     title: str,
 ) -> dict[tuple[str, Architecture], list[Sample]]:
-    """Measures networks that are judged by a budget, in several sessions each.
-
-    Args:
-        asked: by target.
-
-    Returns:
-        By target and architecture: the sample of every session.
-    """
+    """Measures networks against budgets; returns the samples of all sessions by (target, architecture)."""
     jobs = {
-        name: sampled[name].job(in_sessions(list(work.values()), sessions)) for name, work in asked.items()
+        name: sampled[name].job(in_sessions(list(work.values()), sessions)) for name, work in networks.items()
     }
     measure(workspace, list(jobs.values()), title)
     return {
         (name, architecture): [jobs[name].samples[again.key] for again in in_sessions([item], sessions)]
-        for name, work in asked.items()
+        for name, work in networks.items()
         for architecture, item in work.items()
     }
 
 
 def judged(sessions: Sequence[Sample]) -> Sample:
-    """The median session, or one that failed."""
+    """The session with the median latency, or one that failed."""
     failed = next((sample for sample in sessions if sample.error is not None), None)
     return failed or middle(sessions)

@@ -1,4 +1,4 @@
-"""Costs of networks on their targets that a meter reads: each network once, and kept."""
+"""Meter readings of networks on their targets; each network is read once, and the result is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace, structural_students
 
 _WAIT_S = 5.0
-"""For cores, before a reading gives way to others and is asked for again."""
+"""Seconds to wait for cores before a reading is queued again."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,10 @@ class _Refusal:
 
 
 def check_meters(workspace: Workspace, costs: Mapping[str, str]) -> None:
-    """Asks a node of every target whether it can read meters.
+    """Raises UserError if a node of some target cannot read a meter.
 
     Args:
-        costs: name of the meter -> the setting that asks for it.
-
-    Raises:
-        UserError: naming the first target whose node cannot, and the setting.
+        costs: name of the meter -> the setting that requires it.
     """
     targets = [(target, cost) for cost in costs for target in workspace.targets]
     asked = [(target, (target, cost)) for target, cost in targets]
@@ -61,17 +58,11 @@ def readings(
     asked: Mapping[str, Sequence[Architecture]],
     title: str,
 ) -> dict[str, dict[Architecture, float]]:
-    """Reads a meter for networks on their targets; the costs of those that could be read, by target.
+    """Reads a meter for networks on their targets; returns the costs of those that could be read, by target.
 
-    Each reading is written to the run directory at once, by target, meter and structure, and never taken
-    again; so is the reason if the exporter or the runtime refuses a network. A reading that failed otherwise,
-    ``MAX_FAILURES`` times, is not kept.
-
-    Args:
-        asked: by target.
-
-    Raises:
-        UserError: when no node serves a target any more.
+    Readings are kept in the run directory by target, meter and structure, and so is the reason if the
+    exporter or the runtime refuses a network; neither is repeated. A reading that failed ``MAX_FAILURES``
+    times for another reason is not kept. Raises UserError if no node serves a target any more.
     """
     storage = workspace.storage
     keys = {name: sampled[name].target_key for name in asked}
@@ -108,10 +99,10 @@ def _read_missing(
     missing: Mapping[str, tuple[str, Architecture]],
     title: str,
 ) -> dict[str, dict[str, Any]]:
-    """Reads and writes what is missing; by file, the readings that failed and are not written.
+    """Takes and writes missing readings; returns those that failed, which are not written, by file.
 
     Args:
-        missing: by file, the target and the architecture.
+        missing: target and architecture by file.
     """
     config, storage, classes = workspace.config, workspace.storage, workspace.data.num_classes
     calls = [
@@ -140,22 +131,18 @@ def _reading(kept: Any) -> dict[str, Any]:
 
 
 def teacher_cost(workspace: Workspace, cost: str, sampled: Sampled) -> float:
-    """What the teacher costs on a target, in the cost's unit.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
+    """The teacher's cost on a target, in the cost's unit; raises UserError if it cannot be read."""
     if cost == LATENCY:
         return sampled.teacher_ms
     name, space = sampled.target.name, workspace.space
-    found = readings(workspace, space, cost, {name: sampled}, {name: [space.teacher]}, "teacher")[name]
-    if not found:
+    costs = readings(workspace, space, cost, {name: sampled}, {name: [space.teacher]}, "teacher")[name]
+    if not costs:
         raise UserError("failed", f"target {name!r}: {cost} of the teacher could not be read")
-    return found[space.teacher]
+    return costs[space.teacher]
 
 
 def _tell(title: str, of_target: Sequence[Mapping[str, Any]], new: int) -> None:
-    """Says what came of a target's networks, unless all of it is known."""
+    """Says how many of a target's networks were read, unless all were reused."""
     failed = [reading for reading in of_target if reading["error"] is not None]
     if new or failed:
         notes = [f"{new} read", f"{len(of_target) - new} reused"]
@@ -164,18 +151,14 @@ def _tell(title: str, of_target: Sequence[Mapping[str, Any]], new: int) -> None:
 
 
 def _unavailable(target: Target, cost: str) -> str | None:
-    """Why this node cannot read a meter."""
+    """The reason why this node cannot read a meter; None if it can."""
     return unavailable(target, [cost]).get(cost)
 
 
 def _read_all(
     calls: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
 ) -> Iterator[tuple[int, Any, str | None]]:
-    """As ``run_on_targets``; readings that failed, or for which no cores were free, are asked for again.
-
-    Raises:
-        UserError: as ``Waiting.say``.
-    """
+    """Runs calls as ``run_on_targets`` does; repeats those that failed or found no free cores."""
     waits: dict[str, Waiting] = {}
     failures = Counter[int]()
     left = list(range(len(calls)))
@@ -199,7 +182,7 @@ def _read_all(
 def _read(
     config: Config, num_classes: int, space: str, target: Target, cost: str, architecture: Architecture
 ) -> float | Busy | _Refusal:
-    """One reading, on a node of the target and on cores that it leases; who holds them if none are free."""
+    """Takes one reading on leased cores of this node; returns their holder if none are free."""
     own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
     if isinstance(own, Busy):
         return own

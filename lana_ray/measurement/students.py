@@ -1,4 +1,4 @@
-"""Every budgeted cost of whole students, measured together on their targets."""
+"""All budgeted costs of students, measured on their targets."""
 
 from __future__ import annotations
 
@@ -18,29 +18,24 @@ def measure_students(
     workspace: Workspace,
     space: StudentSpace,
     sampled: Mapping[str, Sampled],
-    asked: Mapping[str, Mapping[Architecture, Work]],
+    students: Mapping[str, Mapping[Architecture, Work]],
     sessions: range,
     title: str,
 ) -> dict[CostId, dict[Architecture, MeasuredCost]]:
-    """Latency, in several sessions, and every metered cost that has a budget.
-
-    Args:
-        asked: by target.
-        sessions: of the latency; what a meter reads is read once.
-    """
-    found: dict[CostId, dict[Architecture, MeasuredCost]] = {}
-    samples = in_many_sessions(workspace, asked, sampled, sessions, title)
+    """Measures latency in several sessions, and once every metered cost that has a budget."""
+    costs: dict[CostId, dict[Architecture, MeasuredCost]] = {}
+    samples = in_many_sessions(workspace, students, sampled, sessions, title)
     for (name, architecture), taken in samples.items():
         of = sampled[name].latency
-        found.setdefault(of, {})[architecture] = measured(judged(taken), taken)
+        costs.setdefault(of, {})[architecture] = measured(judged(taken), taken)
     for cost in (cost for cost in workspace.config.budgets.bounds if cost not in COUNTED):
-        architectures = {name: list(work) for name, work in asked.items()}
+        architectures = {name: list(work) for name, work in students.items()}
         read = readings(workspace, space, cost, sampled, architectures, title)
         for name, some in architectures.items():
             values = {a: MeasuredCost(value=read[name][a]) for a in some if a in read[name]}
             failed = {a: _failed(cost) for a in some if a not in read[name]}
-            found[CostId(cost, name)] = values | failed
-    return found
+            costs[CostId(cost, name)] = values | failed
+    return costs
 
 
 def _failed(cost: str) -> MeasuredCost:

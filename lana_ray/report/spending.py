@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lana_ray.run_dir.hours import Invocation, Spent
+from lana_ray.run_dir.hours import Invocation, StageTime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ def spending(invocations: Sequence[Invocation], price: float | None) -> Spending
     )
 
 
-def _sum(parts: Sequence[Spent]) -> Spent:
-    return Spent(
+def _sum(parts: Sequence[StageTime]) -> StageTime:
+    return StageTime(
         seconds=sum(part.seconds for part in parts), node_seconds=sum(part.node_seconds for part in parts)
     )
 
 
-def _row(stage: str, spent: Spent, whole: Spent, last: Spent | None, price: float | None) -> Row:
+def _row(stage: str, spent: StageTime, whole: StageTime, last: StageTime | None, price: float | None) -> Row:
     node_hours = spent.node_seconds / 3600
     return Row(
         stage=stage,

@@ -1,1 +1,1 @@
-"""What a run directory holds and how it is kept whole: files, digests, keys, the lease, states, hours."""
+"""The run directory: its files, digests and keys, the lease that protects it, states for resuming, hours."""

@@ -1,4 +1,4 @@
-"""The right to use a run directory for a configuration: ``run.yaml`` says of what the rest was made."""
+"""Ties a run directory to a configuration: ``run.yaml`` records the settings behind its results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from lana_ray.monitoring.progress import say
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
-_NO_IDENTITY = ("adapt", "root", "download")  # another value of these makes no other teacher or data
+# These settings change neither the teacher nor the data.
+_NO_IDENTITY = ("adapt", "root", "download")
 
 
 def claim(storage: Storage, config: Config) -> None:
-    """Writes ``run.yaml``; refuses a directory whose teacher is another one or was trained on other data."""
-    written = config.to_public_yaml()  # whoever has the directory may read it
+    """Writes ``run.yaml``; refuses a directory that holds another teacher, or one trained on other data."""
+    written = config.to_public_yaml()  # without secrets: anyone with access to the directory can read it
     earlier, now = _earlier(storage), yaml.safe_load(written)
     if earlier is not None:
         if storage.exists(layout.TEACHER):
@@ -26,21 +27,21 @@ def claim(storage: Storage, config: Config) -> None:
             _changes(section, earlier.get(section), now[section]) for section in now if section != "run"
         ]
         for change in filter(None, changed):
-            say(f"changed since the last run: {change}; what depends on it is made again")
+            say(f"changed since the last run: {change}; dependent results are recomputed")
     storage.write_text(layout.SETTINGS, written)
 
 
 def _earlier(storage: Storage) -> dict[str, Any] | None:
-    """The settings of the last run; None if there was none or, which is said, its file is damaged."""
+    """The settings of the last run; None if there was none, or after a message if the file is damaged."""
     if not storage.exists(layout.SETTINGS):
         return None
     try:
-        found = yaml.safe_load(storage.read_text(layout.SETTINGS))
+        settings = yaml.safe_load(storage.read_text(layout.SETTINGS))
     except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("teacher", "data")):
-        return found
-    say(f"{storage.url(layout.SETTINGS)}: damaged; it is made again")
+        settings = None
+    if isinstance(settings, dict) and all(isinstance(settings.get(p), dict) for p in ("teacher", "data")):
+        return settings
+    say(f"{storage.url(layout.SETTINGS)}: damaged; it is rewritten")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Short stable hashes of plain values: what results are kept and found by."""
+"""Short stable hashes of plain values, used as the keys of stored results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A pydantic model, a dataclass or a collection as JSON has it."""
+    """Converts a pydantic model, a dataclass or a collection to what JSON can hold."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else list(value)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Where the hours go: what every invocation spends in each stage, written down while it does.
+"""Records the time that every invocation spends in each stage.
 
-Each invocation has a file of its own, ``hours/<when it began>-<random>.json``, which nobody else writes: a
-run that was killed and resumed is the sum of its files. They are written when a stage begins and ends, by an
-exception too, and every minute in between, so ``kill -9`` loses a minute at most.
+Each invocation writes its own file, ``hours/<start>-<random>.json``; a run that was killed and resumed took
+the sum of its files. A file is written when a stage begins or ends, even by an exception, and every minute in
+between, so ``kill -9`` loses a minute at most.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ _EVERY_S = 60.0
 
 
 @dataclass(kw_only=True)
-class Spent:
-    """On a stage."""
+class StageTime:
+    """Time spent on a stage."""
 
     seconds: float = 0.0
     node_seconds: float = 0.0
-    """The same times the nodes that were there."""
+    """Seconds, multiplied by the number of nodes in the cluster at the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """What one invocation spent, as far as it was written down."""
+    """The recorded time of one invocation."""
 
-    stages: dict[str, Spent]
-    """By name, in the order they began."""
+    stages: dict[str, StageTime]
+    """Time by stage name, in the order in which the stages began."""
     running: str | None
-    """The stage in hand when the file was last written; one that was killed never writes that it ended."""
+    """The stage that was running at the last write; it stays set if the invocation was killed."""
 
 
 class Hours:
-    """Counts what this invocation spends."""
+    """Records the time of this invocation."""
 
     def __init__(
         self, storage: Storage, count_nodes: Callable[[], int | None], every_s: float = _EVERY_S
     ) -> None:
         """
         Args:
-            count_nodes: how many nodes serve the run now, None where that is not known.
-            every_s: seconds between two looks at the nodes, each written down.
+            count_nodes: returns the number of nodes in the cluster, None if unknown.
+            every_s: seconds between two writes; the nodes are counted again each time.
         """
-        self.stages: dict[str, Spent] = {}
+        self.stages: dict[str, StageTime] = {}
         self._storage, self._count_nodes, self._every_s = storage, count_nodes, every_s
         self._file = layout.hours()
-        self._nodes = 1  # the machine of this process, until others are known
+        self._nodes = 1  # this machine, until the cluster is known
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts a stage; those that are begun again add up."""
-        spent = self.stages.setdefault(name, Spent())
+        """Times a stage; a stage that runs several times adds up."""
+        spent = self.stages.setdefault(name, StageTime())
         self._look()
         since = time.monotonic()
         self._write(running=name)
@@ -90,11 +90,11 @@ class Hours:
             self._write(running=None)
 
     def _look(self) -> None:
-        """Once Ray is gone, the nodes last seen are those that count."""
+        # Once Ray has shut down, the last known number of nodes counts.
         self._nodes = self._count_nodes() or self._nodes
 
     def _write(self, *, running: str | None) -> None:
-        """What cannot be written now is written next time: a run does not end over its own account."""
+        # The next write repeats everything, so a failed one must not end the run.
         try:
             self._storage.write_json(self._file, asdict(Invocation(stages=self.stages, running=running)))
         except UserError as error:
@@ -102,12 +102,12 @@ class Hours:
 
 
 def read_hours(storage: Storage) -> list[Invocation]:
-    """Every invocation on this run directory, as they began; damaged files are named and left out."""
+    """Every invocation on this run directory, oldest first; damaged files are reported and left out."""
     files = storage.list(layout.HOURS, ".json")
-    found = [storage.kept(name, _invocation, "its hours are not counted") for name in files]
-    return [invocation for invocation in found if invocation is not None]
+    read = [storage.kept(name, _invocation, "its hours are not counted") for name in files]
+    return [invocation for invocation in read if invocation is not None]
 
 
 def _invocation(kept: Any) -> Invocation:
-    stages = {stage: Spent(**spent) for stage, spent in kept["stages"].items()}
+    stages = {stage: StageTime(**spent) for stage, spent in kept["stages"].items()}
     return Invocation(stages=stages, running=kept["running"])

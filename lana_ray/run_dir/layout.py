@@ -1,4 +1,4 @@
-"""Every file of a run directory by its name, which no other module spells."""
+"""The names of all files in a run directory; no other module spells them out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lana_ray.ids import CandidateId, CostId
 SETTINGS = "run.yaml"
 """The configuration of the last run, without secrets."""
 LEASE = "lease.json"
-"""Which driver uses the directory."""
+"""The driver that is using the directory."""
 IDENTITY = "identity.json"
-"""Versions of what all results depend on: code, weights, answers, images."""
+"""Versions of everything that all results depend on: code, weights, answers, images."""
 TEACHER = "teacher.safetensors"
 ANSWERS = "answers.safetensors"
 """The teacher's outputs for fixed images."""
@@ -24,27 +24,27 @@ TRIALS = "search.parquet"
 SUMMARY = "summary.json"
 """Results of ``lana-ray run``."""
 SEARCH_SUMMARY = "cells.json"
-"""Results of ``lana-ray search``: the students that were trained in full."""
+"""Results of ``lana-ray search``: the fully trained students."""
 REPORT = "report.html"
 SEARCH_PAGE = "search.html"
 
 BEGUN = ".begun"
-"""Ending of the settings of trials that were begun."""
+"""Suffix of the files that hold the settings of started trials."""
 
 SAMPLES = "samples"
 HOURS = "hours"
 CANDIDATE_STATES = "distilling"
 NETWORK_STATES = "training"
-"""Folders; the last two hold training states, for resuming."""
+"""Folders; the last two hold training states for resuming."""
 
 
 def samples(target: str) -> str:
-    """A new block of samples."""
+    """A new file for a block of samples."""
     return f"{SAMPLES}/{target}-{uuid.uuid4().hex[:12]}.parquet"
 
 
 def costs(target: str) -> str:
-    """A target's cost tables; ``{target}`` may stand for its name."""
+    """A target's cost tables; ``target`` may be the placeholder ``{target}``."""
     return f"costs/{target}.parquet"
 
 
@@ -54,7 +54,7 @@ def counts(cost: str) -> str:
 
 
 def readings(target_key: str) -> str:
-    """Folder of what meters read on one target's hardware."""
+    """Folder of the meter readings on one target's hardware."""
     return f"metered/{target_key}"
 
 
@@ -69,7 +69,7 @@ def candidate(candidate: CandidateId) -> str:
 
 
 def candidate_state(candidate: CandidateId) -> str:
-    """State of a candidate in training."""
+    """Training state of a candidate."""
     return f"{CANDIDATE_STATES}/{candidate.layer}--{candidate.op}.safetensors"
 
 
@@ -89,17 +89,17 @@ def evaluation(key: str) -> str:
 
 
 def student(key: str) -> str:
-    """Weights of a student trained as a whole."""
+    """Weights of a fine-tuned student."""
     return f"students/{key}.safetensors"
 
 
 def network_states(space: str) -> str:
-    """Folder of the states of a space's networks in training."""
+    """Folder of the training states of a space's networks."""
     return NETWORK_STATES if space == "layers" else f"{NETWORK_STATES}-{space}"
 
 
 def network_state(space: str, key: str) -> str:
-    """State of a network in training."""
+    """Training state of a network."""
     return f"{network_states(space)}/{key}.safetensors"
 
 
@@ -109,12 +109,12 @@ def predictor(space: str, of: CostId) -> str:
 
 
 def predictor_facts(space: str, of: CostId) -> str:
-    """How good a predictor is."""
+    """Measured quality of a predictor."""
     return f"predictors/{space}/{of.cost}/{of.target}.json"
 
 
 def predictor_plot(space: str, of: CostId, ending: str = "") -> str:
-    """A picture of a predictor."""
+    """Plot of a predictor."""
     return f"predictors/{space}/{of.cost}/{of.target}{ending}.svg"
 
 
@@ -129,35 +129,35 @@ def trial(sweep: str, key: str) -> str:
 
 
 def trial_begun(sweep: str, key: str) -> str:
-    """Settings of a trial that was begun."""
+    """Settings of a started trial."""
     return f"{trials(sweep)}/{key}{BEGUN}"
 
 
 def trial_state(sweep: str, key: str) -> str:
-    """State of a trial's search, to resume it."""
+    """State of a trial's search, for resuming."""
     return f"{trials(sweep)}/{key}.search"
 
 
 def trial_training(state: str) -> str:
-    """State of the training of what a trial found."""
+    """Training state of the network that a trial found."""
     return f"{state}.training"
 
 
 def trial_weights(state: str) -> str:
-    """Weights of what a trial found and trained."""
+    """Weights of the network that a trial found and trained."""
     return f"{state.removesuffix('.search')}.safetensors"
 
 
 def search_plot(target: str, name: str) -> str:
-    """A picture of a target's searches."""
+    """Plot of a target's searches."""
     return f"search/{target}-{name}.svg"
 
 
 def factory(name: str) -> str:
-    """A copy of a file of the teacher's factory."""
+    """Copy of a source file of the teacher's factory."""
     return f"factory/{name}"
 
 
 def hours() -> str:
-    """A new account of what an invocation spends."""
+    """A new file for the hours of an invocation."""
     return f"{HOURS}/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"

@@ -1,4 +1,4 @@
-"""The right to write to a run directory: one driver at a time, on whatever machine."""
+"""A lease on the run directory, so that one driver at a time writes to it, whatever machine it runs on."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
 BEAT_S = 15.0
-"""How often the holder renews its lease."""
+"""Seconds between renewals of the lease."""
 EXPIRES_S = 60.0
-"""Without a renewal for so long, the holder is taken for dead."""
+"""Seconds without a renewal after which the holder counts as dead."""
 _LOOK_S = 1.0
 _SETTLE_S = 0.2
-"""After a lease is written, in which another driver that began at the same moment shows."""
+"""Seconds to wait after writing a lease, to notice a driver that started at the same moment."""
 
 
 @contextmanager
 def held(storage: Storage) -> Iterator[Callable[[], None]]:
-    """Holds the lease of a run directory; yields a check that raises UserError once another driver has it.
+    """Holds the lease; yields a check that raises UserError after another driver has taken it over.
 
-    A holder on this machine that died is found at once, one elsewhere by its missing renewals.
+    The death of a holder on this machine is noticed at once, of one elsewhere by its missing renewals.
 
     Raises:
-        UserError: another driver works in the directory, naming its machine and process.
+        UserError: another driver uses the directory; names its machine and process.
     """
     _await_free(storage)
-    mine = {"id": uuid.uuid4().hex, **_this_process(), "renewed": 0}
-    storage.write_json(layout.LEASE, mine)
+    own = {"id": uuid.uuid4().hex, **_this_process(), "renewed": 0}
+    storage.write_json(layout.LEASE, own)
     time.sleep(_SETTLE_S)
-    if (now := _read(storage) or mine)["id"] != mine["id"]:
+    if (now := _read(storage) or own)["id"] != own["id"]:
         raise UserError("busy", _taken(storage, now))
     lost, ended = threading.Event(), threading.Event()
 
@@ -46,23 +46,23 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
         failed = False
         while not ended.wait(BEAT_S):
             try:
-                if (_read(storage) or mine)["id"] != mine["id"]:
+                if (_read(storage) or own)["id"] != own["id"]:
                     lost.set()
                     return
-                mine["renewed"] += 1
-                storage.write_json(layout.LEASE, mine)
+                own["renewed"] += 1
+                storage.write_json(layout.LEASE, own)
                 failed = False
-            except Exception as error:  # of any storage; another try follows, and the run itself fails on it
+            except Exception as error:  # storages raise anything; the next beat tries again
                 if not failed:
-                    say(f"run.dir {storage.root}: its lease cannot be renewed ({error})")
+                    say(f"run.dir {storage.root}: the lease cannot be renewed ({error})")
                 failed = True
 
     def check() -> None:
         if lost.is_set():
             raise UserError(
                 "busy",
-                f"run.dir {storage.root}: another driver took it over while this one was suspended; "
-                "run this command again once the other has ended",
+                f"run.dir {storage.root}: another driver took over while this one was suspended; wait for it "
+                "to end, then rerun the same command; finished work is kept",
             )
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -77,19 +77,21 @@ def held(storage: Storage) -> Iterator[Callable[[], None]]:
 
 
 def holder(storage: Storage) -> str | None:
-    """The id of the lease that a run directory holds, None if it holds none."""
-    found = _read(storage)
-    return None if found is None else str(found["id"])
+    """The id of the current lease on a run directory; None if there is none."""
+    lease = _read(storage)
+    return None if lease is None else str(lease["id"])
 
 
 def _await_free(storage: Storage) -> None:
-    """Returns once nobody holds the lease; raises UserError as soon as somebody is seen to."""
+    """Returns when the lease is free; raises UserError as soon as its holder proves to be alive."""
     first = _read(storage)
     if first is None or not _may_live(first):
         return
     if _is_here(first):
         raise UserError("busy", _taken(storage, first))
-    say(f"run.dir {storage.root}: waiting up to {EXPIRES_S:g} s to see whether its last driver is alive")
+    say(
+        f"run.dir {storage.root}: waiting up to {EXPIRES_S:g} s to see whether its last driver is still alive"
+    )
     end = time.monotonic() + EXPIRES_S
     while time.monotonic() < end:
         time.sleep(min(_LOOK_S, EXPIRES_S / 10))
@@ -108,16 +110,16 @@ def _taken(storage: Storage, holder: dict[str, Any]) -> str:
 
 
 def _read(storage: Storage) -> dict[str, Any] | None:
-    """The lease; None where there is none, or none that can be read: its writer renews it."""
+    """The lease; None if there is none or it cannot be read, since its holder soon writes it again."""
     try:
-        found = storage.read_json(layout.LEASE)
+        lease = storage.read_json(layout.LEASE)
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"id", *_this_process()} <= found.keys() else None
+    return lease if isinstance(lease, dict) and {"id", *_this_process()} <= lease.keys() else None
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
-    """False only for a process of this very machine that is known to be gone."""
+    """False only if the holder was a process on this machine that has ended."""
     return not _is_here(holder) or _started(holder["pid"]) == holder["started"]
 
 
@@ -131,7 +133,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Where process numbers mean the same: a boot of a machine, and in it a container."""
+    """Identifies what shares process numbers: one boot of one machine, and one container on it."""
     parts = [platform.node()]
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -143,7 +145,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, in the system's own unit; None where there is none."""
+    """The start time of a process on this machine, in the system's unit; None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]

@@ -1,4 +1,4 @@
-"""Which code computes a result: its identity is part of the key of whatever is kept."""
+"""Identity of the code that computes a result, which is part of the result's key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from lana_ray.errors import UserError
 from lana_ray.run_dir.fingerprint import fingerprint
 
 _COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx", "onnxscript": "onnxscript"}
-"""Packages whose version may change a number, by the name that code imports. The runtime that a target runs
-networks with is part of the target's own identity."""
+"""Packages whose version may change a number, by import name. Runtimes are part of a target's identity."""
 _CARRYING = (
     "config",
     "errors",
@@ -26,17 +25,17 @@ _CARRYING = (
     "run_dir.storage",
     "workspace",
 )
-"""Modules that keep, say or hand on what others compute: what they do changes no number."""
+"""Modules that store, print or pass on results of others; their code changes no number."""
 
 _PACKAGE = "__init__.py"
 
 
 @functools.cache
 def method_version(*modules: str) -> str:
-    """Identity of a computation, for the keys of what it makes.
+    """Identity of a computation, part of the keys of its results.
 
-    It covers the code of ``modules`` and of all they import from this package, but for ``_CARRYING``, and the
-    versions of those of ``_COMPUTING`` that this code imports. Comments and docstrings do not count.
+    It covers the code of ``modules`` and of all they import from this package except ``_CARRYING``, and the
+    versions of the ``_COMPUTING`` packages that this code imports. Comments and docstrings do not count.
 
     Args:
         modules: names below ``lana_ray``, such as ``distill.step``.
@@ -45,7 +44,7 @@ def method_version(*modules: str) -> str:
 
 
 def method_files(*modules: str) -> list[Path]:
-    """The files whose code ``method_version`` covers."""
+    """The files that ``method_version`` covers."""
     root = Path(lana_ray.__file__).parent
     starts, carrying = (
         [_python_file(root.joinpath(*name.split("."))) for name in names] for names in (modules, _CARRYING)
@@ -56,7 +55,7 @@ def method_files(*modules: str) -> list[Path]:
 
 @functools.cache
 def installed_code() -> dict[str, str]:
-    """What every node that trains must have alike: this package, and what it computes with."""
+    """Versions of this package and of those it computes with, which must be equal on all nodes that train."""
     root = Path(lana_ray.__file__).parent
     files = {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*.py")}
     packages = ("torch", "timm", "pillow")
@@ -64,21 +63,21 @@ def installed_code() -> dict[str, str]:
 
 
 def check_code(expected: Mapping[str, str]) -> None:
-    """Raises UserError if this node's ``installed_code`` is not the driver's: its results would be others."""
+    """Raises UserError if this node's ``installed_code`` differs from the driver's."""
     other = [name for name, version in installed_code().items() if version != expected[name]]
     if other:
         raise UserError(
             "changed",
             f"node {platform.node()}: {', '.join(other)} differs from the driver's; install the same "
-            "versions on every node, and change none while a run goes on",
+            "versions on every node, and do not change them during a run",
         )
 
 
 def code_version(files: Sequence[Path], root: Path) -> str:
-    """Identity of what Python files compute, as ``method_version`` says.
+    """Identity of what Python files compute, see ``method_version``.
 
     Args:
-        root: their names are relative to it, so that they may lie elsewhere on another machine.
+        root: the folder that file names are relative to, so that it may lie elsewhere on another machine.
     """
     trees = {_relative(file, root): _tree(file) for file in files}
     imported = {name.partition(".")[0] for tree in trees.values() for name, _ in _imports(tree)}
@@ -92,7 +91,7 @@ def source_version(file: Path) -> str:
 
 
 def public_version(package: str) -> str:
-    """The installed version, without the build: nodes with and without a GPU have 2.14.1+cu130 and +cpu."""
+    """The installed version without its build, which differs between nodes: 2.14.1+cu130, 2.14.1+cpu."""
     try:
         return importlib.metadata.version(package).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
@@ -102,22 +101,21 @@ def public_version(package: str) -> str:
 def closure(
     starts: Iterable[Path], folder: Path, *, top: str | None = None, without: Sequence[Path] = ()
 ) -> list[Path]:
-    """Python files and all that they import from one folder, sorted; imports are found without running any.
+    """Python files and everything they import from one folder, sorted; no code is executed.
 
     Args:
-        starts: files.
-        folder: where absolute imports are looked for.
-        top: the only package there that they may be of.
-        without: files that are left out, packages whole, with what only they import.
+        folder: the folder in which absolute imports are resolved.
+        top: if given, absolute imports of other packages are ignored.
+        without: files to leave out, with what only they import; ``__init__.py`` stands for its package.
     """
     left_out = {file.parent if file.name == _PACKAGE else file for file in without}
-    found: set[Path] = set()
+    files: set[Path] = set()
     pending = list(starts)
     while pending:
         file = pending.pop()
-        if file in found:
+        if file in files:
             continue
-        found.add(file)
+        files.add(file)
         for name, level in _imports(_tree(file)):
             if not level and top is not None and name.partition(".")[0] != top:
                 continue
@@ -125,7 +123,7 @@ def closure(
             inner = _python_file(base.joinpath(*filter(None, name.split("."))))
             if inner is not None and left_out.isdisjoint((inner, *inner.parents)):
                 pending.append(inner)
-    return sorted(found)
+    return sorted(files)
 
 
 def _relative(file: Path, root: Path) -> str:
@@ -139,7 +137,7 @@ def _python_file(path: Path) -> Path | None:
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Names that may be modules, and how many dots they follow."""
+    """Names that may be modules, with the number of dots before each."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
@@ -156,7 +154,7 @@ def _tree(file: Path) -> ast.Module:
 
 @functools.cache
 def _parsed(file: Path, *_: int) -> ast.Module:
-    """The code without docstrings; comments are not part of a tree."""
+    """The syntax tree of a file without its docstrings."""
     content = file.read_bytes()
     try:
         tree = ast.parse(content)

@@ -1,4 +1,4 @@
-"""Mutable training state, kept in the run directory and read back without unpickling anything."""
+"""Training state, kept in the run directory and read back without unpickling anything."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _TREE = "tree"
 
 
 def pack(state: Any) -> bytes:
-    """Nested dictionaries, lists, tuples, numbers, texts and tensors as one safetensors file.
+    """Packs nested dictionaries, lists, tuples, numbers, texts and tensors into one safetensors file.
 
-    Tensors come back on the CPU; dictionaries may have texts and whole numbers as keys, as the states of
-    optimisers do.
+    Tensors come back on the CPU. Dictionary keys may be texts or integers, as in the states of optimisers.
 
     Raises:
-        TypeError: something else is in there.
+        TypeError: the state contains a value of another type.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -37,17 +36,13 @@ def pack(state: Any) -> bytes:
             return {type(value).__name__: [tree(item) for item in value]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"{type(value).__name__} is no training state")
+        raise TypeError(f"{type(value).__name__} cannot be part of a training state")
 
     return seal(tensors, {_TREE: json.dumps(tree(state))})
 
 
 def unpack(data: bytes) -> Any:
-    """What ``pack`` was given.
-
-    Raises:
-        ValueError: the bytes are damaged.
-    """
+    """The state that ``pack`` packed; raises ValueError if the bytes are damaged."""
     tensors, metadata = unseal(data)
     if _TREE not in metadata:
         raise ValueError("not a training state")
@@ -69,15 +64,15 @@ def unpack(data: bytes) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where a state is kept, of whatever ``pack`` takes."""
+    """Loads and saves a state that ``pack`` can pack."""
 
     load: Callable[[], Any]
-    """None where none was saved."""
+    """Returns None if no state was saved."""
     save: Callable[[Any], None]
 
 
 def checkpoint_in(storage: Storage, file: str) -> Checkpoint:
-    """One in a file of the run directory; a damaged file is named, and counts as none."""
+    """A checkpoint in a file of the run directory; a damaged file is reported and counts as missing."""
 
     def load() -> Any:
         if not storage.exists(file):
@@ -85,7 +80,7 @@ def checkpoint_in(storage: Storage, file: str) -> Checkpoint:
         try:
             return unpack(storage.read_bytes(file))
         except ValueError as error:
-            say(f"{storage.url(file)}: {error}; what it belongs to starts again")
+            say(f"{storage.url(file)}: {error}; its training starts again")
             return None
 
     return Checkpoint(load=load, save=lambda state: storage.write_bytes(file, pack(state)))

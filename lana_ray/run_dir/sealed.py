@@ -1,6 +1,6 @@
-"""Weights files: safetensors that carry a digest of all they hold, which is checked whenever they are read.
+"""Weights files: safetensors with a digest of their content, which is checked whenever they are read.
 
-safetensors itself has no checksum: a flipped bit is another weight.
+safetensors itself has no checksum, so a flipped bit would go unnoticed.
 """
 
 from __future__ import annotations
@@ -18,28 +18,21 @@ DIGEST_KEY = "lana_ray.digest"
 
 
 def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with its digest in the metadata.
+    """A safetensors file with its digest in the metadata; tied weights are written under each name."""
+    import safetensors.torch  # imports torch, which takes seconds
 
-    Tensors that share memory, as tied weights do, are written under each of their names.
-    """
-    import safetensors.torch  # and with it torch, which takes seconds
-
-    whole: dict[str, Tensor] = {}
+    content: dict[str, Tensor] = {}
     written: set[int] = set()
     for key, value in tensors.items():
         plain = value.detach().cpu().contiguous()
         memory = plain.untyped_storage().data_ptr()
-        whole[key] = plain.clone() if memory in written else plain
+        content[key] = plain.clone() if memory in written else plain
         written.add(memory)
-    return safetensors.torch.save(whole, {**metadata, DIGEST_KEY: _digest(whole, metadata)})
+    return safetensors.torch.save(content, {**metadata, DIGEST_KEY: _digest(content, metadata)})
 
 
 def unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file that ``seal`` made.
-
-    Raises:
-        ValueError: the file is damaged or has no digest.
-    """
+    """The tensors and the metadata of a sealed file; raises ValueError if it is damaged or has no digest."""
     import safetensors.torch
 
     try:
@@ -47,8 +40,8 @@ def unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata: dict[str, str] = header["__metadata__"]
         recorded = metadata[DIGEST_KEY]
-    except Exception as error:  # damaged bytes raise whatever the parser meets first
-        raise ValueError(f"not a whole weights file: {type(error).__name__}: {error}") from None
+    except Exception as error:  # damaged bytes can raise anything
+        raise ValueError(f"not a complete weights file: {type(error).__name__}: {error}") from None
     if recorded != _digest(tensors, {k: v for k, v in metadata.items() if k != DIGEST_KEY}):
         raise ValueError("its content does not match its digest")
     return tensors, metadata

@@ -1,7 +1,7 @@
-"""The run directory: artifacts written atomically, each with the fingerprint of what it was made from.
+"""Storage of a run directory: artifacts are written atomically, each with the fingerprint of its inputs.
 
-Works on a local path and on any fsspec URL. An artifact is reused only where its fingerprint is the one
-expected now, so results of different teachers, data or hardware never mix.
+Works on a local path and on any fsspec URL. An artifact is reused only if its fingerprint is the expected
+one, so results of different teachers, data or hardware never mix.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ T = TypeVar("T")
 FINGERPRINT_KEY = "lana_ray.fingerprint"
 _SHAPE_KEY = b"lana_ray.shape"
 _TEMPORARY = re.compile(r"\.(.+\.|probe-)[0-9a-f]{32}(\.[0-9a-f]{32})?")
-"""Names of what ``Storage`` writes before it gives a file its name."""
-_PROBE = bytes(64 * 1024)  # an empty file finds room on a full disk
+"""Names of temporary files, which are renamed when they are complete."""
+_PROBE = bytes(64 * 1024)  # an empty file would fit on a full disk
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 class Storage:
-    """Files below one root. Writing replaces a file whole or not at all."""
+    """Files below one root. A write replaces the whole file or nothing."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         try:
             self._fs, self._base = fsspec.core.url_to_fs(self.root)
-        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+        except (ValueError, ImportError) as error:  # unknown protocol, or its package is missing
             raise UserError("invalid_setting", f"run.dir {self.root}: {error}") from None
         self.is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else ())
 
     def check_writable(self) -> None:
-        """Raises UserError, naming the directory, where nothing can be written."""
+        """Raises UserError if nothing can be written to the directory."""
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self._write(probe, _PROBE)
             self.remove(probe)
         except OSError as error:
+            problem = error.strerror or error
             raise UserError(
                 "not_writable",
-                f"run.dir {self.root}: cannot be written ({error.strerror or error}); fix this or choose "
-                "another run.dir",
+                f"run.dir {self.root}: cannot be written ({problem}); fix this or choose another run.dir",
             ) from None
 
     def path(self, name: str) -> str:
-        """Raises UserError for a name that leads out of the root: names come from files, too."""
+        """Raises UserError for a name that leads out of the root, since names are also read from files."""
         if ".." in name.split("/"):
             raise UserError("invalid_file", f"{self.url(name)}: leads out of run.dir {self.root}; refused")
         return f"{self._base}/{name}"
@@ -73,7 +73,7 @@ class Storage:
         return bool(self._fs.exists(self.path(name)))
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """Names of the files directly in ``folder``, sorted; none where there is no such folder."""
+        """Names of the files directly in ``folder``, sorted; empty if there is no such folder."""
         self._fs.invalidate_cache()
         if not self._fs.exists(self.path(folder)):
             return []
@@ -84,21 +84,22 @@ class Storage:
         return bytes(self._fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Raises UserError, naming the file, where there is no room for it or nothing may be written."""
+        """Raises UserError if the disk is full or the file may not be written."""
         try:
             self._write(name, data)
         except OSError as error:
+            problem = error.strerror or error
             raise UserError(
                 "not_writable",
-                f"{self.url(name)}: cannot be written ({error.strerror or error}); fix this and rerun "
-                "the same command; finished work is kept",
+                f"{self.url(name)}: cannot be written ({problem}); fix this and rerun the same command; "
+                "finished work is kept",
             ) from error
 
     def _write(self, name: str, data: bytes) -> None:
         final = self.path(name)
         folder, _, base = final.rpartition("/")
         self._fs.makedirs(folder, exist_ok=True)
-        if not self.is_local:  # object stores publish an upload only once it is complete
+        if not self.is_local:  # object stores publish an upload only when it is complete
             self._fs.pipe_file(final, data)
             return
         temporary = f"{folder}/.{base}.{uuid.uuid4().hex}"
@@ -115,9 +116,9 @@ class Storage:
             raise
 
     def temporaries(self) -> Sequence[str]:
-        """Files that a process which was killed while writing left, at any depth."""
-        found = self._fs.find(self._base) if self.is_local else []
-        names = (path.removeprefix(f"{self._base}/") for path in found)
+        """Files left by processes that were killed while writing, at any depth."""
+        paths = self._fs.find(self._base) if self.is_local else []
+        names = (path.removeprefix(f"{self._base}/") for path in paths)
         return sorted(name for name in names if _TEMPORARY.fullmatch(name.rpartition("/")[2]))
 
     def remove(self, name: str) -> None:
@@ -136,11 +137,11 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))
 
-    def kept(self, name: str, read: Callable[[Any], T], then: str = "it is made again") -> T | None:
-        """What ``read`` makes of a JSON file; None if there is none or, which is said, it is damaged.
+    def kept(self, name: str, read: Callable[[Any], T], then: str = "it is recreated") -> T | None:
+        """Applies ``read`` to a JSON file; None if there is none, or after a message if it is damaged.
 
         Args:
-            then: what becomes of a damaged file.
+            then: end of the message, which says what happens next.
         """
         if not self.exists(name):
             return None
@@ -150,7 +151,7 @@ class Storage:
             self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}", then)
             return None
 
-    def _say_damaged(self, name: str, reason: str, then: str = "it is made again") -> None:
+    def _say_damaged(self, name: str, reason: str, then: str = "it is recreated") -> None:
         say(f"{self.url(name)}: damaged ({reason}); {then}")
 
     def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
@@ -161,7 +162,7 @@ class Storage:
         self.write_bytes(name, buffer.getvalue())
 
     def read_table(self, name: str) -> pa.Table:
-        """Raises UserError, naming the file, when it is damaged or not Parquet."""
+        """Raises UserError if the file is damaged or not Parquet."""
         try:
             return self._table(name)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -170,7 +171,7 @@ class Storage:
             ) from None
 
     def _table(self, name: str) -> pa.Table:
-        """Parquet has checksums of its pages; of names, types and metadata the table carries a digest."""
+        # Parquet has checksums of its pages only; our digest covers names, types and metadata.
         table = pq.read_table(io.BytesIO(self.read_bytes(name)), page_checksum_verification=True)
         metadata = table.schema.metadata or {}
         if metadata.get(_SHAPE_KEY) != _shape(table, metadata):
@@ -178,7 +179,7 @@ class Storage:
         return table
 
     def table_fingerprint(self, name: str) -> str | None:
-        """The fingerprint of a table; None if there is no table or, which is said, it is damaged."""
+        """The fingerprint of a table; None if there is none, or after a message if it is damaged."""
         if not self.exists(name):
             return None
         try:
@@ -190,22 +191,20 @@ class Storage:
         return value.decode() if value else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Writes a weights file with its digest (``sealed``)."""
+        """Writes a weights file with its digest, see ``sealed``."""
         self.write_bytes(name, seal(tensors, metadata))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """Raises UserError, naming the file, when its content is not what was written."""
+        """Raises UserError if the content does not match the digest."""
         try:
             return unseal(self.read_bytes(name))[0]
         except ValueError as error:
             raise UserError(
-                "damaged_file",
-                f"{self.url(name)}: damaged ({error}); rerun the same command, which writes it again",
+                "damaged_file", f"{self.url(name)}: damaged ({error}); rerun the same command to recreate it"
             ) from None
 
     def intact_metadata(self, name: str) -> dict[str, str] | None:
-        """Metadata of a weights file that is read whole; None if there is none or, which is said, it is
-        damaged."""
+        """Metadata of a weights file whose digest was checked; None if it is missing or (said) damaged."""
         if not self.exists(name):
             return None
         try:
@@ -215,7 +214,7 @@ class Storage:
             return None
 
     def tensor_metadata(self, name: str) -> dict[str, str] | None:
-        """Metadata of a weights file, whose content is not looked at; None if it cannot be read."""
+        """Metadata of a weights file without checking its content; None if it cannot be read."""
         if not self.exists(name):
             return None
         size = int.from_bytes(self._head(name, 8), "little")
@@ -233,14 +232,14 @@ class Storage:
 
 
 def _shape(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
-    """A digest of a table's columns, size and metadata, but for this digest itself."""
+    """A digest of a table's columns, number of rows and metadata, without this digest itself."""
     columns = [(field.name, field.type.id) for field in table.schema]
     rest = sorted((key.hex(), value.hex()) for key, value in metadata.items() if key != _SHAPE_KEY)
     return fingerprint(columns, table.num_rows, rest).encode()
 
 
 def _sync_folder(folder: str) -> None:
-    """Until then a power cut may take a new name back, though not what was written under it."""
+    # Without this, a power cut may undo the renaming of a file.
     if hasattr(os, "O_DIRECTORY"):
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -250,6 +249,6 @@ def _sync_folder(folder: str) -> None:
 
 
 def concat_tables(tables: Iterable[pa.Table]) -> pa.Table | None:
-    """All rows of ``tables``, None when there are no tables."""
-    whole = list(tables)
-    return pa.concat_tables(whole, promote_options="default") if whole else None
+    """All rows of ``tables``; None if there are no tables."""
+    parts = list(tables)
+    return pa.concat_tables(parts, promote_options="default") if parts else None

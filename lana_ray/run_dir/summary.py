@@ -1,4 +1,4 @@
-"""``summary.json``, the results of a run for programs, and its smaller sibling for searches."""
+"""Machine-readable results: ``summary.json`` of a run, and the smaller file of a search."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TeacherFacts:
     parameters: int
     macs: float
     accuracy: float
-    """On the test split."""
+    """Accuracy on the test split."""
     trained: str | None
-    """Why the teacher was trained on the data first; null if it was not."""
+    """Why the teacher was first trained on the data; null if it was not."""
     fingerprint: str
 
 
@@ -30,9 +30,9 @@ class TeacherFacts:
 class DataFacts:
     classes: tuple[str, ...]
     sizes: dict[str, int]
-    """Images by split."""
+    """Number of images by split."""
     skipped: int
-    """Images that could not be decoded."""
+    """Number of images that could not be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class TargetFacts:
     processor: str
     teacher_ms: float
     error: float
-    """Median relative error of the latency table, each network left out in turn."""
+    """Median relative error of the latency table by leave-one-out cross-validation."""
     error_isolated: float
     networks: int
-    """Number of networks that the table rests on."""
+    """Number of networks that the table was fitted to."""
     stand_in: bool
     """Whether the driver's machine stood in for the target."""
 
@@ -61,24 +61,24 @@ class Result:
     budget_ms: float
     predicted_ms: float | None
     calibration: int | None
-    """Number of the cost table that predicted it."""
+    """Number of the cost table behind ``predicted_ms``."""
     measured_ms: float
     iqr_ms: float
     teacher_ms: float
     speedup: float
     costs: dict[str, float]
-    """Every measured cost with a budget, each in its unit."""
+    """Measured costs that have a budget, each in its unit."""
     params: float
     macs: float
     accuracy: float
-    """On the test split, as the target runs it."""
+    """Test accuracy of the program that the target runs."""
     validation_accuracy: float
     accuracy_before: float | None
-    """On the test split, before fine-tuning."""
+    """Test accuracy before fine-tuning."""
     teacher_accuracy: float
     architecture: str
     model_uri: str | None
-    """Null if it was not registered; ``problem`` says why."""
+    """Null if it was not registered, for the reason in ``problem``."""
     problem: str | None
 
 
@@ -89,18 +89,18 @@ class Summary:
     targets: tuple[TargetFacts, ...]
     results: tuple[Result, ...]
     unmet: tuple[str, ...]
-    """Why budgets have no student."""
+    """One reason for every budget without a student."""
     versions: dict[str, str]
-    """Installed packages."""
+    """Versions of installed packages."""
     seconds: dict[str, float]
-    """Time spent in every stage by the last invocation."""
+    """Time of every stage in the last invocation."""
 
     def write(self, storage: Storage) -> None:
         storage.write_json(layout.SUMMARY, self.as_dict())
 
     @classmethod
     def read(cls, storage: Storage) -> Summary:
-        """Raises UserError without a readable file, naming the command that writes it."""
+        """Raises UserError if the file is missing or damaged; names the command that writes it."""
         return _read(cls, storage, layout.SUMMARY, "lana-ray run CONFIG.yaml")
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSummary:
-    """The students of ``lana-ray search`` that were trained in full."""
+    """The fully trained students of ``lana-ray search``."""
 
     teacher: str
     results: tuple[Result, ...]
@@ -121,7 +121,7 @@ class SearchSummary:
 
     @classmethod
     def read(cls, storage: Storage) -> SearchSummary:
-        """Raises UserError without a readable file, naming the command that writes it."""
+        """Raises UserError if the file is missing or damaged; names the command that writes it."""
         return _read(cls, storage, layout.SEARCH_SUMMARY, "lana-ray search CONFIG.yaml")
 
 
@@ -134,7 +134,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 def _read(kind: type[T], storage: Storage, file: str, command: str) -> T:
     if not storage.exists(file):
-        raise UserError("not_run_yet", f"{storage.url(file)}: not there yet; `{command}` makes it")
+        raise UserError("not_run_yet", f"{storage.url(file)}: missing; run `{command}` first")
     try:
         return TypeAdapter(kind).validate_json(storage.read_bytes(file))
     except ValidationError as error:
@@ -142,6 +142,6 @@ def _read(kind: type[T], storage: Storage, file: str, command: str) -> T:
         where = ".".join(map(str, problem["loc"])) or "JSON"
         raise UserError(
             "damaged_file",
-            f"{storage.url(file)}: damaged or of another version ({where}: {problem['msg']}); `{command}` "
-            "makes it anew",
+            f"{storage.url(file)}: damaged or written by another version ({where}: {problem['msg']}); "
+            f"rerun `{command}` to recreate it",
         ) from None

@@ -1,4 +1,4 @@
-"""The tables of a run directory: what a row holds, and how it is written and read."""
+"""The tables of a run directory: their rows, and how they are written and read."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ _COLUMNS: dict[Any, pa.DataType] = {
 
 
 def schema_of(record: type[Any]) -> pa.Schema:
-    """The columns of a dataclass, in the order of its fields; ``X | None`` is a column of X that takes nulls.
-
-    Raises:
-        TypeError: for a field of a type that no column has, naming both.
-    """
+    """The columns of a dataclass; raises TypeError for other field types. ``X | None`` is X with nulls."""
     types = get_type_hints(record)
     fields = []
     for name in (field.name for field in dataclasses.fields(record)):
@@ -46,14 +42,14 @@ def schema_of(record: type[Any]) -> pa.Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
-    """What a row about one candidate begins with."""
+    """The first columns of a row about one candidate."""
 
     layer: int
     """Index of the layer."""
     name: str
     """Name of the layer."""
     choice: int
-    """Index of the candidate there."""
+    """Index of the candidate at that layer."""
     op: str
 
     @property
@@ -63,29 +59,29 @@ class CandidateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow(CandidateRow):
-    """A candidate in one of a target's cost tables. All values are in the unit of ``cost``.
+    """A candidate in one of a target's cost tables; all values are in the unit of ``cost``.
 
-    A table predicts for a network the sum of its candidates' ``value`` and of ``rest``, which is the same in
-    all rows of the table.
+    A table predicts the cost of a network as the sum of its candidates' ``value`` plus ``rest``, which is the
+    same in all rows of the table.
     """
 
     target: str
     cost: str
     calibration: int
-    """Number of the table: 0 as first sampled, then one more for every calibration."""
+    """Number of the table: 0 for the first one, then one more after every calibration."""
     value: float
-    """In the network; infinite for a candidate that does not run on the target."""
+    """Cost in the network; infinite for a candidate that does not run on the target."""
     rest: float
     table_error: float
-    """Median relative error on measured networks, each left out in turn."""
+    """Median relative error on measured networks by leave-one-out cross-validation."""
     table_error_isolated: float
-    """Median relative error if the costs measured alone are added up."""
+    """Median relative error of the sum of ``isolated`` costs."""
     networks: int
-    """Number of networks that the table rests on."""
+    """Number of networks that the table was fitted to."""
     isolated: float
-    """Measured alone."""
+    """Cost of the candidate measured alone."""
     considered: bool
-    """Whether it goes on to distillation."""
+    """Whether it is distilled."""
     iqr: float | None
     repeats: int | None
     settled: bool | None
@@ -95,63 +91,64 @@ class CostRow(CandidateRow):
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRow(CandidateRow):
-    """How a candidate's distillation went."""
+    """The learning curve of a candidate's distillation."""
 
     stopped: str | None
-    """Why it ended early."""
+    """Why it ended early; null if it did not."""
     error: tuple[float, ...]
-    """Normalised error of every step: ‖t − s‖² / ‖t‖²."""
+    """Normalised error ‖t − s‖² / ‖t‖² of every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerScoreRow(CandidateRow):
-    """The scores of a candidate; null for one that was not scored."""
+    """The scores of a candidate; null if it was not scored."""
 
     loss: float | None = None
     """Change of the loss, in nats."""
     loss_se: float | None = None
     """Standard error of ``loss``."""
     kl: float | None = None
-    """Divergence from the teacher, in nats."""
+    """Kullback-Leibler divergence from the teacher, in nats."""
     kl_se: float | None = None
     distill_error: float | None = None
     """Normalised error at the end of the distillation."""
     left_out: str | None = None
-    """Why it was not scored: ``slow``, ``fails``, or why its distillation ended."""
+    """Why it was not scored: ``slow``, ``fails``, or the reason why its distillation ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow(LayerScoreRow):
-    """The same with the score that ``score.by`` names."""
+    """The scores of a candidate, and the one that selection uses."""
 
     score: float | None
+    """The column named by ``score.by``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyRow:
-    """A random student."""
+    """A random student, which tests how well scores add up."""
 
     architecture: str
     choices: tuple[int, ...]
     score: float
     """Sum of its candidates' scores, in nats."""
     loss: float
-    """Loss of the whole student on the score split, in nats."""
+    """Loss on the score split, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRow:
-    """A student proposed for a budget, once for every limit of the budget."""
+    """A student proposed for a budget; one row for every cost that the budget limits."""
 
     target: str
     budget: str
     cost: str
-    """What the limit is of; the values are in its unit."""
+    """The limited cost; ``limit``, ``predicted``, ``measured`` and ``iqr`` are in its unit."""
     limit: float
-    """The budget itself, without the margin."""
+    """The budget, without the margin."""
     round: int
     calibration: int
-    """Number of the cost table that ``predicted`` is of."""
+    """Number of the cost table behind ``predicted``."""
     rank: int
     architecture: str
     choices: tuple[int, ...]
@@ -162,7 +159,7 @@ class SelectionRow:
     """Null for a student that does not run."""
     iqr: float | None
     loss: float | None
-    """On the score split, in nats; null for a student over a limit."""
+    """Loss on the score split, in nats; null for a student over a limit."""
     chosen: bool
 
 
@@ -178,7 +175,7 @@ class TrialRow:
     choices: tuple[int, ...]
     cost: str
     multiplier: float | None
-    """λ; null for a trial that was given a budget."""
+    """λ; null for a trial with a budget."""
     budget: float | None
     seed: int | None
     collapsed: bool
@@ -190,7 +187,7 @@ class TrialRow:
     measured_ms: float
     iqr_ms: float
     accuracy: float
-    """On the validation split."""
+    """Accuracy on the validation split."""
     loss: float | None
     search_s: float
     begun: float
@@ -202,7 +199,7 @@ R = TypeVar("R", bound="Any")
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """A kind of Parquet file, with a dataclass as its row."""
+    """A kind of Parquet file whose rows are instances of a dataclass."""
 
     record: type[R]
 
@@ -214,35 +211,31 @@ class Table(Generic[R]):
         key: str,
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes a file, whole or not at all.
+        """Writes a file atomically.
 
         Args:
-            key: fingerprint of what the rows were made from.
-            facts: about all rows, kept in the file's metadata.
+            key: fingerprint of the inputs that the rows were made from.
+            facts: facts about all rows, kept in the file's metadata.
         """
         plain = [dataclasses.asdict(row) for row in rows]
         table = pa.Table.from_pylist(plain, schema=schema_of(self.record))
         storage.write_table(file, table.replace_schema_metadata(dict(facts or {})), key)
 
     def read(self, storage: Storage, file: str) -> list[R]:
-        """The rows of a file.
-
-        Raises:
-            UserError: for a file that is damaged, or that another version has written.
-        """
+        """The rows of a file; raises UserError if it is damaged or written by another version."""
         table = storage.read_table(file)
         try:
             rows = table.cast(schema_of(self.record)).to_pylist()
         except (ValueError, pa.ArrowException) as error:
             raise UserError(
                 "damaged_file",
-                f"{storage.url(file)}: written by another version of lana_ray ({one_line(error)}); the "
-                "command that made it, `lana-ray run` or `lana-ray search`, writes it again",
+                f"{storage.url(file)}: written by another version of lana_ray ({one_line(error)}); rerun "
+                "`lana-ray run` or `lana-ray search`, whichever made it",
             ) from None
         return [self.record(**_as_tuples(row)) for row in rows]
 
     def read_if_there(self, storage: Storage, file: str) -> list[R] | None:
-        """The rows of a file; None if there is no such file. Raises as ``read``."""
+        """The rows of a file; None if it does not exist."""
         return self.read(storage, file) if storage.exists(file) else None
 
 
@@ -260,6 +253,6 @@ TRIALS = Table(TrialRow)
 
 
 def layer_scores(storage: Storage, layer: str, key: str) -> list[LayerScoreRow] | None:
-    """The scores of a layer's candidates; None if none were made under this key."""
+    """The scores of a layer's candidates; None if there are none with this key."""
     file = layout.scores(layer)
     return LAYER_SCORES.read(storage, file) if storage.table_fingerprint(file) == key else None

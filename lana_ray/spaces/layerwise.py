@@ -19,14 +19,14 @@ from lana_ray.spaces.space import StudentSpace
 
 
 class LayerwiseSpace(StudentSpace):
-    """Every student that the pool's candidates can make of a teacher.
+    """All students that replace layers of a teacher by candidates of a pool.
 
     Args:
-        network: the teacher, or its structure with any weights where only costs matter; left unchanged.
+        network: the teacher, or its structure with any weights if only costs matter; left unchanged.
         layers: its replaceable layers, in the order they run.
         pool: a preset's name or names of operations.
-        seed: of the candidates' initial weights.
-        code: identity of the code that runs the network, which its modules do not tell.
+        seed: seed of the candidates' initial weights.
+        code: identity of the network's code, which its modules do not reveal.
     """
 
     name = "layers"
@@ -53,7 +53,7 @@ class LayerwiseSpace(StudentSpace):
 
     @property
     def teacher(self) -> Architecture:
-        """The architecture that leaves every layer as it is."""
+        """The architecture that keeps every layer."""
         return (0,) * len(self.layers)
 
     @property
@@ -66,12 +66,12 @@ class LayerwiseSpace(StudentSpace):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Candidates of every layer."""
+        """Number of candidates of every layer."""
         return tuple(len(ops) for ops in self.ops)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the structures in the space, whatever the weights."""
+        """Identity of the teacher's structure and of its layers, without weights."""
         shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
         layers = [[layer.name, *layer.place] for layer in self.layers]
         described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
@@ -82,13 +82,12 @@ class LayerwiseSpace(StudentSpace):
         return activation(self.network)
 
     def structure(self, layer: int, choice: int) -> str:
-        """Identity of a candidate, whatever its weights; layers where it is the same structure share it."""
+        """Identity of a candidate without its weights, shared by layers if its structure is the same."""
         at, op = self.layers[layer], self.ops[layer][choice]
         own = (self.fingerprint, at.name) if op.of_teacher else self._activation.__name__
         return fingerprint("candidate", op.key, *at.place, own)
 
     def network_structure(self, architecture: Architecture) -> str:
-        """Identity of a whole network, whatever its weights."""
         ops = (of_layer[choice] for of_layer, choice in zip(self.ops, architecture, strict=True))
         chosen = {layer.name: op.key for layer, op in zip(self.layers, ops, strict=True)}
         return fingerprint("network", self.fingerprint, chosen)
@@ -99,19 +98,16 @@ class LayerwiseSpace(StudentSpace):
         return tuple(tuple(range(len(ops))) for ops in self.ops)
 
     def random(self, rng: np.random.Generator, among: Choices | None = None) -> Architecture:
-        """Every layer's candidate drawn uniformly, of all or of those given."""
+        """An architecture whose candidates are drawn uniformly, by default from all."""
         return tuple(choices[rng.integers(len(choices))] for choices in among or self.everything)
 
     def balanced(
         self, count: int, rng: np.random.Generator, among: Choices | None = None
     ) -> list[Architecture]:
-        """``count`` random architectures in which each layer uses its candidates equally often.
+        """``count`` random architectures; each layer uses its candidates (of ``among``) equally often.
 
-        A regression on such a design knows every candidate's cost from ``count / candidates`` networks at
-        once, where changing one layer at a time would know each from a single difference.
-
-        Args:
-            among: the candidates to use, all by default.
+        A regression on this design estimates every candidate's cost from ``count / candidates`` networks at
+        once, whereas changing one layer at a time would estimate each from a single difference.
         """
         columns = []
         for choices in among or self.everything:
@@ -120,22 +116,20 @@ class LayerwiseSpace(StudentSpace):
         return [tuple(int(choice) for choice in row) for row in np.stack(columns, axis=1)]
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        """One-hot choice of every layer, concatenated: shape [dimension]."""
         code = np.zeros(self.dimension, dtype=np.float32)
         code[self._offsets[:-1] + np.asarray(architecture)] = 1
         return code
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        """The strongest choice of every layer; the inverse of ``encode`` on one-hot codes."""
         parts = np.split(np.asarray(encoding), self._offsets[1:-1])
         return tuple(int(part.argmax()) for part in parts)
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """The candidate of the highest score at every layer, the first of equals."""
+        """The candidate with the highest score at every layer, the first of equals."""
         return tuple(int(part.argmax()) for part in scores)
 
     def candidate(self, position: int, choice: int) -> nn.Module:
-        """A new module for one layer, freshly initialised, or made of the teacher's own layer."""
+        """A new module for one layer, freshly initialised or made from the teacher's own layer."""
         layer = self.layers[position]
         return build_op(
             self.ops[position][choice],
@@ -159,14 +153,14 @@ class LayerwiseSpace(StudentSpace):
         """The student: the teacher with the chosen candidates in place.
 
         Args:
-            trained: candidates by (layer, choice), copied; those not in it are freshly initialised.
+            trained: candidates by (layer, choice), which are copied; others are freshly initialised.
         """
-        known = trained or {}
+        trained = trained or {}
         return replace(
             self.network,
             {
-                layer.name: copy.deepcopy(known[i, choice])
-                if (i, choice) in known
+                layer.name: copy.deepcopy(trained[i, choice])
+                if (i, choice) in trained
                 else self.candidate(i, choice)
                 for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True))
                 if choice != 0
@@ -175,7 +169,7 @@ class LayerwiseSpace(StudentSpace):
 
     @cached_property
     def ids(self) -> tuple[tuple[CandidateId, ...], ...]:
-        """The candidates of every layer by name, in the order of their indices."""
+        """The ids of every layer's candidates, in order."""
         return tuple(
             tuple(CandidateId(layer.name, op.name) for op in ops)
             for layer, ops in zip(self.layers, self.ops, strict=True)
@@ -186,27 +180,23 @@ class LayerwiseSpace(StudentSpace):
         return {one: (i, j) for i, of_layer in enumerate(self.ids) for j, one in enumerate(of_layer)}
 
     def place(self, candidate: CandidateId) -> tuple[int, int]:
-        """Indices of a candidate's layer and of the candidate there; KeyError if it is not in the pool."""
+        """Indices of a candidate's layer and of the candidate at it; KeyError if it is not in the pool."""
         return self._places[candidate]
 
     def chosen(self, architecture: Architecture) -> tuple[CandidateId, ...]:
-        """The candidate of every layer."""
+        """The ids of an architecture's candidates."""
         return tuple(of_layer[choice] for of_layer, choice in zip(self.ids, architecture, strict=True))
 
     def label(self, architecture: Architecture) -> str:
-        """The candidates as one line of text: ``layer=operation|…``."""
+        """One line of text: ``layer=operation|…``."""
         return write_label(self.chosen(architecture))
 
     def parse(self, label: str) -> Architecture:
-        """The architecture with this label.
-
-        Raises:
-            ValueError: for other layers, or operations that are not among their candidates.
-        """
+        """The architecture with a label; raises ValueError for unknown layers or candidates."""
         candidates = read_label(label)
         layers = [layer.name for layer in self.layers]
         if [candidate.layer for candidate in candidates] != layers:
-            raise ValueError(f"{label!r} is not of the layers {', '.join(layers)}")
+            raise ValueError(f"{label!r} does not name the layers {', '.join(layers)}")
         if unknown := [str(candidate) for candidate in candidates if candidate not in self._places]:
             raise ValueError(f"{', '.join(unknown)}: not in the pool of its layer")
         return tuple(self.place(candidate)[1] for candidate in candidates)
@@ -224,10 +214,8 @@ _ACTIVATIONS: tuple[type[nn.Module], ...] = (
 
 
 def activation(network: nn.Module) -> type[nn.Module]:
-    """The activation a network uses most, ReLU where it has none that is known.
-
-    Known by name: timm's ConvNeXt has a GELU of its own.
-    """
+    """The activation that a network uses most; ReLU if it uses none of ``_ACTIVATIONS``."""
+    # Compares names, because timm's ConvNeXt has its own GELU.
     names = [type(module).__name__.lower() for module in network.modules()]
     counts = {kind: names.count(kind.__name__.lower()) for kind in _ACTIVATIONS}
     best = max(_ACTIVATIONS, key=counts.__getitem__)

@@ -1,4 +1,4 @@
-"""What every search space offers, and what the students of a teacher offer beside it."""
+"""The interfaces of search spaces, and of spaces whose networks may replace a teacher."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lana_ray.networks.layers import Layer
 
 
 class Space(ABC):
-    """Architectures as sequences of choices: drawn, encoded for predictors, and built."""
+    """A set of architectures, which are sequences of choices: drawn, encoded for predictors, and built."""
 
     @property
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
-        """How many options each decision has."""
+        """Number of options of each decision."""
 
     @property
     def size(self) -> int:
-        """How many architectures there are."""
+        """Number of architectures."""
         return math.prod(self.sizes)
 
     @property
@@ -35,7 +35,7 @@ class Space(ABC):
 
     @abstractmethod
     def random(self, rng: np.random.Generator) -> Architecture:
-        """Every decision drawn uniformly, of what may be chosen."""
+        """An architecture whose decisions are drawn uniformly."""
 
     @abstractmethod
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
@@ -51,12 +51,12 @@ class Space(ABC):
 
 
 class StudentSpace(Space):
-    """Networks that may replace a teacher, which is the reference of all that is measured of them."""
+    """Networks that may replace a teacher, the reference of their measurements."""
 
     name: ClassVar[str]
-    """By which a process on another node finds the same space."""
+    """Name by which a process on another node builds the same space."""
     keeps_layers: ClassVar[bool]
-    """Whether students differ from the teacher in its layers alone."""
+    """Whether students differ from the teacher only in their layers."""
 
     @property
     @abstractmethod
@@ -71,24 +71,20 @@ class StudentSpace(Space):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identity of the teacher's structure, whatever its weights."""
+        """Identity of the teacher's structure, without its weights."""
 
     @abstractmethod
     def network_structure(self, architecture: Architecture) -> str:
-        """Identity of a whole network, whatever its weights."""
+        """Identity of a network's structure, without its weights."""
 
     @abstractmethod
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """The architecture that scores of every decision's options stand for, higher is better."""
+        """The architecture of the best options, by scores of each decision's options (higher is better)."""
 
     @abstractmethod
     def label(self, architecture: Architecture) -> str:
-        """One line of text that ``parse`` reads."""
+        """One line of text, which ``parse`` reads."""
 
     @abstractmethod
     def parse(self, label: str) -> Architecture:
-        """The architecture that ``label`` writes so.
-
-        Raises:
-            ValueError: for text that says none.
-        """
+        """The architecture with a label; raises ValueError for other text."""

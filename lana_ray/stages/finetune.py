@@ -9,7 +9,7 @@ from lana_ray.cluster.train_worker import is_trained, train_worker
 from lana_ray.cluster.trainers import run_training, worker_group
 from lana_ray.costs.table import MeasuredCost
 from lana_ray.costs.work import Work, student_work
-from lana_ray.evaluation.deployed import Tested, tested
+from lana_ray.evaluation.deployed import StudentAccuracy, student_accuracies
 from lana_ray.evaluation.networks import accuracies_before
 from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.counts import count_network
@@ -30,7 +30,7 @@ MAX_REPLACED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedStudent:
     """A student trained as a whole, with everything measured of it on one target."""
 
     target: Sampled
@@ -50,7 +50,7 @@ class Finished:
     """Its counted costs: ``params`` and ``macs``."""
     accuracy_before: float | None
     """On the test split, before this training; None for a student that was not distilled."""
-    tested: Tested
+    tested: StudentAccuracy
 
     @property
     def latency(self) -> MeasuredCost:
@@ -74,7 +74,7 @@ class Finished:
 
 def run(
     workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], loop: Loop, world: World
-) -> tuple[list[Finished], Loop]:
+) -> tuple[list[FinishedStudent], Loop]:
     """Writes ``students/*.safetensors``, then tests and measures every student together with the teacher.
 
     A student that its last measurement finds over its budget is replaced by the next best one, or by one that
@@ -109,18 +109,18 @@ def _finished(
     sampled: Mapping[str, Sampled],
     loop: Loop,
     measured: Measurements,
-) -> list[Finished]:
+) -> list[FinishedStudent]:
     chosen = [(c, c.chosen, target) for c in loop.choices if c.chosen is not None for target in c.targets]
     jobs = {a: workspace.student_job(space, a) for _, a, _ in chosen}
     ran = {
         (target, jobs[a]): all(measured[of][a].error is None for of in _of_target(choice, target))
         for choice, a, target in chosen
     }
-    results = tested(workspace, sampled, ran)
+    results = student_accuracies(workspace, sampled, ran)
     before = accuracies_before(workspace, list(jobs)) if isinstance(space, LayerwiseSpace) else {}
     counts = {a: count_network(workspace, space.build(a)) for a in jobs}
     return [
-        Finished(
+        FinishedStudent(
             target=sampled[target],
             budget=choice.name,
             budgets={of: choice.limits[of].budget for of in _of_target(choice, target)},

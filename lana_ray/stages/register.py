@@ -27,7 +27,7 @@ from lana_ray.registry.verification import problem
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, TeacherFacts
 from lana_ray.selection.loop import Loop
-from lana_ray.stages.finetune import Finished
+from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.stages.sample import Sampling
 from lana_ray.tracking import curve_of, run_directory, run_of
 from lana_ray.workspace import Workspace
@@ -44,7 +44,7 @@ def default_budget(config: Config) -> str:
 def run(
     workspace: Workspace,
     teacher: Teacher,
-    finished: Sequence[Finished],
+    finished: Sequence[FinishedStudent],
     evidence: Mapping[str, str],
 ) -> list[Result]:
     """Registers in MLflow the students that keep their budgets.
@@ -61,7 +61,7 @@ def run(
 
 
 def _registered(
-    workspace: Workspace, teacher: Teacher, finished: Sequence[Finished], evidence: Mapping[str, str]
+    workspace: Workspace, teacher: Teacher, finished: Sequence[FinishedStudent], evidence: Mapping[str, str]
 ) -> dict[tuple[str, str], str]:
     """URIs by (target, budget)."""
     sound = [f for f in finished if f.problem is None]
@@ -96,7 +96,7 @@ def _registered(
     return {(f.target.target.name, f.budget): version.model_uri for f, version in pairs}
 
 
-def _result(f: Finished, uri: str | None) -> Result:
+def _result(f: FinishedStudent, uri: str | None) -> Result:
     return Result(
         target=f.target.target.name,
         budget=f.budget,
@@ -182,7 +182,7 @@ def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -
     registry.promote(judged, tracking_uri=uri, default_budget=default_budget(config))
 
 
-def _as_tested(workspace: Workspace, f: Finished) -> nn.Module:
+def _as_tested(workspace: Workspace, f: FinishedStudent) -> nn.Module:
     """The student's network, from the very weights that were tested.
 
     Raises:
@@ -209,7 +209,7 @@ def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
 def _student(
     workspace: Workspace,
     teacher: Teacher,
-    f: Finished,
+    f: FinishedStudent,
     model: registry.Model,
     files: Mapping[str, Path],
 ) -> registry.Student:

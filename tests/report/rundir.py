@@ -12,7 +12,7 @@ from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.ids import Architecture, CandidateId, write_label
 from lana_ray.ops.presets import PRESETS
 from lana_ray.run_dir import layout
-from lana_ray.run_dir.hours import Invocation, Spent
+from lana_ray.run_dir.hours import Invocation, StageTime
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, TeacherFacts
 from lana_ray.run_dir.tables import (
@@ -83,8 +83,8 @@ def trial(
     return replace(row, **others)
 
 
-def _spent(of_stages: list[dict[str, float]]) -> dict[str, Spent]:
-    return {name: Spent(**spent) for name, spent in zip(STAGES, of_stages, strict=False)}
+def _spent(of_stages: list[dict[str, float]]) -> dict[str, StageTime]:
+    return {name: StageTime(**spent) for name, spent in zip(STAGES, of_stages, strict=False)}
 
 
 class _Run:

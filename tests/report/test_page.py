@@ -210,9 +210,7 @@ def test_names_are_shown_as_they_are(run: Storage) -> None:
 
 def test_without_a_summary_the_command_that_makes_it_is_named(run: Storage) -> None:
     run.remove("summary.json")
-    with pytest.raises(
-        UserError, match=r"summary\.json: not there yet; `lana-ray run CONFIG\.yaml` makes it"
-    ):
+    with pytest.raises(UserError, match=r"summary\.json: missing; run `lana-ray run CONFIG\.yaml` first"):
         write_page(run)
     for content in ('{"teacher": ', "{}"):
         run.write_text("summary.json", content)

@@ -60,5 +60,5 @@ def test_other_things_are_refused() -> None:
 
 @pytest.mark.parametrize("cut", [0, 5, 40, -1])
 def test_damaged_bytes_are_noticed(cut: int) -> None:
-    with pytest.raises(ValueError, match="not a whole weights file"):
+    with pytest.raises(ValueError, match="not a complete weights file"):
         unpack(pack({"step": 3, "weight": torch.ones(4)})[:cut])

@@ -13,7 +13,7 @@ from lana_ray.ids import Architecture, CostId
 from lana_ray.selection.choice import Choice, Limit, Proposal, State
 from lana_ray.selection.loop import Loop, Measurements, Proposed, World
 from lana_ray.stages import finetune
-from lana_ray.stages.finetune import Finished
+from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.training.job import TrainJob
 
 ONE, OTHER = (1, 0), (0, 1)
@@ -123,7 +123,7 @@ def test_a_student_that_misses_any_budget_is_not_registered(
     costs: tuple[float, float, str | None], words: str | None
 ) -> None:
     latency_ms, memory_mb, error = costs
-    finished = Finished(
+    finished = FinishedStudent(
         target=cast(Any, SimpleNamespace(latency=EDGE)),
         budget="1ms",
         budgets={EDGE: 1.0, MEMORY: 2.5},
