@@ -1,9 +1,6 @@
-"""What a run came to, for people: tables for the terminal and self-contained pages.
+"""Results for people: tables for the terminal and self-contained pages, made from the run directory alone."""
 
-Everything is read from the run directory, so that a report can be made again at any time.
-"""
-
-from lana_ray.report import backend  # noqa: F401  before what uses matplotlib
+from lana_ray.report import backend  # noqa: F401  must precede all uses of matplotlib
 from lana_ray.report.page import write_page
 from lana_ray.report.plots import sampling_notes, write_fit_plots
 from lana_ray.report.search_page import has_searches, write_search_page

@@ -1,4 +1,4 @@
-"""A run directory as the report reads it, and the small questions it asks of it."""
+"""The run directory as the report reads it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _FRONT_POINTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTable:
-    """The last cost table of a cost on a target, with the names of its candidates."""
+    """The last table of a cost on a target, with the ids of its candidates."""
 
     ids: tuple[tuple[CandidateId, ...], ...]
-    """Per layer."""
+    """The ids of every layer's candidates."""
     table: CostTable
     errors: tuple[str, ...]
-    """``layer=operation: reason`` of the candidates that do not run on the target."""
+    """``layer=operation: reason`` for every candidate that does not run on the target."""
 
     @property
     def layers(self) -> list[str]:
@@ -55,21 +55,21 @@ class MeasuredStudent:
     choices: Architecture
     score: float
     predicted: float
-    """When it was first proposed."""
+    """Prediction when the student was first proposed."""
     measured: float
     loss: float | None
-    """Null for one that kept no budget."""
+    """Loss on the score split, in nats; None for a student that kept no budget."""
     chosen: bool
-    """For any budget."""
+    """Whether it was chosen for any budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """A run directory as far as it got; a table that is not there yet is None."""
+    """The contents of a run directory; tables that do not exist yet are None."""
 
     summary: Summary
     tables: dict[CostId, LabelledTable]
-    """Of the targets that were sampled."""
+    """The last cost tables of the sampled targets."""
     scores: list[ScoreRow] | None
     curves: list[CurveRow] | None
     proxy: list[ProxyRow] | None
@@ -77,16 +77,11 @@ class RunFiles:
     trials: list[TrialRow] | None
     samples: list[Sample]
     damaged: list[str]
-    """Why files of samples were left out."""
+    """The reasons why samples were left out."""
 
     @classmethod
     def read(cls, storage: Storage) -> RunFiles:
-        """Reads everything but weights.
-
-        Raises:
-            UserError: without a readable ``summary.json``, naming the command that makes it, or for a
-                damaged Parquet file.
-        """
+        """Reads everything but weights; raises UserError if ``summary.json`` is missing or a file damaged."""
         summary, store = Summary.read(storage), SampleStore(storage)
         tables: dict[CostId, LabelledTable] = {}
         for target in summary.targets:
@@ -104,14 +99,14 @@ class RunFiles:
         )
 
     def latency_of(self, target: str) -> LabelledTable | None:
-        """The target's last latency table; None before it was sampled."""
+        """The target's last latency table; None before sampling."""
         return self.tables.get(CostId(LATENCY, target))
 
     def results_of(self, target: str) -> list[Result]:
         return [row for row in self.summary.results if row.target == target]
 
     def measured_of(self, target: str) -> list[MeasuredStudent]:
-        """The target's students measured during selection, each architecture once."""
+        """The target's students that were measured during selection, each architecture once."""
         students: dict[Architecture, list[SelectionRow]] = {}
         for row in self.selections or []:
             if (row.target, row.cost) == (target, LATENCY) and math.isfinite(row.measured or math.nan):
@@ -129,7 +124,7 @@ class RunFiles:
         ]
 
     def samples_of(self, target: TargetFacts) -> list[Sample]:
-        """The latest sample of every structure on the hardware that the summary names."""
+        """The latest sample of every structure on the hardware named in the summary."""
         latest = {
             (sample.kind == "reference", sample.key): sample
             for sample in self.samples
@@ -138,15 +133,15 @@ class RunFiles:
         return list(latest.values())
 
     def front_of(self, target: str) -> list[tuple[float, float]]:
-        """Every exact trade-off of the target's latency table: (predicted ms, summed score), cheapest first.
+        """The exact Pareto front of the target's latency table: (predicted ms, summed score), cheapest first.
 
-        Empty if costs or scores are missing, or if a layer has no candidate with both.
+        It is empty if costs or scores are missing, or if a layer has no candidate with both.
         """
         labelled = self.latency_of(target)
         if labelled is None or self.scores is None:
             return []
-        known = {row.candidate: row.score for row in self.scores}
-        scores = [np.array([_finite(known.get(one)) for one in of_layer]) for of_layer in labelled.ids]
+        score_of = {row.candidate: row.score for row in self.scores}
+        scores = [np.array([_finite(score_of.get(one)) for one in of_layer]) for of_layer in labelled.ids]
         costs = labelled.table.costs
         if any(not np.isfinite(s + c).any() for s, c in zip(scores, costs, strict=True)):
             return []

@@ -1,7 +1,7 @@
-"""Loads matplotlib whatever ``MPLBACKEND`` says: pictures are made without a backend.
+"""Imports matplotlib regardless of ``MPLBACKEND``, since our pictures need no backend.
 
-A notebook names its own there, which the commands it starts inherit, in another Python too; matplotlib cannot
-be imported if that lacks it.
+A notebook sets it to its own backend. Commands that it starts inherit the variable, and matplotlib cannot be
+imported if their Python lacks that backend.
 """
 
 import os
@@ -12,7 +12,7 @@ try:
 except ValueError:
     named = os.environ.pop("MPLBACKEND")
     for part in [name for name in sys.modules if name.startswith("matplotlib.")]:
-        del sys.modules[part]  # left by attempts to import it
+        del sys.modules[part]  # left by the failed import
     import matplotlib
 
     os.environ["MPLBACKEND"] = named

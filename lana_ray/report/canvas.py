@@ -1,4 +1,4 @@
-"""How every picture looks: one style, colours that colour-blind readers can tell apart, SVG as text."""
+"""The style of all pictures: colours that colour-blind readers can tell apart, and SVG as text."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from matplotlib.ticker import AutoLocator, LogFormatterMathtext
 
 P = ParamSpec("P")
 
-WIDTH, HEIGHT = 4.6, 3.5  # inches, of a plot that stands beside another; small, to be read on a phone
+WIDTH, HEIGHT = 4.6, 3.5  # inches, of plots in a grid; small enough for a phone
 BLUE, VERMILION, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#8a8a8a", "#1a1a1a"  # Okabe and Ito
 FILLS = ("#77aadd", "#ee8866", "#bbcc33", "#44bb99", "#99ddff", "#eedd88", "#aaaa00", "#ffaabb")
-"""Paul Tol's light scheme, made for black text on cells, those first that stay farthest from one another and
-from grey without green cones; more families than colours repeat them."""
+"""Paul Tol's light scheme, made for black text on cells, ordered by how well the colours differ from each
+other and from grey for readers without green cones. They repeat if there are more families."""
 KEPT, REMOVED, ABSENT = "#dddddd", "#ffffff", "#f4f4f4"
-"""Cells of the teacher's own layer, of the identity, and of what does not exist."""
-_TICKS = 6  # at most so many steps on an axis across, or long numbers touch
-_LETTERS_PER_INCH, _KEY = 15, 7  # of the legend; a key and its gaps are as wide as so many letters
+"""Fills of the teacher's own layer, of the identity, and of missing candidates."""
+_TICKS = 6  # maximum number of steps on a horizontal axis, so that long numbers do not touch
+_LETTERS_PER_INCH, _KEY = 15, 7  # of a legend; width of a key with its gaps, in letters
 
 _STYLE = {
-    "svg.fonttype": "path",  # looks the same whatever fonts the reader has
+    "svg.fonttype": "path",  # looks the same with any fonts
     "svg.hashsalt": "lana_ray",  # the same run gives the same file
     "text.parse_math": False,  # names may hold dollar signs
     "font.size": 9.0,
@@ -45,23 +45,20 @@ _STYLE = {
 
 
 class _PlainLog(LogFormatterMathtext):
-    """Names the same ticks, without the markup that the pictures do not read."""
+    """Labels the same ticks as its base class, without markup, which is switched off."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def plain_log(axis: Axis) -> None:
-    """Plain numbers for an axis that has been made logarithmic."""
+    """Sets plain numbers as the labels of a logarithmic axis."""
     axis.set_major_formatter(_PlainLog())
     axis.set_minor_formatter(_PlainLog())
 
 
 def picture(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
-    """Turns a function that draws on axes into one that returns the picture as SVG.
-
-    Whatever carries a label is explained below the axes, where it can hide nothing.
-    """
+    """Turns a function that draws on axes into one that returns SVG, with a legend below the axes."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:

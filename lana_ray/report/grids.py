@@ -1,4 +1,4 @@
-"""The maps of a page with what they say: architectures, costs and scores, layer by layer."""
+"""The maps of a page with captions: architectures, costs and scores by layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def architectures_picture(results: Sequence[Result]) -> Picture | None:
 
 
 def costs_picture(of: CostId, labelled: LabelledTable) -> Picture:
-    """A cost table of a target; the layers' own operation first, then the others, the cheapest first."""
+    """A cost table of a target; the layers' own operation first, then the operations that save most."""
     values: dict[str, Any] = {}
     saved: dict[str, list[float]] = {}
     for i, (ids, costs) in enumerate(zip(labelled.ids, labelled.table.costs, strict=True)):
@@ -47,9 +47,9 @@ def costs_picture(of: CostId, labelled: LabelledTable) -> Picture:
     return Picture(
         title="Cost table" if of.cost == LATENCY else f"Cost table of {of.cost}",
         svg=cost_map(labelled.layers, shown, np.stack([values[op] for op in shown]), of),
-        caption=f"{of.cost} of each candidate in place, from all networks measured; the rest of the "
-        f"network adds {of.written(labelled.table.rest)}. Above, the teacher's own layers; below, the "
-        f"operations that save most come first. Empty: no candidate of that kind at that layer.{some}",
+        caption=f"{of.cost} of each candidate in the network, fitted to all measured networks; the rest of "
+        f"it adds {of.written(labelled.table.rest)}. The first row shows the teacher's own layers; the "
+        f"operations that save most follow. Empty: the layer has no such candidate.{some}",
     )
 
 
@@ -68,8 +68,8 @@ def scores_picture(scores: list[ScoreRow]) -> Picture | None:
     return Picture(
         title="Scores",
         svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
-        caption="How much farther from the teacher’s answers the network is, on the score split, when one "
-        "candidate alone replaces its layer: the change of the divergence, or of the loss if score.by says "
-        "so. Lower is better, 0 is the teacher. Grey: no candidate of that kind at that layer, or one "
-        f"that was not trained to the end, as it is too slow or behind others.{some}",
+        caption="The change of the divergence from the teacher’s outputs (or of the loss, see score.by) on "
+        "the score split when one candidate alone replaces its layer. Lower is better, 0 is the teacher. "
+        "Grey: the layer has no such candidate, or its training was skipped or stopped because it is too "
+        f"slow or worse than others.{some}",
     )

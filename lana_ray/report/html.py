@@ -1,4 +1,4 @@
-"""What pages are made of: pictures, tables and templates. A page needs nothing else and loads nothing."""
+"""The parts of self-contained pages: pictures, tables and templates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lana_ray.report import numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A plot with the sentence that says what it shows."""
+    """A plot with its caption."""
 
     title: str
     svg: str
@@ -24,27 +24,27 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """A name for it: ``accuracy-and-latency.svg``."""
+        """A file name, such as ``accuracy-and-latency.svg``."""
         return re.sub(r"\W+", "-", self.title.lower(), flags=re.ASCII).strip("-") + ".svg"
 
     @property
     def uri(self) -> str:
-        """As the source of an image, which keeps one picture's names apart from another's."""
+        """A data URI; as images, pictures cannot clash in the ids of their SVG elements."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table of the terminal, for a page."""
+    """A table for a page."""
 
     title: str
     columns: tuple[tuple[str, bool], ...]
-    """Headings, and whether numbers stand below."""
+    """Headings, and whether the column holds numbers."""
     rows: tuple[tuple[str, ...], ...]
 
 
 def sheet(table: Table) -> Sheet:
-    """The same cells."""
+    """Converts a table for the terminal."""
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     return Sheet(
         title=_plain(table.title),
@@ -54,7 +54,7 @@ def sheet(table: Table) -> Sheet:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template beside this file."""
+    """Renders a template in this folder."""
     environment = Environment(
         loader=PackageLoader("lana_ray.report", "."),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What stands at which layer, as grids of cells; every function returns SVG."""
+"""Maps over layers, as grids of cells; every function returns SVG."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lana_ray.report.numbers import number
 
 Floats = NDArray[np.float64]
 
-_BAND = 14  # layers side by side; more go on below
+_BAND = 14  # layers in a row of cells; further layers form another band below
 _CELL = (0.76, 0.6)  # inches
-_GAP = 0.3  # of a cell's height, between the layers above and those that go on below
-_LETTERS = 10  # in a line of a cell
-_WORDED = 18  # layers up to which a score is written in its cell
-_NOISE = 0.01  # nats: below, colours are linear in the score
+_GAP = 0.3  # gap between bands, in heights of a cell
+_LETTERS = 10  # per line of a cell
+_WORDED = 18  # maximum number of layers at which cells contain numbers
+_NOISE = 0.01  # nats, below which colours are linear in the score
 
 
 @picture
@@ -33,7 +33,7 @@ def architecture_map(axes: Axes, students: Mapping[str, Mapping[str, str]]) -> N
     """Operations by student (a row each) and layer (a column each), coloured by family.
 
     Args:
-        students: name of the row to (layer name to operation name); all have the same layers, in order.
+        students: layer name -> operation name, by name of the row; all have the same layers, in order.
     """
     layers = list(next(iter(students.values())))
     bands = np.array_split(np.array(layers), math.ceil(len(layers) / _BAND))
@@ -63,7 +63,7 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
     """Scores by operation (a row each) and layer (a column each); cells without a candidate stay grey.
 
     Args:
-        scores: shape [ops, layers], in nats; NaN without a candidate, inf where it diverged.
+        scores: shape [ops, layers], in nats; NaN without a candidate, inf if it diverged.
     """
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * _NOISE)
     norm = SymLogNorm(_NOISE, vmin=0, vmax=top)
@@ -73,11 +73,11 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
 
 @picture
 def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Floats, of: CostId) -> None:
-    """What each operation (a row each) costs in place at each layer (a column each).
+    """Costs by operation (a row each) and layer (a column each).
 
     Args:
-        ops: the layers' own operation first. Twice the slowest of these layers ends the scale: what takes
-            longer is of no use, and would leave the rest one colour.
+        ops: the layers' own operation first. The scale ends at twice the cost of the slowest layer, since
+            slower candidates are useless and would make the rest one colour.
         costs: shape [ops, layers], in the cost's unit; NaN without a candidate, inf if it does not run.
     """
     most = float(np.nanmax(costs[0]))
@@ -85,7 +85,7 @@ def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Float
     if unit == "ms" and most < 1:
         scale, unit = 1e3, "µs"
     top = 2 * most * scale or 1.0
-    norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ beside one that is dear
+    norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ if one is expensive
     ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
     _heat(axes, layers, ops, costs * scale, norm, ticks, f"cost in place ({unit})", _cost)
 
@@ -100,10 +100,10 @@ def _heat(
     label: str,
     word: Callable[[float], str],
 ) -> None:
-    """The darker the more, and in numbers where there is room; what exceeds the scale is as dark as its end.
+    """Draws a heat map (darker is more), with numbers if there is room; values above the scale are clipped.
 
     Args:
-        word: what stands in the cell of a value.
+        word: formats the number in a cell.
     """
     assert norm.vmax is not None
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=ABSENT)
@@ -130,16 +130,16 @@ def _heat(
 
 
 def _write(axes: Axes, x: float, y: float, text: str, ink: str = "black") -> None:
-    """Text that is certain to lie within the axes, so that their layout need not measure it."""
+    # The text always lies within the axes, so their layout need not measure it.
     axes.text(x, y, text, ha="center", va="center", fontsize=7.4, color=ink, in_layout=False)
 
 
 def _colours(ops: Iterable[str]) -> dict[str, str]:
-    """A fill for every family, the teacher's own layer and identity first."""
-    found = {family_of(op) for op in ops}
+    """The fill of every family, the teacher's own layer and identity first."""
+    families = {family_of(op) for op in ops}
     plain = {"teacher": KEPT, "identity": REMOVED}
-    others = sorted(found - set(plain))
-    return {name: fill for name, fill in plain.items() if name in found} | {
+    others = sorted(families - set(plain))
+    return {name: fill for name, fill in plain.items() if name in families} | {
         name: FILLS[i % len(FILLS)] for i, name in enumerate(others)
     }
 
@@ -149,7 +149,7 @@ def _meaning(name: str) -> str:
 
 
 def _wrapped(op: str) -> str:
-    """An operation's name in short lines: its family, then its parameters."""
+    """An operation's name, broken into short lines: its family, then its parameters."""
     name = family_of(op)
     lines: list[str] = []
     for words in (name, op[len(name) + 1 :]):

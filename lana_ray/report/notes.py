@@ -1,4 +1,4 @@
-"""What a reader must know to judge the numbers, in sentences."""
+"""Sentences about everything that a reader needs to judge the numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lana_ray.report.numbers import count, percent, standard_error
 from lana_ray.run_dir.summary import Summary
 
 SPLITS = {
-    "train": "the teacher's own training where it needs one, distillation of the candidates, fine-tuning of "
-    "the students",
+    "train": "the teacher's own training if it needs one, distillation of the candidates, fine-tuning of the "
+    "students",
     "score": "scores of the candidates, and the choice among the measured students",
     "validation": "the best epoch of every training",
     "test": "the accuracies of this report, and nothing else",
 }
-"""What each split of the images is used for."""
+"""The use of each split of the images."""
 
 
 def notes(run: RunFiles) -> list[str]:
-    """Everything that limits what the results mean; what went as it should is not mentioned."""
+    """Everything that limits the meaning of the results."""
     return [*_about_images(run.summary), *_about_latencies(run)]
 
 
@@ -35,7 +35,7 @@ def _about_images(summary: Summary) -> Iterator[str]:
     if images:
         error = standard_error(teacher.accuracy, images)
         yield (
-            f"Accuracies rest on {count(images)} test images: one standard error is about "
+            f"Accuracies come from {count(images)} test images: one standard error is about "
             f"{100 * error:.1f} percentage points, and smaller differences mean little."
         )
     if data.skipped:
@@ -51,14 +51,14 @@ def _about_latencies(run: RunFiles) -> Iterator[str]:
         name = target.name
         if target.stand_in:
             yield (
-                f"No node carries the label of target {name}: the machine that ran this stood in for it, "
-                f"so its latencies are those of {target.processor}."
+                f"No node carries the label of target {name}, so the driver's machine stood in for it: its "
+                f"latencies are those of {target.processor}."
             )
         yield from _about_samples(name, run.samples_of(target))
         labelled = run.latency_of(name)
         failed = labelled.errors if labelled else ()
         if failed:
-            yield f"{name}: candidates that do not run there, left out: {len(failed)}; first {failed[0]}."
+            yield f"{name}: candidates that do not run there: {len(failed)}; first {failed[0]}."
     for reason in run.damaged:
         yield f"Samples left out: {reason}."
 
@@ -70,12 +70,12 @@ def _about_samples(name: str, samples: list[Sample]) -> Iterator[str]:
         share = percent(unsettled / len(timed), 0)
         yield (
             f"{name}: {unsettled} of {len(timed)} measurements ({share}) did not settle within their time "
-            "limit; their medians are less certain than measure.rel_error asks for."
+            "limit; their medians are less certain than measure.rel_error requires."
         )
     drifts = [sample.drift for sample in timed if sample.kind != "reference"]
     if drifts:
         low, high = min(drifts), max(drifts)
         yield (
-            f"{name}: beside the measurements the teacher ran {low:.2f} to {high:.2f} times as long as at "
+            f"{name}: during the measurements the teacher took {low:.2f} to {high:.2f} times as long as at "
             "the start; every latency is corrected for this drift."
         )

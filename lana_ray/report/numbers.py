@@ -1,4 +1,4 @@
-"""Numbers as people read them; None and NaN are a dash."""
+"""Numbers for people; None and NaN are a dash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _DIGITS = 3
 
 
 def number(value: float | None) -> str:
-    """Three significant digits without an exponent, all digits before the decimal point kept."""
+    """Three significant digits, but all digits before the decimal point, without an exponent."""
     if value is None or not math.isfinite(value):
         return "–"
     magnitude = math.floor(math.log10(abs(value))) if value else 0
@@ -16,7 +16,7 @@ def number(value: float | None) -> str:
 
 
 def spread(value: float, width: float) -> str:
-    """``0.512 ± 0.013``, both with the decimals of the value."""
+    """``0.512 ± 0.013``, both with the value's number of decimals."""
     text = number(value)
     if not math.isfinite(value) or not math.isfinite(width):
         return text
@@ -44,5 +44,5 @@ def duration(seconds: float) -> str:
 
 
 def standard_error(share: float, images: int) -> float:
-    """Of an accuracy tested on so many images (binomial)."""
+    """The binomial standard error of an accuracy measured on ``images``."""
     return math.sqrt(share * (1 - share) / images)

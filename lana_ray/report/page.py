@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing else, made from the run directory alone."""
+"""The page of a run: one self-contained HTML file, made from the run directory alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from scipy.stats import kendalltau
 from lana_ray.ids import family_of
 from lana_ray.report import numbers
 from lana_ray.report.artifacts import LATENCY, RunFiles
-from lana_ray.report.asked import read_asked
 from lana_ray.report.grids import architectures_picture, costs_picture, scores_picture
 from lana_ray.report.html import Picture, render, sheet
 from lana_ray.report.notes import SPLITS, notes
@@ -29,6 +28,7 @@ from lana_ray.report.plots import (
 )
 from lana_ray.report.search_page import SearchPart, search_part
 from lana_ray.report.searches import searches_table
+from lana_ray.report.settings import read_settings
 from lana_ray.report.spending import spending
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
@@ -39,7 +39,7 @@ from lana_ray.run_dir.tables import CurveRow, ProxyRow, ScoreRow
 
 @dataclass(kw_only=True)
 class TargetPart:
-    """Pictures of one target, and why others are missing."""
+    """Pictures of one target, and the reasons why others are missing."""
 
     facts: TargetFacts
     searches: SearchPart
@@ -50,16 +50,10 @@ class TargetPart:
 
 
 def write_page(storage: Storage, node_price: float | None = None) -> dict[str, dict[str, str]]:
-    """Writes ``report.html``. Parts whose files are not there yet are left out, with a sentence.
+    """Writes ``report.html`` and returns its pictures: SVG by target and file name.
 
-    Args:
-        node_price: ``ray.node_price_per_hour``.
-
-    Returns:
-        The pictures of each target: SVG by file name.
-
-    Raises:
-        UserError: without ``summary.json``, or where an artifact is damaged.
+    A sentence replaces each part whose files do not exist yet. Raises UserError if ``summary.json`` is
+    missing or an artifact is damaged.
     """
     run = RunFiles.read(storage)
     targets = [_target(storage, run, target) for target in run.summary.targets]
@@ -70,7 +64,7 @@ def write_page(storage: Storage, node_price: float | None = None) -> dict[str, d
         notes=notes(run),
         splits=SPLITS,
         targets=targets,
-        asked=read_asked(storage),
+        settings=read_settings(storage),
         spending=spending(read_hours(storage), node_price),
         architectures=architectures_picture(run.summary.results),
         operations=_operations(run.scores or []),
@@ -104,23 +98,23 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> TargetPart:
     return part
 
 
-Made = tuple[str, str] | str
-"""A picture and its caption, or why there is none."""
+CaptionedPlot = tuple[str, str] | str
+"""SVG and its caption, or the reason why there is no plot."""
 
 
-def _accuracy(run: RunFiles, facts: TargetFacts) -> Made:
+def _accuracy(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
     results = run.results_of(facts.name)
     if not results:
         return "no student was finished for this target."
     images = run.summary.data.sizes["test"]
     return (
         accuracy_plot(results, images),
-        "Students with their final weights, measured in turn with the teacher. Vertical bars: one standard "
-        "error of the accuracy; horizontal bars: as wide as the middle half of the rounds.",
+        "Students with their final weights, measured alternately with the teacher. Vertical bars: ± one "
+        "standard error of the accuracy; horizontal bars: the interquartile range of the rounds.",
     )
 
 
-def _loss(run: RunFiles, facts: TargetFacts) -> Made:
+def _loss(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
     students = run.measured_of(facts.name)
     rated = [row for row in students if row.loss is not None]
     if not rated:
@@ -129,17 +123,17 @@ def _loss(run: RunFiles, facts: TargetFacts) -> Made:
     left_out = f" {over} more ran over their limit (the budget less select.margin)." if over else ""
     return (
         loss_plot(rated, _budgets(run, facts)),
-        f"{len(rated)} students that kept a budget, before fine-tuning, with batch statistics. The one with "
-        f"the lowest loss within each budget was chosen.{left_out}",
+        f"{len(rated)} students that kept a budget, before fine-tuning, with batch statistics. The student "
+        f"with the lowest loss within each budget was chosen.{left_out}",
     )
 
 
-def _front(run: RunFiles, facts: TargetFacts) -> Made:
+def _front(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
     labelled, front = run.latency_of(facts.name), run.front_of(facts.name)
     if labelled is None:
-        return f"costs/{facts.name}.parquet is not there (stage sample)."
+        return f"costs/{facts.name}.parquet is missing (stage sample)."
     if not front:
-        return "scores.parquet is not there, or holds no candidate for some layer (stage score)."
+        return "scores.parquet is missing, or has no candidate for some layer (stage score)."
     students = [
         (labelled.table.predict(row.choices), row.score, row.chosen) for row in run.measured_of(facts.name)
     ]
@@ -150,19 +144,19 @@ def _front(run: RunFiles, facts: TargetFacts) -> Made:
             [student for student in students if math.isfinite(student[0])],
             _budgets(run, facts),
         ),
-        "Every exact trade-off of cost table and scores (no selection lies below the line), and the students "
-        "measured. All latencies here are predicted by the last table, calibrated with all students; those "
-        "were chosen with earlier ones, and kept apart from one another.",
+        "The exact Pareto front of cost table and scores (no selection lies below the line), and the "
+        "measured students. All latencies are predictions of the last table, calibrated with all students; "
+        "the students were chosen with earlier tables, and to differ from each other.",
     )
 
 
-def _prediction(run: RunFiles, facts: TargetFacts) -> Made:
+def _prediction(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
     students = run.measured_of(facts.name)
     if not students:
         return "no student of this target has been measured (stage select)."
     return (
         prediction_plot(students),
-        f"{len(students)} whole students as predicted when they were proposed: median absolute error "
+        f"{len(students)} students, with the predictions when they were proposed: median absolute error "
         f"{numbers.percent(median_error(students))} (band: ±{100 * BAND:g} %).",
     )
 
@@ -179,11 +173,11 @@ def _proxy(students: list[ProxyRow]) -> Picture | None:
         return None
     tau = kendalltau([row.score for row in students], [row.loss for row in students]).statistic
     return Picture(
-        title="What the scores are worth",
+        title="How well scores predict the loss",
         svg=proxy_plot(students),
         caption=f"{len(students)} random students between the teacher and one with every layer replaced, "
-        f"before fine-tuning: Kendall’s τ between summed score and true loss is {tau:.2f}. The program ranks "
-        "students by the former; 1 would be the same order, 0 none.",
+        f"before fine-tuning: Kendall’s τ between summed score and true loss is {tau:.2f} (1: the same "
+        "order; 0: unrelated). The integer program ranks students by summed score.",
     )
 
 
@@ -194,28 +188,28 @@ def _curves(candidates: list[CurveRow]) -> Picture | None:
     for row in candidates:
         by_family.setdefault(family_of(row.op), []).append(row.error)
     stopped = sum(row.stopped is not None for row in candidates)
-    some = f" {stopped} were stopped before their time." if stopped else ""
+    some = f" {stopped} were stopped early." if stopped else ""
     return Picture(
         title="Learning curves",
         svg=curves_plot(by_family),
-        caption=f"Normalised error in training, of {len(candidates)} candidates: the median of each family, "
-        f"smoothed.{some} Every candidate’s own curve is in curves.parquet.",
+        caption=f"Normalised training error of {len(candidates)} candidates: the smoothed median of each "
+        f"family.{some} The curve of every candidate is in curves.parquet.",
     )
 
 
 def _operations(scores: list[ScoreRow]) -> list[dict[str, Any]]:
-    """Distillation by operation, the best first: errors are ‖t − s‖² / ‖t‖² at the end."""
+    """Distillation by operation, the best first; errors are the final ‖t − s‖² / ‖t‖²."""
     by_op: dict[str, list[ScoreRow]] = {}
     for row in scores:
         if family_of(row.op) not in ("teacher", "identity") and row.left_out in (None, "diverged"):
             by_op.setdefault(row.op, []).append(row)
-    found = []
+    entries = []
     for op, rows in by_op.items():
         sound = [row for row in rows if row.left_out is None]
         sound.sort(key=lambda row: row.distill_error or 0.0)
         errors = [row.distill_error for row in sound if row.distill_error is not None]
         scores_of_op = [row.score for row in sound if row.score is not None]
-        found.append(
+        entries.append(
             {
                 "op": op,
                 "layers": len(rows),
@@ -226,4 +220,4 @@ def _operations(scores: list[ScoreRow]) -> list[dict[str, Any]]:
                 "score": median(scores_of_op) if scores_of_op else None,
             }
         )
-    return sorted(found, key=lambda entry: (entry["median"], entry["op"]))
+    return sorted(entries, key=lambda entry: (entry["median"], entry["op"]))

@@ -1,4 +1,4 @@
-"""Trade-offs and predictions as pictures; every function returns SVG. Latencies in milliseconds."""
+"""Plots of trade-offs and predictions; every function returns SVG. Latencies are in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lana_ray.run_dir.summary import Result
 from lana_ray.run_dir.tables import ProxyRow
 
 BAND = 0.03
-"""Relative error of a prediction that the design allows."""
+"""Acceptable relative error of a prediction."""
 _LATENCY = "measured latency (ms per batch)"
 _PREDICTED = "predicted latency (ms per batch)"
 _DOT, _SMALL = 46.0, 18.0
-_SMOOTHED = 20  # parts of a curve, each as long as the mean that smooths it
+_SMOOTHED = 20  # a curve is smoothed by a moving mean over 1/20 of its length
 _MANY = 100_000
-_FRONT_ABOVE = 1.5  # how far above the worst student's score the front is still shown
+_FRONT_ABOVE = 1.5  # the front is shown up to this multiple of the worst student's score
 
 
 @picture
 def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> None:
-    """Test accuracy against measured latency: the fine-tuned students and their teacher.
+    """Test accuracy against measured latency of fine-tuned students and their teacher.
 
-    Bars are one standard error of the accuracy and half the interquartile range of the latency.
+    Error bars: one standard error of the accuracy, half the interquartile range of the latency on each side.
     """
     first = results[0]
     teacher = (first.teacher_ms, first.teacher_accuracy)
@@ -63,12 +63,12 @@ def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> No
 
 @picture
 def loss_plot(axes: Axes, students: Sequence[MeasuredStudent], budgets: Mapping[str, float]) -> None:
-    """Loss on the score split against measured latency, of distilled students before fine-tuning."""
+    """Loss on the score split against measured latency of distilled students before fine-tuning."""
     rated = [row for row in students if row.loss is not None]
     for chosen in (False, True):
-        mine = [row for row in rated if row.chosen == chosen]
-        losses = [row.loss for row in mine if row.loss is not None]
-        _marks(axes, [row.measured for row in mine], losses, chosen)
+        group = [row for row in rated if row.chosen == chosen]
+        losses = [row.loss for row in group if row.loss is not None]
+        _marks(axes, [row.measured for row in group], losses, chosen)
     axes.set(xlabel=_LATENCY, ylabel="loss on the score split (nats)")
     _budgets(axes, budgets, [row.measured for row in rated])
 
@@ -81,19 +81,19 @@ def front_plot(
     students: Sequence[tuple[float, float, bool]],
     budgets: Mapping[str, float],
 ) -> None:
-    """The exact front of the cost table, and where the students considered lie.
+    """The exact Pareto front of the cost table, and the measured students.
 
     Args:
         front: (predicted ms, summed score), cheapest first.
-        teacher_ms: what the same table predicts for the teacher, whose score is 0.
-        students: (predicted ms by the same table, summed score, chosen).
+        teacher_ms: the same table's prediction for the teacher, whose score is 0.
+        students: (predicted ms by the same table, summed score, whether chosen).
     """
     top = max([score for _, score, _ in students], default=float("inf"))
     shown = [point for point in front if point[1] <= top * _FRONT_ABOVE] or list(front)
     axes.step(*zip(*shown, strict=True), where="post", color=GREEN, linewidth=1.6, label="exact front")
     for chosen in (False, True):
-        mine = [(ms, score) for ms, score, is_chosen in students if is_chosen == chosen]
-        _marks(axes, [ms for ms, _ in mine], [score for _, score in mine], chosen)
+        group = [(ms, score) for ms, score, is_chosen in students if is_chosen == chosen]
+        _marks(axes, [ms for ms, _ in group], [score for _, score in group], chosen)
     axes.plot(teacher_ms, 0, "*", color=INK, markersize=13, linestyle="none", label="teacher")
     axes.set(xlabel=_PREDICTED, ylabel="summed score (nats)")
     _budgets(axes, budgets, [teacher_ms, *(ms for ms, _ in shown), *(ms for ms, _, _ in students)])
@@ -116,13 +116,13 @@ def proxy_plot(axes: Axes, students: Sequence[ProxyRow]) -> None:
 
 @picture
 def curves_plot(axes: Axes, families: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Error by step of distillation: the median over each family's candidates, as far as most of them went.
+    """Median distillation error by step of each family's candidates, up to the length of most curves.
 
     Args:
-        families: name to the curves of its candidates, ‖t − s‖² / ‖t‖² of every step.
+        families: the curves of candidates by family, ‖t − s‖² / ‖t‖² of every step.
     """
     colours = (BLUE, VERMILION, GREEN, INK, "#cc79a7", "#e69f00")
-    dashes = ("-", "--", ":", "-.", (0, (6, 1, 1, 1)))  # another number, so that both come together late
+    dashes = ("-", "--", ":", "-.", (0, (6, 1, 1, 1)))  # 5 dashes with 6 colours repeat after 30 families
     for i, (name, curves) in enumerate(sorted(families.items())):
         length = int(np.median([len(curve) for curve in curves]))
         middle = np.median([curve[:length] for curve in curves if len(curve) >= length], axis=0)
@@ -137,7 +137,7 @@ def curves_plot(axes: Axes, families: Mapping[str, Sequence[Sequence[float]]]) -
 
 @picture
 def prediction_plot(axes: Axes, students: Sequence[MeasuredStudent]) -> None:
-    """Predicted against measured latency of whole students, each as predicted when it was proposed."""
+    """Measured latency of students against the prediction when each was proposed."""
     ends = [value for row in students for value in (row.predicted, row.measured)]
     pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
     line = np.array([min(ends) - pad, max(ends) + pad])
@@ -146,14 +146,14 @@ def prediction_plot(axes: Axes, students: Sequence[MeasuredStudent]) -> None:
     )
     axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
     for chosen in (False, True):
-        mine = [row for row in students if row.chosen == chosen]
-        _marks(axes, [row.predicted for row in mine], [row.measured for row in mine], chosen)
+        group = [row for row in students if row.chosen == chosen]
+        _marks(axes, [row.predicted for row in group], [row.measured for row in group], chosen)
     axes.set(xlabel=_PREDICTED, ylabel=_LATENCY, xlim=tuple(line), ylim=tuple(line))
 
 
 @picture
 def fit_plot(axes: Axes, fit: Fit) -> None:
-    """Predicted against measured latency of the test architectures of a predictor."""
+    """Measured against predicted cost of a predictor's test networks."""
     line = np.array([min(fit.measured.min(), fit.predicted.min()), fit.measured.max()])
     for share, colour in ((0.1, "#ecf3f8"), (0.05, "#d9e8f2")):
         axes.fill_between(
@@ -172,29 +172,29 @@ def fit_plot(axes: Axes, fit: Fit) -> None:
         BLUE,
         alpha=0.75,
         linewidth=0,
-        label="network not trained on",
+        label="test network",
     )
     axes.set(
         xlabel=f"predicted {METERS[fit.id.cost].axis}",
         ylabel=f"measured {METERS[fit.id.cost].axis}",
-        title=f"{fit.id.target}, {fit.curve[-1][0]} networks trained on",
+        title=f"{fit.id.target}, {fit.curve[-1][0]} training networks",
     )
 
 
 @picture
 def learning_plot(axes: Axes, fit: Fit) -> None:
-    """Errors on the test architectures against the number of networks trained on."""
+    """Errors on the test networks against the number of training networks."""
     sizes = [size for size, _ in fit.curve]
     for name, colour, look, errors in (
-        ("mean error", GREY, "s--", [found.mean_error for _, found in fit.curve]),
-        ("median error", BLUE, "o-", [found.median_error for _, found in fit.curve]),
+        ("mean error", GREY, "s--", [quality.mean_error for _, quality in fit.curve]),
+        ("median error", BLUE, "o-", [quality.median_error for _, quality in fit.curve]),
     ):
         axes.plot(sizes, [100 * e for e in errors], look, color=colour, linewidth=1.4, label=name)
     axes.set(
-        xlabel="networks trained on",
+        xlabel="training networks",
         ylabel="relative error (%)",
         xscale="log",
-        title=f"{fit.id.target}, {len(fit.measured)} networks not trained on",
+        title=f"{fit.id.target}, {len(fit.measured)} test networks",
     )
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
@@ -202,7 +202,7 @@ def learning_plot(axes: Axes, fit: Fit) -> None:
 
 
 def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
-    """Writes two pictures beside every predictor, ``<target>.svg`` and ``<target>-learning.svg``; where."""
+    """Writes ``<target>.svg`` and ``<target>-learning.svg`` next to every predictor; returns their paths."""
     names = []
     for fit in fits:
         for ending, svg in (("", fit_plot(fit)), ("-learning", learning_plot(fit))):
@@ -212,16 +212,16 @@ def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
     return names
 
 
-def of_space(space: str) -> str:
-    """What the networks of a space are called."""
+def networks_of(space: str) -> str:
+    """The plural that names the networks of a space."""
     return "cells" if space == "cells" else "students"
 
 
 def sampling_notes(fits: Iterable[Fit]) -> list[str]:
-    """How long as many networks would take as the paper of LA-DNAS samples (arXiv 2001.06392)."""
+    """The time to sample as many networks as the paper of LA-DNAS (arXiv 2001.06392)."""
     return [
         f"{fit.id.target}: {number(fit.sample_s)} s from one sample to the next; {count(_MANY)} "
-        f"{of_space(fit.space)}: "
+        f"{networks_of(fit.space)}: "
         f"{number(_MANY * fit.sample_s / 3600)} hours on one sampler, "
         f"{number(_MANY * fit.sample_s / 3600 / 8)} on eight"
         for fit in fits
@@ -248,7 +248,7 @@ def _limits(results: Sequence[Result]) -> dict[str, float]:
 
 
 def _budgets(axes: Axes, budgets: Mapping[str, float], values: Sequence[float]) -> None:
-    """Vertical lines at the budgets, named above the axes; names that would touch stand at two heights."""
+    """Draws vertical lines at the budgets with names above; names that would touch are staggered."""
     ends = [*values, *budgets.values()]
     pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
     axes.set_xlim(min(ends) - pad, max(ends) + pad)

@@ -1,4 +1,4 @@
-"""The page of the searches alone, which needs no finished run, and their part of the run's page."""
+"""The page of searches, which needs no finished run, and their part of a run's page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from lana_ray.costs.registry import METERS
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
 from lana_ray.predictors.fits import Fit, read_fit
-from lana_ray.report.asked import read_asked
 from lana_ray.report.html import Picture, Sheet, render, sheet
 from lana_ray.report.numbers import number, percent
-from lana_ray.report.plots import fit_plot, learning_plot, of_space, sampling_notes
+from lana_ray.report.plots import fit_plot, learning_plot, networks_of, sampling_notes
 from lana_ray.report.searches import (
     SEARCH_CAPTIONS,
     lambda_table,
@@ -23,6 +22,7 @@ from lana_ray.report.searches import (
     search_pictures,
     searches_table,
 )
+from lana_ray.report.settings import read_settings
 from lana_ray.report.spending import spending
 from lana_ray.report.table import add_row, empty_table, fits_table, results_table
 from lana_ray.run_dir import layout
@@ -37,7 +37,7 @@ _SPACES = ("layers", "cells")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPart:
-    """What is known of the searches on a target and of its predictors."""
+    """The results of searches on a target, and the quality of its predictors."""
 
     pictures: list[Picture]
     sheets: list[Sheet]
@@ -45,21 +45,14 @@ class SearchPart:
 
 
 def search_part(storage: Storage, rows: Sequence[TrialRow], target: str) -> SearchPart:
-    """Pictures and tables of a target, of the trials and predictors there are.
-
-    Args:
-        rows: of all targets.
-
-    Raises:
-        UserError: where a predictor's facts are damaged.
-    """
-    mine = [row for row in rows if row.target == target]
+    """Pictures and tables of a target's trials and predictors; raises UserError if a file is damaged."""
+    trials = [row for row in rows if row.target == target]
     pictures = []
-    for name, svg in search_pictures(mine, target).items():
+    for name, svg in search_pictures(trials, target).items():
         title, caption = SEARCH_CAPTIONS[name]
         pictures.append(Picture(title=title, svg=svg, caption=caption))
-    sheets = [sheet(lambda_table(mine))] if repeated(mine) else []
-    costs = {row.cost for row in mine}
+    sheets = [sheet(lambda_table(trials))] if repeated(trials) else []
+    costs = {row.cost for row in trials}
     ids = [(space, CostId(cost, target)) for space in _SPACES for cost in sorted({"latency_ms", *costs})]
     fits = [fit for space, of in ids if (fit := read_fit(storage, space, of)) is not None]
     for fit in fits:
@@ -70,28 +63,21 @@ def search_part(storage: Storage, rows: Sequence[TrialRow], target: str) -> Sear
 
 
 def write_search_page(storage: Storage, node_price: float | None = None) -> None:
-    """Writes ``search.html``: what was asked, and what every target's searches and predictors came to.
-
-    Args:
-        node_price: ``ray.node_price_per_hour``.
-
-    Raises:
-        UserError: without ``search.parquet``, or where an artifact is damaged.
-    """
+    """Writes ``search.html``; raises UserError if ``search.parquet`` is missing or an artifact is damaged."""
     if not has_searches(storage):
         raise UserError(
             "not_run_yet",
-            f"{storage.url(layout.TRIALS)}: not there yet; `lana-ray search CONFIG.yaml` makes it",
+            f"{storage.url(layout.TRIALS)}: missing; run `lana-ray search CONFIG.yaml` first",
         )
     rows = TRIALS.read(storage, layout.TRIALS)
-    settings = yaml.safe_load(storage.read_text(layout.SETTINGS))
+    config = yaml.safe_load(storage.read_text(layout.SETTINGS))
     trained = None
-    if settings["search"]["cells"] is not None and storage.exists(layout.SEARCH_SUMMARY):
+    if config["search"]["cells"] is not None and storage.exists(layout.SEARCH_SUMMARY):
         trained = SearchSummary.read(storage)
     page = render(
         "search.html",
-        teacher=settings["teacher"]["timm"] or settings["teacher"]["factory"].rpartition(":")[2],
-        asked=read_asked(storage),
+        teacher=config["teacher"]["timm"] or config["teacher"]["factory"].rpartition(":")[2],
+        settings=read_settings(storage),
         spending=spending(read_hours(storage), node_price),
         summary=sheet(searches_table(rows)),
         results=sheet(results_table(trained.teacher, trained.results)) if trained else None,
@@ -102,7 +88,7 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
                 "part": search_part(storage, rows, target["name"]),
                 "trials": sheet(_trials_table([row for row in rows if row.target == target["name"]])),
             }
-            for target in settings["targets"]
+            for target in config["targets"]
             if any(row.target == target["name"] for row in rows)
         ],
     )
@@ -110,34 +96,34 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
 
 
 def has_searches(storage: Storage) -> bool:
-    """Whether ``lana-ray search`` has come to its end in this run directory."""
+    """Whether ``lana-ray search`` has finished in this run directory."""
     return storage.exists(layout.TRIALS)
 
 
 def _fit_pictures(fit: Fit) -> list[Picture]:
-    what, best = of_space(fit.space), fit.quality
+    what, best = networks_of(fit.space), fit.quality
     title = f"{METERS[fit.id.cost].axis.partition(' (')[0].capitalize()} of {what}"
     return [
         Picture(
             title=f"{title}, predicted and measured",
             svg=fit_plot(fit),
-            caption=f"{len(fit.measured)} {what} that the predictor was not trained on: median error "
+            caption=f"{len(fit.measured)} {what} that were not used in training: median error "
             f"{percent(best.median_error)}, {percent(best.within_10)} within ±10 %, rank correlation "
             f"{best.spearman:.3f}.",
         ),
         Picture(
-            title=f"{title}: how many to sample",
+            title=f"{title}: learning curve",
             svg=learning_plot(fit),
-            caption=f"Errors on the same {what}, of predictors trained on growing parts of what was sampled.",
+            caption=f"Errors on the same {what} of predictors trained on growing parts of the samples.",
         ),
     ]
 
 
 def _trials_table(rows: Sequence[TrialRow]) -> Table:
-    """One row per trial, in the order they were begun."""
+    """A row per trial, in order of start."""
     table = empty_table(
         f"Trials: {METERS[rows[0].cost].axis}",
-        text=("method", "given"),
+        text=("method", "setting"),
         numbers=("predicted", "measured", "ms", "accuracy", "seconds", "collapsed"),
         long="architecture",
     )
@@ -145,7 +131,7 @@ def _trials_table(rows: Sequence[TrialRow]) -> Table:
         add_row(
             table,
             METHODS[row.method].title,
-            _given(row),
+            _setting(row),
             number(row.predicted_cost),
             number(row.measured_cost),
             number(row.measured_ms),
@@ -157,7 +143,7 @@ def _trials_table(rows: Sequence[TrialRow]) -> Table:
     return table
 
 
-def _given(row: TrialRow) -> str:
+def _setting(row: TrialRow) -> str:
     if row.multiplier is None:
         return f"at most {number(row.budget)}"
     return f"λ = {row.multiplier:.3g}" + ("" if row.seed is None else f", seed {row.seed}")

@@ -1,4 +1,4 @@
-"""The differentiable search and the integer program side by side: tables, and two pictures a target."""
+"""Comparison of the differentiable search and the integer program: tables and plots."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from lana_ray.trials.methods import METHODS
 SEARCH_CAPTIONS = {
     "fronts": (
         "Pareto fronts of the searches",
-        "Every trial of lana-ray search, measured on the target; accuracy on validation images, of distilled "
-        "students as they are, of cells’ networks when trained. Steps: each method’s Pareto front, the most "
-        "accurate within each cost. Its hypervolume is the best accuracy within a budget, in the mean "
-        "over all budgets up to what the teacher costs; beside it, how long all searches of the method took.",
+        "Every trial of lana-ray search, measured on the target. Accuracies are on validation images: of "
+        "distilled students before fine-tuning, or of trained networks of cells. Steps: the Pareto front of "
+        "each method. Its hypervolume is the best accuracy within a budget, averaged over all budgets up to "
+        "the teacher’s cost. The time is the sum over all searches of the method.",
     ),
     "lambdas": (
-        "What λ comes to",
-        "λ is by how much the loss may rise for saving all that the reference network costs. Where a λ "
-        "was tried several times, lines are means.",
+        "Cost by λ",
+        "λ is the rise of the loss that is accepted for saving the whole cost of the reference network. If a "
+        "λ was tried several times, lines are means.",
     ),
 }
 """Title and caption of each picture."""
 _MOST_TICKS = 10
 _LOOKS = ((BLUE, "o", "-"), (VERMILION, "s", "--"), (GREEN, "^", "-."))
-"""Of the methods, in the order of their registry."""
+"""Colour, marker and line of each method, in the order of the registry."""
 
 
 def searches_table(rows: Sequence[TrialRow]) -> Table:
-    """One row per target and method of ``search.parquet``."""
+    """A row per target and method."""
     table = empty_table(
         f"Searches: accuracy on validation images against {_axis(rows)}",
         text=("target", "method"),
@@ -55,8 +55,8 @@ def searches_table(rows: Sequence[TrialRow]) -> Table:
         long="collapsed",
     )
     for target, method in dict.fromkeys((row.target, row.method) for row in rows):
-        mine = _of(rows, target, method)
-        points, most = _points(mine), mine[0].teacher_cost
+        trials = _of(rows, target, method)
+        points, most = _points(trials), trials[0].teacher_cost
         at = [
             max((accuracy for cost, accuracy in points if cost <= share * most), default=None)
             for share in (0.7, 0.5)
@@ -65,12 +65,12 @@ def searches_table(rows: Sequence[TrialRow]) -> Table:
             table,
             target,
             METHODS[method].title,
-            str(len(mine)),
+            str(len(trials)),
             str(len(front(points))),
             percent(hypervolume(points, most=most)),
             *(percent(accuracy) for accuracy in at),
-            number(sum(row.search_s for row in mine) / len(mine)),
-            str(sum(row.collapsed for row in mine)),
+            number(sum(row.search_s for row in trials) / len(trials)),
+            str(sum(row.collapsed for row in trials)),
         )
     return table
 
@@ -82,13 +82,13 @@ def repeated(rows: Sequence[TrialRow]) -> bool:
 
 
 def lambda_table(rows: Sequence[TrialRow]) -> Table:
-    """What each λ came to on each target, against the smallest one there; spreads are standard deviations.
+    """Results of each λ on each target, compared with the smallest λ; spreads are standard deviations.
 
-    The difference in accuracy has the standard error of a difference of two means of independent trials
-    (Welch), which holds what differs from seed to seed and not that all are tested on the same images.
+    Differences in accuracy have Welch's standard error for two means of independent trials. It covers the
+    variation between seeds, not the error of the test images, which all trials share.
     """
     table = empty_table(
-        f"What each λ came to: measured {_axis(rows)}",
+        f"Results of each λ: measured {_axis(rows)}",
         text=("target",),
         numbers=(
             "λ",
@@ -103,32 +103,32 @@ def lambda_table(rows: Sequence[TrialRow]) -> Table:
     for target in dict.fromkeys(row.target for row in rows):
         by_lambda = _by_lambda([row for row in rows if row.target == target])
         first = next(iter(by_lambda.values()), [])
-        for value, mine in by_lambda.items():
-            cost, accuracy = _column(mine, "measured_cost"), _column(mine, "accuracy")
+        for value, trials in by_lambda.items():
+            cost, accuracy = _column(trials, "measured_cost"), _column(trials, "accuracy")
             cost_0, accuracy_0 = _column(first, "measured_cost"), _column(first, "accuracy")
-            error = sqrt(_deviation(accuracy) ** 2 / len(mine) + _deviation(accuracy_0) ** 2 / len(first))
+            error = sqrt(_deviation(accuracy) ** 2 / len(trials) + _deviation(accuracy_0) ** 2 / len(first))
             points = 100 * (fmean(accuracy) - fmean(accuracy_0))
             add_row(
                 table,
                 target,
                 f"{value:.3g}",
-                str(len(mine)),
+                str(len(trials)),
                 spread(fmean(cost), _deviation(cost)),
                 percent(fmean(cost) / fmean(cost_0)),
                 percent(fmean(accuracy)) + _plus_minus(100 * _deviation(accuracy)),
-                "–" if mine is first else f"{points:+.1f}" + _plus_minus(100 * error),
-                str(sum(row.collapsed for row in mine)),
+                "–" if trials is first else f"{points:+.1f}" + _plus_minus(100 * error),
+                str(sum(row.collapsed for row in trials)),
             )
     return table
 
 
 @picture
 def fronts_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
-    """Accuracy against the measured cost of every trial of a target, and each method's front."""
+    """Accuracy against measured cost of every trial of a target, and each method's Pareto front."""
     teacher_cost = rows[0].teacher_cost
     for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        points, took = _points(mine), duration(sum(row.search_s for row in mine))
+        trials = [row for row in rows if row.method == method]
+        points, took = _points(trials), duration(sum(row.search_s for row in trials))
         colour, marker, dash = _LOOKS[list(METHODS).index(method) % len(_LOOKS)]
         axes.scatter(
             [cost for cost, _ in points],
@@ -139,7 +139,7 @@ def fronts_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
             alpha=0.7,
             linewidth=0,
             label=f"{METHODS[method].title}: hypervolume {percent(hypervolume(points, most=teacher_cost))} "
-            f"({len(mine)} trial{'s'[: len(mine) > 1]}, {took})",
+            f"({len(trials)} trial{'s'[: len(trials) > 1]}, {took})",
         )
         best = front(points)
         ends = [*(cost for cost, _ in best), max(teacher_cost, best[-1][0])]
@@ -151,11 +151,11 @@ def fronts_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
 
 @picture
 def lambdas_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
-    """Which cost each λ of the differentiable search came to; 0 has a place of its own on the left."""
+    """Cost against λ of the differentiable search; λ = 0 has its own place on the left."""
     by_lambda = _by_lambda(rows)
     lambdas = list(by_lambda)
     predicted, measured = (
-        [fmean(_column(mine, name)) for mine in by_lambda.values()]
+        [fmean(_column(trials, name)) for trials in by_lambda.values()]
         for name in ("predicted_cost", "measured_cost")
     )
     axes.plot(lambdas, predicted, ":", color=GREY, linewidth=1.6, label="predicted")
@@ -173,21 +173,21 @@ def lambdas_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
         axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
         axes.set_xlim(-0.3 * smallest, 1.2 * max(lambdas[-1], smallest))
     plain_log(axes.xaxis)
-    if (lambdas[0] == 0 or repeated(rows)) and len(lambdas) <= _MOST_TICKS:  # a grid, of round numbers
+    if (lambdas[0] == 0 or repeated(rows)) and len(lambdas) <= _MOST_TICKS:  # a grid of round numbers
         axes.set_xticks(lambdas, [f"{value:.3g}" for value in lambdas])
         axes.minorticks_off()
 
 
 def search_pictures(rows: Sequence[TrialRow], target: str) -> dict[str, str]:
-    """The pictures of a target by name: ``fronts``, and ``lambdas`` where λ was swept."""
-    mine = [row for row in rows if row.target == target]
-    pictures = {"fronts": fronts_plot(mine)} if mine else {}
-    with_lambda = [row for row in mine if row.multiplier is not None]
+    """The plots of a target by name: ``fronts``, and ``lambdas`` if λ was swept."""
+    trials = [row for row in rows if row.target == target]
+    pictures = {"fronts": fronts_plot(trials)} if trials else {}
+    with_lambda = [row for row in trials if row.multiplier is not None]
     return pictures | ({"lambdas": lambdas_plot(with_lambda)} if with_lambda else {})
 
 
 def write_search_plots(storage: Storage, rows: Sequence[TrialRow]) -> list[str]:
-    """Writes ``search/<target>-<picture>.svg``; where they are."""
+    """Writes ``search/<target>-<name>.svg``; returns the paths."""
     names = []
     for target in dict.fromkeys(row.target for row in rows):
         for name, svg in search_pictures(rows, target).items():
@@ -206,7 +206,7 @@ def _axis(rows: Sequence[TrialRow]) -> str:
 
 
 def _by_lambda(rows: Sequence[TrialRow]) -> dict[float, list[TrialRow]]:
-    """Trials that were given λ, by it, the smallest first."""
+    """The trials with each λ, the smallest λ first."""
     values = sorted({row.multiplier for row in rows if row.multiplier is not None})
     return {value: [row for row in rows if row.multiplier == value] for value in values}
 

@@ -1,4 +1,4 @@
-"""Where the hours went, and what they cost where a node's price is known."""
+"""Time and cost of every stage."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lana_ray.run_dir.hours import Invocation, StageTime
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage, over all invocations."""
+    """The sum of a stage over all invocations."""
 
     stage: str
     seconds: float
     share: float
-    """Of all stages' seconds."""
+    """Share of the seconds of all stages."""
     last: float | None
-    """Seconds in the last invocation, None where it did not come to this stage."""
+    """Seconds in the last invocation; None if it did not reach this stage."""
     node_hours: float
     cost: float | None
 
@@ -33,20 +33,16 @@ class Spending:
 
 
 def spending(invocations: Sequence[Invocation], price: float | None) -> Spending | None:
-    """Sums up; None where nothing was written down.
-
-    Args:
-        price: of a node's hour.
-    """
+    """Sums up the stages of all invocations, at a price per node-hour; None if nothing was recorded."""
     if not invocations:
         return None
     last = invocations[-1].stages
     names = dict.fromkeys(name for one in invocations for name in one.stages)
     spent = {name: _sum([one.stages[name] for one in invocations if name in one.stages]) for name in names}
-    whole = _sum(list(spent.values()))
+    total = _sum(list(spent.values()))
     return Spending(
-        rows=[_row(name, spent[name], whole, last.get(name), price) for name in names],
-        total=_row("all", whole, whole, _sum(list(last.values())), price),
+        rows=[_row(name, spent[name], total, last.get(name), price) for name in names],
+        total=_row("all", total, total, _sum(list(last.values())), price),
         invocations=len(invocations),
         killed=[one.running for one in invocations[:-1] if one.running is not None],
         price=price,
@@ -59,12 +55,12 @@ def _sum(parts: Sequence[StageTime]) -> StageTime:
     )
 
 
-def _row(stage: str, spent: StageTime, whole: StageTime, last: StageTime | None, price: float | None) -> Row:
+def _row(stage: str, spent: StageTime, total: StageTime, last: StageTime | None, price: float | None) -> Row:
     node_hours = spent.node_seconds / 3600
     return Row(
         stage=stage,
         seconds=spent.seconds,
-        share=spent.seconds / whole.seconds if whole.seconds else 0.0,
+        share=spent.seconds / total.seconds if total.seconds else 0.0,
         last=None if last is None else last.seconds,
         node_hours=node_hours,
         cost=None if price is None else price * node_hours,

@@ -17,7 +17,7 @@ MEASURED = "measured\nms ± IQR"
 
 
 def results_table(teacher: str, results: Iterable[Result]) -> Table:
-    """One row per target and budget; latencies in milliseconds per batch."""
+    """A row per target and budget; latencies are in milliseconds per batch."""
     table = empty_table(
         f"Students of {teacher}",
         text=("target", "budget"),
@@ -49,7 +49,7 @@ def results_table(teacher: str, results: Iterable[Result]) -> Table:
 
 
 def models_table(versions: Iterable[Version]) -> Table:
-    """One row per version of the registry."""
+    """A row per version in the registry."""
     table = empty_table(
         "Registered models",
         text=("target", "budget"),
@@ -74,30 +74,30 @@ def models_table(versions: Iterable[Version]) -> Table:
 
 
 def fits_table(fits: Iterable[Fit]) -> Table:
-    """The learning curve of every target's predictor; errors on architectures it was not trained on."""
+    """The learning curves of predictors; errors are those on test networks."""
     table = empty_table(
-        "Predictors: errors on networks that they were not trained on",
+        "Predictors: errors on test networks",
         text=("target",),
-        numbers=("networks\ntrained on", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
+        numbers=("training\nnetworks", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
         long="predictor",
     )
     for fit in fits:
-        for count, found in fit.curve:
+        for count, quality in fit.curve:
             add_row(
                 table,
                 str(fit.id.target),
                 str(count),
-                percent(found.median_error),
-                percent(found.within_5),
-                percent(found.within_10),
-                f"{found.spearman:.3f}",
-                fit.file if found is fit.quality else "",
+                percent(quality.median_error),
+                percent(quality.within_5),
+                percent(quality.within_10),
+                f"{quality.spearman:.3f}",
+                fit.file if quality is fit.quality else "",
             )
     return table
 
 
 def empty_table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
-    """An empty table whose long texts and spreads break on a narrow terminal, its numbers never."""
+    """An empty table; on a narrow terminal its texts and spreads may wrap, its numbers never do."""
     table = Table(
         title=Text(title),
         title_justify="left",
@@ -115,5 +115,5 @@ def empty_table(title: str, *, text: Iterable[str], numbers: Iterable[str], long
 
 
 def add_row(table: Table, *cells: str | Text) -> None:
-    """Adds a row whose texts are shown as they are, brackets included."""
+    """Adds a row of literal texts: brackets are not markup."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))

@@ -18,14 +18,14 @@ from .rundir import PROCESSOR
     "note",
     [
         "The teacher was trained on this data first, since its head has 1000 classes and the data 10.",
-        "Accuracies rest on 360 test images: one standard error is about 1.3 percentage points",
+        "Accuracies come from 360 test images: one standard error is about 1.3 percentage points",
         "Images that could not be decoded and were left out: 3.",
-        "No node carries the label of target ort-1t: the machine that ran this stood in for it, so its "
+        "No node carries the label of target ort-1t, so the driver's machine stood in for it: its "
         f"latencies are those of {PROCESSOR}.",
         "torch-2t: 3 of 40 measurements (8 %) did not settle",
-        "torch-2t: beside the measurements the teacher ran 0.97 to 1.12 times as long as at the start",
+        "torch-2t: during the measurements the teacher took 0.97 to 1.12 times as long as at the start",
         "torch-2t, budget 50%: the student is not registered: measured 0.961 ms, over the budget",
-        "left out: 1; first blocks.0.0=bottleneck_w0.25_k3: RuntimeError: no such kernel.",
+        "do not run there: 1; first blocks.0.0=bottleneck_w0.25_k3: RuntimeError: no such kernel.",
     ],
 )
 def test_notes_say_what_limits_the_results(finished: Storage, note: str) -> None:

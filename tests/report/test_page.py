@@ -130,8 +130,8 @@ def test_what_was_asked_stands_on_the_page_without_secrets(finished: Storage, pa
     for words in (
         "teacher timm efficientnet_lite0 weights s3://bucket/net.safetensors data source digits",
         "target torch-2t runtime torch device cpu threads 1 batch_size 1 precision fp32",
-        "budgets latency_ms 70%, 50% params 2500000 pool preset tiny max_cost null (by default 1)",
-        "distill steps 60 (by default 200) Everything else",
+        "budgets latency_ms 70%, 50% params 2500000 pool preset tiny max_cost null (default: 1)",
+        "distill steps 60 (default: 200) Everything else",
         "max_undecodable: 0.01",  # the whole configuration
     ):
         assert words in page.text
@@ -146,9 +146,9 @@ def test_the_hours_of_all_invocations_are_told(page: _Page) -> None:
         "distill 1 h 12 min 19 % 36 min 0 s 2.400",
         "register 1 h 24 min 23 % 1 h 24 min 2.800",
         "all 6 h 12 min 100 % 5 h 0 min 12.401",
-        "added up over 2 invocations",
+        "summed over 2 invocations",
         "Killed, with up to a minute that is not counted: distill.",
-        "With ray.node_price_per_hour they are told as money too.",
+        "Set ray.node_price_per_hour to see their cost.",
     ):
         assert words in page.text
 
@@ -157,16 +157,16 @@ def test_a_price_makes_money_of_node_hours(run: Storage) -> None:
     write_page(run, 0.5)
     text = _Page(run.read_text("report.html")).text
     assert "teacher 12 min 2 s 3 % 2.0 s 0.401 0.20" in text
-    assert "The cost is 0.5 for each of them (ray.node_price_per_hour)" in text
+    assert "A node-hour costs 0.5 (ray.node_price_per_hour)" in text
 
 
 @pytest.mark.parametrize(
     ("absent", "pictures", "sentence"),
     [
-        ("scores.parquet", 7, "scores.parquet is not there"),
+        ("scores.parquet", 7, "scores.parquet is missing"),
         ("selections.parquet", 7, "no student of this target has been measured"),
-        ("costs/ort-1t.parquet", 7, "costs/ort-1t.parquet is not there"),
-        ("run.yaml", 9, "run.yaml is not there"),
+        ("costs/ort-1t.parquet", 7, "costs/ort-1t.parquet is missing"),
+        ("run.yaml", 9, "run.yaml is missing"),
     ],
 )
 def test_what_is_missing_is_left_out_with_a_sentence(

@@ -80,7 +80,7 @@ def test_the_page_has_everything_about_the_searches(page: _Page) -> None:
         "integer program at most 0.600 0.500",
         "100 000 cells: 10.0 hours on one sampler, 1.25 on eight.",
         "predictors/cells/latency_ms/ort-1t.safetensors",
-        "seeds: 2",  # what was asked
+        "seeds: 2",  # the configuration
     ):
         assert words in page.text
 
@@ -111,7 +111,7 @@ def test_the_page_of_the_run_has_the_predictor_and_what_each_lambda_came_to(
     searched(tmp_path)
     write_page(run)
     text = _Page(run.read_text("report.html")).text
-    assert "How many to sample".lower() in text
+    assert "Learning curve".lower() in text
     assert "points to first ± se" in text
     assert "10.0 hours on one sampler" in text
 
@@ -136,5 +136,5 @@ def said(folder: Path) -> list[str]:
 
 
 def test_without_searches_the_command_that_makes_them_is_named(run: Storage) -> None:
-    with pytest.raises(UserError, match=r"search\.parquet: not there yet; `lana-ray search CONFIG\.yaml`"):
+    with pytest.raises(UserError, match=r"search\.parquet: missing; run `lana-ray search CONFIG\.yaml`"):
         write_search_page(run)

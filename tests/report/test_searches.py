@@ -88,9 +88,9 @@ def test_pictures_are_written_and_stand_in_the_report(run: Storage, tmp_path: Pa
     TRIALS.write(run, layout.TRIALS, ROWS, "key")
     write_page(run)
     after = (tmp_path / "report.html").read_text()
-    assert "What λ comes to" in after
+    assert "Cost by λ" in after
     assert "Pareto fronts of the searches" in after
-    assert "What λ comes to" not in before
+    assert "Cost by λ" not in before
 
 
 def test_a_sweep_of_budgets_has_no_curve_of_lambdas(tmp_path: Path) -> None:
