@@ -98,7 +98,7 @@ def test_students_are_made_of_the_distilled_candidates(workspace: Workspace) -> 
 def test_a_candidate_of_other_settings_is_never_taken(workspace: Workspace) -> None:
     write_candidate(workspace, 0, 2, 0.25)
     other = Workspace(configuration(Path(workspace.storage.root).parent, distill={"steps": 3}))
-    with pytest.raises(UserError, match=r"blocks\.0--mbconv_e1_k3\.safetensors: is not the candidate"):
+    with pytest.raises(UserError, match=r"blocks\.0--mbconv_e1_k3\.safetensors: was made with"):
         other.student((2, 0, 0))
 
 

@@ -1,4 +1,4 @@
-"""The stages of a run, in order: teacher, sample, distill, score, select, finetune, register, report.
+"""The stages of a run: teacher, sample, distill, score, select, finetune, register, report.
 
-Each reads what the earlier ones left in the run directory, keeps what still fits, and writes its own.
+Each reads earlier results from the run directory, keeps its own that are still valid, and writes the rest.
 """

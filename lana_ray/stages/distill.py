@@ -1,4 +1,4 @@
-"""Stage 3: every candidate of every layer learns to stand in for it."""
+"""Stage 3: distils every candidate from the layer that it may replace."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages.sample import Sampling
 from lana_ray.workspace import Workspace
 
-_BACKWARD = 3.0  # times as long as a forward pass is a step, which goes forward, back and to the weights
+_BACKWARD = 3.0  # duration of a training step relative to a forward pass
 
 
 def run(workspace: Workspace, sampling: Sampling) -> None:
-    """Writes ``candidates/*.safetensors`` and ``curves.parquet``; what is there and still fits is kept."""
+    """Writes ``candidates/*.safetensors`` and ``curves.parquet``; valid earlier results are kept."""
     wanted = [
         ids[choice]
         for ids, choices in zip(workspace.space.ids, sampling.considered, strict=True)
@@ -43,7 +43,7 @@ def run(workspace: Workspace, sampling: Sampling) -> None:
     ]
     ends = _endings(workspace, wanted)
     say(f"distill: {len(wanted) - len(ends)} candidates to train, {len(ends)} reused")
-    # Where the cluster shrinks, nobody comes back for a round that was in hand.
+    # If the cluster shrinks during the last rounds, unfinished ones need another training.
     while pending := [candidate for candidate in wanted if candidate not in ends]:
         first = next(iter(sampling.targets.values()))
         isolated = sampling.tables[first.latency].isolated
@@ -53,21 +53,21 @@ def run(workspace: Workspace, sampling: Sampling) -> None:
         if not finished:
             raise UserError(
                 "failed",
-                f"distill: the workers left before any of {len(pending)} candidates was finished; their "
-                "states are kept; rerun the same command to continue",
+                f"distill: the workers left before any of {len(pending)} candidates was finished; rerun the "
+                "same command; training states are kept",
             )
         ends |= finished
     _write_curves(workspace, {candidate: ends[candidate] for candidate in wanted})
     error = float(np.median([end.error for end in ends.values() if not end.stopped] or [np.nan]))
     stopped = collections.Counter(end.stopped for end in ends.values() if end.stopped)
     notes = "".join(f", {count} {why}" for why, count in stopped.items())
-    say(f"distill: {len(ends)} candidates, with a normalised error of {error:.3f} in the median{notes}")
+    say(f"distill: {len(ends)} candidates with a median normalised error of {error:.3f}{notes}")
 
 
 def _endings(workspace: Workspace, candidates: Sequence[CandidateId]) -> dict[CandidateId, Ending]:
-    """Of those that the run directory holds."""
-    found = {candidate: ending(workspace, candidate) for candidate in candidates}
-    return {candidate: end for candidate, end in found.items() if end is not None}
+    """The results of those candidates that are distilled already."""
+    ends = {candidate: ending(workspace, candidate) for candidate in candidates}
+    return {candidate: end for candidate, end in ends.items() if end is not None}
 
 
 def _write_curves(workspace: Workspace, ends: Mapping[CandidateId, Ending]) -> None:
@@ -88,12 +88,7 @@ def _write_curves(workspace: Workspace, ends: Mapping[CandidateId, Ending]) -> N
 
 
 def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: float) -> None:
-    """Trains candidates through Ray Train.
-
-    Args:
-        times: of a step of each, in any unit.
-        overhead: of the teacher's pass, in the same.
-    """
+    """Trains candidates in Ray Train; ``times`` of steps and ``overhead`` of the teacher share a unit."""
     config, settings = workspace.config, workspace.config.distill
     demands = find_demands(workspace, list(times))
     limit = settings.memory_gb * GIB
@@ -123,11 +118,11 @@ def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: fl
 def worker_groups(
     config: RayConfig, candidates: int, memory: int, known: Sequence[Node]
 ) -> list[WorkerGroup]:
-    """The workers that distil: those of the configuration, and CPU workers next to those with GPUs.
+    """The workers that distil: the configured ones, and ``ray.cpu_workers`` in addition to those with GPUs.
 
     Args:
-        memory: bytes that one of them takes.
-        known: the nodes.
+        memory: bytes per worker.
+        known: the nodes, including those that have left.
     """
     name = "gpu worker" if config.gpus_per_worker else "worker"
     most = min(candidates, config.workers or candidates)
@@ -138,7 +133,7 @@ def worker_groups(
     widths = [config.cpus_per_worker] if config.cpus_per_worker else range(1, most_cpus + 1)
 
     def both(cpus: int) -> tuple[int, int, int]:
-        """How many workers of so many CPUs there are with a GPU, and how many without next to them."""
+        """The numbers of workers with and without a GPU that fit if each claims ``cpus`` CPUs."""
         count, claim = share(replace(ask, cpus=cpus), known)
         others = Ask(most=config.cpu_workers, cpus=cpus, memory=memory)
         return count, share(others, occupied(known, claim, count))[0], cpus
@@ -155,23 +150,23 @@ def worker_groups(
 
 
 def find_demands(workspace: Workspace, pending: Sequence[CandidateId]) -> dict[CandidateId, Demand]:
-    """Of every candidate; equal structures are tried once."""
+    """The memory demands of candidates; equal structures are tried once."""
     space = workspace.space
-    known: dict[str, Demand] = {}
-    found = {}
+    by_structure: dict[str, Demand] = {}
+    demands = {}
     for candidate in pending:
         layer, choice = space.place(candidate)
         structure = space.structure(layer, choice)
-        if structure not in known:
-            known[structure] = demand(space.candidate(layer, choice).train(), space.layers[layer])
-        found[candidate] = known[structure]
-    return found
+        if structure not in by_structure:
+            by_structure[structure] = demand(space.candidate(layer, choice).train(), space.layers[layer])
+        demands[candidate] = by_structure[structure]
+    return demands
 
 
 def _times(
     workspace: Workspace, pending: Sequence[CandidateId], isolated: Sequence[NDArray[np.float64]]
 ) -> dict[CandidateId, float]:
-    """What each candidate took alone on the first target; the mean for one that does not run there."""
+    """The latency of each candidate alone on the first target; the mean for one that does not run there."""
     places = {candidate: workspace.space.place(candidate) for candidate in pending}
     times = {candidate: float(isolated[i][j]) for candidate, (i, j) in places.items()}
     finite = [t for t in times.values() if t < float("inf")]
@@ -180,7 +175,7 @@ def _times(
 
 
 def plan(planned: Planned) -> list[str]:
-    """The work that can be counted; how long it takes depends on the workers' hardware."""
+    """The numbers of candidates, steps and images; their time depends on the workers' hardware."""
     settings, space = planned.config.distill, planned.space
     candidates = trained_candidates(space)
     images = settings.steps * settings.batch_size
@@ -202,20 +197,17 @@ def trained_candidates(space: LayerwiseSpace) -> int:
 
 
 def trained_weights(space: LayerwiseSpace) -> int:
-    """The number of weights of all candidates that are trained.
-
-    Candidates of equal shapes are counted once and added for each layer.
-    """
-    known: dict[object, int] = {}
+    """The number of weights of all candidates that are trained; equal candidates are built only once."""
+    counts: dict[object, int] = {}
     total = 0
     for i, (layer, ops) in enumerate(zip(space.layers, space.ops, strict=True)):
         for j, op in enumerate(ops):
             if not space.is_trained(i, j):
                 continue
             key = (op.key, layer.name if op.of_teacher else layer.place)
-            if key not in known and op.of_teacher:
-                known[key] = sum(weight.numel() for weight in space.candidate(i, j).parameters())
-            elif key not in known:
-                known[key] = count_weights(op, layer)
-            total += known[key]
+            if key not in counts and op.of_teacher:
+                counts[key] = sum(weight.numel() for weight in space.candidate(i, j).parameters())
+            elif key not in counts:
+                counts[key] = count_weights(op, layer)
+            total += counts[key]
     return total

@@ -1,4 +1,4 @@
-"""Stage 6: the chosen students learn from the teacher as whole networks, and are judged beside it."""
+"""Stage 6: fine-tunes the chosen students, then tests and measures them together with the teacher."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from lana_ray.training.loop import steps_of
 from lana_ray.workspace import Workspace
 
 MAX_REPLACED = 2
-"""How often a student over its budget may be replaced by the next best."""
+"""How many times a student over its budget may be replaced by the next best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStudent:
-    """A student trained as a whole, with everything measured of it on one target."""
+    """A fine-tuned student, with its measurements on one target."""
 
     target: Sampled
     budget: str
-    """Its name, which says whether the student keeps it on all targets."""
+    """Name of the budget; says if the student must keep it on all targets."""
     budgets: Mapping[CostId, float]
-    """The budget of every cost that was measured, in its unit."""
+    """The budget of every measured cost, in its unit."""
     architecture: str
-    """Its label."""
+    """Label of the architecture."""
     job: TrainJob
     predicted: Mapping[CostId, float]
     calibration: int | None
-    """Number of the target's table that predicted its latency; None without a table."""
+    """Number of the cost table behind the predicted latency; None without a table."""
     costs: Mapping[CostId, MeasuredCost]
-    """With its final weights; latency in turn with the teacher's."""
+    """Costs with the final weights; latency was measured alternately with the teacher's."""
     counts: Mapping[str, float]
-    """Its counted costs: ``params`` and ``macs``."""
+    """Counted costs: ``params`` and ``macs``."""
     accuracy_before: float | None
-    """On the test split, before this training; None for a student that was not distilled."""
+    """Test accuracy before fine-tuning; None for a student that was not distilled."""
     tested: StudentAccuracy
 
     @property
@@ -75,13 +75,10 @@ class FinishedStudent:
 def run(
     workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], loop: Loop, world: World
 ) -> tuple[list[FinishedStudent], Loop]:
-    """Writes ``students/*.safetensors``, then tests and measures every student together with the teacher.
+    """Writes ``students/*.safetensors``; returns the finished students and the final loop.
 
-    A student that its last measurement finds over its budget is replaced by the next best one, or by one that
-    another round proposes (``selection.loop.replace_missed``).
-
-    Returns:
-        The finished students, and the loop as it is in the end.
+    A student that proves to be over its budget is replaced by the next best one, or by one that another round
+    proposes (``selection.loop.replace_missed``).
     """
     measured = _train_and_measure(workspace, space, sampled, loop.choices)
     for attempt in range(1, MAX_REPLACED + 1):
@@ -142,7 +139,7 @@ def _of_target(choice: Choice, target: str) -> list[CostId]:
 
 
 def _is_over(choice: Choice, measured: Measurements) -> bool:
-    """Whether the student of a choice misses its budget on some target."""
+    """Whether the chosen student misses its budget on some target."""
     student = choice.chosen
     return student is not None and not all(
         measured[of][student].keeps(limit.budget) for of, limit in choice.limits.items()
@@ -160,8 +157,8 @@ def _train_and_measure(
 ) -> Measurements:
     """Trains the chosen students that are not trained yet, and measures each on its targets.
 
-    Students over their budget get as many sessions again: training another one takes long, and a moment in
-    which the machine was disturbed should not cost that.
+    Students over their budget get as many sessions again, because a disturbed machine should not cause the
+    long training of another student.
     """
     choices = [choice for choice in choices if choice.chosen is not None]
     jobs = {c.chosen: workspace.student_job(space, c.chosen) for c in choices if c.chosen is not None}
@@ -187,7 +184,7 @@ def _merged(first: Measurements, then: Measurements) -> Measurements:
 
 
 def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
-    """Trains networks that are not trained yet, through Ray Train, as ``finetune`` says."""
+    """Trains networks that are not trained yet in Ray Train, with the settings in ``finetune``."""
     config = workspace.config
     pending = [job for job in jobs if not is_trained(workspace.storage, job)]
     say(f"finetune: {len(pending)} networks to train, {len(jobs) - len(pending)} reused")
@@ -205,7 +202,7 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
 
 
 def plan(planned: Planned) -> list[str]:
-    """The students, and the steps of each."""
+    """The numbers of students and steps."""
     config = planned.config
     most = len(config.budgets.latency_ms) * (len(config.targets) + planned.is_joint)
     row = f"at most {most} students for {config.finetune.epochs:g} epochs"

@@ -1,4 +1,4 @@
-"""Stage of ``lana-ray fit``: a predictor of every target's latency, from the networks sampled there."""
+"""Stage of ``lana-ray fit``: fits a latency predictor to the networks sampled on each target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lana_ray.workspace import Workspace
 
 
 def run(workspace: Workspace, sampling: Sampling) -> list[Fit]:
-    """Writes ``predictors/layers/latency_ms/<target>.safetensors`` and how good each one is."""
+    """Writes ``predictors/layers/latency_ms/<target>.safetensors`` with the quality of each predictor."""
     targets = sampling.targets.values()
     networks = {sampled.latency: _networks(workspace, sampling, sampled) for sampled in targets}
     more = functools.partial(latencies, workspace, workspace.space, sampling.targets)
@@ -33,7 +33,7 @@ def _networks(workspace: Workspace, sampling: Sampling, sampled: SampledCandidat
 
 
 def plan(planned: Planned) -> list[str]:
-    """The networks that every predictor learns from."""
+    """The number of networks that every predictor is fitted to."""
     return [
         f"{target.name}: a predictor from {target.measure.architectures} networks and "
         f"{target.measure.active} chosen ones"

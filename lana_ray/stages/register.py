@@ -1,4 +1,4 @@
-"""Stage 7: students that keep their budget become versions of their target's registered model."""
+"""Stage 7: registers students that keep their budget as versions of their target's model."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from lana_ray.tracking import curve_of, run_directory, run_of
 from lana_ray.workspace import Workspace
 
 VERIFICATION_BYTES = 4 << 20
-"""Test images kept with every version, for ``lana-ray verify`` to hold it against."""
+"""Size of the test images kept with every version, which ``lana-ray verify`` runs again."""
 
 
 def default_budget(config: Config) -> str:
-    """The budget whose best student becomes champion."""
+    """The budget whose best student becomes ``champion``."""
     return config.registry.default_budget or str(config.budgets.latency_ms[0])
 
 
@@ -47,14 +47,11 @@ def run(
     finished: Sequence[FinishedStudent],
     evidence: Mapping[str, str],
 ) -> list[Result]:
-    """Registers in MLflow the students that keep their budgets.
+    """Registers the students that keep their budgets in MLflow; returns the results of all students.
 
     Args:
-        evidence: what is kept with every version: name there -> file of the run directory, in which
-            ``{target}`` stands for the target's name.
-
-    Returns:
-        The results of all students, with their ``models:/…`` URIs.
+        evidence: files to keep with every version: name there -> file in the run directory, with ``{target}``
+            for the target's name.
     """
     uris = _registered(workspace, teacher, finished, evidence)
     return [_result(f, uris.get((f.target.target.name, f.budget))) for f in finished]
@@ -63,7 +60,7 @@ def run(
 def _registered(
     workspace: Workspace, teacher: Teacher, finished: Sequence[FinishedStudent], evidence: Mapping[str, str]
 ) -> dict[tuple[str, str], str]:
-    """URIs by (target, budget)."""
+    """Registers students; returns URIs ``models:/…`` by (target, budget)."""
     sound = [f for f in finished if f.problem is None]
     for f in finished:
         if f.problem is not None:
@@ -174,7 +171,7 @@ def _target_facts(sampling: Sampling, loop: Loop, name: str) -> TargetFacts:
 
 
 def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
-    """Loads every version back; one that does not answer as it should has no alias from then on."""
+    """Loads and verifies every version; gives aliases to those that pass and takes them from the others."""
     judged = [(version, problem(version, uri)) for version in registered]
     for version, reason in judged:
         if reason is not None:
@@ -183,23 +180,19 @@ def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -
 
 
 def _as_tested(workspace: Workspace, f: FinishedStudent) -> nn.Module:
-    """The student's network, from the very weights that were tested.
-
-    Raises:
-        UserError: the file is damaged or was changed since.
-    """
+    """The network with the tested weights; raises UserError if the file is damaged or was changed."""
     network = trained_network(workspace, f.job)
     if weights_digest(workspace, f.job) != f.tested.weights:
         raise UserError(
             "changed",
-            f"{workspace.storage.url(f.job.file)}: changed since it was tested, so it is not registered; "
-            "rerun the same command",
+            f"{workspace.storage.url(f.job.file)}: changed since it was tested; rerun the same command; "
+            "finished work is kept",
         )
     return network
 
 
 def _copy(workspace: Workspace, file: str, folder: Path) -> Path:
-    """A local copy of a file, whatever storage it is kept on."""
+    """A local copy of a file in the run directory."""
     copied = folder / file
     copied.parent.mkdir(exist_ok=True)
     copied.write_bytes(workspace.storage.read_bytes(file))
@@ -273,11 +266,11 @@ def _model(
 
 
 def _onnx(network: nn.Module, target: Target) -> bytes | None:
-    """The ONNX program of a target that runs such; of another one, where it can be had, for use elsewhere."""
+    """The ONNX program that the target runs; for other runtimes one for use elsewhere, None if impossible."""
     example = example_input(target)
     if RUNTIMES[target.runtime].loads_onnx:
-        # With the target's own batch size, as measured: a free one keeps the runtime from folding shapes, and
-        # an EfficientNet-Lite0 student at 64 pixels then takes 1.8 times as long.
+        # A free batch dimension would keep the runtime from folding shapes: an EfficientNet-Lite0 student at
+        # 64 pixels then takes 1.8 times as long.
         deployed = program(network, example, target)
         assert isinstance(deployed, bytes)
         return deployed
@@ -286,12 +279,12 @@ def _onnx(network: nn.Module, target: Target) -> bytes | None:
     try:
         return to_onnx(network, example, dynamic_batch=True)
     except UserError as error:
-        say(f"register: {target.name}: without {registry.ONNX_FILE}: {error}")
+        say(f"register: {target.name}: no {registry.ONNX_FILE}: {error}")
         return None
 
 
 def _first_test_images(workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """About 4 MB of test images, at least 8 of them: [n, C, H, W] float32, and their labels [n] int64."""
+    """About 4 MB of test images, at least 8: [n, C, H, W] float32, and their labels [n] int64."""
     bytes_each = 4 * 3 * workspace.config.data.image_size**2
     count = max(8, VERIFICATION_BYTES // bytes_each)
     batches = list(workspace.data.batches("test", batch_size=count, max_images=count, channels_last=False))

@@ -1,4 +1,4 @@
-"""Stage 2: what every candidate costs on every target, as tables that add up to whole networks."""
+"""Stage 2: measures every candidate on every target and fits additive cost tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lana_ray.spaces.offers import offers
 from lana_ray.workspace import Workspace
 
 SLOW, FAILS = "slow", "fails"
-"""Why a candidate is left out: it is slower than ``pool.max_cost`` allows, or fails, on every target."""
+"""Why a candidate is left out: on every target, it is slower than ``pool.max_cost`` allows, or fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,32 +41,28 @@ class SampledCandidates(Sampled):
     """A target on which all candidates were measured."""
 
     candidates: tuple[tuple[Sample, ...], ...]
-    """Per layer, each candidate alone."""
+    """Samples of each candidate alone, by layer."""
     considered: Choices
-    """The candidates that are worth training for this target, the teacher's own layers first."""
+    """The candidates worth training for this target, the teacher's own layers first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What the stage hands on."""
+    """The results of this stage."""
 
     targets: dict[str, SampledCandidates]
     tables: Tables
-    """Latency on every target, and every cost that has a budget."""
+    """Tables of latency on every target, and of every cost that has a budget."""
 
     @property
     def considered(self) -> Choices:
-        """The candidates worth training for some target: what is trained, scored and chosen from."""
+        """The candidates worth training for some target."""
         layers = zip(*(sampled.considered for sampled in self.targets.values()), strict=True)
         return tuple(tuple(sorted(set().union(*of_targets))) for of_targets in layers)
 
 
 def run(workspace: Workspace, costs: Sequence[str]) -> Sampling:
-    """Samples every target and writes ``samples/*.parquet`` and ``costs/<target>.parquet``.
-
-    Args:
-        costs: the costs that tables are made of, besides latency.
-    """
+    """Writes ``samples/*.parquet`` and ``costs/<target>.parquet``: tables of latency and of ``costs``."""
     for line in offers(workspace.space):
         say(f"pool: {line}")
     where, alone = placements(workspace), planned_candidates(workspace.space)
@@ -95,7 +91,7 @@ def run(workspace: Workspace, costs: Sequence[str]) -> Sampling:
 
 
 def planned_candidates(space: LayerwiseSpace) -> list[Work]:
-    """What is measured alone for a target's table; equal structures once."""
+    """The work to measure candidates and empty programs alone; equal structures are measured once."""
     work: dict[str, Work] = {}
     for layer, ops in enumerate(space.ops):
         for item in (empty_work(space, layer), *(candidate_work(space, layer, j) for j in range(len(ops)))):
@@ -104,10 +100,7 @@ def planned_candidates(space: LayerwiseSpace) -> list[Work]:
 
 
 def left_out(space: LayerwiseSpace, sampling: Sampling) -> dict[CandidateId, str]:
-    """Why candidates go no further: ``FAILS`` on every target, or ``SLOW``.
-
-    One that is slow on some targets and fails on the others is ``SLOW``.
-    """
+    """Candidates to drop, with the reason: ``FAILS`` if they fail on every target, else ``SLOW``."""
     reasons: dict[CandidateId, str] = {}
     isolated = [sampling.tables[sampled.latency].isolated for sampled in sampling.targets.values()]
     for layer, ids in enumerate(space.ids):
@@ -119,7 +112,7 @@ def left_out(space: LayerwiseSpace, sampling: Sampling) -> dict[CandidateId, str
 
 
 def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Choices:
-    """The layer itself, and the candidates that run and take at most ``max_cost`` times its time."""
+    """The layers themselves, and the candidates that take at most ``max_cost`` times their layer's time."""
     most = np.inf if max_cost is None else max_cost
     return tuple(
         (0, *(int(j) for j in np.flatnonzero(np.isfinite(alone) & (alone <= most * alone[0])) if j))
@@ -128,7 +121,7 @@ def worth(isolated: Sequence[NDArray[np.float64]], max_cost: float | None) -> Ch
 
 
 def write(workspace: Workspace, sampling: Sampling, tables: Tables) -> None:
-    """Writes ``costs/<target>.parquet``: every table of a target, see ``CostRow``."""
+    """Writes all tables of every target to ``costs/<target>.parquet``, see ``CostRow``."""
     for name, sampled in sampling.targets.items():
         of_target = [costs for of, costs in tables.items() if of.target == name]
         rows = [
@@ -179,7 +172,7 @@ def _rows(
 def _isolated(
     space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]
 ) -> list[NDArray[np.float64]]:
-    """What each candidate takes alone, per layer, shape [candidates]; infinite for one that does not run."""
+    """Latencies of candidates alone in ms by layer, shape [candidates]; infinite if one does not run."""
     isolated = []
     for layer, ops in enumerate(space.ops):
         empty = samples[empty_work(space, layer).key]
@@ -187,10 +180,10 @@ def _isolated(
         if taken[0].error is not None:
             raise UserError(
                 "refused",
-                f"target {target.name!r}: the teacher's layer {space.layers[layer].name} "
-                f"does not run there: {taken[0].error}",
+                f"target {target.name!r}: the teacher's layer {space.layers[layer].name} does not run: "
+                f"{taken[0].error}",
             )
-        # If the empty program fails, the calibration with whole networks must find what a call costs.
+        # If the empty program fails, the calibration with whole networks estimates the cost of a call.
         call_ms = empty.median_ms if empty.error is None else 0.0
         values = [s.median_ms - call_ms if s.error is None else np.inf for s in taken]
         isolated.append(np.maximum(np.asarray(values), 0.0))
@@ -198,7 +191,7 @@ def _isolated(
 
 
 def _networks(workspace: Workspace, target: Target, among: Choices) -> list[Architecture]:
-    """The whole networks to measure, of candidates that are worth it, each once."""
+    """The networks of candidates in ``among`` to measure, each once."""
     rng = np.random.default_rng(workspace.config.run.seed)
     return list(dict.fromkeys(workspace.space.balanced(target.measure.architectures, rng, among)))
 
@@ -234,7 +227,7 @@ def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates) 
     ran = {a: measured(sample) for a, sample in samples.items() if sample.error is None}
     if len(ran) < 2:
         reason = next((s.error for s in samples.values() if s.error), "too few networks")
-        raise UserError("refused", f"target {job.target.name!r}: no student runs there: {reason}")
+        raise UserError("refused", f"target {job.target.name!r}: no student runs: {reason}")
     whole = {space.teacher: measured(job.references["teacher"]), **ran}
     isolated = _isolated(space, job.target, job.samples)
     return first_costs(sampled.latency, isolated, whole, space.teacher)
@@ -253,15 +246,15 @@ def _other_tables(workspace: Workspace, costs: Sequence[str], sampling: Sampling
 def _metered_tables(
     workspace: Workspace, cost: str, sampling: Sampling, exact: Sequence[CostTables]
 ) -> dict[CostId, CostTables]:
-    """Tables of a cost that a meter reads of whole networks alone: those that were timed."""
+    """Tables of a cost that meters can only read of networks; they read those that were timed."""
     space, targets = workspace.space, sampling.targets
     asked = {name: list(sampling.tables[sampled.latency].networks) for name, sampled in targets.items()}
-    found = readings(workspace, space, cost, targets, asked, "sample")
+    costs = readings(workspace, space, cost, targets, asked, "sample")
     tables = {}
     for name, sampled in targets.items():
-        of, values = CostId(cost, name), found[name]
+        of, values = CostId(cost, name), costs[name]
         if space.teacher not in values or len(values) < 2:
-            raise UserError("failed", f"target {name!r}: {cost} could be read of too few networks")
+            raise UserError("failed", f"target {name!r}: {cost} could be read for too few networks")
         priors = [sampling.tables[sampled.latency].isolated, *(one.isolated for one in exact)]
         networks = {a: MeasuredCost(value=value) for a, value in values.items()}
         tables[of] = proportional_costs(of, priors, networks, space.teacher)
@@ -269,7 +262,7 @@ def _metered_tables(
 
 
 def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]) -> None:
-    """Says for which layers' candidates the costs include what a call costs by itself."""
+    """Says for which layers the candidates' costs include the cost of a call."""
     failed = {
         layer.name: samples[key].error
         for i, layer in enumerate(space.layers)
@@ -277,8 +270,8 @@ def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[
     }
     if failed:
         say(
-            f"sample: {target.name}: an empty program of the shape of {', '.join(failed)} does not run "
-            f"({next(iter(failed.values()))}); its time is not subtracted from their candidates'"
+            f"sample: {target.name}: an empty program with the shape of {', '.join(failed)} does not run "
+            f"({next(iter(failed.values()))}); the cost of a call is not subtracted from their candidates"
         )
 
 
@@ -287,8 +280,8 @@ def _say_errors(sampling: Sampling) -> None:
         if not costs.is_exact:
             table = costs.table
             say(
-                f"sample: {of.target}: the teacher's {of.cost} is {of.written(costs.teacher)}; on networks "
-                f"left out the table errs by {100 * table.error:.1f} % in the median (costs alone: "
+                f"sample: {of.target}: the teacher's {of.cost} is {of.written(costs.teacher)}; the table's "
+                f"median error on networks left out is {100 * table.error:.1f} % (sum of candidates alone: "
                 f"{100 * table.error_isolated:.1f} %)"
             )
 
@@ -298,11 +291,11 @@ def _say_left_out(reasons: Mapping[CandidateId, str]) -> None:
     if counts[SLOW]:
         say(f"sample: left out {counts[SLOW]} candidates slower than pool.max_cost allows on every target")
     if counts[FAILS]:
-        say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report has the reasons")
+        say(f"sample: left out {counts[FAILS]} candidates that run on no target; the report says why")
 
 
 def plan(planned: Planned) -> list[str]:
-    """The pool, and for every target what is measured on it and where."""
+    """The pool, and the measurements on every target with their place."""
     alone = len(planned_candidates(planned.space))
     rows = ["\n".join(f"pool: {line}" for line in offers(planned.space))]
     for target in planned.workspace.targets:

@@ -1,4 +1,4 @@
-"""Stage 4: what each candidate does to the loss, and what such scores are worth."""
+"""Stage 4: scores how much each candidate changes the loss, and tests how well scores add up."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from lana_ray.workspace import Workspace
 def run(
     workspace: Workspace, choices: Choices, reasons: Mapping[CandidateId, str]
 ) -> list[NDArray[np.float64]]:
-    """Writes ``scores/<layer>.parquet`` and all of them as ``scores.parquet``.
+    """Writes ``scores/<layer>.parquet``, and all of them as ``scores.parquet``.
 
-    Every candidate has a row; one without a score has the reason in ``left_out``: ``SLOW`` or ``FAILS`` for
-    one that was not trained, or ``DIVERGED``.
+    Every candidate has a row; ``left_out`` says why one has no score: ``SLOW`` or ``FAILS`` if it was not
+    trained, or ``DIVERGED``.
 
     Args:
         choices: the candidates to score.
-        reasons: of the others, by (layer, choice).
+        reasons: why the others are not scored.
 
     Returns:
-        Per layer, shape [candidates]: what ``score.by`` names, infinite for a candidate without a score.
-        Both are zero for the teacher's own layer and add up over layers about as well; but the change of the
-        loss has four times the standard error, and an integer program picks whatever noise has flattered.
+        The column ``score.by`` per layer, shape [candidates]; infinite for a candidate without a score.
+        ``kl`` and ``loss`` are both zero for the teacher's own layer and add up about equally well, but
+        ``loss`` has four times the standard error, and an integer program exploits noise.
     """
     storage, layers = workspace.storage, workspace.layers
     keys = [_key(workspace, k, choices[k]) for k in range(len(layers))]
@@ -77,7 +77,7 @@ def run(
 
 
 def _key(workspace: Workspace, layer: int, choices: tuple[int, ...]) -> str:
-    """Identity of a layer's scores, which are kept by the candidates' numbers: their order counts."""
+    """Identity of a layer's scores, including the order of its candidates."""
     candidates = [
         (candidate.op, workspace.candidate_key(candidate) if j in choices else "")
         for j, candidate in enumerate(workspace.space.ids[layer])
@@ -120,16 +120,16 @@ def _score(workspace: Workspace, layer: int, choices: tuple[int, ...], key: str)
 
 
 def _ending(workspace: Workspace, candidate: CandidateId) -> Ending:
-    """How the distillation of a candidate ended; one that needs none has no error."""
+    """The distillation result of a candidate; with error 0 if it needs none."""
     if not workspace.has_weights(candidate):
         return Ending(0.0, "", [])
-    found = ending(workspace, candidate)
-    assert found is not None, "distillation comes first"
-    return found
+    end = ending(workspace, candidate)
+    assert end is not None, "distillation comes first"
+    return end
 
 
 def rank(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> None:
-    """Evaluates random students as wholes and writes ``proxy.parquet``: summed score and true loss of each.
+    """Evaluates random students and writes ``proxy.parquet`` with the summed score and true loss of each.
 
     LANA reports Kendall's τ = 0.966 between the two (arXiv 2107.10624, section 4.3).
     """
@@ -137,10 +137,10 @@ def rank(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> None:
     if not count:
         return
     students = random_students(scores, count, np.random.default_rng(workspace.config.run.seed))
-    found = losses(workspace, students)
+    loss = losses(workspace, students)
     summed = [float(sum(of_layer[j] for of_layer, j in zip(scores, a, strict=True))) for a in students]
     rows = [
-        ProxyRow(architecture=workspace.space.label(a), choices=a, score=score, loss=found[a])
+        ProxyRow(architecture=workspace.space.label(a), choices=a, score=score, loss=loss[a])
         for a, score in zip(students, summed, strict=True)
     ]
     tau = float(kendalltau(summed, [row.loss for row in rows]).statistic)
@@ -151,11 +151,10 @@ def rank(workspace: Workspace, scores: Sequence[NDArray[np.float64]]) -> None:
 def random_students(
     scores: Sequence[NDArray[np.float64]], count: int, rng: np.random.Generator
 ) -> list[Architecture]:
-    """Different students that lie between the teacher and one with every layer replaced.
+    """Up to ``count`` different students between the teacher and one with every layer replaced.
 
-    Each keeps the teacher's layer with a probability of its own, drawn uniformly; other layers draw one of
-    the candidates that have a score. Drawing every layer uniformly would give students as far from the
-    teacher as none is that a budget asks for. Fewer come back where there are not so many.
+    Each student draws its own probability of keeping a layer; other layers draw a candidate that has a
+    score. If every layer drew uniformly, students would be farther from the teacher than any budget requires.
     """
     usable = [np.flatnonzero(np.isfinite(of_layer)) for of_layer in scores]
     drawn: dict[Architecture, None] = {}
@@ -170,6 +169,6 @@ def random_students(
 
 
 def plan(planned: Planned) -> list[str]:
-    """The number of candidates and images."""
+    """The numbers of candidates and images."""
     count = sum(map(len, planned.space.ops))
     return [f"{count} candidates on {planned.config.score.images} images each"]

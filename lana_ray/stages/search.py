@@ -1,4 +1,4 @@
-"""Stage of ``lana-ray search``: sweeps of search methods over a space, on every target."""
+"""Stage of ``lana-ray search``: sweeps of search methods on every target."""
 
 from __future__ import annotations
 
@@ -29,38 +29,35 @@ from lana_ray.trials.trial import TRIAL, trial_claim
 from lana_ray.workspace import Workspace, cell_space
 
 _OF_THE_SWEEP = ("concurrency", "methods", "trials", "lambdas", "grid", "seeds", "aim")
-"""Settings that say which trials there are: a trial itself depends on what it is given alone."""
+"""Settings that define the list of trials; a trial depends only on its own settings."""
 _FIGURES = (
     *("predicted_cost", "measured_cost", "predicted_ms", "measured_ms", "iqr_ms"),
     *("accuracy", "loss", "search_s", "begun"),
 )
-"""Fields of ``TrialRow`` as the trial itself names them."""
+"""Fields of ``TrialRow`` that have the same name in a trial's results."""
 _OF_FULL_TRAINING = {"drop_path", "auxiliary_weight"}
-"""Settings of ``search.cells`` that no trial depends on."""
+"""Settings of ``search.cells`` that affect no trial."""
 
 
 def run(workspace: Workspace, teacher: Teacher, prepared: Sequence[Prepared]) -> list[TrialRow]:
-    """Runs or resumes all trials, writes ``search.parquet`` and logs every trial in MLflow.
+    """Runs or resumes all trials on prepared targets; writes ``search.parquet`` and logs trials in MLflow.
 
-    λ of the differentiable search and budgets of the program are swept. Every trial's architecture is judged
-    alike: measured whole on its target, with its accuracy on the validation split.
-
-    Args:
-        prepared: one for every target.
+    λ of the differentiable search and budgets of the integer program are swept. The network of every trial is
+    measured on its target, and its accuracy is that on the validation split.
     """
     rows = []
     for ready in prepared:
         for name in workspace.config.search.methods:
             method = METHODS[name]
             if method.needs_table and not isinstance(ready.setup.model, CostTable):
-                continue  # which the configuration says
+                continue  # documented with ``search.methods``
             rows += _sweep(workspace, ready, method)
     TRIALS.write(workspace.storage, layout.TRIALS, rows, fingerprint([row.key for row in rows]))
     uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
     prefix = workspace.config.registry.name or teacher.name
     parent = run_of(workspace, teacher)
     new = registry.log_trials(rows, parent=parent, tracking_uri=uri, prefix=prefix)
-    say(f"search: {new} trials logged in MLflow, {len(rows) - new} were there")
+    say(f"search: {new} trials logged in MLflow, {len(rows) - new} logged before")
     return rows
 
 
@@ -93,8 +90,8 @@ def _sweep(workspace: Workspace, ready: Prepared, method: SearchMethod) -> list[
     )
     of_teacher = teacher_cost(workspace, config.search.cost, sampled)
     with progress(f"search {target} {method.name}", planned.size) as show:
-        found = run_sweep(planned, TRIAL, [setup], workspace.storage, show)
-    return [_row(planned.name, ready, method, of_teacher, trial) for trial in found]
+        trials = run_sweep(planned, TRIAL, [setup], workspace.storage, show)
+    return [_row(planned.name, ready, method, of_teacher, trial) for trial in trials]
 
 
 def _row(
@@ -120,7 +117,7 @@ def _row(
 
 
 def _space(ready: Prepared, method: SearchMethod) -> dict[str, Any]:
-    """What is swept: λ, drawn on a log scale or each value of the grid with each seed, or budgets."""
+    """The swept settings: λ drawn on a log scale, λ and seeds of the grid, or budgets."""
     config = ready.setup.config.search
     if not method.takes_price or config.aim == "budget":
         return {"budget": uniform(*ready.budgets)}
@@ -130,7 +127,7 @@ def _space(ready: Prepared, method: SearchMethod) -> dict[str, Any]:
 
 
 def _budgets_asked(ready: Prepared, space: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The run's own budgets less ``select.margin``, if budgets are drawn and these can be met."""
+    """The configured budgets less ``select.margin``, if budgets are swept and these are in range."""
     if "budget" not in space:
         return []
     config, of = ready.setup.config, ready.setup.of
@@ -143,41 +140,41 @@ def _budgets_asked(ready: Prepared, space: Mapping[str, Any]) -> list[dict[str, 
 
 
 def plan_layers(planned: Planned) -> list[str]:
-    """The sweeps over the distilled candidates."""
+    """The sweeps over distilled candidates."""
     config = planned.config.search
     rows = []
     for name in config.methods:
         method = METHODS[name]
-        trials, given = _sweep_in_words(planned, method.takes_price)
+        trials, setting = _sweep_in_words(planned, method.takes_price)
         size = f", {_steps(planned)}" if method.takes_price else ""
-        rows.append(f"on each target {trials} trials of the {method.title}, {given}{size}")
+        rows.append(f"on each target {trials} trials of the {method.title}, {setting}{size}")
     return [*rows, f"{planned.space.size:.2g} architectures to search"]
 
 
 def plan_cells(planned: Planned) -> list[str]:
-    """The cells that are sampled, and the sweep over them."""
+    """The cells to sample, and the sweep over cells."""
     config, search = planned.config, planned.config.search
-    asked = search.cells
-    assert asked is not None
+    options = search.cells
+    assert options is not None
     cells = cell_space(config, planned.classes)
-    supernet = CellSupernet(cell_space(config, planned.classes, of_supernet=True), partial=asked.partial)
+    supernet = CellSupernet(cell_space(config, planned.classes, of_supernet=True), partial=options.partial)
     parameters = sum(p.numel() for p in supernet.weight_parameters())
     rows = [
-        f"cells of {asked.space}: {cells.size:.2g} architectures; the supernet has "
+        f"cells of {options.space}: {cells.size:.2g} architectures; the supernet has "
         f"{parameters / 1e6:.2g} million parameters"
     ]
-    networks = min(asked.samples, cells.size)
-    chosen = f" and {asked.active} chosen" if asked.active else ""
+    networks = min(options.samples, cells.size)
+    chosen = f" and {options.active} chosen" if options.active else ""
     for target in config.targets:
-        minutes = (networks + asked.active) * target.measure.time_limit_s / 60
+        minutes = (networks + options.active) * target.measure.time_limit_s / 60
         timing = f"at most {minutes:.0f} minutes of timing"
         took = timing if search.cost == LATENCY else f"their {search.cost} read"
         rows.append(f"{target.name}: {networks} random{chosen} cells, {took}")
-    trials, given = _sweep_in_words(planned, takes_price=True)
+    trials, setting = _sweep_in_words(planned, takes_price=True)
     return [
         *rows,
-        f"on each target {trials} trials, {given}, {_steps(planned)}; what each finds is trained for "
-        f"{asked.trial_epochs:g} epochs, the best for each budget for {config.finetune.epochs:g}",
+        f"on each target {trials} trials, {setting}, {_steps(planned)}; each trial's network is trained for "
+        f"{options.trial_epochs:g} epochs, the best for each budget for {config.finetune.epochs:g}",
     ]
 
 
@@ -188,7 +185,7 @@ def _steps(planned: Planned) -> str:
 
 
 def _sweep_in_words(planned: Planned, takes_price: bool) -> tuple[int, str]:
-    """The number of trials on a target, and what each is given."""
+    """The number of trials on a target, and the settings of each."""
     search = planned.config.search
     if not takes_price or search.aim == "budget":
         return search.trials, "each with a drawn budget"

@@ -1,4 +1,4 @@
-"""Stage 5: one architecture for every target and budget, chosen by the program and proven by measurement."""
+"""Stage 5: selects an architecture for every target and budget, confirmed by measurement."""
 
 from __future__ import annotations
 
@@ -40,12 +40,9 @@ Scores = Sequence[NDArray[np.float64]]
 
 
 def run(workspace: Workspace, sampling: Sampling, world: World) -> Loop:
-    """Closes the loop on measured costs (``selection.loop``) and writes what ``write`` does.
+    """Closes the loop on measured costs (``selection.loop``) and writes its tables (``write``).
 
-    A budget that no student keeps is left out, with its reason in ``unmet``.
-
-    Raises:
-        UserError: if none of the budgets can be kept, naming target, budget and the cheapest possible.
+    ``unmet`` has the reason if no student keeps a budget; raises UserError if none keeps any budget.
     """
     choices = open_choices(workspace, sampling)
     loop = close_loop(Loop(choices=choices, tables=sampling.tables), world, workspace.config.select.rounds)
@@ -58,10 +55,9 @@ def run(workspace: Workspace, sampling: Sampling, world: World) -> Loop:
 
 
 def world_of(workspace: Workspace, sampling: Sampling, scores: Scores) -> World:
-    """How students are proposed, measured and evaluated in this run.
+    """The callbacks that propose, measure and evaluate students in this run.
 
-    Raises:
-        UserError: as ``constrained``, and for a budget below the smallest student.
+    Raises UserError as ``constrained`` does, and for a counted budget below the smallest student.
     """
     config, space = workspace.config, workspace.space
     settings = config.select
@@ -82,7 +78,7 @@ def world_of(workspace: Workspace, sampling: Sampling, scores: Scores) -> World:
 
 
 def open_choices(workspace: Workspace, sampling: Sampling) -> tuple[Choice, ...]:
-    """One choice for every target and budget, and with ``select.joint`` one for all targets together."""
+    """A choice for every target and budget, and with ``select.joint`` for all targets together."""
     settings, budgets = workspace.config.select, workspace.config.budgets
 
     def limits(targets: Sequence[str], latency: Budget) -> dict[CostId, Limit]:
@@ -105,17 +101,13 @@ def _limit(settings: SelectConfig, bound: Budget, costs: CostTables) -> Limit:
 
 
 def check(workspace: Workspace, sampling: Sampling) -> None:
-    """Says which budgets cannot be met by what was measured, and why, before anything is trained.
-
-    Raises:
-        UserError: if none can, and as ``world_of``.
-    """
+    """Says before any training which budgets no student can meet; raises UserError if none can be met."""
     layers = zip(workspace.space.ops, sampling.considered, strict=True)
     usable = [np.where(np.isin(range(len(ops)), some), 0.0, np.inf) for ops, some in layers]
     pool, settings = _pool(workspace, sampling, usable), workspace.config.select
     choices = []
     for choice in open_choices(workspace, sampling):
-        # The solver tries again once there are scores.
+        # The solver gets another chance with scores.
         with contextlib.suppress(NoSelectionFound):
             choice = replace(choice, unmet=reason_unmet(pool, settings, choice, sampling.tables))
         choices.append(choice)
@@ -131,7 +123,7 @@ def check(workspace: Workspace, sampling: Sampling) -> None:
 
 
 def _pool(workspace: Workspace, sampling: Sampling, scores: Scores) -> Pool:
-    """The candidates that ``select.force`` and ``select.forbid`` leave to choose from."""
+    """The candidates that ``select.force`` and ``select.forbid`` allow."""
     return Pool(
         layers=[layer.name for layer in workspace.space.layers],
         ops=[[op.name for op in ops] for ops in workspace.space.ops],
@@ -168,7 +160,7 @@ def _exact_limits(workspace: Workspace, sampling: Sampling, scores: Scores) -> d
 
 
 def _say_if_the_teacher_keeps(choice: Choice, tables: Tables) -> None:
-    """Says so if a budget asks for nothing."""
+    """Says so if the teacher itself keeps a budget."""
     if all(limit.budget >= tables[of].teacher for of, limit in choice.limits.items()):
         teacher = ", ".join(of.written(tables[of].teacher) for of in choice.limits)
         say(f"select: {choice.targets[0]} {choice.name}: the teacher itself, at {teacher}, keeps this budget")
@@ -189,7 +181,7 @@ def _say(choice: Choice) -> None:
 
 
 def write(workspace: Workspace, sampling: Sampling, loop: Loop) -> None:
-    """Writes ``selections.parquet``, and ``costs/<target>.parquet`` with the tables of its predictions."""
+    """Writes ``selections.parquet`` and, with all calibrated tables, ``costs/<target>.parquet``."""
     sample.write(workspace, sampling, loop.tables)
     rows = [
         SelectionRow(
@@ -220,7 +212,7 @@ def write(workspace: Workspace, sampling: Sampling, loop: Loop) -> None:
 
 
 def plan(planned: Planned) -> list[str]:
-    """The budgets, and the students considered for them."""
+    """The budgets, and the numbers of students and architectures."""
     config, settings = planned.config, planned.config.select
     latencies = config.budgets.latency_ms
     on_all = " and on all" if planned.is_joint else ""

@@ -1,4 +1,4 @@
-"""Stage 1: the teacher's weights in the run directory, trained on the data where they must be."""
+"""Stage 1: writes the teacher's weights, after training on the data if necessary."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lana_ray.training.loop import steps_of
 from lana_ray.workspace import Workspace
 
 _ROUNDING = 1e-3
-"""Of the largest answer: a difference that machines may make."""
+"""Difference between machines that counts as rounding, relative to the largest output."""
 
 
 def load_checked(workspace: Workspace) -> Teacher:
-    """The teacher as configured, tried on the data's first images for all that the stages do with it."""
+    """The configured teacher, after checks on the first images of everything that the stages need."""
     teacher = workspace.loaded
     data = workspace.data
     config = workspace.config
@@ -40,19 +40,14 @@ def load_checked(workspace: Workspace) -> Teacher:
     if warning := random_weights(config.teacher, teacher, data.num_classes, **settings):
         notes.append(warning)
     if teacher.frozen:
-        notes.append(
-            f"training leaves alone {list_parameters(sorted(teacher.frozen))}, made without gradient"
-        )
+        notes.append(f"not trained: {list_parameters(sorted(teacher.frozen))}, made without gradient")
     for note in notes:
         say(f"teacher: {note}")
     return teacher
 
 
 def run(workspace: Workspace) -> Teacher:
-    """Writes ``teacher.safetensors``, after a short training where the head is new or the weights random.
-
-    It was checked before (``load_checked``).
-    """
+    """Writes ``teacher.safetensors``, after a short training if the head is new or the weights random."""
     config, teacher = workspace.config, workspace.loaded
     adapt = config.teacher.adapt if teacher.untrained else None
     answers = _answers(workspace, teacher)
@@ -83,7 +78,7 @@ def run(workspace: Workspace) -> Teacher:
 
 
 def _say_changes(workspace: Workspace, teacher: Teacher, answers: str) -> None:
-    """Says what has changed of all that the run depends on; notes it, and keeps the factory's files."""
+    """Says which inputs of the run have changed; records their identity, and the factory's source files."""
     config, storage = workspace.config, workspace.storage
     files, folder = factory_files(config.teacher.factory) if config.teacher.factory else ([], Path())
     code = {file.relative_to(folder).as_posix(): file for file in files}
@@ -97,7 +92,7 @@ def _say_changes(workspace: Workspace, teacher: Teacher, answers: str) -> None:
     before = storage.read_json(layout.IDENTITY) if storage.exists(layout.IDENTITY) else {}
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if before and changed:
-        say(f"changed since the last run: {', '.join(changed)}; what depends on it is made again")
+        say(f"changed since the last run: {', '.join(changed)}; dependent results are recomputed")
     for name in code.keys() & set(changed):
         storage.write_bytes(layout.factory(name), code[name].read_bytes())
     storage.write_json(layout.IDENTITY, now)
@@ -105,10 +100,8 @@ def _say_changes(workspace: Workspace, teacher: Teacher, answers: str) -> None:
 
 @torch.no_grad()
 def _answers(workspace: Workspace, teacher: Teacher) -> str:
-    """Identity of what the teacher answers to fixed images, whatever its code says.
-
-    Machines round differently, so answers that are close to the recorded ones are those.
-    """
+    """Identity of the teacher's outputs for fixed images; nearly equal outputs have the same identity."""
+    # Machines round differently.
     storage = workspace.storage
     answers = teacher.network(example_images(workspace.config.data.image_size))
     if storage.tensor_metadata(layout.ANSWERS) is not None:
@@ -121,7 +114,7 @@ def _answers(workspace: Workspace, teacher: Teacher) -> str:
 
 
 def plan(planned: Planned) -> list[str]:
-    """The teacher's size, and what to know of its weights."""
+    """The teacher's size, and notes on its weights."""
     network, teacher = planned.space.network, planned.config.teacher
     parameters = sum(parameter.numel() for parameter in network.parameters())
     size = (

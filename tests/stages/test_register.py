@@ -66,4 +66,4 @@ def test_what_onnx_cannot_express_costs_a_target_of_pytorch_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _onnx(_NotInOnnx(), EAGER) is None
-    assert f"register: eager: without {ONNX_FILE}: " in capsys.readouterr().out
+    assert f"register: eager: no {ONNX_FILE}: " in capsys.readouterr().out
