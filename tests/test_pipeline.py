@@ -204,7 +204,9 @@ def test_samples_of_a_truncated_file_are_named_and_left_out(finished: Path) -> N
 
 
 def test_too_few_networks_for_a_predictor_are_told(finished: Path) -> None:
-    with pytest.raises(UserError, match=r"target 'ort': \d+ networks measured, but a predictor needs 20; raise"):
+    with pytest.raises(
+        UserError, match=r"target 'ort': \d+ networks measured, but a predictor needs 20; raise"
+    ):
         fit_predictors(load_config(run_of(finished)))
 
 

@@ -35,11 +35,7 @@ class Agreement:
     code: Mapping[str, str]
 
     def check(self) -> None:
-        """Checks that this process has the same code and run directory.
-
-        Raises:
-            UserError: the code or the run directory differs; names this node.
-        """
+        """Raises UserError, naming this node, if its code or run directory differs from the driver's."""
         check_code(self.code)
         if self.lease is not None:
             _check_run_dir(self.run_dir, self.lease)
@@ -58,11 +54,7 @@ class NodeCheck:
         self._agreed: set[str] = set()
 
     def look(self) -> None:
-        """Checks the nodes that have joined since the last call, except this process's own.
-
-        Raises:
-            UserError: a node does not agree, or starts no process.
-        """
+        """Checks nodes that joined since the last call, except our own; raises UserError if one disagrees."""
         here = ray.get_runtime_context().get_node_id()
         joined = [node for node in nodes() if node.id not in self._agreed | {here}]
         if joined:

@@ -54,11 +54,7 @@ class SamplerActor:
         return Sampler(space, self._target, Storage(self._config.run.dir))
 
     def start(self) -> Ready | Busy:
-        """Leases cores until the process ends; returns ``Busy`` while others hold them.
-
-        Raises:
-            UserError: this node does not agree with the driver, or lacks the runtime or the device.
-        """
+        """Leases cores until the process ends, or returns ``Busy``; raises UserError on an unfit node."""
         self._agreement.check()
         if self._lease is None:
             name, owner = f"target {self._target.name!r}", self._config.run.dir

@@ -17,11 +17,7 @@ _LONGEST = (103 if sys.platform == "darwin" else 107) - _SOCKET
 
 
 def ray_folder() -> str:
-    """Returns the folder in ``RAY_TMPDIR`` or ``TMPDIR``, as Ray does, or another one if that is unusable.
-
-    Raises:
-        UserError: no folder is usable.
-    """
+    """The folder in ``RAY_TMPDIR`` or ``TMPDIR``, else another usable one; raises UserError if none is."""
     variable = next((name for name in _VARIABLES if os.environ.get(name)), None)
     first = os.path.abspath(os.environ[variable]) if variable else "/tmp"
     reasons = {place: _useless(place) for place in (first, "/tmp", tempfile.gettempdir())}

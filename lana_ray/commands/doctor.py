@@ -87,11 +87,7 @@ class Report:
 
 
 def diagnose(address: str | None = None) -> Report:
-    """Examines the cluster at ``address``, else a running cluster, else only this machine.
-
-    Raises:
-        UserError: nothing answers at ``address``.
-    """
+    """Examines the cluster at ``address`` (UserError if it is silent), a running one, or this machine."""
     used = cluster.find_cluster(address or "auto")
     if used is None:
         examined = [NodeReport(node=cluster.this_machine(), machine=examine())]

@@ -33,11 +33,7 @@ _IMAGENET_CLASSES = 1000
 
 
 def plan(config: Config) -> Table:
-    """The stages of a run as a table, with their sizes and where they run.
-
-    Raises:
-        UserError: as the run itself would, except that missing data and missing nodes are only noted.
-    """
+    """A table of a run's stages; raises UserError as a run would, but only notes missing data and nodes."""
     for target in config.targets:
         check(target)
     check_pool(config)

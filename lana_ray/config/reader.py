@@ -61,11 +61,7 @@ for _name, _pattern, _first in _RESOLVED:
 
 
 def read(text: str | bytes) -> Any:
-    """Returns the only document in ``text``; bytes are UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-        NotYaml: the text is not valid, or has several documents or a key twice.
-    """
+    """The only document in ``text`` (bytes: UTF-8, or UTF-16 with a mark); raises NotYaml if invalid."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

@@ -50,11 +50,7 @@ def digest(*parts: bytes) -> str:
 
 
 def content_of_files(paths: Sequence[str]) -> str:
-    """Returns a hash of the content of local files, in this order.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """A hash of the content of local files, in this order; raises UserError if a file cannot be read."""
     folders = (list(files) for _, files in itertools.groupby(paths, os.path.dirname))
     parts = [_Part(folder[i : i + _PART]) for folder in folders for i in range(0, len(folder), _PART)]
     unread = [part for part in parts if part.content is None]

@@ -158,11 +158,7 @@ class ImageData:
         return len(self._undecodable)
 
     def check(self) -> list[str]:
-        """Decodes a few images before work begins; returns a line for each thing that looks wrong about them.
-
-        Raises:
-            UserError: too many of them do not decode.
-        """
+        """Decodes a few images and returns a line per problem; raises UserError if too many fail."""
         decode = functools.partial(pixels.decode, value_range=self.preprocessing.value_range)
         return check_preview(self._sources, decode, self._max_undecodable)
 

@@ -184,11 +184,7 @@ def _check_pair(train: Source, test: Source) -> None:
 
 
 def relabelled(test: Source, classes: Sequence[str]) -> Source:
-    """Returns the test images with labels that index ``classes``.
-
-    Raises:
-        UserError: an image's class is not one of ``classes``.
-    """
+    """The test images with labels that index ``classes``; raises UserError for another class."""
     if test.classes is None or test.classes == tuple(classes):
         return test
     number = {name: index for index, name in enumerate(classes)}

@@ -61,11 +61,7 @@ class Source:
 
 
 def digits_source() -> Source:
-    """Returns scikit-learn's 1,797 handwritten digits: 8 × 8 pixels, grey, ten classes.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-    """
+    """The 1,797 grey 8 × 8 digits of scikit-learn, ten classes; raises UserError if it is not installed."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:

@@ -77,11 +77,7 @@ class Programs:
             )
 
     def network(self, architecture: Architecture) -> nn.Module | bytes:
-        """Returns the ``runtimes.program`` of the network that the space builds.
-
-        Raises:
-            Unsupported: as ``runtimes.program``.
-        """
+        """The ``runtimes.program`` of the network that the space builds; raises Unsupported as that does."""
         if self._frame is None:
             return program(self._space.build(architecture), example_input(self._target), self._target)
         if isinstance(self._frame, OnnxFrame):

@@ -91,11 +91,7 @@ has a few operations of every kind and cost; ``lana`` has all the grids printed 
 
 
 def pool(preset_or_ops: str | Sequence[str]) -> tuple[Op, ...]:
-    """Returns the operations of a preset or of a list of names, without duplicates, ``teacher`` first.
-
-    Raises:
-        UserError: for an unknown preset or operation.
-    """
+    """The operations of a preset or of names, without duplicates, ``teacher`` first; UserError if unknown."""
     if isinstance(preset_or_ops, str):
         if preset_or_ops not in PRESETS:
             raise UserError(

@@ -9,11 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def checked(encodings: ArrayLike, latency_ms: ArrayLike) -> tuple[Floats, Floats]:
-    """Returns encodings [n, d] and latencies [n] as arrays.
-
-    Raises:
-        ValueError: if there are no samples, shapes do not match, or latencies are not positive numbers.
-    """
+    """Encodings [n, d] and latencies [n] as arrays; raises ValueError unless they match and are positive."""
     x, y = np.asarray(encodings, dtype=np.float64), np.asarray(latency_ms, dtype=np.float64)
     if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
         raise ValueError(f"encodings {x.shape} and latencies {y.shape} must have shapes [n, d] and [n]")

@@ -86,11 +86,7 @@ def write_fit(storage: Storage, fit: Fit) -> None:
 
 
 def read_fit(storage: Storage, space: str, of: CostId) -> Fit | None:
-    """How good a predictor is; None if there is none.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
+    """The quality of a predictor, None if there is none; raises UserError if the file is damaged."""
     file = layout.predictor_facts(space, of)
     if not storage.exists(file):
         return None

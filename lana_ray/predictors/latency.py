@@ -164,11 +164,7 @@ class LatencyPredictor:
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyPredictor:
-        """Reads a predictor from a file.
-
-        Raises:
-            UserError: if the file is missing, unreadable, damaged or not a predictor.
-        """
+        """Reads a predictor from a file; raises UserError if it is missing, damaged or something else."""
         try:
             return cls.from_bytes(Path(path).read_bytes(), str(path))
         except FileNotFoundError:

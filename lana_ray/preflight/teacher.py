@@ -72,11 +72,7 @@ def first_images(data: ImageData) -> Tensor | None:
 
 
 def check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    """Returns the network's logits for a batch [N, 3, H, W].
-
-    Raises:
-        UserError: its output is not a tensor [N, num_classes] of floating-point numbers.
-    """
+    """Logits for a batch [N, 3, H, W]; raises UserError unless they are floats [N, num_classes]."""
     answers = run(network, images)
     _check_shape(answers, len(images), num_classes, "")
     assert isinstance(answers, Tensor)

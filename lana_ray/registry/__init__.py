@@ -74,11 +74,7 @@ __all__ = [
 
 
 def default_tracking_uri(config: RegistryConfig, run: Storage) -> str:
-    """Returns the tracking URI from the configuration, else from the environment, else a database in the run.
-
-    Raises:
-        UserError: none is set and the run directory is not local.
-    """
+    """The tracking URI of the configuration, the environment or the run; UserError without a local one."""
     if uri := config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not run.is_local:
@@ -219,11 +215,7 @@ def log_trials(trials: Sequence[TrialRow], *, parent: str, tracking_uri: str, pr
 
 
 def find(model_uri: str, tracking_uri: str) -> Version:
-    """Returns the version of a URI ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
-
-    Raises:
-        UserError: there is no such version, or the URI has another form.
-    """
+    """The version of ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; UserError if there is none."""
     with session(tracking_uri) as client:
         return find_version(client, model_uri)
 

@@ -39,11 +39,7 @@ class Model:
 
 
 def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = None) -> Path:
-    """Writes MLflow's model folder below ``scratch`` and returns it; checks the program against the network.
-
-    Raises:
-        UserError: torch cannot export the network with a free batch dimension.
-    """
+    """Writes MLflow's model folder below ``scratch`` and checks it; raises UserError if export fails."""
     import mlflow.pytorch
     import numpy as np
     from mlflow.models import Model as Metadata

@@ -41,11 +41,7 @@ class Version:
 
     @property
     def teacher_uri(self) -> str:
-        """The URI of the teacher's model, which has the same files as this one but is not registered.
-
-        Raises:
-            UserError: this package did not make the version.
-        """
+        """The URI of the teacher's unregistered model; UserError if this package did not make the version."""
         if "teacher_model" not in self.tags:
             raise UserError(
                 "invalid_file", f"{self.model_uri}: has no tag teacher_model; register the model again"
@@ -75,11 +71,7 @@ def finished_versions(client: Any, name: str) -> list[Version]:
 
 
 def find_version(client: Any, model_uri: str) -> Version:
-    """Returns the version of a ``models:/`` URI.
-
-    Raises:
-        UserError: there is no such version, or the URI has another form.
-    """
+    """The version of a ``models:/`` URI; raises UserError if it does not exist or the URI is wrong."""
     from mlflow.exceptions import MlflowException
 
     parts = _MODEL_URI.fullmatch(model_uri)
@@ -102,11 +94,7 @@ def find_version(client: Any, model_uri: str) -> Version:
 
 
 def files_uri(client: Any, model_uri: str) -> str:
-    """Returns the URI of the files of a version or of a ``Version.teacher_uri``.
-
-    Raises:
-        UserError: as ``find_version``; the files next to a local database are missing.
-    """
+    """The URI of the files of a version or teacher; raises UserError if the version or files are missing."""
     file = database(client.tracking_uri)
     # MLflow cannot resolve single files below a teacher's URI.
     if teacher := _TEACHER_URI.fullmatch(model_uri):

@@ -46,11 +46,7 @@ class Check(NamedTuple):
 
 
 def registered_target(version: Version) -> Target:
-    """Returns the target for which a version is registered, from its tag ``target_settings``.
-
-    Raises:
-        UserError: another version of this package wrote the tag.
-    """
+    """The target of a version, from its tags; raises UserError if another package version wrote them."""
     try:
         return Target.model_validate_json(version.tags["target_settings"])
     except ValidationError as error:

@@ -18,11 +18,7 @@ RUNTIMES = Registry("runtime", (module.RUNTIME for module in _MODULES))
 
 
 def check(target: Target) -> None:
-    """Checks that the target's runtime supports its device and precision, on any machine.
-
-    Raises:
-        UserError: it does not; names the target and the supported values.
-    """
+    """Raises UserError if the target's runtime does not support its device or precision; runs anywhere."""
     supported, kind = RUNTIMES[target.runtime].precisions, target.device.partition(":")[0]
     if kind not in supported:
         raise UserError(
@@ -56,11 +52,7 @@ def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | b
 
 
 def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
-    """Loads ``module`` into the target's runtime, in evaluation mode, with ``example`` bound.
-
-    Raises:
-        UserError: as ``program`` and ``load``.
-    """
+    """Loads ``module`` into the target's runtime with ``example`` bound; calls ``program`` and ``load``."""
     return load(program(module, example, target), example, target)
 
 

@@ -75,11 +75,7 @@ class CellStudents(StudentSpace):
         return self.cells.format(architecture)
 
     def parse(self, label: str) -> Architecture:
-        """Returns the architecture that a label describes.
-
-        Raises:
-            ValueError: if it is not a label of this space.
-        """
+        """The architecture that a label describes; raises ValueError if it is not a label of this space."""
         try:
             return self.cells.parse(label)
         except UserError as error:
