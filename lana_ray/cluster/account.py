@@ -9,10 +9,7 @@ from pathlib import Path
 
 
 def complete_account() -> None:
-    """Sets ``USER`` and ``HOME`` for this process and its children if the system knows no name or home.
-
-    Ray, torch and MLflow look them up on import and fail without them.
-    """
+    """Sets ``USER`` and ``HOME`` if unknown, since the imports of Ray, torch and MLflow need them."""
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):

@@ -237,11 +237,7 @@ def _answers(address: str) -> bool:
 
 
 def nodes(*, gone: bool = False) -> list[Node]:
-    """Returns the living machines of the connected cluster, ordered by name.
-
-    Args:
-        gone: include machines that have left, as far as Ray remembers them, with labels but no resources.
-    """
+    """The living machines of the cluster by name; ``gone`` adds those that left, without resources."""
     listed = (
         Node(
             id=node["NodeID"],

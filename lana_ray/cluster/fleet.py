@@ -146,11 +146,7 @@ class _Fleet:
         self._advance()
 
     def tick(self, answered: float) -> None:
-        """Ends samplers that take too long, starts missing ones, and reports what is waited for.
-
-        Args:
-            answered: when a sampler of any job last answered.
-        """
+        """Ends slow samplers, starts missing ones, reports waits; ``answered``: time of the last answer."""
         now = time.monotonic()
         for worker in list(self.workers):
             if worker.busy and now - worker.since > _ITEM_S:

@@ -89,12 +89,7 @@ class Placing:
 
 
 def free(nodes: Sequence[Node], own: Sequence[str] = (), claim: Claim | None = None) -> list[Node]:
-    """Returns the nodes with the resources that nobody uses.
-
-    Args:
-        own: node ids of the workers whose claims count as free, one entry per worker.
-        claim: claim of each of these workers.
-    """
+    """The nodes with their free resources; workers on the nodes ``own``, with ``claim``, count as free."""
     available = available_resources_per_node()
     unused = []
     for node in nodes:

@@ -86,11 +86,7 @@ class Config(Section):
         return self
 
     def to_yaml(self, *, only_set: bool = False) -> str:
-        """Returns the configuration as YAML that reads back equal.
-
-        Args:
-            only_set: leave out settings that were not set.
-        """
+        """The configuration as YAML that reads back equal; ``only_set`` leaves out unset settings."""
         return write(self._data(only_set))
 
     def to_public_yaml(self) -> str:

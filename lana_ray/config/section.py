@@ -60,12 +60,7 @@ Seconds = Annotated[
 
 
 def refusal(text: str, *at: str | int) -> PydanticCustomError:
-    """Returns the error to raise for a rule that a section breaks.
-
-    Args:
-        text: the mistake with the value, and the fix.
-        at: path of the setting, from the section that raises this.
-    """
+    """The error for a rule that a section breaks; ``at`` is the setting's path from that section."""
     return PydanticCustomError("refusal", "{text}", {"text": text, "at": at})
 
 

@@ -37,10 +37,7 @@ def read(module: nn.Module, example: Tensor, target: Target) -> float:
 
 
 def count(network: nn.Module, one: Tensor) -> float:
-    """Returns the multiply-accumulates of one input by running the network itself, without exporting it.
-
-    The result is smaller than ``read`` if eager mode fuses operators; it is equal for convolutional networks.
-    """
+    """Multiply-accumulates of one input, without export; too few if eager mode fuses operators."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         network(one)

@@ -128,10 +128,7 @@ def _time_reference(turns: Iterator[Reference]) -> _ReferenceRound | None:
 
 
 def _at_baseline(took_ms: float, before: _ReferenceRound, after: _ReferenceRound) -> float:
-    """Corrects a call's duration to the baseline of the references in the rounds before and after it.
-
-    The correction is linear between two references, and proportional below the smaller and above the larger.
-    """
+    """Corrects a duration to the references' baseline: linear between two, proportional beyond them."""
     (small, small_ms), (large, large_ms) = sorted((before, after))
     if small == large:
         return took_ms * small * 2 / (small_ms + large_ms)

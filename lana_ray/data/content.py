@@ -69,10 +69,7 @@ def content_of(url: str) -> str:
 
 
 def state_of(url: str) -> str:
-    """Returns a hash that changes whenever the file does; it differs between machines.
-
-    The file is read only if its store has neither times nor an ETag.
-    """
+    """A hash of a file's times or ETag, or else of its content, which differs between machines."""
     fs, path = fsspec.core.url_to_fs(url)
     return _state([(path, os.stat(path))]) if _is_local(fs) else _state_of_object(fs, path)
 

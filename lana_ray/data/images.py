@@ -163,10 +163,7 @@ class ImageData:
         return check_preview(self._sources, decode, self._max_undecodable)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Returns the image indices of a split in a fixed random order, shape [n].
-
-        Test images are numbered after the training images.
-        """
+        """The image indices of a split in a fixed random order [n]; test images follow training images."""
         return self._indices[split]
 
     def steps(

@@ -162,10 +162,7 @@ def _range(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
 
 
 def fit(images: Sequence[Pixels], size: int) -> Pixels:
-    """Crops each image to its centre square and resizes that; returns uint8 [n, size, size, 3].
-
-    Resizing is bilinear and antialiased; images of equal shape are resized together.
-    """
+    """Resizes the centre squares of images (bilinear, antialiased) to uint8 [n, size, size, 3]."""
     fitted = np.empty((len(images), size, size, 3), dtype=np.uint8)
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, image in enumerate(images):

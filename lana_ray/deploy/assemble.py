@@ -84,11 +84,7 @@ def fill_program(frame: fx.GraphModule, parts: Sequence[fx.GraphModule]) -> fx.G
 
 
 class OnnxFrame:
-    """The ONNX program of a network with open layers.
-
-    Args:
-        program: exported from the network that ``open_layers`` returns.
-    """
+    """The ONNX program of a network with open layers, exported from the result of ``open_layers``."""
 
     def __init__(self, program: bytes) -> None:
         import onnx  # from an optional extra

@@ -94,10 +94,7 @@ def _fold_batch_norms(program: fx.GraphModule) -> None:
 
 
 def _absorb_statistics(program: fx.GraphModule) -> None:
-    """Changes unfolded batch-norms to mean 0 and variance 1; scale and shift absorb the difference.
-
-    Half precision cannot represent a variance above 65504.
-    """
+    """Gives unfolded batch-norms mean 0 and variance 1: half precision lacks variances above 65504."""
     graph = program.graph
     for norm in graph.find_nodes(op="call_function", target=_aten.batch_norm.default):
         scale, shift, mean, variance, training, _, epsilon = norm.args[1:8]

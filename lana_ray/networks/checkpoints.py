@@ -50,12 +50,7 @@ class WeightSet:
 
 
 def read_weights(path: str) -> list[WeightSet]:
-    """Returns every set of tensors in a safetensors or ``torch.save`` file, without running code in the file.
-
-    Raises:
-        UserError: the file is missing or damaged, has objects other than tensors and plain values, or has no
-            tensors.
-    """
+    """Returns the sets of tensors in a file without running its code; raises UserError if it is damaged."""
     if not Path(path).is_file():
         raise UserError("missing_file", f"teacher.weights: {path}: no such file")
     try:

@@ -34,12 +34,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class Rearranged(nn.Module):
-    """Runs a module of one layout on activations of the other layout.
-
-    Args:
-        inner: the module.
-        outer: layout of the inputs and outputs here; ``inner`` has the other layout.
-    """
+    """Runs ``inner`` on activations of the other layout; ``outer`` is the layout of inputs and outputs."""
 
     def __init__(self, inner: nn.Module, outer: Layout) -> None:
         super().__init__()

@@ -156,11 +156,7 @@ def _batch_norm(norm: nn.SyncBatchNorm, dimensions: int) -> nn.Module:
 
 @torch.no_grad()
 def run(network: nn.Module, images: Tensor) -> Any:
-    """Returns the network's output for images [N, 3, H, W], in its present mode.
-
-    Raises:
-        UserError: it fails; the message gives the reason and says which images it runs on.
-    """
+    """The network's output for images [N, 3, H, W], in its present mode; raises UserError if it fails."""
     try:
         return network(images)
     except Exception as error:  # the user's code may raise anything

@@ -91,11 +91,7 @@ class TransformerBlock(nn.Module):
 
 
 class OverPixels(nn.Module):
-    """Transformer blocks over an image's pixels with learnt positions; [N, D, H, W] to [N, D, H, W].
-
-    Args:
-        size: height and width of the image.
-    """
+    """Transformer blocks over the pixels of images of one size, with learnt positions; shape [N, D, H, W]."""
 
     def __init__(self, dimension: int, size: Sequence[int], *blocks: nn.Module) -> None:
         super().__init__()

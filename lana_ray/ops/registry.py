@@ -198,12 +198,7 @@ def _check_declaration(
 
 
 def register_files(files: Sequence[str]) -> None:
-    """Runs Python files that register families of their own, each once per process.
-
-    Raises:
-        UserError: if a file is missing, fails or registers a name that is taken; none of its families are
-            kept then.
-    """
+    """Runs Python files that register families, each once per process; if one fails, raises UserError."""
     for file in (Path(file).resolve() for file in files):
         if file in _FILES:
             continue
@@ -300,11 +295,7 @@ def parse_op(name: str) -> Op:
 
 
 def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
-    """Returns whether the operation can replace the layer.
-
-    Args:
-        teacher: the layer's own module; operations made from it fit no layer without it.
-    """
+    """Whether the operation can replace the layer; operations made from ``teacher`` fit none without it."""
     family = _FAMILIES[op.family]
     if family.of_teacher:
         return teacher is not None and family.fits(layer, teacher=teacher, **op.parameters)
@@ -362,11 +353,7 @@ def count_weights(op: Op, layer: Layer) -> int:
 
 
 def is_trained(op: Op, layer: Layer, teacher: nn.Module) -> bool:
-    """Returns whether the candidate has weights to distill; the layer itself and poolings have none.
-
-    Args:
-        teacher: the layer's own module.
-    """
+    """Whether the candidate has weights to distill; the layer itself and poolings have none."""
     if op.is_ours:
         return op.family not in (TEACHER, "identity")
     candidate = build_op(op, layer, seed=0, teacher=teacher)

@@ -92,15 +92,7 @@ class LatencyPredictor:
         self._module: LatencyModule | None = None
 
     def fit(self, encodings: ArrayLike, latency_ms: ArrayLike) -> Self:
-        """Trains on samples.
-
-        Args:
-            encodings: [n, d], as returned by a space's ``encode``.
-            latency_ms: [n], positive.
-
-        Raises:
-            ValueError: if shapes do not match, or values are not numbers or not positive.
-        """
+        """Trains on encodings [n, d] and positive latencies [n] in ms; raises ValueError for other values."""
         x, y = checked(encodings, latency_ms)
         generator = torch.Generator().manual_seed(self.seed)
         module = LatencyModule(x.shape[1])
@@ -176,14 +168,7 @@ class LatencyPredictor:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> LatencyPredictor:
-        """Reads a predictor from the content of a file.
-
-        Args:
-            path: the file's path, for errors.
-
-        Raises:
-            UserError: if the content is damaged or not a predictor.
-        """
+        """Reads a predictor from the content of the file ``path``; raises UserError if it is damaged."""
         try:
             state, metadata = unseal(data)
         except ValueError as error:

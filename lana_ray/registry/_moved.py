@@ -44,11 +44,7 @@ def present(uri: str, database: Path) -> str:
 
 
 def existing(uri: str, database: Path, what: str) -> str:
-    """Returns ``present(uri, database)``; raises UserError if the artifacts are not there.
-
-    Args:
-        what: the owner of the artifacts, named by the error.
-    """
+    """Returns ``present(uri, database)``; raises UserError, naming the owner ``what``, if it is missing."""
     now = present(uri, database)
     if now.startswith("file:") and not _path(now).exists():
         raise UserError(

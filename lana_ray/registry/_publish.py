@@ -195,10 +195,7 @@ def _collect(artifacts: Mapping[str, str | Path], folder: Path) -> Path:
 
 
 def end_abandoned_uploads(client: Any, experiment: str, run_directory: str) -> int:
-    """Ends runs and uploads that killed processes of a run directory left open; returns their number.
-
-    Runs are marked as killed; models with an unfinished upload are deleted.
-    """
+    """Marks runs of dead processes as killed, deletes their unfinished models; returns their number."""
     from mlflow.entities import LoggedModelStatus
 
     owned = f"tags.{_OWNER} = '{run_directory}'"

@@ -98,11 +98,7 @@ def update(
 
 
 def log_curve(client: Any, run: str, curve: Iterable[Mapping[str, float]]) -> None:
-    """Logs a learning curve as metrics over epochs.
-
-    Args:
-        curve: ``epoch``, ``loss`` (training) and ``accuracy`` (validation) of every evaluated epoch.
-    """
+    """Logs ``loss`` (training) and ``accuracy`` (validation) of a learning curve by ``epoch``."""
     from mlflow.entities import Metric
 
     now = int(1000 * time.time())

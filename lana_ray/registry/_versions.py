@@ -149,10 +149,7 @@ def _keeps(version: Version, budget: str) -> bool:
 
 
 def _comparable(versions: Iterable[Version]) -> list[Version]:
-    """Returns the versions whose accuracies and latencies are comparable with the newest version's.
-
-    These are the versions with the same teacher, data and hardware.
-    """
+    """The versions with the newest version's teacher, data and hardware, whose figures are comparable."""
     listed = sorted(versions, key=lambda v: v.version)
 
     def identity(version: Version) -> list[str | None]:

@@ -117,11 +117,7 @@ def runs_here(target: Target) -> bool:
 
 
 def student_checks(student: StoredModel, *, here: bool = True) -> Iterator[Check]:
-    """Checks a student's outputs and accuracy.
-
-    Args:
-        here: whether this machine can run the deployed program; if not, only the PyTorch program is checked.
-    """
+    """Checks outputs and accuracy; only of the PyTorch program if the deployed one cannot run ``here``."""
     target = student.target
     with torch.inference_mode():
         answers = student.network(student.images)

@@ -67,7 +67,11 @@ def propose(pool: Pool, settings: SelectConfig, storage: Storage, choice: Choice
 
 
 def reason_unmet(pool: Pool, settings: SelectConfig, choice: Choice, tables: Tables) -> str:
-    """Why no student can keep the limits; empty if one can. Raises NoSelectionFound if time ran out."""
+    """Why no student can keep the limits, whatever the scores; empty if one can.
+
+    Raises:
+        NoSelectionFound: the solver found no answer in time.
+    """
     statement = state(choice, tables, pool.exact)
     if reason := _without_candidate(pool, choice, statement):
         return reason

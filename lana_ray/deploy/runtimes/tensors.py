@@ -23,10 +23,7 @@ def typed_onnx(module: nn.Module, example: Tensor, target: Target) -> bytes:
 
 
 def in_batches(call: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    """Returns the outputs of ``call``, which takes exactly ``size`` images, for any number of images.
-
-    The last batch is padded with the first image.
-    """
+    """Outputs for any number of images; ``call`` takes exactly ``size``, so the last batch is padded."""
     missing = -len(images) % size
     padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
     return torch.cat([call(part) for part in torch.split(padded, size)])[: len(images)]

@@ -18,10 +18,7 @@ from lana_ray.deploy.runtimes.tensors import DTYPES
 
 
 class EagerSession:
-    """Runs a program in the target's precision; casts the program itself.
-
-    Images are channels-last, which is faster on CPUs and GPUs.
-    """
+    """Casts a program to the target's precision and runs it channels-last, which is faster."""
 
     def __init__(self, module: nn.Module, example: Tensor, target: Target) -> None:
         torch.set_num_threads(target.threads)

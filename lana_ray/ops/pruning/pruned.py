@@ -60,12 +60,7 @@ def pruned(layer: Layer, *, act: Activation, teacher: nn.Module, w: float) -> nn
 def weakest(
     teacher: nn.Module, layer: Layer, counts: Sequence[int], variances: Mapping[str, Tensor] | None = None
 ) -> list[tuple[Hidden, Tensor]]:
-    """Returns the units of each hidden dimension of a layer that are not the ``counts`` most important ones.
-
-    Args:
-        teacher: the layer's own module.
-        variances: as ``importance`` takes them.
-    """
+    """The units of each hidden dimension but the ``counts`` most important ones, see ``importance``."""
     cut = []
     for hidden, count in zip(hidden_channels(teacher, layer), counts, strict=True):
         ranked = importance(teacher, hidden, variances).argsort(stable=True)

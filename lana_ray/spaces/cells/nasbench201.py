@@ -63,7 +63,11 @@ class NasBench201Space(CellSpace):
         super().__init__(WIRING, skeleton)
 
     def parse(self, text: str) -> Architecture:
-        """The architecture of ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``; UserError for another string."""
+        """Returns the architecture of a string such as ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``.
+
+        Raises:
+            UserError: if the string is not one of the benchmark's.
+        """
         if (match := _STRING.fullmatch(text.strip())) is None:
             raise UserError(
                 "invalid_setting",

@@ -75,7 +75,11 @@ class CellStudents(StudentSpace):
         return self.cells.format(architecture)
 
     def parse(self, label: str) -> Architecture:
-        """The architecture that a label describes; raises ValueError if it is not a label of this space."""
+        """Returns the architecture that a label describes.
+
+        Raises:
+            ValueError: if it is not a label of this space.
+        """
         try:
             return self.cells.parse(label)
         except UserError as error:
