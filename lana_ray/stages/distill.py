@@ -116,30 +116,30 @@ def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: fl
 
 
 def worker_groups(
-    config: RayConfig, candidates: int, memory: int, known: Sequence[Node]
+    config: RayConfig, candidates: int, memory: int, cluster: Sequence[Node]
 ) -> list[WorkerGroup]:
     """The workers that distil: the configured ones, and ``ray.cpu_workers`` in addition to those with GPUs.
 
     Args:
         memory: bytes per worker.
-        known: the nodes, including those that have left.
+        cluster: the nodes, including those that have left.
     """
     name = "gpu worker" if config.gpus_per_worker else "worker"
     most = min(candidates, config.workers or candidates)
     ask = Ask(most=most, gpus=config.gpus_per_worker, cpus=config.cpus_per_worker, memory=memory)
     if not config.cpu_workers:
-        return [elastic(name, ask, config, known)]
-    most_cpus = max((node.cpus for node in known), default=1)
+        return [elastic(name, ask, config, cluster)]
+    most_cpus = max((node.cpus for node in cluster), default=1)
     widths = [config.cpus_per_worker] if config.cpus_per_worker else range(1, most_cpus + 1)
 
     def both(cpus: int) -> tuple[int, int, int]:
         """The numbers of workers with and without a GPU that fit if each claims ``cpus`` CPUs."""
-        count, claim = share(replace(ask, cpus=cpus), known)
+        count, claim = share(replace(ask, cpus=cpus), cluster)
         others = Ask(most=config.cpu_workers, cpus=cpus, memory=memory)
-        return count, share(others, occupied(known, claim, count))[0], cpus
+        return count, share(others, occupied(cluster, claim, count))[0], cpus
 
     cpus = max(map(both, widths))[-1]
-    main = elastic(name, replace(ask, cpus=cpus), config, known)
+    main = elastic(name, replace(ask, cpus=cpus), config, cluster)
     others = WorkerGroup(
         name="cpu worker",
         workers=(1, config.cpu_workers) if config.cpu_workers > 1 else 1,

@@ -228,9 +228,9 @@ def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates) 
     if len(ran) < 2:
         reason = next((s.error for s in samples.values() if s.error), "too few networks")
         raise UserError("refused", f"target {job.target.name!r}: no student runs: {reason}")
-    whole = {space.teacher: measured(job.references["teacher"]), **ran}
+    costs = {space.teacher: measured(job.references["teacher"]), **ran}
     isolated = _isolated(space, job.target, job.samples)
-    return first_costs(sampled.latency, isolated, whole, space.teacher)
+    return first_costs(sampled.latency, isolated, costs, space.teacher)
 
 
 def _other_tables(workspace: Workspace, costs: Sequence[str], sampling: Sampling) -> dict[CostId, CostTables]:
