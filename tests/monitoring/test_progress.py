@@ -36,14 +36,15 @@ def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 
 LINES = """
 from lana_ray.monitoring.progress import console, say
-from lana_ray.registry import Version
-from lana_ray.report import models_table
+from lana_ray.report import results_table
+from lana_ray.run_dir.summary import Result
 say("Käse → \\udcff")
-version = Version(name="net-cpu", version=1, aliases=(), tags={
-    "target": "cpu", "budget": "50%", "latency_ms": "0.4", "speedup": "2.5", "accuracy": "0.9",
-    "teacher_accuracy": "0.91",
-})
-console.print(models_table([version]))
+result = Result(
+    target="cpu", budget="50%", budget_ms=0.5, predicted_ms=None, calibration=None, measured_ms=0.4,
+    iqr_ms=0.01, teacher_ms=1.0, speedup=2.5, costs={}, params=1.0, macs=1.0, accuracy=0.9, validation_accuracy=0.9,
+    accuracy_before=None, teacher_accuracy=0.91, architecture="", model_uri="models:/net-cpu/1", problem=None,
+)
+console.print(results_table("net", [result]))
 for _ in range(5000):
     say("x" * 100)
 """
