@@ -41,7 +41,8 @@ from lana_ray.run_dir.summary import Result
 say("Käse → \\udcff")
 result = Result(
     target="cpu", budget="50%", budget_ms=0.5, predicted_ms=None, calibration=None, measured_ms=0.4,
-    iqr_ms=0.01, teacher_ms=1.0, speedup=2.5, costs={}, params=1.0, macs=1.0, accuracy=0.9, validation_accuracy=0.9,
+    iqr_ms=0.01, teacher_ms=1.0, speedup=2.5, costs={}, params=1.0, macs=1.0, accuracy=0.9,
+    validation_accuracy=0.9,
     accuracy_before=None, teacher_accuracy=0.91, architecture="", model_uri="models:/net-cpu/1", problem=None,
 )
 console.print(results_table("net", [result]))
