@@ -31,9 +31,9 @@ from lana_ray.monitoring.progress import console
 from lana_ray.report.artifacts import RunFiles
 from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import Selection, select
+from lana_ray.selection.highs import solve_binary
 from lana_ray.selection.problem import Floats, Ints, Problem
 from lana_ray.selection.program import Program, build_program
-from lana_ray.selection.solver import solve_binary
 
 MAX_OVERLAP = 0.7
 # Numbers of layers and candidates that brute force can handle.

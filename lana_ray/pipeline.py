@@ -29,7 +29,7 @@ from lana_ray.predictors.fits import Fit
 from lana_ray.preflight import settings
 from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout, lease
-from lana_ray.run_dir.claim import claim
+from lana_ray.run_dir.settings import claim
 from lana_ray.run_dir.summary import Result, SearchSummary, Summary
 from lana_ray.run_dir.tables import TrialRow
 from lana_ray.selection.loop import Loop, World, close_loop

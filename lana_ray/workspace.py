@@ -27,8 +27,8 @@ from lana_ray.networks.teachers import (
 )
 from lana_ray.ops import register_files
 from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.spaces.cells import SPACES, CellSpace, CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace

@@ -17,7 +17,7 @@ from lana_ray.costs.samples import SampleStore
 from lana_ray.pipeline import STAGES, fit_predictors
 from lana_ray.registry import list_models, load
 from lana_ray.registry._session import session
-from lana_ray.run_dir.sealed import DIGEST_KEY, seal, unseal
+from lana_ray.run_dir.digest import DIGEST_KEY, seal, unseal
 from lana_ray.run_dir.storage import Storage
 
 from .runs import settings, summary_of, times

@@ -12,7 +12,7 @@ from lana_ray import cli
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
 from lana_ray.redact import without_passwords
-from lana_ray.run_dir.claim import claim
+from lana_ray.run_dir.settings import claim
 from lana_ray.run_dir.storage import Storage
 
 from .runs import settings

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import ray
 
+from lana_ray.cluster.all_nodes import ask_nodes
 from lana_ray.cluster.connection import Node, nodes
-from lana_ray.cluster.everywhere import ask_nodes
 from lana_ray.errors import UserError
 from lana_ray.run_dir import lease
-from lana_ray.run_dir.method import check_code, installed_code
+from lana_ray.run_dir.code_version import check_code, installed_code
 from lana_ray.run_dir.storage import Storage
 
 _STALE_S = 60.0

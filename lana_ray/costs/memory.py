@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lana_ray.config import Target
-from lana_ray.costs import latency, resident
+from lana_ray.costs import latency
+from lana_ray.costs import memory_process as resident
 from lana_ray.costs.meter import Meter
 from lana_ray.deploy.runtimes import load, program
 from lana_ray.errors import UserError

@@ -23,8 +23,8 @@ from lana_ray.errors import Unsupported, one_line
 from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.layers import replace
+from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.space import StudentSpace
 

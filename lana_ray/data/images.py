@@ -28,8 +28,8 @@ from lana_ray.data.preview import check_preview
 from lana_ray.data.sources import Labels, Source
 from lana_ray.data.splits import SPLITS, divide, missing_classes
 from lana_ray.errors import UserError
+from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
 
 _AHEAD = 2
 """Batches prepared in advance while the consumer works on another one."""

@@ -11,9 +11,9 @@ from lana_ray.cluster.tasks import device, run_tasks, task_bytes
 from lana_ray.ids import Architecture
 from lana_ray.networks.layers import batch_statistics
 from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import method_version
+from lana_ray.run_dir.digest import DIGEST_KEY
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
-from lana_ray.run_dir.sealed import DIGEST_KEY
 from lana_ray.scoring.score import batch_statistics_loss
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.training.job import TrainJob

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from lana_ray.errors import Code, UserError, one_line
+from lana_ray.run_dir.code_version import closure
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import closure
 
 _FAILURES = (Exception, SystemExit)
 """Exceptions that a user's file may raise; a script without ``if __name__ == "__main__"`` may exit."""

@@ -19,8 +19,8 @@ from lana_ray.errors import Code, UserError, one_line
 from lana_ray.networks.checkpoints import WeightSet, choose_weights, load_weights, read_weights
 from lana_ray.networks.factories import call_factory, factory_files, seeded
 from lana_ray.networks.preparation import prepare
+from lana_ray.run_dir.code_version import code_version, public_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import code_version, public_version
 
 # Networks whose ImageNet weights an installed package contains: name -> (package, file inside it). The
 # parameters are in timm's order, but have other names.

@@ -50,8 +50,8 @@ from lana_ray.errors import Code, UserError
 from lana_ray.networks.factories import import_file
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout, Rearranged
+from lana_ray.run_dir.code_version import closure, code_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import closure, code_version
 
 Activation = Callable[[], nn.Module]
 Constructor = Callable[..., nn.Module]

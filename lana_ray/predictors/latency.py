@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lana_ray.errors import UserError
 from lana_ray.predictors.checks import checked
-from lana_ray.run_dir.sealed import seal, unseal
+from lana_ray.run_dir.digest import seal, unseal
 
 _MEMBERS = 5
 _WIDTHS = (192, 192, 192)

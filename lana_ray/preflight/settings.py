@@ -17,7 +17,7 @@ from lana_ray.ids import Choices
 from lana_ray.ops import parse_op, register_files
 from lana_ray.ops.registry import TEACHER
 from lana_ray.selection.constraints import constrained
-from lana_ray.selection.few import fewest_operations
+from lana_ray.selection.max_ops import fewest_operations
 from lana_ray.spaces.layerwise import LayerwiseSpace
 
 _CHEAP = 100

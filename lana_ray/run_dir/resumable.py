@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lana_ray.monitoring.progress import say
-from lana_ray.run_dir.sealed import seal, unseal
+from lana_ray.run_dir.digest import seal, unseal
 from lana_ray.run_dir.storage import Storage
 
 _TREE = "tree"

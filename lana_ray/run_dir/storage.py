@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from lana_ray.errors import UserError, one_line
 from lana_ray.monitoring.progress import say
+from lana_ray.run_dir.digest import seal, unseal
 from lana_ray.run_dir.fingerprint import fingerprint, plain
-from lana_ray.run_dir.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from lana_ray.selection.highs import Relaxation, Solution, solve_binary
 from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Problem, Selection
 from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_program, over
-from lana_ray.selection.search import search
-from lana_ray.selection.solver import Relaxation, Solution, solve_binary
+from lana_ray.selection.tabu import search
 
 # The relaxation's duals are exact to 1e-7.
 _REDUCED_COST_MARGIN = 1e-6

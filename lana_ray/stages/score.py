@@ -19,8 +19,8 @@ from lana_ray.ids import Architecture, CandidateId, Choices
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.tables import (
     LAYER_SCORES,
     PROXY,

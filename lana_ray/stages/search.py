@@ -17,8 +17,8 @@ from lana_ray.monitoring.progress import progress, say
 from lana_ray.networks.teachers import Teacher
 from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import method_version
 from lana_ray.run_dir.tables import TRIALS, TrialRow
 from lana_ray.spaces.cells import CellSupernet
 from lana_ray.tracking import run_of

@@ -31,7 +31,7 @@ from lana_ray.selection.constraints import constrained
 from lana_ray.selection.loop import Loop, Measurements, Tables, World, close_loop
 from lana_ray.selection.margin import margin
 from lana_ray.selection.problem import NoSelectionFound
-from lana_ray.selection.solve import Pool, propose, reason_unmet
+from lana_ray.selection.propose import Pool, propose, reason_unmet
 from lana_ray.stages import sample
 from lana_ray.stages.sample import Sampling
 from lana_ray.workspace import Workspace

@@ -17,8 +17,8 @@ from lana_ray.preflight.planned import Planned, in_words
 from lana_ray.preflight.settings import check_space
 from lana_ray.preflight.teacher import check_teacher, first_images, list_parameters
 from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import installed_code, method_version, public_version, source_version
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.method import installed_code, method_version, public_version, source_version
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import steps_of

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lana_ray.config import Target
-from lana_ray.costs import memory, resident
+from lana_ray.costs import memory
+from lana_ray.costs import memory_process as resident
 from lana_ray.deploy.runtimes import RUNTIMES
 
 from ..errors import refuses

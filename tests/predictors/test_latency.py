@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lana_ray.latency import LatencyPredictor
 from lana_ray.predictors import latency as predictor_module
 from lana_ray.predictors.quality import quality
-from lana_ray.run_dir.sealed import seal
+from lana_ray.run_dir.digest import seal
 
 from ..errors import refuses
 

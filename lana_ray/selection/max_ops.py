@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lana_ray.selection.highs import solve_few
 from lana_ray.selection.problem import (
     Floats,
     InfeasibleBudget,
@@ -20,7 +21,6 @@ from lana_ray.selection.problem import (
     total,
 )
 from lana_ray.selection.program import EXCLUSIONS, Program, build_program, over
-from lana_ray.selection.solver import solve_few
 
 _EXPLAINING_S = 1.0
 """Minimum seconds for the search for a budget that could be met, to explain budgets that clash."""

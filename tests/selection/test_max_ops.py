@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lana_ray.selection import InfeasibleBudget, TooFewOperations, select
-from lana_ray.selection.few import fewest_operations, of_few_operations
+from lana_ray.selection.max_ops import fewest_operations, of_few_operations
 
 from .brute import Instance, every, instances, sum_of, within
 

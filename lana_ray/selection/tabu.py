@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from lana_ray.selection.highs import Relaxed
 from lana_ray.selection.problem import Floats, Ints
 from lana_ray.selection.program import TOLERANCE, Program
-from lana_ray.selection.solver import Relaxed
 
 Singles = np.ndarray[Any, np.dtype[np.float32]]
 

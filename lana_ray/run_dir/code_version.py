@@ -20,7 +20,7 @@ _CARRYING = (
     "errors",
     "monitoring.progress",
     "networks.factories",
-    "run_dir.method",
+    "run_dir.code_version",
     "run_dir.resumable",
     "run_dir.storage",
     "workspace",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lana_ray.selection import InfeasibleBudget, select
-from lana_ray.selection.few import of_few_operations
+from lana_ray.selection.max_ops import of_few_operations
 
 SCORES = [[0.0, 1.0, 3.0], [0.0, 2.0, 1.5], [0.0, 0.5, 2.5]]
 COSTS = {"ms": [[3.0, 1.0, 0.5]] * 3, "mb": [[1.0, 3.0, 2.0]] * 3}

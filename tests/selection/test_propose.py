@@ -16,9 +16,9 @@ from lana_ray.config import SelectConfig
 from lana_ray.costs.table import CostTable, CostTables
 from lana_ray.ids import CostId
 from lana_ray.run_dir.storage import Storage
-from lana_ray.selection import solve
+from lana_ray.selection import propose as solve
 from lana_ray.selection.choice import Choice, Limit
-from lana_ray.selection.solve import Pool, propose, reason_unmet
+from lana_ray.selection.propose import Pool, propose, reason_unmet
 from lana_ray.selection.statement import state
 
 OPS = [["teacher", "identity", "mbconv_e1_k3"]] * 2 + [["teacher", "mbconv_e1_k3"]]

@@ -17,9 +17,9 @@ from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 from lana_ray.selection.choice import Choice, Limit, Proposal
-from lana_ray.selection.few import of_few_operations
 from lana_ray.selection.ilp import select
 from lana_ray.selection.loop import Proposed, Tables
+from lana_ray.selection.max_ops import of_few_operations
 from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations
 from lana_ray.selection.statement import Statement, layer_without_candidate, state, unmet
 

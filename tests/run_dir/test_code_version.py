@@ -9,7 +9,7 @@ import pytest
 
 import lana_ray
 from lana_ray.errors import UserError
-from lana_ray.run_dir.method import (
+from lana_ray.run_dir.code_version import (
     check_code,
     closure,
     code_version,

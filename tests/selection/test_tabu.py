@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from lana_ray.selection.highs import Relaxation
 from lana_ray.selection.problem import Ints, Problem
 from lana_ray.selection.program import Program, build_program
-from lana_ray.selection.search import search
-from lana_ray.selection.solver import Relaxation
+from lana_ray.selection.tabu import search
 
 
 def random_program(seed: int, layers: int, candidates: int, share: float) -> Program:
