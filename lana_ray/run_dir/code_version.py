@@ -18,11 +18,14 @@ _COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx",
 _CARRYING = (
     "config",
     "errors",
+    "ids",
     "monitoring.progress",
     "networks.factories",
     "run_dir.code_version",
+    "run_dir.layout",
     "run_dir.resumable",
     "run_dir.storage",
+    "run_dir.tables",
     "workspace",
 )
 """Modules that store, print or pass on results of others; their code changes no number."""
