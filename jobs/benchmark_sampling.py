@@ -58,6 +58,7 @@ TEMPLATE = Sample(
     processor="none",
     runtime="none",
     threads=1,
+    process=1,
     cpus="0",
     time=0.0,
 )
@@ -125,7 +126,14 @@ def _show(title: str, rows: Sequence[dict[str, float]], formats: dict[str, str])
 
 def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
     placement = Placement(
-        nodes=(), actors=actors, label_selector=None, resources={}, num_cpus=0, num_gpus=0, stand_in=True
+        nodes=(),
+        actors=actors,
+        label_selector=None,
+        resources={},
+        num_process=1,
+        cpus=0,
+        num_gpus=0,
+        stand_in=True,
     )
     return Job(target=target, placement=placement, work=work, space="layers")
 

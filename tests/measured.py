@@ -26,6 +26,7 @@ TAKEN = Sample(
     runtime="torch 2",
     threads=1,
     cpus="1",
+    process=7,
     time=100.0,
 )
 

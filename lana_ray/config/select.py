@@ -28,8 +28,8 @@ class SelectConfig(Section):
     rounds: int = Field(default=4, ge=1)
     """Number of times that the integer program is solved. Each round calibrates the cost table with the
     students measured before. A budget that no student meets gets twice as many rounds."""
-    margin: Fraction = 0.02
+    margin: Fraction = 0.01
     """Least share of the budget that is kept free, because measurements of a network vary."""
-    confidence: Share | None = Field(default=None, ge=0.5, lt=1)
-    """Probability that a re-measurement stays within the budget; determines the share kept free from the
-    spread between the sessions of a target."""
+    confidence: Share | None = Field(default=0.95, ge=0.5, lt=1)
+    """Probability that a later measurement in another process stays within the budget. The share kept free
+    follows from it and from the spread of a target's sessions; null for ``margin`` alone."""

@@ -9,12 +9,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs import latency
 from lana_ray.costs import memory_process as resident
 from lana_ray.costs.meter import Meter
+from lana_ray.deploy.program import portable
 from lana_ray.deploy.runtimes import load, program
 from lana_ray.errors import UserError
 
@@ -59,8 +60,8 @@ def read(module: nn.Module, example: Tensor, target: Target) -> float:
     small = torch.zeros(1, 3, 8, 8)
     warm_up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     task = resident.Task(
-        first=(_portable(program(warm_up, small, target)), small),
-        network=(_portable(program(module, example, target)), example),
+        first=(portable(program(warm_up, small, target)), small),
+        network=(portable(program(module, example, target)), example),
         target=target,
     )
     added_bytes = _allocated_bytes if target.device.startswith("cuda") else _resident_bytes
@@ -76,15 +77,6 @@ def _allocated_bytes(task: resident.Task) -> int:
     for _ in range(resident.RUNS):
         session.run()
     return torch.cuda.max_memory_allocated(task.target.device) - before
-
-
-def _portable(deployed: nn.Module | bytes) -> nn.Module | bytes:
-    """Returns the same program without the tracer of torch.export, which cannot be pickled."""
-    if not isinstance(deployed, fx.GraphModule):
-        return deployed
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(deployed.graph, {}))
-    return fx.GraphModule(deployed, graph)
 
 
 def _resident_bytes(task: resident.Task) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from lana_ray.config import Target
 from lana_ray.costs.hardware import own_cpus, processor
 from lana_ray.costs.samples import Sample
+from lana_ray.costs.session_process import SessionProcess, Timing
 from lana_ray.costs.timing import Measurement, Reference, time_calls
 from lana_ray.costs.work import OtherStructure, Work, empty_structure
 from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.programs import Programs
-from lana_ray.deploy.runtimes import RUNTIMES, Session, load, prepare, program
+from lana_ray.deploy.runtimes import RUNTIMES, Session, load, program
 from lana_ray.errors import Unsupported, one_line
 from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import say
@@ -59,16 +61,22 @@ class Sampler:
         self._programs = Programs(space, target)
         self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
         self._students: dict[str, nn.Module | bytes] = {}
-        self._sessions = [prepare(space.network, example_input(target), target), *self._floor()]
+        self._references = [program(space.network, example_input(target), target), *self._floor()]
+        self._sessions = [load(each, example_input(target), target) for each in self._references]
+        self._process: tuple[int, SessionProcess] | None = None
+        """The process of the last session, with its number."""
         self._processor = processor(target)  # cannot fail, since the teacher was loaded
 
-    def _floor(self) -> Iterator[Session]:
+    def _floor(self) -> Iterator[nn.Module | bytes]:
         """The teacher without its removable layers, if it has any and the rest runs here."""
         spare = {x.name: nn.Identity() for x in self._space.layers if x.input_shape == x.output_shape}
         if not spare:
             return
+        example = example_input(self._target)
         try:
-            yield prepare(replace(self._space.network, spare), example_input(self._target), self._target)
+            deployed = program(replace(self._space.network, spare), example, self._target)
+            load(deployed, example, self._target)
+            yield deployed
         except Unsupported as error:
             say(f"target {self._target.name}: only the teacher measures drift: {error}")
 
@@ -98,7 +106,7 @@ class Sampler:
         if not references:
             for what, measured, reference in self._baselines():
                 references.insert(0, reference)
-                yield self._record("reference", what, what, measured, None)
+                yield self._record("reference", what, what, measured, None, os.getpid())
         for item in work:
             yield self._sample(item, references)
 
@@ -121,13 +129,37 @@ class Sampler:
         return min(tries, key=lambda measured: measured.median_ms)
 
     def _sample(self, item: Work, references: Sequence[Reference]) -> Sample:
+        pid = os.getpid()
         try:
-            session = load(self._program(item), self._example(item), self._target)
+            deployed, example = self._program(item), self._example(item)
+            if item.session is None:
+                session = load(deployed, example, self._target)
+                measured = self._time(session, references, 1.0)
+            else:
+                process = self._process_of(item.session, references)
+                measured, pid = (
+                    process.time((deployed, example), self._timing(_SESSION_PATIENCE)),
+                    process.pid,
+                )
         except Unsupported as error:
-            return self._record(item.kind, item.key, item.what, None, one_line(error))
-        patience = 1.0 if item.session is None else _SESSION_PATIENCE
-        measured = self._time(session, references, patience)
-        return self._record(item.kind, item.key, item.what, measured, None)
+            return self._record(item.kind, item.key, item.what, None, one_line(error), pid)
+        return self._record(item.kind, item.key, item.what, measured, None, pid)
+
+    def _process_of(self, number: int, references: Sequence[Reference]) -> SessionProcess:
+        """The process with this number, which takes the place of the last one."""
+        if self._process is None or self._process[0] != number:
+            self.close()
+            example = example_input(self._target)
+            programs = [(each, example) for each in self._references[: len(references)]]
+            baselines_ms = [reference.baseline_ms for reference in references]
+            self._process = number, SessionProcess(self._target, programs, baselines_ms)
+        return self._process[1]
+
+    def close(self) -> None:
+        """Ends the process of the last session, which otherwise ends with this one."""
+        if self._process is not None:
+            self._process[1].close()
+            self._process = None
 
     def _program(self, item: Work) -> nn.Module | bytes:
         """The program that the target would run for a structure."""
@@ -191,15 +223,24 @@ class Sampler:
             return example_input(self._target)
         return layer_input(self._space, self._layer(item), self._target)
 
+    def _timing(self, patience: float) -> Timing:
+        measure = self._target.measure
+        return Timing(
+            rel_error=measure.rel_error / sqrt(patience), time_limit_s=measure.time_limit_s * patience
+        )
+
     def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
+        timing = self._timing(patience)
         return time_calls(
             session.run,
-            rel_error=self._target.measure.rel_error / sqrt(patience),
-            time_limit_s=self._target.measure.time_limit_s * patience,
+            rel_error=timing.rel_error,
+            time_limit_s=timing.time_limit_s,
             references=references,
         )
 
-    def _record(self, kind: str, key: str, what: str, m: Measurement | None, error: str | None) -> Sample:
+    def _record(
+        self, kind: str, key: str, what: str, m: Measurement | None, error: str | None, process: int
+    ) -> Sample:
         nan = float("nan")
         return Sample(
             target=self._target.name,
@@ -220,5 +261,6 @@ class Sampler:
             runtime=self._runtime,
             threads=self._target.threads,
             cpus=",".join(map(str, self._cpus)),
+            process=process,
             time=time.time(),
         )

@@ -16,7 +16,7 @@ from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import schema_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Changes whenever columns or their meaning change."""
 _VERSION_KEY = b"lana_ray.samples"
 
@@ -43,6 +43,8 @@ class Sample(Measurement):
     runtime: str
     threads: int
     cpus: str
+    process: int
+    """Id of the process that timed it."""
     time: float
     """Seconds since the epoch."""
 

@@ -65,6 +65,13 @@ class MeasuredCost:
         """Whether the network runs, at most at this cost."""
         return self.error is None and self.value <= limit
 
+    def with_sessions(self, more: MeasuredCost) -> MeasuredCost:
+        """The median over the sessions of both; ``more`` alone if it has none, or failed."""
+        if not more.sessions or more.error is not None or self.error is not None:
+            return more
+        sessions = (*self.sessions, *more.sessions)
+        return replace(more, value=float(np.median(sessions)), sessions=sessions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostTables:

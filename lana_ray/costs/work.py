@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lana_ray.errors import UserError
@@ -34,7 +34,7 @@ class Work:
     weights: str | None = None
     """File in the run directory with a finished student's weights."""
     session: int | None = None
-    """Number of the session, for students that are measured in several."""
+    """Number of the session, for students that are measured in several; each is in a process of its own."""
 
     @property
     def key(self) -> str:
@@ -42,7 +42,7 @@ class Work:
         return self.structure if self.session is None else fingerprint(self.structure, self.session)
 
 
-def in_sessions(work: Sequence[Work], sessions: Iterable[int]) -> list[Work]:
+def in_sessions(work: Sequence[Work], sessions: Sequence[int]) -> list[Work]:
     """Every structure in every session, ordered so that the sessions of a structure lie apart in time."""
     return [dataclasses.replace(item, session=session) for session in sessions for item in work]
 

@@ -169,3 +169,12 @@ def _place(error: Exception) -> str:
     standard = sysconfig.get_paths()["stdlib"]
     theirs = [place for place in theirs if not place.startswith((standard, "<"))]
     return f" at {theirs[-1]}" if theirs else ""
+
+
+def portable(program: nn.Module | bytes) -> nn.Module | bytes:
+    """The same program without the tracer of torch.export, which cannot be pickled."""
+    if not isinstance(program, fx.GraphModule):
+        return program
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    return fx.GraphModule(program, graph)

@@ -17,14 +17,17 @@ from lana_ray.costs.timing import middle
 from lana_ray.costs.work import Work, in_sessions, network_work
 from lana_ray.ids import Architecture, CostId
 from lana_ray.monitoring.progress import progress_of, say
+from lana_ray.selection.choice import FIRST_SESSIONS
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace
 
 LATENCY = "latency_ms"
-SESSIONS = range(3)
+SESSIONS = range(FIRST_SESSIONS)
 """Sessions of a student's first measurement against a budget; later sessions confirm the result."""
-_CONFIRMING = 5
+FINAL_SESSIONS = range(5)
+"""Sessions of a student with its final weights."""
+_CONFIRMING = 3
 """Sessions of a confirmation; more than at first, since an error would only be noticed after fine-tuning."""
 
 

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from lana_ray.costs.table import MeasuredCost
 from lana_ray.ids import Architecture, CostId
+from lana_ray.selection.margin import Noise
 from lana_ray.selection.problem import Selection
 
+_MANY = 10**6
+FIRST_SESSIONS = 3
+"""Number of sessions in which a student is first judged."""
 USE = 0.95
 """Share of a budget that a student should use if the choices allow it."""
 
@@ -36,18 +40,21 @@ class Limit:
 
     budget: float
     """As the user set it."""
-    margin: float = 0.0
-    """Share of the budget that is kept free, since measurements of one network vary."""
+    noise: Noise = field(default_factory=Noise)
+    """How measurements of one network vary."""
+
+    def value(self, sessions: int = FIRST_SESSIONS) -> float:
+        """What the median of so many sessions must keep, for a further one to keep the budget."""
+        return self.budget * (1 - self.noise.share(sessions))
 
     @property
-    def value(self) -> float:
-        """What a student's first measurement must keep."""
-        return self.budget * (1 - self.margin)
+    def final(self) -> float:
+        """What a student's last measurement must keep: it was chosen by others, so it counts as certain."""
+        return self.value(_MANY)
 
-    @property
-    def confirmed(self) -> float:
-        """What its second measurement must keep: half of the margin is left for measurements to come."""
-        return self.budget * (1 - self.margin / 2)
+    def kept_by(self, cost: MeasuredCost) -> bool:
+        """Whether a measurement is low enough for a further one to keep the budget."""
+        return cost.keeps(self.value(len(cost.sessions)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ class Choice:
 
     def keeps(self, costs: Costs) -> bool:
         """Whether a student with these costs keeps every limit."""
-        return all(costs[of].keeps(limit.value) for of, limit in self.limits.items())
+        return all(limit.kept_by(costs[of]) for of, limit in self.limits.items())
 
     def within(self) -> list[Architecture]:
         """The students that ran, kept the limits and were not given up."""
@@ -120,7 +127,7 @@ class Choice:
         costs = self.measured.get(self.leader) if self.leader else None
         if costs is None or not self.keeps(costs):
             return False
-        return any(costs[of].value >= USE * limit.value for of, limit in self.limits.items())
+        return any(costs[of].value >= USE * limit.value() for of, limit in self.limits.items())
 
     def is_tighter(self, than: Choice) -> bool:
         """Whether a student that keeps this choice's limits keeps the other's as well."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from lana_ray.costs.table import CostTables, MeasuredCost
 from lana_ray.ids import Architecture, CostId
 from lana_ray.selection.choice import Choice, Proposal, State
+from lana_ray.selection.margin import Noise
 
 _STEP = 0.04
 """By how much lower the next round aims for a budget that no student has kept yet."""
@@ -42,8 +43,8 @@ class World:
     0 is the first measurement; each later one has sessions of its own."""
     evaluate: Callable[[Sequence[Architecture]], Mapping[Architecture, float]]
     """Losses of whole students; lower is better."""
-    margin: Callable[[CostTables], float]
-    """Share of a budget on this cost that is kept free."""
+    noise: Callable[[CostTables], Noise]
+    """How measurements of one network vary for this cost."""
     fix: str
     """What may help if no student keeps a budget."""
 
@@ -157,7 +158,7 @@ def next_round(loop: Loop, which: Sequence[int], world: World) -> Loop:
 
 
 def _with_measurements(choice: Choice, tables: Tables, world: World) -> Choice:
-    limits = {of: replace(limit, margin=world.margin(tables[of])) for of, limit in choice.limits.items()}
+    limits = {of: replace(limit, noise=world.noise(tables[of])) for of, limit in choice.limits.items()}
     measured = {
         student: {of: tables[of].networks[student] for of in limits}
         for student in choice.students
@@ -210,8 +211,10 @@ def _accepted(choice: Choice, again: Measurements) -> Choice:
         costs = {of: again[of][student] for of in choice.limits if student in again.get(of, {})}
         if len(costs) < len(choice.limits):
             return choice
-        if all(costs[of].keeps(limit.confirmed) for of, limit in choice.limits.items()):
-            return replace(choice, confirmed=choice.confirmed | {student})
+        together = {of: choice.measured[student][of].with_sessions(costs[of]) for of in costs}
+        if all(limit.kept_by(together[of]) for of, limit in choice.limits.items()):
+            measured = {**choice.measured, student: together}
+            return replace(choice, measured=measured, confirmed=choice.confirmed | {student})
         choice = choice.giving_up(student)
     return choice
 
@@ -235,7 +238,7 @@ def _prefer_tighter(loop: Loop) -> Loop:
 
 
 def _unmet(choice: Choice, world: World) -> str:
-    limits = ", ".join(of.written(limit.value) for of, limit in choice.limits.items())
+    limits = ", ".join(of.written(limit.value()) for of, limit in choice.limits.items())
     nearest = min(choice.measured.values(), key=lambda costs: _used(choice, costs), default=None)
     took = ", ".join(of.written(one.value) for of, one in nearest.items()) if nearest else "nan"
     return (
@@ -247,4 +250,4 @@ def _unmet(choice: Choice, world: World) -> str:
 
 def _used(choice: Choice, costs: Mapping[CostId, MeasuredCost]) -> float:
     """The largest share of a limit that a student takes."""
-    return max(costs[of].value / limit.value for of, limit in choice.limits.items())
+    return max(costs[of].value / limit.value() for of, limit in choice.limits.items())

@@ -43,8 +43,8 @@ def state(choice: Choice, tables: Mapping[CostId, CostTables], exact: Mapping[Co
     Args:
         exact: limits on costs that need not be measured.
     """
-    aims = {of: choice.aim * limit.value for of, limit in choice.limits.items()}
-    aims |= {of: limit.value for of, limit in exact.items()}
+    aims = {of: choice.aim * limit.value() for of, limit in choice.limits.items()}
+    aims |= {of: limit.value() for of, limit in exact.items()}
     rest = {of: tables[of].table.rest for of in aims}
     return Statement(
         costs={str(of): tables[of].table.costs for of in aims},
@@ -75,7 +75,7 @@ def unmet(choice: Choice, error: InfeasibleBudget, statement: Statement, setting
     few = error.most_operations is not None
     which = f" that keeps {' and '.join(others)}" if others else ""
     which += f" of at most {settings.max_ops} operations" if few else ""
-    bound = broken.written(limit.value) + (" with the margin" if limit.margin else "")
+    bound = broken.written(limit.value()) + (" with the margin" if limit.value() < limit.budget else "")
     setting = _setting(broken)
     budget = (
         f"budget {choice.name}" if broken.cost == "latency_ms" else f"budget {choice.name} with {setting}"

@@ -13,7 +13,7 @@ from lana_ray.evaluation.deployed import StudentAccuracy, student_accuracies
 from lana_ray.evaluation.networks import accuracies_before
 from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.counts import count_network
-from lana_ray.measurement.latencies import SESSIONS, Sampled
+from lana_ray.measurement.latencies import FINAL_SESSIONS, Sampled
 from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned, in_words
@@ -142,7 +142,7 @@ def _is_over(choice: Choice, measured: Measurements) -> bool:
     """Whether the chosen student misses its budget on some target."""
     student = choice.chosen
     return student is not None and not all(
-        measured[of][student].keeps(limit.budget) for of, limit in choice.limits.items()
+        measured[of][student].keeps(limit.final) for of, limit in choice.limits.items()
     )
 
 
@@ -155,28 +155,18 @@ def _say_replaced(choice: Choice, is_replaced: bool) -> None:
 def _train_and_measure(
     workspace: Workspace, space: StudentSpace, sampled: Mapping[str, Sampled], choices: Sequence[Choice]
 ) -> Measurements:
-    """Trains the chosen students that are not trained yet, and measures each on its targets.
-
-    Students over their budget get as many sessions again, because a disturbed machine should not cause the
-    long training of another student.
-    """
+    """Trains the chosen students that are not trained yet, and measures each on its targets."""
     choices = [choice for choice in choices if choice.chosen is not None]
     jobs = {c.chosen: workspace.student_job(space, c.chosen) for c in choices if c.chosen is not None}
     train(workspace, list(jobs.values()))
-
-    def measure(some: Sequence[Choice], sessions: range) -> Measurements:
-        work: dict[str, dict[Architecture, Work]] = {}
-        for choice in some:
-            for target in choice.targets:
-                student = choice.chosen
-                assert student is not None
-                job = jobs[student]
-                work.setdefault(target, {})[student] = student_work(space, student, job.file, job.key)
-        return measure_students(workspace, space, sampled, work, sessions, "measure")
-
-    measured = measure(choices, SESSIONS)
-    over = [choice for choice in choices if _is_over(choice, measured)]
-    return _merged(measured, measure(over, range(2 * len(SESSIONS)))) if over else measured
+    work: dict[str, dict[Architecture, Work]] = {}
+    for choice in choices:
+        for target in choice.targets:
+            student = choice.chosen
+            assert student is not None
+            job = jobs[student]
+            work.setdefault(target, {})[student] = student_work(space, student, job.file, job.key)
+    return measure_students(workspace, space, sampled, work, FINAL_SESSIONS, "measure")
 
 
 def _merged(first: Measurements, then: Measurements) -> Measurements:

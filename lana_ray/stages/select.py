@@ -29,7 +29,7 @@ from lana_ray.run_dir.tables import SELECTIONS, SelectionRow
 from lana_ray.selection.choice import Choice, Limit, State
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.loop import Loop, Measurements, Tables, World, close_loop
-from lana_ray.selection.margin import margin
+from lana_ray.selection.margin import Noise, noise_of
 from lana_ray.selection.problem import NoSelectionFound
 from lana_ray.selection.propose import Pool, propose, reason_unmet
 from lana_ray.stages import sample
@@ -72,7 +72,7 @@ def world_of(workspace: Workspace, sampling: Sampling, scores: Scores) -> World:
         propose=functools.partial(propose, pool, settings, workspace.storage),
         measure=measure,
         evaluate=functools.partial(losses, workspace),
-        margin=functools.partial(margin, settings),
+        noise=functools.partial(noise_of, settings),
         fix="raise the budget, select.count or select.rounds",
     )
 
@@ -97,7 +97,7 @@ def open_choices(workspace: Workspace, sampling: Sampling) -> tuple[Choice, ...]
 
 
 def _limit(settings: SelectConfig, bound: Budget, costs: CostTables) -> Limit:
-    return Limit(budget=bound.limit(costs.teacher), margin=margin(settings, costs))
+    return Limit(budget=bound.limit(costs.teacher), noise=noise_of(settings, costs))
 
 
 def check(workspace: Workspace, sampling: Sampling) -> None:
@@ -107,6 +107,9 @@ def check(workspace: Workspace, sampling: Sampling) -> None:
     pool, settings = _pool(workspace, sampling, usable), workspace.config.select
     choices = []
     for choice in open_choices(workspace, sampling):
+        # How much sessions vary is not known yet, so only the margin itself counts.
+        floor = Noise(floor=settings.margin)
+        choice = replace(choice, limits={of: replace(x, noise=floor) for of, x in choice.limits.items()})
         # The solver gets another chance with scores.
         with contextlib.suppress(NoSelectionFound):
             choice = replace(choice, unmet=reason_unmet(pool, settings, choice, sampling.tables))
@@ -175,7 +178,7 @@ def _say(choice: Choice) -> None:
         used = 100 * costs[of].value / limit.budget
         say(
             f"select: {of.target} {choice.name}: {len(choice.measured)} students measured, "
-            f"{len(choice.loss)} within {of.written(limit.value)}; the best takes "
+            f"{len(choice.loss)} within {of.written(limit.value())}; the best takes "
             f"{of.written(costs[of].value)} ({used:.0f} % of the budget), loss {loss:.3f}"
         )
 

@@ -16,7 +16,7 @@ from lana_ray.measurement.students import measure_students
 from lana_ray.run_dir.tables import TrialRow
 from lana_ray.selection.choice import Choice, Limit, Proposal
 from lana_ray.selection.loop import Loop, Measurements, Proposed, Tables, World
-from lana_ray.selection.margin import margin
+from lana_ray.selection.margin import noise_of
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace
 
@@ -36,7 +36,7 @@ def choices_among(workspace: Workspace, sampled: Mapping[str, Sampled]) -> Loop:
             limits={
                 of: Limit(
                     budget=bound.limit(tables[of].teacher),
-                    margin=margin(workspace.config.select, tables[of]),
+                    noise=noise_of(workspace.config.select, tables[of]),
                 )
                 for cost, bound in {LATENCY: budget, **bounds}.items()
                 for of in [CostId(cost, name)]
@@ -75,7 +75,7 @@ def world_of_trials(
         propose=propose,
         measure=measure,
         evaluate=lambda architectures: {a: -best[a] for a in architectures},
-        margin=functools.partial(margin, workspace.config.select),
+        noise=functools.partial(noise_of, workspace.config.select),
         fix="raise the budget or search.lambdas, or make search.cells narrower",
     )
 

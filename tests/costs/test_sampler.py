@@ -28,6 +28,7 @@ from lana_ray.costs.work import (
     student_work,
 )
 from lana_ray.deploy.inputs import example_input
+from lana_ray.deploy.runtimes import program
 from lana_ray.deploy.runtimes import torch_eager as eager
 from lana_ray.errors import Unsupported, UserError
 from lana_ray.networks.layers import find_layers
@@ -117,40 +118,32 @@ def test_a_known_baseline_is_not_measured_again(tmp_path: Path) -> None:
     assert sample.drift == pytest.approx(sample.raw_ms / sample.median_ms)
 
 
-def test_every_session_is_a_load_of_its_own_of_one_program(
+def test_every_session_is_a_process_of_its_own_with_one_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All students have their session before one has its next."""
     of, storage = space(), Storage(str(tmp_path))
     sampler = Sampler(of, target(), storage)
-    made: list[str] = []
-    loaded: list[str] = []
-
-    def program(*_: object) -> str:
-        made.append(f"program {len(made)}")
-        return made[-1]
-
-    def load(program: str, *_: object) -> str:
-        loaded.append(program)
-        return program
-
-    def time(session: str, references: object, patience: float) -> Measurement:
-        return Measurement(
-            median_ms=1, iqr_ms=0.1, repeats=7, seconds=1, settled=True, raw_ms=patience, drift=1
-        )
-
-    monkeypatch.setattr(sampler_module, "program", program)
-    monkeypatch.setattr(sampler_module, "load", load)
-    monkeypatch.setattr(sampler, "_time", time)
     students = []
     for i in (1, 2):
         write_student(storage, of, (i, 0, 0), f"{i}.safetensors")
         students.append(student_work(of, (i, 0, 0), f"{i}.safetensors", str(i)))
+    made: list[object] = []
+
+    def export(network: nn.Module, example: torch.Tensor, at: Target) -> nn.Module | bytes:
+        made.append(network)
+        return program(network, example, at)
+
+    monkeypatch.setattr(sampler_module, "program", export)
     asked = in_sessions(students, range(3))
     samples = list(sampler.sample([*asked, students[0]], [1.0]))
-    assert loaded == ["program 0", "program 1"] * 3 + ["program 0"]
+    sampler.close()
+    assert len(made) == 2
     assert [sample.key for sample in samples] == [item.key for item in [*asked, students[0]]]
-    assert [sample.raw_ms for sample in samples] == [2.0] * 6 + [1.0]  # sessions are given more time
+    processes = [sample.process for sample in samples]
+    assert processes[0::2][:3] == processes[1::2][:3]
+    assert len({os.getpid(), *processes[:6]}) == 4
+    assert processes[-1] == os.getpid()
 
 
 class Bessel(nn.Module):

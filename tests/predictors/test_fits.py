@@ -35,6 +35,7 @@ def sample(time: float, seconds: float = 0.1, node: str = "a", cpus: str = "0") 
         processor="cpu",
         runtime="torch",
         threads=1,
+        process=1,
         cpus=cpus,
         time=time,
     )

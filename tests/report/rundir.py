@@ -260,6 +260,7 @@ class _Run:
                 runtime="onnxruntime 1.20",
                 threads=1,
                 cpus="0",
+                process=1,
                 time=float(n),
             )
             for n in range(40)

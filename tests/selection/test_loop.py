@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
+from lana_ray.config import SelectConfig
 from lana_ray.costs.table import CostTable, CostTables, MeasuredCost
 from lana_ray.ids import Architecture, CostId
 from lana_ray.selection.choice import Choice, Limit, Proposal, State
@@ -21,6 +23,7 @@ from lana_ray.selection.loop import (
     confirm,
     replace_missed,
 )
+from lana_ray.selection.margin import Noise, noise_of
 
 EDGE, SERVER = CostId("latency_ms", "edge"), CostId("latency_ms", "server")
 MEMORY = CostId("peak_memory_mb", "edge")
@@ -71,7 +74,7 @@ class Toy:
             propose=self.propose,
             measure=self.measure,
             evaluate=lambda some: {a: self.losses[a] for a in some},
-            margin=lambda costs: 0.02,
+            noise=lambda costs: Noise(floor=0.02),
             fix="raise the budget",
         )
 
@@ -102,9 +105,9 @@ def test_a_student_that_was_lucky_gives_way_to_the_next_best() -> None:
 
 
 def test_a_student_that_fails_the_second_time_gives_way() -> None:
-    of = toy([0.5, 0.8, 0.97], again={C: 100.0, B: 100.0, A: 0.989}, at_once=True)
+    of = toy([0.5, 0.8, 0.97], again={C: 100.0, B: 100.0, A: 0.975}, at_once=True)
     (chosen,) = close_loop(start(choice(1.0)), of.world(), rounds=1).choices
-    assert chosen.chosen == A  # within half of the margin
+    assert chosen.chosen == A
 
 
 def test_the_same_sessions_serve_all_budgets_of_a_target() -> None:
@@ -250,10 +253,44 @@ def test_a_choice_without_a_student_that_keeps_it_twice_is_proposed_others() -> 
     assert found.given_up == {A, B}
 
 
-@pytest.mark.parametrize(("margin", "value", "confirmed"), [(0.0, 2.0, 2.0), (0.1, 1.8, 1.9)])
-def test_half_of_the_margin_is_left_when_measured_again(
-    margin: float, value: float, confirmed: float
-) -> None:
-    limit = Limit(budget=2.0, margin=margin)
-    assert limit.value == pytest.approx(value)
-    assert limit.confirmed == pytest.approx(confirmed)
+@pytest.mark.parametrize(("deviation", "bias"), [(0.01, 0.0), (0.03, 0.0), (0.03, 0.02)])
+def test_registered_students_keep_their_budget_in_another_process(deviation: float, bias: float) -> None:
+    """Every session lies in a process of its own; the table errs as well, in favour of what it proposes."""
+    rng, settings = np.random.default_rng(0), SelectConfig(count=8, rounds=3)
+    kept = used = runs = 0
+    for _ in range(150):
+        true = {(k,): float(rng.uniform(0.8, 1.1)) for k in range(40)}
+
+        def sessions(a: Architecture, count: int, true: dict[tuple[int], float] = true) -> MeasuredCost:
+            taken = true[a] * (1 + deviation * rng.standard_normal(count))  # type: ignore[index]
+            return MeasuredCost(value=float(np.median(taken)), sessions=tuple(taken.tolist()))
+
+        def propose(asked: Choice, tables: Tables, true: dict[tuple[int], float] = true) -> Proposed:
+            aim = asked.aim * asked.limits[EDGE].value() * (1 + bias)
+            best = sorted((a for a in true if true[a] <= aim), key=lambda a: -true[a])
+            new = [a for a in best if a not in asked.students][:8]
+            return Proposed(students={a: Proposal(predicted={EDGE: true[a]}) for a in new or best[:1]})
+
+        def measure(asked: Mapping[str, Sequence[Architecture]], attempt: int) -> Measurements:
+            return {EDGE: {a: sessions(a, 3) for a in asked["edge"]}}
+
+        world = World(
+            propose=propose,
+            measure=measure,
+            evaluate=lambda some: {a: -true[a] for a in some},  # type: ignore[index] # noqa: B023
+            noise=functools.partial(noise_of, settings),
+            fix="",
+        )
+        loop = close_loop(start(choice(1.0)), world, rounds=3)
+        for attempt in (1, 2):
+            student = loop.choices[0].chosen
+            if student is None or sessions(student, 5).keeps(loop.choices[0].limits[EDGE].final):
+                break
+            loop = replace_missed(loop, {0: student}, world, attempt)
+        if (student := loop.choices[0].chosen) is not None:
+            runs += 1
+            used += true[student] > 0.9  # type: ignore[index]
+            kept += sessions(student, 1).keeps(1.0)
+    assert runs > 140
+    assert kept / runs >= 0.94  # 95 %, less what 150 runs scatter
+    assert used / runs > 0.5

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lana_ray.config import SelectConfig
 from lana_ray.costs.table import CostTables, MeasuredCost
 from lana_ray.ids import Architecture, CostId
-from lana_ray.selection.margin import margin
+from lana_ray.selection.margin import noise_of
 
 
 def costs(*sessions: tuple[float, ...]) -> CostTables:
@@ -23,14 +25,24 @@ def test_the_share_kept_free_lets_so_many_re_measurements_keep_the_budget(deviat
     """Judged by the median of three sessions at exactly the limit, a network keeps the budget in 95 %."""
     rng = np.random.default_rng(0)
     sessions = (1 + deviation * rng.standard_normal((900, 3))) * rng.uniform(1, 9, (900, 1))
-    free = margin(SelectConfig(margin=0, confidence=0.95), costs(*map(tuple, sessions.tolist())))
+    free = noise_of(SelectConfig(margin=0, confidence=0.95), costs(*map(tuple, sessions.tolist()))).share(3)
     judged = 1 + deviation * np.median(rng.standard_normal((20_000, 3)), axis=1)
     again = 1 + deviation * rng.standard_normal(20_000)
     kept = again <= judged / (1 - free)
     assert 0.94 < kept.mean() < 0.96
 
 
-@pytest.mark.parametrize("sessions", [[(1.0, 1.0, 1.0)], [()], [(1.0,)], []])
-def test_the_margin_is_kept_free_at_least(sessions: list[tuple[float, ...]]) -> None:
-    assert margin(SelectConfig(margin=0.03, confidence=0.95), costs(*sessions)) == 0.03
-    assert margin(SelectConfig(margin=0.03), costs((1.0, 2.0, 3.0))) == 0.03
+def test_the_margin_is_kept_free_at_least() -> None:
+    calm = costs(*[(1.0, 1.0, 1.0)] * 200)
+    assert noise_of(SelectConfig(margin=0.03, confidence=0.95), calm).share(3) == 0.03
+    assert noise_of(SelectConfig(margin=0.03, confidence=None), costs((1.0, 2.0, 3.0))).share(3) == 0.03
+    memory = replace(costs((1.0, 2.0)), id=CostId("peak_memory_mb", "edge"))
+    assert noise_of(SelectConfig(margin=0.03), memory).share(0) == 0.03  # read once
+
+
+def test_before_anything_was_measured_a_usual_spread_is_expected() -> None:
+    expected = noise_of(SelectConfig(), costs())
+    assert 0.02 < expected.share(3) < 0.06
+    assert expected.share(9) < expected.share(3) < expected.share(1)
+    one = noise_of(SelectConfig(), costs((1.0, 1.0, 1.0)))
+    assert one.share(3) < expected.share(3)

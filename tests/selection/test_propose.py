@@ -18,6 +18,7 @@ from lana_ray.ids import CostId
 from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import propose as solve
 from lana_ray.selection.choice import Choice, Limit
+from lana_ray.selection.margin import Noise
 from lana_ray.selection.propose import Pool, propose, reason_unmet
 from lana_ray.selection.statement import state
 
@@ -47,7 +48,7 @@ def table(of: CostId, rest: float = 0.5, costs: Any = None, **per_op: float) -> 
 
 def choice(*limits: float, margin: float = 0.0) -> Choice:
     of = dict(zip((EDGE, SERVER), limits, strict=False))
-    return Choice(budget="50%", limits={k: Limit(budget=v, margin=margin) for k, v in of.items()})
+    return Choice(budget="50%", limits={k: Limit(budget=v, noise=Noise(floor=margin)) for k, v in of.items()})
 
 
 def reason(asked: Choice, *tables: CostTables, of: Pool | None = None, **options: Any) -> str:

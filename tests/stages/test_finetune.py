@@ -12,6 +12,7 @@ from lana_ray.costs.table import CostTables, MeasuredCost
 from lana_ray.ids import Architecture, CostId
 from lana_ray.selection.choice import Choice, Limit, Proposal, State
 from lana_ray.selection.loop import Loop, Measurements, Proposed, World
+from lana_ray.selection.margin import Noise
 from lana_ray.stages import finetune
 from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.training.job import TrainJob
@@ -32,7 +33,7 @@ def chosen(student: Architecture, *others: Architecture) -> Choice:
     students = (student, *others)
     return Choice(
         budget="1ms",
-        limits={EDGE: Limit(budget=1.0, margin=0.02)},
+        limits={EDGE: Limit(budget=1.0, noise=Noise(floor=0.02))},
         students={a: Proposal(predicted={EDGE: 0.9}) for a in students},
         measured={a: {EDGE: MeasuredCost(value=0.9)} for a in students},
         loss={a: 0.1 * (k + 1) for k, a in enumerate(students)},
@@ -65,15 +66,15 @@ def measuring(monkeypatch: pytest.MonkeyPatch, latency: Any) -> list[tuple[set[A
     return asked
 
 
-def test_only_a_student_found_over_its_budget_is_measured_in_further_sessions(
+def test_every_student_is_measured_in_as_many_sessions(
     monkeypatch: pytest.MonkeyPatch, trained: list[Architecture]
 ) -> None:
-    asked = measuring(monkeypatch, lambda a, count: 0.9 if a == OTHER else 1.1 if count == 3 else 0.97)
+    asked = measuring(monkeypatch, lambda a, count: 0.9 if a == OTHER else 0.985)
     choices = [chosen(ONE), chosen(OTHER)]
     found = finetune._train_and_measure(WORKSPACE, SPACE, {}, choices)
-    assert asked == [({ONE, OTHER}, 3), ({ONE}, 6)]
-    assert {a: cost.value for a, cost in found[EDGE].items()} == {ONE: 0.97, OTHER: 0.9}
-    assert not any(finetune._is_over(choice, found) for choice in choices)
+    assert asked == [({ONE, OTHER}, 5)]
+    # Below the budget is not enough: a further measurement has to be, too.
+    assert [finetune._is_over(choice, found) for choice in choices] == [True, False]
 
 
 def world(latencies: Mapping[Architecture, float]) -> World:
@@ -84,7 +85,7 @@ def world(latencies: Mapping[Architecture, float]) -> World:
         propose=lambda *_: Proposed(unmet="no further student"),
         measure=measure,
         evaluate=lambda some: dict.fromkeys(some, 0.5),
-        margin=lambda _: 0.02,
+        noise=lambda _: Noise(floor=0.02),
         fix="",
     )
 
