@@ -130,8 +130,7 @@ def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
         actors=actors,
         label_selector=None,
         resources={},
-        num_process=1,
-        cpus=0,
+        num_cpus=0,
         num_gpus=0,
         stand_in=True,
     )
