@@ -20,7 +20,9 @@ from lana_ray import registry
 from lana_ray.cluster.leases import leased
 from lana_ray.config import LatencyBudget, Target
 from lana_ray.costs.hardware import processor
-from lana_ray.costs.timing import Measurement, Reference, middle, time_calls
+from lana_ray.costs.session_process import SessionProcess, Timing
+from lana_ray.costs.timing import Measurement, middle
+from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.registry import Version
 from lana_ray.registry.verification import (
@@ -82,15 +84,16 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
         here = processor(settings)
         same = here == version.tags["processor"]
         student = StoredModel(version.model_uri, tracking_uri, settings)
-        teacher = StoredModel(version.teacher_uri, tracking_uri, settings)
-        teacher_ms = float(version.tags["teacher_latency_ms"])
+        references = _references(version, tracking_uri, settings)
+        teacher, teacher_ms = references["teacher"]
         limit_ms = float(version.tags["budget_ms"])
         if not same:
-            teacher_ms = middle([_time(teacher, settings) for _ in range(_SESSIONS)]).median_ms
+            teacher_ms = middle(_sessions(teacher, [], settings)).median_ms
+            references = {"teacher": (teacher, teacher_ms)}
             # The tag may continue after the budget, as in "50% on all".
             budget, *_ = version.tags["budget"].split()
             limit_ms = LatencyBudget.parse(budget).limit(teacher_ms)
-        sessions = [_time(student, settings, teacher, teacher_ms) for _ in range(_SESSIONS)]
+        sessions = _sessions(student, list(references.values()), settings)
         checks = (
             *student_checks(student),
             deployed_check(
@@ -162,17 +165,31 @@ def _latency_check(sessions: Sequence[Measurement], limit_ms: float, *, judge: b
     return Check("latency", measured.median_ms <= limit_ms, detail)
 
 
-def _time(
-    stored: StoredModel, target: Target, teacher: StoredModel | None = None, teacher_ms: float = 0
-) -> Measurement:
-    """Measures a model in new sessions, at the machine speed at which the teacher takes ``teacher_ms``."""
-    references = [Reference(run=teacher.session().run, baseline_ms=teacher_ms)] if teacher else []
-    return time_calls(
-        stored.session().run,
-        rel_error=target.measure.rel_error,
-        time_limit_s=target.measure.time_limit_s * _PATIENCE,
-        references=references,
-    )
+def _references(version: Version, tracking_uri: str, target: Target) -> dict[str, tuple[StoredModel, float]]:
+    """The models that the student was measured against, each with its registered latency in ms."""
+    teacher = StoredModel(version.teacher_uri, tracking_uri, target)
+    references = {"teacher": (teacher, float(version.tags["teacher_latency_ms"]))}
+    if version.floor_uri is not None:
+        floor = StoredModel(version.floor_uri, tracking_uri, target)
+        references["floor"] = floor, float(version.tags["floor_latency_ms"])
+    return references
+
+
+def _sessions(
+    stored: StoredModel, references: Sequence[tuple[StoredModel, float]], target: Target
+) -> list[Measurement]:
+    """Measures a model in sessions like those it was judged by: each in a process of its own."""
+    example, measure = example_input(target), target.measure
+    programs = [(model.deployed, example) for model, _ in references]
+    timing = Timing(rel_error=measure.rel_error, time_limit_s=measure.time_limit_s * _PATIENCE)
+    sessions = []
+    for _ in range(_SESSIONS):
+        process = SessionProcess(target, programs, [baseline_ms for _, baseline_ms in references])
+        try:
+            sessions.append(process.time((stored.deployed, example), timing))
+        finally:
+            process.close()
+    return sessions
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lana_ray.deploy.runtimes import RUNTIMES, Session, load, program
 from lana_ray.errors import Unsupported, one_line
 from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import say
-from lana_ray.networks.layers import replace
+from lana_ray.networks.layers import removable, replace
 from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
@@ -69,7 +69,7 @@ class Sampler:
 
     def _floor(self) -> Iterator[nn.Module | bytes]:
         """The teacher without its removable layers, if it has any and the rest runs here."""
-        spare = {x.name: nn.Identity() for x in self._space.layers if x.input_shape == x.output_shape}
+        spare = {layer.name: nn.Identity() for layer in removable(self._space.layers)}
         if not spare:
             return
         example = example_input(self._target)

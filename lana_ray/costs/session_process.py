@@ -25,7 +25,7 @@ from lana_ray.config import Target
 from lana_ray.costs.timing import Measurement, Reference, time_calls
 from lana_ray.deploy.program import portable
 from lana_ray.deploy.runtimes import load
-from lana_ray.errors import Unsupported, one_line
+from lana_ray.errors import Unsupported, UserError, one_line
 
 Program = tuple[nn.Module | bytes, Tensor]
 """A result of ``runtimes.program``, and an example of its input."""
@@ -49,6 +49,10 @@ class SessionProcess:
     Args:
         references: the programs that measure drift.
         baselines_ms: their latencies.
+
+    Raises:
+        UserError: this machine cannot run the references.
+        RuntimeError: the process died.
     """
 
     def __init__(self, target: Target, references: Sequence[Program], baselines_ms: Sequence[float]) -> None:
@@ -64,7 +68,10 @@ class SessionProcess:
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
         known = [(portable(program), example) for program, example in references]
-        self._ask((target, known, list(baselines_ms)))
+        answer = self._ask((target, known, list(baselines_ms)))
+        if answer is not None:
+            self.close()
+            raise answer
 
     @property
     def pid(self) -> int:
@@ -112,7 +119,11 @@ def main() -> None:
     requests = sys.stdin.buffer
     target, programs, baselines_ms = _receive(requests)
     torch.set_num_threads(target.threads)
-    sessions = [load(program, example, target) for program, example in programs]
+    try:
+        sessions = [load(program, example, target) for program, example in programs]
+    except UserError as error:
+        _send(answers, error)
+        return
     references = [
         Reference(run=session.run, baseline_ms=baseline_ms)
         for session, baseline_ms in zip(sessions, baselines_ms, strict=True)

@@ -41,6 +41,8 @@ class Sampled:
     """Identity of its hardware, runtime and settings, and of the teacher's structure."""
     teacher_ms: float
     """The teacher's latency when this target was first sampled, the baseline of all drift."""
+    floor_ms: float | None
+    """Latency of the second reference of drift, the teacher without its removable layers, if there is one."""
     processor: str
     runtime: str
     """The runtime and its version."""

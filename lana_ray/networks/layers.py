@@ -313,6 +313,11 @@ def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
+def removable(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that can be left out: those that keep the shape."""
+    return [layer for layer in layers if layer.input_shape == layer.output_shape]
+
+
 @torch.no_grad()
 def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Runs the network up to the last of the named layers; returns the (input, output) of each."""

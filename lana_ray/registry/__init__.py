@@ -28,7 +28,7 @@ from lana_ray.registry._publish import (
     create_experiment,
     create_registered_model,
     end_abandoned_uploads,
-    log_teacher,
+    log_reference,
     publish,
 )
 from lana_ray.registry._session import SQLITE, pages, session
@@ -121,8 +121,13 @@ def register(
             if done:
                 places.append((name, done[0].version))
                 continue
-            teacher = log_teacher(client, experiment, student, teachers[student.target])
-            number = publish(client, experiment, name, student, teacher_model=teacher, parent=parent)
+            models = {"teacher": teachers[student.target], "floor": student.floor}
+            references = {
+                kind: log_reference(client, experiment, student, kind, model)
+                for kind, model in models.items()
+                if model is not None
+            }
+            number = publish(client, experiment, name, student, references=references, parent=parent)
             places.append((name, number))
         return [find_version(client, f"models:/{name}/{number}") for name, number in places]
 

@@ -35,7 +35,6 @@ _REQUIRED = (
     "runtime",
     _OWNER,
 )
-_TEACHER = "teacher"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +53,9 @@ class Student:
     equal), ``target_fingerprint`` (settings and hardware), ``target_settings`` (JSON of ``config.Target``),
     ``processor``, ``runtime`` (with its version), ``run_directory`` (a hash, for ``end_abandoned_uploads``),
     and more; without secrets and paths."""
+    floor: Model | None = None
+    """The teacher without the layers that can be left out, a second reference of drift; ``floor_latency_ms``
+    is then a tag too."""
     artifacts: Mapping[str, str | Path] = field(default_factory=dict)
     """Files logged to the MLflow run: name in MLflow -> local file."""
     curve: Sequence[Mapping[str, float]] = ()
@@ -105,10 +107,13 @@ def create_registered_model(client: Any, name: str, student: Student) -> None:
         client.set_registered_model_tag(name, key, value)
 
 
-def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) -> str:
-    """Uploads a student's teacher once, as a model that is not registered; returns the model's id.
+def log_reference(client: Any, experiment: str, student: Student, kind: str, model: Model) -> str:
+    """Uploads a network that a student is measured against, once, unregistered; returns the model's id.
 
     There is one per experiment, teacher and target (with its hardware), listed with the experiment's models.
+
+    Args:
+        kind: ``teacher`` or ``floor``.
 
     Raises:
         UserError: torch cannot export the network with a free batch dimension.
@@ -116,31 +121,32 @@ def log_teacher(client: Any, experiment: str, student: Student, teacher: Model) 
     from mlflow.entities import LoggedModelStatus
 
     same = {key: student.all_tags[key] for key in ("target", "teacher_fingerprint", "target_fingerprint")}
-    query = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"kind": _TEACHER, **same}.items())
+    query = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"kind": kind, **same}.items())
     for logged in client.search_logged_models([experiment], query):
         if logged.status == LoggedModelStatus.READY:
             return str(logged.model_id)
-    costs = {key: student.tags[f"teacher_{key}"] for key in ("latency_ms", "accuracy")}
-    tags = {**same, **costs, "kind": _TEACHER, "teacher": student.teacher, _OWNER: student.tags[_OWNER]}
-    model = str(client.create_logged_model(experiment, name=_TEACHER, tags=tags).model_id)
+    keys = [key for key in ("latency_ms", "accuracy") if f"{kind}_{key}" in student.tags]
+    costs = {key: student.tags[f"{kind}_{key}"] for key in keys}
+    tags = {**same, **costs, "kind": kind, "teacher": student.teacher, _OWNER: student.tags[_OWNER]}
+    logged_id = str(client.create_logged_model(experiment, name=kind, tags=tags).model_id)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = save(teacher, Path(scratch), model_id=model)
-            client.log_model_artifacts(model, str(folder))
+            folder = save(model, Path(scratch), model_id=logged_id)
+            client.log_model_artifacts(logged_id, str(folder))
     except BaseException:
-        client.finalize_logged_model(model, "FAILED")
+        client.finalize_logged_model(logged_id, "FAILED")
         raise
-    client.finalize_logged_model(model, "READY")
-    return model
+    client.finalize_logged_model(logged_id, "READY")
+    return logged_id
 
 
 def publish(
-    client: Any, experiment: str, name: str, student: Student, *, teacher_model: str, parent: str
+    client: Any, experiment: str, name: str, student: Student, *, references: Mapping[str, str], parent: str
 ) -> int:
     """Uploads a student in its own run and returns the number of its new version.
 
     Args:
-        teacher_model: id of the teacher's model, stored in the tag of this name.
+        references: ids of models by kind, stored in the tags ``teacher_model`` and ``floor_model``.
         parent: id of the pipeline's run, the parent of the student's run; stored in the tag ``run``.
 
     Raises:
@@ -148,7 +154,8 @@ def publish(
     """
     from mlflow.entities import LoggedModelOutput
 
-    tags = {**student.all_tags, "teacher_model": teacher_model, "run": parent}
+    models = {f"{kind}_model": model for kind, model in references.items()}
+    tags = {**student.all_tags, **models, "run": parent}
     run_name = f"{student.target} {student.budget}"
     run = client.create_run(experiment, run_name=run_name, tags={**tags, PARENT: parent}).info.run_id
     try:

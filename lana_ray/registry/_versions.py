@@ -48,6 +48,12 @@ class Version:
             )
         return f"models:/{self.tags['teacher_model']}"
 
+    @property
+    def floor_uri(self) -> str | None:
+        """The model of the second reference of drift; None if there was none."""
+        model = self.tags.get("floor_model")
+        return f"models:/{model}" if model else None
+
 
 def model_name(prefix: str, target: str) -> str:
     """Returns the registered model's name for a target, with only characters that MLflow's URIs accept."""

@@ -19,8 +19,10 @@ from lana_ray.deploy.runtimes import RUNTIMES, program
 from lana_ray.errors import UserError
 from lana_ray.evaluation.networks import accuracies, trained_network, weights_digest
 from lana_ray.measurement.counts import count_network
+from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import say
 from lana_ray.monitoring.provenance import commit, versions
+from lana_ray.networks.layers import removable, replace
 from lana_ray.networks.teachers import Teacher
 from lana_ray.preflight.planned import Planned
 from lana_ray.registry.verification import problem
@@ -70,7 +72,9 @@ def _registered(
     uri = registry.default_tracking_uri(workspace.config.registry, workspace.storage)
     tests = _first_test_images(workspace)
     with tempfile.TemporaryDirectory() as folder:
-        students, teachers = [], {}
+        students: list[registry.Student] = []
+        teachers: dict[str, registry.Model] = {}
+        floors: dict[str, registry.Model | None] = {}
         for f in sound:
             target = f.target.target
             model = _model(workspace, _as_tested(workspace, f), target, tests)
@@ -78,8 +82,10 @@ def _registered(
                 there: _copy(workspace, file.format(target=target.name), Path(folder))
                 for there, file in evidence.items()
             }
-            students.append(_student(workspace, teacher, f, model, files))
-            teachers[target.name] = _model(workspace, workspace.teacher, target, tests)
+            if target.name not in teachers:
+                teachers[target.name] = _model(workspace, workspace.teacher, target, tests)
+                floors[target.name] = _floor(workspace, f.target, tests)
+            students.append(_student(workspace, teacher, f, model, floors[target.name], files))
         registered = registry.register(
             students,
             teachers,
@@ -204,6 +210,7 @@ def _student(
     teacher: Teacher,
     f: FinishedStudent,
     model: registry.Model,
+    floor: registry.Model | None,
     files: Mapping[str, Path],
 ) -> registry.Student:
     target, latency = f.target, f.target.latency
@@ -219,6 +226,7 @@ def _student(
         **predicted,
         "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{target.teacher_ms:.6g}",
+        **({} if target.floor_ms is None else {"floor_latency_ms": f"{target.floor_ms:.6g}"}),
         **{of.cost: f"{cost.value:.6g}" for of, cost in others.items()},
         **{name: f"{value:.0f}" for name, value in f.counts.items()},
         "speedup": f"{target.teacher_ms / f.latency.value:.4g}",
@@ -242,6 +250,7 @@ def _student(
         budget=f.budget,
         teacher=teacher.name,
         tags=tags,
+        floor=floor,
         artifacts=files,
         curve=curve_of(workspace.storage, f.job.file),
     )
@@ -263,6 +272,14 @@ def _model(
         verification={"images": images, "labels": labels, "logits": logits},
         onnx=_onnx(network, target),
     )
+
+
+def _floor(workspace: Workspace, sampled: Sampled, tests: tuple[Tensor, Tensor]) -> registry.Model | None:
+    """The teacher without its removable layers, if it served as a reference."""
+    if sampled.floor_ms is None:
+        return None
+    spare = {layer.name: nn.Identity() for layer in removable(workspace.layers)}
+    return _model(workspace, replace(workspace.teacher, spare), sampled.target, tests)
 
 
 def _onnx(network: nn.Module, target: Target) -> bytes | None:

@@ -210,6 +210,7 @@ def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
         placement=job.placement,
         target_key=job.target_key,
         teacher_ms=reference.median_ms,
+        floor_ms=job.references["floor"].median_ms if "floor" in job.references else None,
         processor=reference.processor,
         runtime=reference.runtime,
         candidates=tuple(

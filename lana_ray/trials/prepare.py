@@ -139,6 +139,7 @@ def _sample_cells(
             placement=job.placement,
             target_key=job.target_key,
             teacher_ms=job.references["teacher"].median_ms,
+            floor_ms=job.references["floor"].median_ms if "floor" in job.references else None,
             processor=job.references["teacher"].processor,
             runtime=job.references["teacher"].runtime,
             space=students.name,

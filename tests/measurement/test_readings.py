@@ -44,8 +44,15 @@ def sampled(config: Config, **changes: Any) -> Sampled:
         nodes=(), actors=1, label_selector=None, resources={}, num_cpus=1, num_gpus=0, stand_in=True
     )
     target = Workspace(config).targets[0].model_copy(update=changes)
-    known = {"processor": "a processor", "runtime": "torch"}
-    return Sampled(target=target, placement=placement, target_key="k", teacher_ms=1.0, **known)
+    return Sampled(
+        target=target,
+        placement=placement,
+        target_key="k",
+        teacher_ms=1.0,
+        floor_ms=None,
+        processor="a processor",
+        runtime="torch",
+    )
 
 
 def space_of(config: Config) -> LayerwiseSpace:
