@@ -21,7 +21,7 @@ from lana_ray.cluster.connection import connect
 from lana_ray.config import Config, load_config
 from lana_ray.costs.registry import COUNTED
 from lana_ray.deploy import runtimes
-from lana_ray.measurement.latencies import LATENCY, Sampled
+from lana_ray.measurement.latencies import LATENCY, Sampled, samplers
 from lana_ray.measurement.readings import check_meters
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
@@ -301,7 +301,7 @@ def _run(
                     with tracked.stage(stage.name):
                         stage.run(state)
 
-            with connect(config.ray):
+            with connect(config.ray), samplers(workspace):
                 each([stage for stage in stages if stage.on_cluster])
             each([stage for stage in stages if not stage.on_cluster])
             if tracks:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.exceptions
@@ -28,6 +28,8 @@ before the run ends."""
 _MAX_LEFT_OUT = 10
 """How many structures in a row may be left out before the run ends."""
 _TICK_S = 1.0
+_LOOK_S = 0.05
+"""How often to look for a place for a sampler that waits for one."""
 _ITEM_S = 1800.0
 """Time limit for building, compiling and measuring one structure."""
 _START_S = 3600.0
@@ -36,19 +38,43 @@ _SAY_EVERY_S = 60.0
 _FLUSH_S = 10.0
 
 
-Start = Callable[[Job], Any]
-"""Callback ``(job)``: starts an actor with the methods of ``SamplerActor``; returns None while no node serves
-the job's target."""
+class Hired(Protocol):
+    """A sampler that a job was given, with what it claims of its node."""
+
+    is_kept: bool
+    """Whether it measured for an earlier job, and is pinned to the cores that it had then."""
+
+    def actor(self) -> Any:
+        """Its Ray actor, with the methods of ``SamplerActor``; None while no node has room for it."""
+
+    def release(self) -> None:
+        """Frees what it claims; a later job may be given the same sampler."""
+
+    def end(self) -> None:
+        """Frees what it claims and ends its process."""
 
 
-def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: Callable[[Job], None]) -> None:
+class Samplers(Protocol):
+    """Where samplers come from."""
+
+    def room(self, job: Job, without: Collection[str]) -> int:
+        """How many samplers of a job the present nodes have room for, except nodes with these ids."""
+
+    def hire(self, job: Job, without: Collection[str]) -> Hired | None:
+        """A sampler on any node except these; None while no node serves the job's target."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], store: SampleStore, samplers: Samplers, on_sample: Callable[[Job], None]
+) -> None:
     """Measures everything missing from the store, on all targets in parallel, each on all of its nodes.
 
-    Targets that share a device wait for one another. Samples stream back and are stored in blocks. If a
-    sampler dies, or fails with anything but a runtime's refusal, another one is started in its place, and the
+    Targets that share a device wait for one another. Samples stream back and are stored in blocks. Samplers
+    are hired as nodes come; on a node of another kind than the first sampler's none is hired again. If a
+    sampler dies, or fails with anything but a runtime's refusal, another one is hired in its place, and the
     target's other samplers take over its work. A structure at which ``MAX_FAILURES`` samplers died, on nodes
     that are still alive, is left out of this run: it gets a sample with an error, which is not stored. No
-    sampler is started for a job whose ``target_key`` is set and whose samples are all stored.
+    sampler is hired for a job whose ``target_key`` is set and whose samples are all stored.
 
     Args:
         on_sample: called with a job when more of it is done.
@@ -60,19 +86,21 @@ def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: C
     for job in jobs:
         if job.target_key:
             job.recall(store)
-    fleets = [_Fleet(job, store, start) for job in jobs if not job.target_key or job.pending()]
+    fleets = [_Fleet(job, store, samplers) for job in jobs if not job.target_key or job.pending()]
     answered = ticked = time.monotonic()
     try:
         while any(not fleet.closed for fleet in fleets):
+            searching = [fleet.place() for fleet in fleets]
+            timeout = _LOOK_S if any(searching) else _TICK_S
             awaited = {w.awaited: (f, w) for f in fleets for w in f.workers if w.awaited is not None}
-            ready = ray.wait(list(awaited), num_returns=1, timeout=_TICK_S)[0] if awaited else []
+            ready = ray.wait(list(awaited), num_returns=1, timeout=timeout)[0] if awaited else []
             for answer in ready:
                 fleet, worker = awaited[answer]
                 fleet.receive(worker)
                 on_sample(fleet.job)
                 answered = time.monotonic()
             if not awaited:
-                time.sleep(_TICK_S)
+                time.sleep(timeout)
             if time.monotonic() - ticked >= _TICK_S:
                 for fleet in fleets:
                     fleet.tick(answered)
@@ -86,9 +114,9 @@ def run_jobs(jobs: Sequence[Job], store: SampleStore, start: Start, on_sample: C
 class _Worker:
     """A sampler and the work dispatched to it."""
 
-    actor: Any
-    awaited: Any
-    """Reference to its next answer; None while it is idle."""
+    hired: Hired
+    awaited: Any = None
+    """Reference to its next answer; None while it is idle or has no place."""
     share: list[Work] | None = None
     """Work dispatched to it; None until it is ready."""
     begun: str | None = None
@@ -105,12 +133,12 @@ class _Worker:
 class _Fleet:
     """The samplers of one job."""
 
-    def __init__(self, job: Job, store: SampleStore, start: Start) -> None:
+    def __init__(self, job: Job, store: SampleStore, samplers: Samplers) -> None:
         self.job = job
         self.closed = False
         self.workers: list[_Worker] = []
         self._store = store
-        self._start = start
+        self._samplers = samplers
         self._queue: deque[Work] | None = None
         """None until the first sampler reports the target's key."""
         self._block: list[Sample] = []
@@ -122,9 +150,17 @@ class _Fleet:
         self._left_out = 0
         self._cores = Waiting(f"target {job.target.name!r}")
         self._said = time.monotonic()
-        self._vacant = max(1, min(job.placement.actors, len(job.pending())))
-        """How many samplers still have to be started."""
+        self._odd: set[str] = set()
+        """Ids of nodes that are of another kind than the target's first."""
         self._fill()
+
+    def place(self) -> bool:
+        """Starts samplers that have found a place; whether some have none yet."""
+        searching = [worker for worker in self.workers if worker.share is None and worker.awaited is None]
+        for worker in searching:
+            if (actor := worker.hired.actor()) is not None:
+                worker.awaited, worker.since = actor.start.remote(), time.monotonic()
+        return any(worker.awaited is None for worker in searching)
 
     def receive(self, worker: _Worker) -> None:
         """Handles the answer of a worker, which must have arrived."""
@@ -175,14 +211,25 @@ class _Fleet:
         self.closed = True
         self._flush()
         for worker in self.workers:
-            ray.kill(worker.actor)
+            if worker.awaited is None:
+                worker.hired.release()
+            else:
+                worker.hired.end()
         self.workers = []
 
     def _fill(self) -> None:
-        """Starts missing samplers, as far as nodes serve the target."""
-        while self._vacant and not self.closed and (actor := self._start(self.job)) is not None:
-            self._vacant -= 1
-            self.workers.append(_Worker(actor, actor.start.remote()))
+        """Hires missing samplers, as far as nodes serve the target."""
+        while not self.closed and len(self.workers) < self._wanted():
+            if (hired := self._samplers.hire(self.job, self._odd)) is None:
+                return
+            self.workers.append(_Worker(hired))
+
+    def _wanted(self) -> int:
+        """How many samplers have work and room."""
+        room = self._samplers.room(self.job, self._odd)
+        if self._queue is None:
+            return max(1, min(room, len(self.job.pending())))
+        return min(room, len(self._queue) + sum(worker.busy for worker in self.workers))
 
     def _advance(self) -> None:
         """Continues with the job's next measurements once the queue is done; closes if there are none."""
@@ -193,7 +240,6 @@ class _Fleet:
             self.close()
             return
         self._queue = deque(self.job.pending())
-        self._vacant += not (self.workers or self._vacant)
         self._fill()
         for worker in self.workers:
             # A sampler that has not started yet may never find a place.
@@ -203,26 +249,45 @@ class _Fleet:
     def _on_start(self, worker: _Worker, answer: Ready | Busy) -> None:
         job = self.job
         if isinstance(answer, Busy):
-            # While other samplers measure, this one may wait silently.
-            if any(other.busy for other in self.workers):
-                self._cores = Waiting(self._cores.what)
-            else:
-                self._cores.say(answer)
-            worker.awaited = worker.actor.start.remote()
+            self._on_busy(worker, answer)
             return
         worker.node_id = answer.node_id
         if not job.target_key:
             job.target_key = answer.target_key
             job.recall(self._store)
         if answer.target_key != job.target_key:
-            raise UserError(
-                "invalid_setting",
-                f"target {job.target.name!r}: its nodes differ in processor or runtime version; give each "
-                "kind of node a label and a target of its own",
-            )
+            self._on_odd(worker)
+            return
         if self._queue is None:
             self._queue = deque(job.pending())
         self._dispatch(worker)
+
+    def _on_busy(self, worker: _Worker, answer: Busy) -> None:
+        """Waits for cores; other cores than a kept sampler's may be free, so a new one looks for them."""
+        if worker.hired.is_kept:
+            self.workers.remove(worker)
+            worker.hired.end()
+            self._fill()
+            return
+        # While other samplers measure, this one may wait silently.
+        if any(other.busy for other in self.workers):
+            self._cores = Waiting(self._cores.what)
+        else:
+            self._cores.say(answer)
+        worker.awaited = worker.hired.actor().start.remote()
+
+    def _on_odd(self, worker: _Worker) -> None:
+        """Lets a sampler go that is on a node of another kind than the target's first."""
+        self._odd.add(worker.node_id)
+        self.workers.remove(worker)
+        worker.hired.end()
+        name, others = self.job.target.name, self._samplers.room(self.job, self._odd)
+        differs = f"target {name!r}: its nodes differ in processor or runtime version"
+        if not self.workers and not others:
+            advice = "give each kind of node a label and a target of its own"
+            raise UserError("invalid_setting", f"{differs}; {advice}")
+        say(f"{differs}; nothing is measured on node {worker.node_id}")
+        self._fill()
 
     def _dispatch(self, worker: _Worker) -> None:
         """Dispatches the next share to a worker; shares shrink so that all workers end together.
@@ -242,7 +307,7 @@ class _Fleet:
         if count or not references:
             worker.share = [self._queue.popleft() for _ in range(count)]
             baselines = [references[key].median_ms for key in ("teacher", "floor") if key in references]
-            worker.awaited = worker.actor.sample.remote(worker.share, baselines)
+            worker.awaited = worker.hired.actor().sample.remote(worker.share, baselines)
 
     def _on_progress(self, worker: _Worker, progress: Progress) -> None:
         worker.begun = progress.begins
@@ -261,7 +326,7 @@ class _Fleet:
         """Ends a sampler that died or hangs, reassigns its work, and starts another one."""
         self._flush()
         self.workers.remove(worker)
-        ray.kill(worker.actor)
+        worker.hired.end()
         left = [work for work in worker.share or () if work.key not in self.job.samples]
         self._row.append((worker.node_id, worker.begun))
         say(
@@ -274,9 +339,7 @@ class _Fleet:
         if self._queue is not None:
             self._queue.extendleft(reversed(left))
         self._check_row(reason)
-        if self._queue is None or self._queue or any(other.busy for other in self.workers):
-            self._vacant += 1
-            self._fill()
+        self._fill()
         self._dispatch_idle()
 
     def _leave_out(self, left: list[Work], reason: str) -> None:

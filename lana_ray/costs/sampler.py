@@ -148,7 +148,7 @@ class Sampler:
     def _process_of(self, number: int, references: Sequence[Reference]) -> SessionProcess:
         """The process with this number, which takes the place of the last one."""
         if self._process is None or self._process[0] != number:
-            self.close()
+            self._end_process()
             example = example_input(self._target)
             programs = [(each, example) for each in self._references[: len(references)]]
             baselines_ms = [reference.baseline_ms for reference in references]
@@ -156,7 +156,11 @@ class Sampler:
         return self._process[1]
 
     def close(self) -> None:
-        """Ends the process of the last session, which otherwise ends with this one."""
+        """Ends the process of the last session and forgets students; ``sample`` may be called again."""
+        self._students.clear()
+        self._end_process()
+
+    def _end_process(self) -> None:
         if self._process is not None:
             self._process[1].close()
             self._process = None

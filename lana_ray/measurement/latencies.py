@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from lana_ray.cluster.connection import nodes
 from lana_ray.cluster.fleet import run_jobs
 from lana_ray.cluster.job import Job
 from lana_ray.cluster.placement import Placement, assign_targets
-from lana_ray.cluster.samplers import sampler_start
+from lana_ray.cluster.samplers import Samplers
 from lana_ray.config import Target
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.table import MeasuredCost
@@ -74,6 +76,24 @@ def placements(workspace: Workspace) -> dict[str, Placement]:
     return placed
 
 
+_samplers: ContextVar[Samplers | None] = ContextVar("samplers", default=None)
+
+
+@contextmanager
+def samplers(workspace: Workspace) -> Iterator[Samplers]:
+    """The samplers of a run; blocks inside the outermost one share them, and they end with that one."""
+    if (outer := _samplers.get()) is not None:
+        yield outer
+        return
+    own = Samplers(workspace.config, workspace.data.num_classes)
+    token = _samplers.set(own)
+    try:
+        yield own
+    finally:
+        _samplers.reset(token)
+        own.close()
+
+
 def measure(
     workspace: Workspace, jobs: Sequence[Job], title: str, more: Mapping[str, int] | None = None
 ) -> None:
@@ -87,9 +107,9 @@ def measure(
     store.read()
     for damaged in store.damaged:
         say(f"left out: {damaged}")
-    start = sampler_start(workspace.config, workspace.data.num_classes)
-    with progress_of({f"{title} {name}": total for name, total in totals.items()}) as show:
-        run_jobs(jobs, store, start, lambda job: show(f"{title} {job.target.name}", job.done))
+    shown = {f"{title} {name}": total for name, total in totals.items()}
+    with samplers(workspace) as kept, progress_of(shown) as show:
+        run_jobs(jobs, store, kept, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
         if not job.work:
             continue  # the job was started for its references alone

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import ray
 from lana_ray.cluster import fleet as fleet_module
 from lana_ray.cluster import leases
 from lana_ray.cluster.agreement import of_driver
-from lana_ray.cluster.fleet import MAX_FAILURES, Start, run_jobs
+from lana_ray.cluster.fleet import MAX_FAILURES, run_jobs
 from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy
 from lana_ray.cluster.placement import Placement
@@ -38,13 +38,47 @@ from ..runs import settings
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+class Alone:
+    """A sampler that nothing else needs a place for, as ``cluster.samplers.Hired``."""
+
+    def __init__(self, actor: Any, is_kept: bool = False) -> None:
+        self._actor, self.is_kept = actor, is_kept
+
+    def actor(self) -> Any:
+        return self._actor
+
+    def release(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+
+
+class From:
+    """Samplers from a function; nodes have room for as many as the job's placement says."""
+
+    def __init__(self, start: Callable[[Job], Any]) -> None:
+        self.started: list[Job] = []
+        self._start = start
+
+    def room(self, job: Job, without: Collection[str]) -> int:
+        return 0 if without else job.placement.actors
+
+    def hire(self, job: Job, without: Collection[str]) -> Alone | None:
+        if (actor := self._start(job)) is None:
+            return None
+        self.started.append(job)
+        return Alone(actor)
+
+
 def samplers(
     deadly: Sequence[str] = (),
     keys: Sequence[str | Busy] = ("k",),
     stillborn: int = 0,
     endless: str = "",
     crew: Path | None = None,
-) -> Start:
+) -> From:
     """Actors that answer at once, and whose process ends at work called so, the first ones at birth.
 
     With a folder for the ``crew``, they wait for three of them to be there before they measure anything.
@@ -94,14 +128,8 @@ def samplers(
                 done = (take(kind=item.kind, **found, **common),)
             yield Progress(samples=done)
 
-    started = []
-
-    def start(job: Job) -> Any:
-        started.append(job)
-        return ray.remote(Sampler).options(num_cpus=0).remote(len(started) - 1)
-
-    start.started = started  # type: ignore[attr-defined]
-    return start
+    hired = From(lambda _: ray.remote(Sampler).options(num_cpus=0).remote(len(hired.started)))
+    return hired
 
 
 def job(count: int, *, actors: int = 1, name: str = "edge", extra: Sequence[str] = ()) -> Job:
@@ -137,7 +165,7 @@ def test_what_is_stored_is_not_measured_again(store: SampleStore) -> None:
     again, more = job(5), job(8)
     again.target_key = "k"
     run_jobs([again], store, start, lambda _: None)
-    assert len(start.started) == 1  # type: ignore[attr-defined]
+    assert len(start.started) == 1
     assert (again.reused, again.done, again.pending()) == (5, 5, [])
     run_jobs([more], store, start, lambda _: None)
     assert (more.reused, more.done) == (5, 8)
@@ -160,7 +188,7 @@ def test_what_follows_from_the_samples_is_measured_by_the_same_actors(store: Sam
     again.follow = follow
     run_jobs([again], store, start, lambda _: None)
     assert (again.reused, again.done) == (10, 10)
-    assert len(start.started) == 3  # type: ignore[attr-defined]
+    assert len(start.started) == 3
 
 
 def test_a_sampler_that_finds_no_place_holds_up_nobody(store: SampleStore) -> None:
@@ -174,11 +202,12 @@ def test_a_sampler_that_finds_no_place_holds_up_nobody(store: SampleStore) -> No
     asked.follow = lambda samples: [Work(kind="network", structure=f"{key}+", what=key) for key in samples]
 
     def start(job: Job) -> Any:
-        if not place.started:  # type: ignore[attr-defined]
-            return place(job)
+        if not hired.started:
+            return place.hire(job, ()).actor()  # type: ignore[union-attr]
         return ray.remote(Homeless).options(resources={"nowhere": 1}).remote()
 
-    run_jobs([asked], store, start, lambda _: None)
+    hired = From(start)
+    run_jobs([asked], store, hired, lambda _: None)
     assert (asked.done, asked.pending()) == (10, [])
 
 
@@ -275,7 +304,7 @@ def test_no_structure_is_blamed_for_what_befell_its_sampler(store: SampleStore, 
         )
         return ray.remote(Faulty).options(num_cpus=0).remote(*arguments)
 
-    run_jobs([asked], store, start, lambda _: None)
+    run_jobs([asked], store, From(start), lambda _: None)
     assert sorted(mark.name for mark in marks.iterdir()) == sorted(keys[:4])
     kept = {s.key: s for s in store.read(asked.target_key) if s.kind != "reference"}
     assert kept.keys() == set(keys)
@@ -291,7 +320,7 @@ def test_a_sampler_of_other_code_is_refused(store: SampleStore, tmp_path: Path) 
         return ray.remote(SamplerActor).options(num_cpus=0).remote(config, 10, job.target, job.space, other)
 
     with refuses("changed", "timm"):
-        run_jobs([job(3)], store, start, lambda _: None)
+        run_jobs([job(3)], store, From(start), lambda _: None)
 
 
 def test_what_takes_too_long_goes_to_another_sampler(
@@ -311,18 +340,19 @@ def test_a_wait_for_a_place_says_what_it_is_for_and_ends(
     monkeypatch.setattr(fleet_module, "_SAY_EVERY_S", 0.0)
     monkeypatch.setattr(fleet_module, "_START_S", 2.5)
 
-    class Homeless:
-        def start(self) -> Ready:
-            raise AssertionError("it never starts")
+    class Unplaced(Alone):
+        def __init__(self) -> None:
+            super().__init__(None)
 
-    def start(_: Job) -> Any:
-        return ray.remote(Homeless).options(resources={"nowhere": 1}).remote()
+    class Full(From):
+        def hire(self, job: Job, without: Collection[str]) -> Alone:
+            return Unplaced()
 
     asked = job(2)
     asked.placement = dataclasses.replace(asked.placement, num_cpus=4, resources={"lana_device": 1.0})
-    for starts in (start, lambda _: None):  # no room on its node, and no node
+    for samplers in (Full(lambda _: None), From(lambda _: None)):  # no room on its node, and no node
         with refuses("busy", "target 'edge'", "4 CPU, 1 lana_device", "label edge"):
-            run_jobs([asked], store, starts, lambda _: None)
+            run_jobs([asked], store, samplers, lambda _: None)
         assert "waiting for at most" in capsys.readouterr().out
 
 
@@ -351,23 +381,30 @@ def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
         )
 
     with refuses("unavailable", "target 'edge'", "tensorrt", "pip install"):
-        run_jobs([asked], store, start, lambda _: None)
+        run_jobs([asked], store, From(start), lambda _: None)
 
 
-def test_nodes_of_two_kinds_cannot_serve_one_target(store: SampleStore) -> None:
+def test_nodes_of_another_kind_are_let_go(store: SampleStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """All actors are on one node here, so that the other kind leaves none to hire from."""
+    asked = job(9, actors=2)
+    run_jobs([asked], store, samplers(keys=["k", "other"]), lambda _: None)
+    assert (asked.done, {s.target_key for s in asked.samples.values()}) == (9, {"k"})
+    assert "target 'edge': its nodes differ" in capsys.readouterr().out
+    again = job(12)
+    again.target_key = "k"
     with refuses("invalid_setting", "target 'edge'", "its nodes differ"):
-        run_jobs([job(9, actors=2)], store, samplers(keys=["k", "other"], endless="w0"), lambda _: None)
+        run_jobs([again], store, samplers(keys=["other"]), lambda _: None)
 
 
 def test_a_target_nobody_serves_any_more_is_told_and_what_came_is_kept(store: SampleStore) -> None:
-    start = samplers(deadly=["deadly"])
-
-    def once(job: Job) -> Any:
-        if start.started:  # type: ignore[attr-defined]
-            raise UserError("no_node", "target 'edge': no node carries label lana.target=edge")
-        return start(job)
+    class Once(From):
+        def hire(self, job: Job, without: Collection[str]) -> Alone | None:
+            if self.started:
+                raise UserError("no_node", "target 'edge': no node carries label lana.target=edge")
+            return super().hire(job, without)
 
     with refuses("no_node", "lana.target=edge"):
+        once = Once(samplers(deadly=["deadly"])._start)
         run_jobs([job(10, extra=["deadly"])], store, once, lambda _: None)
     assert {s.what for s in store.read("k") if s.kind == "network"} == {f"w{k}" for k in range(5)}
 
