@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor, TransferPredictor
 from lana_ray.monitoring.progress import console
-from lana_ray.predictors.quality import quality
+from lana_ray.predictors.fits import quality
 from lana_ray.spaces import FBNetSpace, NasBench201Space
 
 Floats = NDArray[np.float64]

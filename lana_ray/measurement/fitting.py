@@ -14,9 +14,8 @@ from lana_ray.errors import UserError
 from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import progress
-from lana_ray.predictors.fits import Fit, Floats, pace, write_fit
+from lana_ray.predictors.fits import Fit, Floats, pace, quality, write_fit
 from lana_ray.predictors.latency import LatencyPredictor
-from lana_ray.predictors.quality import quality
 from lana_ray.run_dir import layout
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace

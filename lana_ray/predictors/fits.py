@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
 
 from lana_ray.costs.samples import Sample
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
-from lana_ray.predictors.quality import Quality
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
@@ -20,6 +21,37 @@ Floats = NDArray[np.float64]
 
 _BREAK = 10.0
 """Gaps between samples of more than this many medians count as pauses."""
+
+
+class Quality(NamedTuple):
+    """Agreement of predictions with measurements of architectures that were not trained on."""
+
+    median_error: float
+    """Median absolute relative error."""
+    mean_error: float
+    """Mean absolute relative error."""
+    within_1: float
+    """Share of the predictions within ±1 %."""
+    within_5: float
+    within_10: float
+    spearman: float
+    """Rank correlation; NaN if all predictions or all measurements are equal."""
+
+
+def quality(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Quality:
+    """Compares predictions with measurements, both [n] in milliseconds."""
+    predicted, measured = np.asarray(predicted_ms, dtype=float), np.asarray(measured_ms, dtype=float)
+    errors = np.abs(predicted / measured - 1)
+    within_1, within_5, within_10 = (float((errors <= bound).mean()) for bound in (0.01, 0.05, 0.1))
+    varied = np.ptp(predicted) > 0 and np.ptp(measured) > 0
+    return Quality(
+        median_error=float(np.median(errors)),
+        mean_error=float(errors.mean()),
+        within_1=within_1,
+        within_5=within_5,
+        within_10=within_10,
+        spearman=float(spearmanr(predicted, measured).statistic) if varied else float("nan"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +125,10 @@ def read_fit(storage: Storage, space: str, of: CostId) -> Fit | None:
     try:
         facts = storage.read_json(file)
         curve = tuple((point.pop("networks"), Quality(**point)) for point in facts["curve"])
+        if not curve:
+            raise ValueError("no networks")
         predicted, measured = np.array(facts["predicted"]), np.array(facts["measured"])
         sample_s = facts["sample_s"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("damaged_file", f"{storage.url(file)}: damaged ({error}); remove it") from None
-    return Fit(
-        id=of,
-        space=space,
-        curve=curve,
-        predicted=predicted,
-        measured=measured,
-        sample_s=sample_s,
-    )
+    return Fit(id=of, space=space, curve=curve, predicted=predicted, measured=measured, sample_s=sample_s)

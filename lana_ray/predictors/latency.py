@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from lana_ray.errors import UserError
-from lana_ray.predictors.checks import checked
+from lana_ray.errors import UserError, one_line
 from lana_ray.run_dir.digest import seal, unseal
 
 _MEMBERS = 5
@@ -33,6 +32,21 @@ _BATCHES = 14
 """Batches per epoch, within the bounds of a batch's size."""
 _BATCH_SIZES = (8, 1024)
 _FORMAT = "lana_ray.LatencyPredictor/1"
+
+Floats = NDArray[np.float64]
+
+
+def checked(encodings: ArrayLike, latency_ms: ArrayLike) -> tuple[Floats, Floats]:
+    """Encodings [n, d] and latencies [n] as arrays; raises ValueError unless they match and are positive."""
+    x, y = np.asarray(encodings, dtype=np.float64), np.asarray(latency_ms, dtype=np.float64)
+    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
+        raise ValueError(f"encodings {x.shape} and latencies {y.shape} must have shapes [n, d] and [n]")
+    if not np.isfinite(x).all():
+        raise ValueError(f"encoding {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite")
+    wrong = np.flatnonzero(~(np.isfinite(y) & (y > 0)))
+    if len(wrong):
+        raise ValueError(f"latency {int(wrong[0])} is {y[wrong[0]]:g} ms, not a positive number")
+    return x, y
 
 
 class LatencyModule(nn.Module):
@@ -98,9 +112,8 @@ class LatencyPredictor:
         module = LatencyModule(x.shape[1])
         spread = x.std(0)
         module.mean.copy_(torch.from_numpy(x.mean(0)))
-        module.scale.copy_(
-            torch.from_numpy(np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0))
-        )
+        scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+        module.scale.copy_(torch.from_numpy(scale))
         logs = np.log(y)
         module.log_mean.fill_(float(logs.mean()))
         module.log_scale.fill_(max(float(logs.std()), 1e-6))
@@ -114,11 +127,11 @@ class LatencyPredictor:
         self._module = module.requires_grad_(False).eval()
         return self
 
-    def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:
+    def predict(self, encodings: ArrayLike) -> Floats:
         """Returns ``latency_ms`` [n] of encodings [n, d]."""
         return np.exp(self._members(encodings).mean(0))
 
-    def predict_std(self, encodings: ArrayLike) -> NDArray[np.float64]:
+    def predict_std(self, encodings: ArrayLike) -> Floats:
         """Returns the standard deviation of the members' predictions in milliseconds, [n]."""
         return np.exp(self._members(encodings)).std(0)
 
@@ -171,26 +184,28 @@ class LatencyPredictor:
         """Reads a predictor from the content of the file ``path``; raises UserError if it is damaged."""
         try:
             state, metadata = unseal(data)
-        except ValueError as error:
+            if metadata.get("format") != _FORMAT:
+                raise UserError(
+                    "invalid_file", f"{path}: not a latency predictor of this lana-ray; fit it again"
+                )
+            predictor = cls(seed=int(json.loads(metadata["settings"])["seed"]))
+            predictor._module = LatencyModule(len(state["mean"])).requires_grad_(False).eval()
+            predictor._module.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:  # the last one for other tensors
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(
-                "damaged_file", f"{path}: damaged predictor file ({error}); fit it again"
+                "damaged_file", f"{path}: damaged predictor file ({reason}); fit it again"
             ) from None
-        if metadata.get("format") != _FORMAT:
-            raise UserError("invalid_file", f"{path}: not a latency predictor of this lana-ray; fit it again")
-        predictor = cls(**json.loads(metadata["settings"]))
-        module = LatencyModule(len(state["mean"]))
-        module.load_state_dict(state)
-        predictor._module = module.requires_grad_(False).eval()
         return predictor
 
-    def _members(self, encodings: ArrayLike) -> NDArray[np.float64]:
+    def _members(self, encodings: ArrayLike) -> Floats:
         module = self._fitted()
         x = np.asarray(encodings, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != len(module.mean):
             raise ValueError(f"encodings have shape {x.shape}, expected [n, {len(module.mean)}]")
         with torch.inference_mode():
             parts = [module.members(part) for part in torch.split(torch.from_numpy(x), 4096)]
-        logarithms: NDArray[np.float64] = torch.cat(parts, 1).double().numpy()
+        logarithms: Floats = torch.cat(parts, 1).double().numpy()
         return logarithms
 
     def _fitted(self) -> LatencyModule:

@@ -9,9 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lana_ray.predictors.checks import checked
-
-Floats = NDArray[np.float64]
+from lana_ray.predictors.latency import Floats, checked
 
 _RIDGES = np.logspace(-6, 0, 25)
 """Strengths of a source's regression, relative to the largest eigenvalue."""
@@ -42,8 +40,7 @@ class _Prior:
     def fold(self, weights: Floats, own: float) -> Floats:
         """Returns weights of features as weights of the centred encodings they are linear in, [d]."""
         shared, rest = np.split(weights, [len(self.weights)])
-        folded: Floats = shared @ self.weights + own * self.scale * rest
-        return folded
+        return np.asarray(shared @ self.weights + own * self.scale * rest)
 
 
 class TransferPredictor:
@@ -172,10 +169,8 @@ class AdaptedPredictor:
 
     def predict(self, encodings: ArrayLike) -> Floats:
         """Returns ``latency_ms`` [n] of encodings [n, d]."""
-        latency_ms: Floats = (
-            self.offset + (np.asarray(encodings, dtype=np.float64) - self.centre) @ self.weights
-        )
-        return latency_ms
+        centred = np.asarray(encodings, dtype=np.float64) - self.centre
+        return np.asarray(self.offset + centred @ self.weights)
 
 
 def _posteriors(prior: _Prior, x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
@@ -204,15 +199,13 @@ def _ridge(x: Floats, y: Floats) -> Floats:
     centred, rest, count = x - x.mean(0), y - y.mean(), len(y)
     kernel = centred @ centred.T
     values, vectors = np.linalg.eigh(kernel)
-    best: tuple[float, Floats] | None = None
+    least, best = np.inf, rest
     for strength in _RIDGES * max(float(values[-1]), 1e-12):
         inverse = (vectors / (values + strength)) @ vectors.T
         dual = inverse @ rest
         leverage = 1 / count + np.einsum("ij,ij->i", kernel, inverse)
         left_out = (rest - kernel @ dual) / np.maximum(1 - leverage, 1e-6)
         error = float((left_out**2).mean())
-        if best is None or error < best[0]:
-            best = error, dual
-    assert best is not None
-    solution: Floats = centred.T @ best[1]
-    return solution
+        if error < least:
+            least, best = error, dual
+    return np.asarray(centred.T @ best)

@@ -9,8 +9,7 @@ import pytest
 
 from lana_ray.costs.samples import Sample
 from lana_ray.ids import CostId
-from lana_ray.predictors.fits import Fit, pace, read_fit, write_fit
-from lana_ray.predictors.quality import quality
+from lana_ray.predictors.fits import Fit, pace, quality, read_fit, write_fit
 from lana_ray.run_dir.storage import Storage
 
 from ..errors import refuses
@@ -63,6 +62,7 @@ def test_too_few_samples_have_no_pace(samples: list[Sample]) -> None:
 
 
 OF = CostId("energy_mj", "ort")
+EMPTY = '{"curve": [], "predicted": [], "measured": [], "sample_s": null}'
 
 
 def fit(space: str) -> Fit:
@@ -92,7 +92,9 @@ def test_a_fit_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_fit(storage, "cells", CostId("latency_ms", "ort")) is None
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"curve": [{"networks": 8}]}', '{"curve": []}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"curve": [{"networks": 8}]}', '{"curve": ["x"]}', '{"curve": []}', EMPTY]
+)
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_text("predictors/layers/energy_mj/ort.json", content)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lana_ray.latency import LatencyPredictor
 from lana_ray.predictors import latency as predictor_module
-from lana_ray.predictors.quality import quality
-from lana_ray.run_dir.digest import seal
+from lana_ray.predictors.fits import quality
+from lana_ray.run_dir.digest import DIGEST_KEY, seal, unseal
 
 from ..errors import refuses
 
@@ -112,6 +112,29 @@ def test_other_tensors_are_no_predictor(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(seal({"mean": torch.zeros(3)}, {}))
     with refuses("invalid_file", "weights.safetensors"):
         LatencyPredictor.load(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "settings", [None, "{", "3", "{}", '{"seed": []}', '{"seed": "x"}', '{"seed": null}', "[]"]
+)
+def test_settings_that_are_none_are_a_damaged_file(settings: str | None, fitted: LatencyPredictor) -> None:
+    tensors, metadata = unseal(fitted.to_bytes())
+    changed = {key: value for key, value in metadata.items() if key not in (DIGEST_KEY, "settings")}
+    data = seal(tensors, changed if settings is None else changed | {"settings": settings})
+    with refuses("damaged_file", "weights.safetensors"):
+        LatencyPredictor.from_bytes(data, "weights.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mean", "weights.0"])
+@pytest.mark.parametrize("tensor", [None, torch.zeros(()), torch.zeros(2, 2)])
+def test_tensors_of_another_shape_are_a_damaged_file(
+    name: str, tensor: torch.Tensor | None, fitted: LatencyPredictor
+) -> None:
+    tensors, metadata = unseal(fitted.to_bytes())
+    del tensors[name], metadata[DIGEST_KEY]
+    data = seal(tensors if tensor is None else tensors | {name: tensor}, metadata)
+    with refuses("damaged_file", "weights.safetensors"):
+        LatencyPredictor.from_bytes(data, "weights.safetensors")
 
 
 def test_an_input_that_never_varied_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

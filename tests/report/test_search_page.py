@@ -16,8 +16,7 @@ from lana_ray import cli
 from lana_ray.config import load_config
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
-from lana_ray.predictors.fits import Fit, write_fit
-from lana_ray.predictors.quality import quality
+from lana_ray.predictors.fits import Fit, quality, write_fit
 from lana_ray.report import write_page, write_search_page
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
