@@ -29,7 +29,7 @@ from lana_ray.data import load_data
 from lana_ray.errors import UserError
 from lana_ray.latency import LatencyPredictor
 from lana_ray.monitoring.progress import console
-from lana_ray.search.bilevel import Batches, search
+from lana_ray.search.bilevel import Batches, Objective, SearchBatches, search
 from lana_ray.search.cost import Cost, Way, expected_cost
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces import Architecture, NasBench201Space
@@ -156,8 +156,9 @@ def _searches(device: Device, way: Way, seeds: int) -> dict[str, list[float]]:
     for target, seed in product(TARGETS, range(seeds)):
         result = search(
             Toy(seed),
-            device.cost,
-            settings=SearchSettings(
+            Objective(cost=device.cost, reference=device.mean, loss=lambda answer, images, labels: answer),
+            SearchBatches(weights=_nothing, alphas=_nothing, steps=5),
+            SearchSettings(
                 epochs=40,
                 alpha_lr=0.1,
                 mixture="relaxed",
@@ -165,12 +166,6 @@ def _searches(device: Device, way: Way, seeds: int) -> dict[str, list[float]]:
                 target=target * device.mean,
                 seed=seed,
             ),
-            reference=device.mean,
-            operations=[OPERATIONS] * 6,
-            weight_batches=_nothing,
-            alpha_batches=_nothing,
-            steps=5,
-            loss=lambda answer, images, labels: answer,
         )
         expected += [point.expected_cost for point in result.trajectory]
         true += [device.latencies[point.architecture] for point in result.trajectory]
@@ -223,8 +218,9 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
 
         result = search(
             supernet,
-            device.cost,
-            settings=SearchSettings(
+            Objective(cost=device.cost, reference=device.mean),
+            SearchBatches(weights=batches("train"), alphas=batches("score"), steps=STEPS),
+            SearchSettings(
                 epochs=EPOCHS,
                 warmup_epochs=EPOCHS // 2,
                 weight_lr=0.1,
@@ -232,11 +228,6 @@ def _digits(devices: dict[str, Device], seeds: int) -> list[dict[str, Any]]:
                 target=SHARE * device.mean,
                 seed=seed,
             ),
-            reference=device.mean,
-            operations=[OPERATIONS] * 6,
-            weight_batches=batches("train"),
-            alpha_batches=batches("score"),
-            steps=STEPS,
         )
         moved = result.trajectory[EPOCHS // 2 - 1 :]  # from where α moves
         expected = [point.expected_cost for point in moved]

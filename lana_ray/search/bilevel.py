@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lana_ray.ids import Architecture
 from lana_ray.run_dir.resumable import Checkpoint
 from lana_ray.search.cost import Cost, cost_of, expected_cost, likeliest_within
 from lana_ray.search.mixture import entropy, mix
 from lana_ray.search.settings import SearchSettings
-from lana_ray.search.state import SearchState
 from lana_ray.search.supernet import Supernet
 
 Batch = tuple[Tensor, Tensor]
@@ -31,11 +32,16 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 NONE = "none"
 """Name of the operation that stands for no edge."""
+PARAMETER_FREE = frozenset({"skip_connect", "identity", "avg_pool_3x3", "max_pool_3x3"})
+_COLLAPSED = 0.5
+"""Share of parameter-free operations above which an architecture counts as collapsed."""
 _SAVE_EVERY_S = 60.0
 _ROUNDS = 20
 """How often an unchanged excess, times the penalty, is added to λ over a whole search."""
 _EVALUATED = 32
 """Architectures drawn to estimate an epoch's LAT(α)."""
+_MODULES = ("alpha_optimizer", "weight_optimizer", "weight_schedule")
+_VALUES = ("step", "multiplier", "sums", "trajectory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +78,43 @@ class SearchResult:
     """Logits of the supernet, one array per decision."""
     trajectory: tuple[Point, ...]
     collapsed: bool
-    """Whether the share of parameter-free operations exceeds the settings' limit. DARTS is known to collapse
+    """Whether more than half of the operations are parameter-free. DARTS is known to collapse
     like this if skips train faster than the operations they bypass; the architecture is then not worth
     training (DARTS+, arXiv 1909.06035; R-DARTS, arXiv 1909.09656)."""
 
 
 def cross_entropy(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Returns the task's loss."""
     return F.cross_entropy(output, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """``loss + λ·LAT(α) / reference``."""
+
+    cost: Cost
+    """LAT, on the supernet's device."""
+    reference: float
+    """A cost in the same unit, such as the teacher's or the mean over random architectures."""
+    loss: Loss = cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchBatches:
+    """The images of a search, disjoint for the weights and for α."""
+
+    weights: Batches
+    """Not called if no weights are trained."""
+    alphas: Batches
+    steps: int
+    """Steps of each kind in an epoch; both iterators must yield that many batches."""
 
 
 def search(
     supernet: Supernet,
-    cost: Cost,
-    *,
+    objective: Objective,
+    batches: SearchBatches,
     settings: SearchSettings,
-    reference: float,
-    operations: Sequence[Sequence[str]],
-    weight_batches: Batches,
-    alpha_batches: Batches,
-    steps: int,
-    loss: Loss = cross_entropy,
+    *,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> SearchResult:
@@ -108,154 +130,235 @@ def search(
 
     Args:
         supernet: trained in place.
-        cost: LAT, on the supernet's device.
-        reference: a cost in the same unit, such as the teacher's or the mean over random architectures.
-        operations: names of every decision's choices, to count parameter-free ones; ``none`` is no operation.
-        weight_batches: images for the weights; not called if no weights are trained.
-        alpha_batches: images for α, disjoint from those for the weights.
-        steps: steps of each kind in an epoch; both iterators must yield that many batches.
         checkpoint: stores the state about once a minute and at the end of each epoch.
     """
-    state = SearchState.begin(supernet, settings, settings.epochs * steps)
+    total = settings.epochs * batches.steps
+    state = SearchState.begin(supernet, settings, total)
     if checkpoint and (saved := checkpoint.load()) is not None:
         state.restore(saved)
         for _ in range(state.step):
             on_step()
-    turn = _Turn(state, cost, settings, reference, loss)
+    run = _Search(state, objective, batches, settings)
     last_save = time.monotonic()
-
-    def save() -> None:
-        nonlocal last_save
+    while state.step < total:
+        for _ in run.epoch():
+            on_step()
+            if checkpoint and state.step % batches.steps and time.monotonic() - last_save > _SAVE_EVERY_S:
+                checkpoint.save(state.dump())
+                last_save = time.monotonic()
+        state.trajectory.append(dataclasses.asdict(run.point()))
+        state.sums = {}
         if checkpoint:
             checkpoint.save(state.dump())
             last_save = time.monotonic()
-
-    def after_step() -> None:
-        on_step()
-        if state.step % steps and time.monotonic() - last_save > _SAVE_EVERY_S:
-            save()
-
-    while state.step < settings.epochs * steps:
-        epoch = state.step // steps
-        _search_epoch(turn, weight_batches, alpha_batches, steps, after_step)
-        state.trajectory.append(_point(state, cost, settings, reference, operations, epoch, steps))
-        state.sums = {}
-        save()
-    return _result(state, supernet, cost, settings, operations)
+    return run.result()
 
 
-def _search_epoch(
-    turn: _Turn,
-    weight_batches: Batches,
-    alpha_batches: Batches,
-    steps: int,
-    after_step: Callable[[], None],
-) -> None:
-    """Takes the steps that are left of the epoch in which the search stands."""
-    state, settings = turn.state, turn.settings
-    total = settings.epochs * steps
-    warmup = settings.warmup_epochs * steps if state.weight_optimizer else 0
-    device = state.supernet.architecture_parameters()[0].device
-    epoch, start = divmod(state.step, steps)
-    held = alpha_batches(epoch, start) if state.step >= warmup else None
-    own = weight_batches(epoch, start) if state.weight_optimizer else None
-    for _ in range(start, steps):
-        torch.default_generator.manual_seed(_seed(settings, state.step))
-        progress = max(0.0, (state.step - warmup) / max(1, total - warmup - 1))
-        batch = _to(next(own), device) if own else None
-        if held:
-            turn.alpha(_to(next(held), device), progress, total - warmup)
-        if batch:
-            turn.weights(batch, progress)
-        state.step += 1
-        after_step()
+@dataclass(kw_only=True)
+class SearchState:
+    """A supernet in search: everything needed to resume exactly.
 
+    Random draws of a step depend only on the seed and the step's number.
+    """
 
-def _result(
-    state: SearchState,
-    supernet: Supernet,
-    cost: Cost,
-    settings: SearchSettings,
-    operations: Sequence[Sequence[str]],
-) -> SearchResult:
-    points = tuple(Point(**row | {"architecture": tuple(row["architecture"])}) for row in state.trajectory)
-    with torch.no_grad():
-        logits = supernet.logits()
-    architecture = points[-1].architecture
-    if settings.target is not None:
-        torch.default_generator.manual_seed(_seed(settings, state.step))
-        architecture = likeliest_within(logits, supernet.space, cost, settings.target) or architecture
-    share = parameter_free_share(architecture, operations, settings.parameter_free)
-    return SearchResult(
-        architecture=architecture,
-        cost=cost_of(architecture, supernet.space, cost, logits[0].device),
-        scores=tuple(logit.double().cpu().numpy() for logit in logits),
-        trajectory=points,
-        collapsed=share > settings.collapse_share,
-    )
+    supernet: Supernet
+    alpha_optimizer: Adam
+    weight_optimizer: Optimizer | None
+    """None, like the schedule, if no weights are trained."""
+    weight_schedule: LambdaLR | None
+    multiplier: float
+    """λ, without the penalty."""
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the losses over this epoch's steps so far."""
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    """The fields of ``Point``, one dictionary per epoch."""
+
+    @classmethod
+    def begin(cls, supernet: Supernet, settings: SearchSettings, steps: int) -> SearchState:
+        """Returns the state at the start of a search of ``steps`` steps."""
+        optimizer, schedule = None, None
+        if weights := supernet.weight_parameters():
+            optimizer = SGD(
+                weights,
+                lr=settings.weight_lr,
+                momentum=settings.weight_momentum,
+                weight_decay=settings.weight_decay,
+            )
+            end = settings.weight_lr_end / settings.weight_lr
+            schedule = LambdaLR(
+                optimizer, lambda k: end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, k / steps)))
+            )
+        alpha_optimizer = Adam(
+            supernet.architecture_parameters(),
+            lr=settings.alpha_lr,
+            betas=settings.alpha_betas,
+            weight_decay=settings.alpha_decay,
+        )
+        return cls(
+            supernet=supernet,
+            alpha_optimizer=alpha_optimizer,
+            weight_optimizer=optimizer,
+            weight_schedule=schedule,
+            multiplier=settings.multiplier,
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """Returns everything except frozen weights, for ``restore``; tensors are not copied."""
+        frozen = {name for name, p in self.supernet.named_parameters() if not p.requires_grad}
+        kept = {name: value for name, value in self.supernet.state_dict().items() if name not in frozen}
+        modules = {name: getattr(self, name) for name in _MODULES}
+        state = {name: module.state_dict() for name, module in modules.items() if module is not None}
+        return {"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restores the state that ``dump`` returned for the same supernet and settings."""
+        self.supernet.load_state_dict(state["supernet"], strict=False)
+        for name in _MODULES:
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        for name in _VALUES:
+            setattr(self, name, state[name])
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """One step of α and one step of the weights."""
+class _Search:
+    """A search on its way: its steps, and the summaries of its state."""
 
     state: SearchState
-    cost: Cost
+    objective: Objective
+    batches: SearchBatches
     settings: SearchSettings
-    reference: float
-    loss: Loss
 
-    def alpha(self, held: Batch, progress: float, steps: int) -> None:
-        """Updates α, and λ if there is a target; ``steps`` is the number of α's steps in the whole search."""
+    def epoch(self) -> Iterator[None]:
+        """Takes the remaining steps of the epoch in which the search stands, and yields after each."""
+        state, device = self.state, self.state.supernet.architecture_parameters()[0].device
+        epoch, start = divmod(state.step, self.batches.steps)
+        held = self.batches.alphas(epoch, start) if state.step >= self._warmup else None
+        own = self.batches.weights(epoch, start) if state.weight_optimizer else None
+        for _ in range(start, self.batches.steps):
+            self._seed()
+            batch = _to(next(own), device) if own else None
+            if held:
+                self._step_alpha(_to(next(held), device))
+            if batch:
+                self._step_weights(batch)
+            state.step += 1
+            yield
+
+    @torch.no_grad()
+    def point(self) -> Point:
+        """The state at the end of an epoch."""
+        state, steps, supernet = self.state, self.batches.steps, self.state.supernet
+        logits = supernet.logits()
+        architecture = supernet.space.discretise([logit.cpu().numpy() for logit in logits])
+        expected = float(self._expected(logits, samples=_EVALUATED))
+        return Point(
+            epoch=state.step // steps - 1,
+            weight_loss=state.sums.get("weight_loss", math.nan) / steps,
+            alpha_loss=state.sums.get("alpha_loss", math.nan) / steps,
+            expected_cost=expected,
+            cost=cost_of(architecture, supernet.space, self.objective.cost, logits[0].device),
+            entropy=float(entropy(logits)),
+            parameter_free=parameter_free_share(architecture, supernet.space.operations),
+            multiplier=self._price(self._excess(expected)),
+            architecture=architecture,
+        )
+
+    @torch.no_grad()
+    def result(self) -> SearchResult:
+        space, cost, limit = self.state.supernet.space, self.objective.cost, self.settings.target
+        rows = self.state.trajectory
+        points = tuple(Point(**row | {"architecture": tuple(row["architecture"])}) for row in rows)
+        logits = self.state.supernet.logits()
+        architecture = points[-1].architecture
+        if limit is not None:
+            self._seed()
+            architecture = likeliest_within(logits, space, cost, limit) or architecture
+        return SearchResult(
+            architecture=architecture,
+            cost=cost_of(architecture, space, cost, logits[0].device),
+            scores=tuple(logit.double().cpu().numpy() for logit in logits),
+            trajectory=points,
+            collapsed=parameter_free_share(architecture, space.operations) > _COLLAPSED,
+        )
+
+    @property
+    def _warmup(self) -> int:
+        """Number of steps before α moves."""
+        return self.settings.warmup_epochs * self.batches.steps if self.state.weight_optimizer else 0
+
+    @property
+    def _alpha_steps(self) -> int:
+        """Number of α's steps in the whole search."""
+        return self.settings.epochs * self.batches.steps - self._warmup
+
+    @property
+    def _progress(self) -> float:
+        """Share of α's steps that are done, from 0 to 1."""
+        return max(0.0, (self.state.step - self._warmup) / max(1, self._alpha_steps - 1))
+
+    def _step_alpha(self, batch: Batch) -> None:
+        """Updates α, and λ if there is a target."""
         state, settings, supernet = self.state, self.settings, self.state.supernet
-        alphas, seed = supernet.architecture_parameters(), _seed(settings, state.step)
-        torch.default_generator.manual_seed(seed)
-        mixed = mix(supernet.logits(), settings.mixture, self._temperature(progress))
-        value = self._task(held, mixed)
+        alphas = supernet.architecture_parameters()
+        self._seed()
+        value = self._loss(batch, self._mixed())
         gradients = _gradients(value, alphas)
         logits = supernet.logits()
-        expected = expected_cost(
-            logits,
-            supernet.space,
-            self.cost,
-            way=settings.way,
-            samples=settings.samples,
-        )
-        excess = _excess(float(expected.detach()), settings, self.reference)
-        price = _price(state.multiplier, excess, settings)
-        extra = price * expected / self.reference + settings.entropy_weight * progress**2 * entropy(logits)
+        expected = self._expected(logits, samples=settings.samples)
+        excess = self._excess(float(expected.detach()))
+        decided = settings.entropy_weight * self._progress**2 * entropy(logits)
+        extra = self._price(excess) * expected / self.objective.reference + decided
         for alpha, first, second in zip(alphas, gradients, _gradients(extra, alphas), strict=True):
             alpha.grad = first + second
         state.alpha_optimizer.step()
         if settings.target is not None:
-            state.multiplier = max(0.0, state.multiplier + settings.penalty * excess * _ROUNDS / steps)
+            change = settings.penalty * excess * _ROUNDS / self._alpha_steps
+            state.multiplier = max(0.0, state.multiplier + change)
         self._count("alpha_loss", value)
 
-    def weights(self, batch: Batch, progress: float) -> None:
+    def _step_weights(self, batch: Batch) -> None:
         """Updates the weights; the part of the graph that leads to α is not built."""
-        state, settings = self.state, self.settings
+        state = self.state
         assert state.weight_optimizer is not None
         assert state.weight_schedule is not None
         with torch.no_grad():
-            mixed = mix(state.supernet.logits(), settings.mixture, self._temperature(progress))
-        loss = self._task(batch, mixed)
+            mixed = self._mixed()
+        loss = self._loss(batch, mixed)
         state.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(state.supernet.weight_parameters(), settings.weight_clip)
+        nn.utils.clip_grad_norm_(state.supernet.weight_parameters(), self.settings.weight_clip)
         state.weight_optimizer.step()
         state.weight_schedule.step()
         self._count("weight_loss", loss)
 
-    def _task(self, batch: Batch, mixed: list[Tensor]) -> Tensor:
-        images, labels = batch
-        return self.loss(self.state.supernet(images, mixed), images, labels)
-
-    def _temperature(self, progress: float) -> float:
+    def _mixed(self) -> list[Tensor]:
         first, last = self.settings.temperature
-        return first + (last - first) * progress
+        temperature = first + (last - first) * self._progress
+        return mix(self.state.supernet.logits(), self.settings.mixture, temperature)
+
+    def _loss(self, batch: Batch, mixed: list[Tensor]) -> Tensor:
+        images, labels = batch
+        return self.objective.loss(self.state.supernet(images, mixed), images, labels)
+
+    def _expected(self, logits: Sequence[Tensor], samples: int) -> Tensor:
+        space, way = self.state.supernet.space, self.settings.way
+        return expected_cost(logits, space, self.objective.cost, way=way, samples=samples)
+
+    def _excess(self, expected: float) -> float:
+        target = self.settings.target
+        return 0.0 if target is None else (expected - target) / self.objective.reference
+
+    def _price(self, excess: float) -> float:
+        return max(0.0, self.state.multiplier + self.settings.penalty * excess)
 
     def _count(self, name: str, loss: Tensor) -> None:
         self.state.sums[name] = self.state.sums.get(name, 0.0) + float(loss.detach())
+
+    def _seed(self) -> None:
+        """Makes the next random draws depend only on the seed and the step's number."""
+        torch.default_generator.manual_seed(hash((self.settings.seed, self.state.step)) & 0x7FFFFFFFFFFFFFFF)
 
 
 def _gradients(loss: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -263,52 +366,11 @@ def _gradients(loss: Tensor, of: Sequence[nn.Parameter]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(of), allow_unused=True, materialize_grads=True))
 
 
-def parameter_free_share(
-    architecture: Architecture, operations: Sequence[Sequence[str]], free: frozenset[str]
-) -> float:
-    """Returns the share of an architecture's operations that are in ``free``; 1 if all are ``none``."""
+def parameter_free_share(architecture: Architecture, operations: Sequence[Sequence[str]]) -> float:
+    """Returns the share of an architecture's operations without parameters; 1 if all are ``none``."""
     names = [names[choice] for names, choice in zip(operations, architecture, strict=True)]
     present = [name for name in names if name != NONE]
-    return sum(name in free for name in present) / len(present) if present else 1.0
-
-
-def _excess(expected: float, settings: SearchSettings, reference: float) -> float:
-    return 0.0 if settings.target is None else (expected - settings.target) / reference
-
-
-def _price(multiplier: float, excess: float, settings: SearchSettings) -> float:
-    return max(0.0, multiplier + settings.penalty * excess)
-
-
-@torch.no_grad()
-def _point(
-    state: SearchState,
-    cost: Cost,
-    settings: SearchSettings,
-    reference: float,
-    operations: Sequence[Sequence[str]],
-    epoch: int,
-    steps: int,
-) -> dict[str, Any]:
-    space, logits = state.supernet.space, state.supernet.logits()
-    architecture = space.discretise([logit.cpu().numpy() for logit in logits])
-    expected = float(expected_cost(logits, space, cost, way=settings.way, samples=_EVALUATED))
-    point = Point(
-        epoch=epoch,
-        weight_loss=state.sums.get("weight_loss", math.nan) / steps,
-        alpha_loss=state.sums.get("alpha_loss", math.nan) / steps,
-        expected_cost=expected,
-        cost=cost_of(architecture, space, cost, logits[0].device),
-        entropy=float(entropy(logits)),
-        parameter_free=parameter_free_share(architecture, operations, settings.parameter_free),
-        multiplier=_price(state.multiplier, _excess(expected, settings, reference), settings),
-        architecture=architecture,
-    )
-    return dataclasses.asdict(point)
-
-
-def _seed(settings: SearchSettings, step: int) -> int:
-    return hash((settings.seed, step)) & 0x7FFFFFFFFFFFFFFF
+    return sum(name in PARAMETER_FREE for name in present) / len(present) if present else 1.0
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from lana_ray.search.cost import Way
 from lana_ray.search.mixture import Mixture
 
-PARAMETER_FREE = frozenset({"skip_connect", "identity", "avg_pool_3x3", "max_pool_3x3"})
-"""Operations without weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
@@ -49,8 +46,4 @@ class SearchSettings:
     """Cost that LAT(α) must not exceed, in the cost's unit; the search then adapts λ itself."""
     penalty: float = 15.0
     """Immediate rise of λ for an excess as large as the reference cost."""
-    collapse_share: float = 0.5
-    """Share of parameter-free operations above which an architecture counts as collapsed."""
-    parameter_free: frozenset[str] = PARAMETER_FREE
-    """Names of parameter-free operations."""
     seed: int = 0

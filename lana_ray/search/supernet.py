@@ -19,6 +19,10 @@ class SearchSpace(Protocol):
     def sizes(self) -> tuple[int, ...]:
         """Number of choices of every decision."""
 
+    @property
+    def operations(self) -> Sequence[Sequence[str]]:
+        """Names of every decision's choices; ``none`` is no operation."""
+
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
         """Returns the architecture that scores stand for.
 

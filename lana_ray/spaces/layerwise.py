@@ -69,6 +69,11 @@ class LayerwiseSpace(StudentSpace):
         """Number of candidates of every layer."""
         return tuple(len(ops) for ops in self.ops)
 
+    @property
+    def operations(self) -> Sequence[Sequence[str]]:
+        """Names of every layer's candidates."""
+        return [[op.name for op in ops] for ops in self.ops]
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the teacher's structure and of its layers, without weights."""

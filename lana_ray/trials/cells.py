@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,10 +24,6 @@ class CellProblem(Problem):
     def space(self) -> CellStudents:
         workspace = self.workspace
         return CellStudents(workspace.cells.cells, workspace.space, seed=self.seed)
-
-    @property
-    def operations(self) -> Sequence[Sequence[str]]:
-        return [self.space.cells.wiring.operations] * len(self.space.sizes)
 
     def supernet(self) -> Supernet:
         config, classes = self.workspace.config, self.workspace.data.num_classes

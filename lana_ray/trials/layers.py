@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,6 @@ class LayerwiseProblem(Problem):
     @property
     def space(self) -> LayerwiseSpace:
         return self.workspace.space
-
-    @property
-    def operations(self) -> Sequence[Sequence[str]]:
-        return [[op.name for op in ops] for ops in self.space.ops]
 
     def supernet(self) -> Supernet:
         ids = self.space.ids

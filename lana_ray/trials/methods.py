@@ -9,7 +9,7 @@ from lana_ray.costs.table import CostTable
 from lana_ray.ids import Architecture
 from lana_ray.registries import Registry
 from lana_ray.run_dir.resumable import checkpoint_in
-from lana_ray.search.bilevel import search
+from lana_ray.search.bilevel import Objective, SearchBatches, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.selection import select
 from lana_ray.trials.problem import EPOCHS, Problem
@@ -55,14 +55,11 @@ def _differentiable(problem: Problem, file: str) -> Found:
     }
     found = search(
         problem.supernet(),
-        setup.differentiable().to(problem.device),
-        settings=SearchSettings(**{**settings, **problem.search_settings()}),
-        reference=setup.reference,
-        operations=problem.operations,
-        weight_batches=problem.batches("train"),
-        alpha_batches=problem.batches("score"),
-        steps=problem.steps,
-        loss=problem.loss(),
+        Objective(
+            cost=setup.differentiable().to(problem.device), reference=setup.reference, loss=problem.loss()
+        ),
+        SearchBatches(weights=problem.batches("train"), alphas=problem.batches("score"), steps=problem.steps),
+        SearchSettings(**{**settings, **problem.search_settings()}),
         checkpoint=checkpoint_in(problem.workspace.storage, file),
     )
     trajectory = tuple((point.expected_cost, point.cost) for point in found.trajectory)

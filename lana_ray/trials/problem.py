@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -38,11 +38,6 @@ class Problem(ABC):
     @abstractmethod
     def space(self) -> StudentSpace:
         """The architectures that may be found."""
-
-    @property
-    @abstractmethod
-    def operations(self) -> Sequence[Sequence[str]]:
-        """Per decision, the names of its options."""
 
     @abstractmethod
     def supernet(self) -> Supernet:

@@ -12,7 +12,7 @@ import torch
 
 from lana_ray.ids import Architecture
 from lana_ray.run_dir.resumable import Checkpoint, pack, unpack
-from lana_ray.search.bilevel import SearchResult, parameter_free_share, search
+from lana_ray.search.bilevel import Objective, SearchBatches, SearchResult, parameter_free_share, search
 from lana_ray.search.cost import Way, cost_of
 from lana_ray.search.mixture import Mixture
 from lana_ray.search.settings import SearchSettings
@@ -23,20 +23,16 @@ LOSSES = [[0.0, 0.2, 0.45, 1.0], [0.1, 0.3, 0.0, 0.9]]
 COSTS = [[4.0, 2.0, 1.0, 0.1], [3.0, 1.5, 5.0, 0.2]]
 SPACE, COST = ToySpace(4, 4), additive(COSTS)
 REFERENCE = float(np.mean([cost_of(a, SPACE, COST) for a in SPACE.everything()]))
-OPERATIONS = [["a", "b", "c", "d"]] * 2
 FAST = SearchSettings(epochs=8, alpha_lr=0.1, mixture="relaxed")
 
 
 def found(settings: SearchSettings, supernet: ToySupernet | None = None, **options: Any) -> SearchResult:
-    given: dict[str, Any] = {"reference": REFERENCE, "operations": OPERATIONS, "steps": 10} | options
     return search(
         supernet or ToySupernet(LOSSES),
-        COST,
-        settings=settings,
-        weight_batches=batches,
-        alpha_batches=batches,
-        loss=output,
-        **given,
+        Objective(cost=COST, reference=REFERENCE, loss=output),
+        SearchBatches(weights=batches, alphas=batches, steps=10),
+        settings,
+        **options,
     )
 
 
@@ -147,18 +143,20 @@ def test_a_collapse_is_told() -> None:
     """Skips rigged to look best, as they do where they train faster than what they bypass."""
     names = ["none", "sep_conv_3x3", "skip_connect", "avg_pool_3x3"]
     rigged = ToySupernet([[0.9, 0.5, 0.0, 0.2]] * 2)
-    result = found(FAST, rigged, operations=[names] * 2)
+    rigged.space.operations = [names] * 2
+    result = found(FAST, rigged)
     assert result.collapsed
     assert result.architecture == (2, 2)
     shares = [point.parameter_free for point in result.trajectory]
     assert shares[-1] == 1
     honest = ToySupernet([[0.9, 0.0, 0.5, 0.2]] * 2)
-    assert not found(FAST, honest, operations=[names] * 2).collapsed
+    honest.space.operations = [names] * 2
+    assert not found(FAST, honest).collapsed
 
 
 def test_shares_of_operations_without_parameters() -> None:
-    names, free = [["none", "conv", "skip_connect"]] * 4, frozenset({"skip_connect"})
-    assert parameter_free_share((1, 1, 2, 1), names, free) == 0.25
-    assert parameter_free_share((0, 0, 2, 1), names, free) == 0.5
-    assert parameter_free_share((0, 0, 0, 1), names, free) == 0
-    assert parameter_free_share((0, 0, 0, 0), names, free) == 1
+    names = [["none", "conv", "skip_connect"]] * 4
+    assert parameter_free_share((1, 1, 2, 1), names) == 0.25
+    assert parameter_free_share((0, 0, 2, 1), names) == 0.5
+    assert parameter_free_share((0, 0, 0, 1), names) == 0
+    assert parameter_free_share((0, 0, 0, 0), names) == 1

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from lana_ray.costs.table import CostTable
 from lana_ray.networks.layers import batch_statistics, find_layers
 from lana_ray.run_dir.resumable import pack, unpack
-from lana_ray.search.bilevel import search
+from lana_ray.search.bilevel import Objective, SearchBatches, SearchState, search
 from lana_ray.search.cost import AdditiveCost, cost_of
 from lana_ray.search.layerwise import LayerwiseSupernet, divergence
 from lana_ray.search.mixture import Mixture
 from lana_ray.search.settings import SearchSettings
-from lana_ray.search.state import SearchState
 from lana_ray.spaces import Architecture, LayerwiseSpace
 
 from ..small_networks import net
@@ -113,14 +112,9 @@ def test_the_cheaper_of_equals_is_found(space: LayerwiseSpace, mixture: Mixture)
     supernet, loss = LayerwiseSupernet(space, candidate, considered), divergence(space.network)
     result = search(
         supernet,
-        cost,
-        settings=SearchSettings(epochs=8, alpha_lr=0.05, mixture=mixture, multiplier=1.0),
-        reference=4.0,
-        operations=[[op.name for op in ops] for ops in space.ops],
-        weight_batches=batches,
-        alpha_batches=batches,
-        steps=10,
-        loss=loss,
+        Objective(cost=cost, reference=4.0, loss=loss),
+        SearchBatches(weights=batches, alphas=batches, steps=10),
+        SearchSettings(epochs=8, alpha_lr=0.05, mixture=mixture, multiplier=1.0),
     )
     images = torch.cat([images for _, (images, _) in zip(range(10), batches(9, 0), strict=False)])
 

@@ -14,10 +14,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from lana_ray.latency import LatencyPredictor
-from lana_ray.search.bilevel import search
+from lana_ray.search.bilevel import Objective, SearchBatches, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.spaces import Architecture, NasBench201Space
-from lana_ray.spaces.cells.nasbench201 import OPERATIONS
 
 from .toys import batches, output
 
@@ -74,14 +73,9 @@ def test_a_search_for_cost_alone_falls_in_true_latency(latency: dict[Architectur
     for seed in range(3):
         result = search(
             Idle(seed),
-            cost,
-            settings=dataclasses.replace(settings, seed=seed),
-            reference=float(known.mean()),
-            operations=[OPERATIONS] * 6,
-            weight_batches=batches,
-            alpha_batches=batches,
-            steps=2,
-            loss=output,
+            Objective(cost=cost, reference=float(known.mean()), loss=output),
+            SearchBatches(weights=batches, alphas=batches, steps=2),
+            dataclasses.replace(settings, seed=seed),
         )
         expected += [point.expected_cost for point in result.trajectory]
         true += [latency[point.architecture] for point in result.trajectory]

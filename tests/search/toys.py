@@ -18,6 +18,7 @@ class ToySpace:
 
     def __init__(self, *sizes: int) -> None:
         self.sizes = sizes
+        self.operations: Sequence[Sequence[str]] = ["abcdefgh"[:size] for size in sizes]
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
         return tuple(int(part.argmax()) for part in scores)

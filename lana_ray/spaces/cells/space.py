@@ -44,6 +44,11 @@ class CellSpace(Space):
         return (len(self.wiring.operations),) * (len(self.wiring.edges) * len(self.wiring.kinds))
 
     @property
+    def operations(self) -> Sequence[Sequence[str]]:
+        """Names of the operations that each edge chooses from."""
+        return [self.wiring.operations] * len(self.sizes)
+
+    @property
     def size(self) -> int:
         """Number of architectures: ``wiring.size`` to the power of the number of kinds of cells."""
         return self.wiring.size ** len(self.wiring.kinds)
