@@ -30,7 +30,7 @@ from lana_ray.cluster.connection import connect
 from lana_ray.cluster.distill_worker import GIB, distill_round
 from lana_ray.config import Config, load_config
 from lana_ray.distill.rounds import memory, plan_rounds
-from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.distill.step import Distiller, Recipe, Trainee
 from lana_ray.ids import CandidateId
 from lana_ray.monitoring.progress import console
 from lana_ray.networks.layers import observe
@@ -194,7 +194,7 @@ def _naive(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Train
 
 
 def _ours(workspace: Workspace, batches: Iterator[Tensor], trainees: list[Trainee]) -> None:
-    distiller = Distiller(workspace.teacher, trainees, lr=1e-3, steps=1000)
+    distiller = Distiller(workspace.teacher, trainees, Recipe(lr=1e-3, steps=1000))
     for images in batches:
         distiller.step(images)
 
@@ -232,16 +232,14 @@ def _peak_here(config: Config, limit_gb: float, candidates: list[CandidateId]) -
     limited = config.distill.model_copy(update={"memory_gb": limit_gb, "steps": 3})
     workspace = Workspace(config.model_copy(update={"distill": limited}))
     demands = find_demands(workspace, candidates)
+    size = limited.batch_size
     rounds = plan_rounds(
         dict.fromkeys(candidates, 1.0),
-        demands,
+        lambda some: memory(some, demands, size) <= limit_gb * GIB,
         overhead=1.0,
         workers=1,
-        batch_size=limited.batch_size,
-        limit_bytes=limit_gb * GIB,
         most=len(candidates),
     )
-    size = limited.batch_size
     largest = max(rounds, key=lambda one: memory(one, demands, size))
     before = _rss("VmRSS")
     # Resets the peak.

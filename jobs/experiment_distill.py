@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lana_ray.config import load_config
-from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.distill.step import Distiller, Recipe, Trainee
 from lana_ray.monitoring.progress import console, progress
 from lana_ray.networks.layers import batch_statistics, observe
 from lana_ray.ops.warmstart import warm_start
@@ -44,7 +44,7 @@ class Variant:
     """Learning rate relative to the recipe's."""
     warm: bool = True
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of ``Distiller``."""
+    """Arguments of ``Recipe``."""
 
 
 def _optimizer(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _train(workspace: Workspace, places: list[int], variant: Variant, steps: int
             own = workspace.teacher.get_submodule(trainee.layer.name)
             warm_start(trainee.module, trainee.layer, own, *seen[trainee.layer.name])
     lr = variant.lr * workspace.config.distill.lr
-    distiller = Distiller(workspace.teacher, trainees, lr=lr, steps=steps, **variant.options)
+    distiller = Distiller(workspace.teacher, trainees, Recipe(lr=lr, steps=steps, **variant.options))
     for images, _ in itertools.islice(workspace.data.endless("train", batch_size=size), steps):
         distiller.step(images)
     images, _ = next(workspace.data.batches("score", batch_size=_TEST_IMAGES))

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import nn
 
 from lana_ray.config import load_config
-from lana_ray.distill.step import Distiller, Trainee
+from lana_ray.distill.step import Distiller, Recipe, Trainee
 from lana_ray.monitoring.progress import console, progress
 from lana_ray.networks.layers import Layer, find_layers, observe
 from lana_ray.networks.teachers import load_teacher
@@ -63,7 +63,7 @@ def main(
     images, _ = next(data.batches("score", batch_size=_TEST_IMAGES))
     test = observe(network, names, images)
     before = [normalised_error(t.module, *test[t.layer.name]) for t in every]
-    distiller = Distiller(network, every, lr=lr, steps=steps)
+    distiller = Distiller(network, every, Recipe(lr=lr, steps=steps))
     with progress("steps", steps) as show:
         for number, (batch, _) in enumerate(data.endless("train", batch_size=size), 1):
             distiller.step(batch)

@@ -12,9 +12,8 @@ import torch
 from ray import train
 from torch import nn
 
-from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import parts
-from lana_ray.distill.step import DIVERGED, Distiller, Trainee
+from lana_ray.distill.rounds import Demand, parts
+from lana_ray.distill.step import DIVERGED, Distiller, Recipe, Trainee
 from lana_ray.ids import CandidateId
 from lana_ray.networks.layers import observe
 from lana_ray.networks.preparation import memory_format
@@ -111,9 +110,11 @@ def distill_round(
     distiller = Distiller(
         teacher,
         list(trainees.values()),
-        lr=settings.lr,
-        steps=settings.steps,
-        autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+        Recipe(
+            lr=settings.lr,
+            steps=settings.steps,
+            autocast=torch.bfloat16 if settings.precision == "bf16" else None,
+        ),
         seed=workspace.config.run.seed,
     )
     on_steps(_resume(workspace, distiller, trainees))

@@ -17,7 +17,8 @@ from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.cells.network import AUXILIARY, CellNetwork
 from lana_ray.training.job import TrainJob
-from lana_ray.training.loop import Rank, train_network
+from lana_ray.training.loop import Training, train_network
+from lana_ray.training.micro import Rank
 from lana_ray.workspace import Workspace
 
 
@@ -63,16 +64,12 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
         network = workspace.student(job.architecture)
 
     trained = train_network(
-        network,
+        network.to(device),
         workspace.data,
-        settings,
-        teacher=teacher,
-        rank=rank,
-        seed=seed,
+        Training(config=settings, seed=seed, teacher=teacher, **extras),
         checkpoint=checkpoint_in(storage, partial),
+        rank=rank,
         on_step=(lambda: board.add.remote(1, name)) if rank.index == 0 else (lambda: None),
-        device=device,
-        **extras,
     )
     if rank.index == 0:
         metadata = {
@@ -90,7 +87,7 @@ def _train(workspace: Workspace, job: TrainJob, rank: Rank, board: Any, group: s
 
 
 def _cells(workspace: Workspace, architecture: Architecture) -> tuple[CellNetwork, dict[str, Any]]:
-    """A network of cells, and the arguments of its training; drop-path rises from epoch to epoch."""
+    """A network of cells, and what its ``Training`` has in addition; drop-path rises from epoch to epoch."""
     cells = workspace.config.search.cells
     assert cells is not None
     weight = cells.auxiliary_weight

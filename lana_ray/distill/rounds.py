@@ -1,12 +1,24 @@
-"""Divides candidates into rounds that train together, in the order in which workers take them."""
+"""Divides candidates into rounds that train together, by their time and the memory that they need."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from lana_ray.distill.demand import Demand
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
 from lana_ray.ids import CandidateId
+from lana_ray.networks.layers import Layer
+
+# The fewest images that a batch-norm can be trained on.
+_IMAGES = 2
+# Each parameter has itself, its gradient and Adam's two moments.
+_KEPT = 4
+# Largest tensors alive in addition to the saved ones: an output, its gradient, the next one's.
+_PASSING = 3
 
 # Rounds that each worker would get if none were smaller than the first.
 _GUIDED = 2.0
@@ -14,14 +26,55 @@ _GUIDED = 2.0
 _WORTH = 10.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """Memory that one candidate adds to the worker that trains it, in bytes."""
+
+    kept: int
+    """Bytes during its whole round: weights, gradients and the optimiser's state."""
+    per_image: int
+    """Bytes per image during its own step: tensors saved for the backward pass and temporary ones."""
+    observed: int
+    """Bytes per image for the layer's input and output in the teacher, which its candidates share."""
+
+
+def demand(module: nn.Module, layer: Layer) -> Demand:
+    """Measures a candidate's demand; changes its running statistics, so the module must not be used further.
+
+    Args:
+        module: in training mode, on the CPU.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in module.state_dict(keep_vars=True).values()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        # Keeps the storage alive, so that no other tensor gets its address.
+        held.append(tensor)
+        return tensor
+
+    held: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]), saved_tensors_hooks(note, lambda tensor: tensor):
+        images = torch.zeros(_IMAGES, *layer.input_shape)
+        own.add(images.untyped_storage()._cdata)
+        output: Tensor = module(images)
+    passing = _PASSING * max(output.nbytes, *saved.values(), 0)
+    weights = sum(parameter.nbytes for parameter in module.parameters())
+    return Demand(
+        kept=_KEPT * weights,
+        per_image=(sum(saved.values()) + passing) // _IMAGES,
+        observed=(images.nbytes + output.nbytes) // _IMAGES,
+    )
+
+
 def plan_rounds(
     costs: Mapping[CandidateId, float],
-    demands: Mapping[CandidateId, Demand],
+    fits: Callable[[list[CandidateId]], bool],
     *,
     overhead: float,
     workers: int,
-    batch_size: int,
-    limit_bytes: float,
     most: int,
 ) -> list[list[CandidateId]]:
     """Splits candidates into rounds, which workers take one after another until none is left.
@@ -35,8 +88,8 @@ def plan_rounds(
     Args:
         costs: time of one step of each candidate, in any unit; in the order of their layers.
         overhead: time of the teacher's pass, in the same unit.
-        limit_bytes: memory that a round may take in addition to the teacher. A candidate that takes more by
-            itself gets its own round, and trains on its batch in parts.
+        fits: whether candidates have enough memory together. A candidate that does not fit by itself gets its
+            own round, and trains on its batch in parts.
         most: candidates in a round, which are lost if a worker dies.
     """
     rounds: list[list[CandidateId]] = []
@@ -49,8 +102,7 @@ def plan_rounds(
         if workers == 1 or left - share < (1 - 1e-9) * least:
             share = left
         larger = taken + costs[candidate] > share * (1 + 1e-9)
-        fits = memory([*here, candidate], demands, batch_size) <= limit_bytes
-        if not here or larger or not fits or len(here) == most:
+        if not here or larger or len(here) == most or not fits([*here, candidate]):
             rounds.append([])
             left, taken = left - taken, 0.0
         rounds[-1].append(candidate)

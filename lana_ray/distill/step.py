@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import statistics
 import zlib
@@ -45,6 +46,34 @@ class Trainee:
         return statistics.fmean(self.curve[-RECENT:])
 
 
+def cosine(step: int, steps: int, warmup: float) -> float:
+    """Returns the learning rate's factor: a linear rise for the share ``warmup``, then half a cosine to 0."""
+    rise = max(1.0, warmup * steps)
+    if step < rise:
+        return min(1.0, (step + 1) / rise)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
+
+
+_ADAM = functools.partial(torch.optim.Adam, foreach=True)
+_WARM_COSINE = functools.partial(cosine, warmup=_WARMUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How candidates are optimised."""
+
+    lr: float
+    """Peak learning rate."""
+    steps: int
+    """Length of the schedule."""
+    optimizer: Callable[..., torch.optim.Optimizer] = _ADAM
+    """Callback ``(parameters, lr=)``: returns the optimiser."""
+    schedule: Callable[[int, int], float] = _WARM_COSINE
+    """Callback ``(step, steps)``: returns the learning rate's factor."""
+    autocast: torch.dtype | None = None
+    """Precision of the candidates' arithmetic; their weights and the error stay fp32."""
+
+
 class Distiller:
     """Trains a round of candidates against one teacher.
 
@@ -60,37 +89,21 @@ class Distiller:
     Args:
         teacher: in evaluation mode, frozen.
         trainees: candidates in training; put into training mode.
-        lr: peak learning rate.
-        steps: length of the schedule.
-        optimizer: callback ``(parameters, lr)``: returns the optimiser; defaults to Adam.
-        schedule: callback ``(step, steps)``: returns the learning rate's factor; defaults to a cosine.
-        autocast: precision of the candidates' arithmetic; their weights and the error stay fp32.
         seed: for a candidate's random draws in a step, such as dropout, whatever else is in the round.
     """
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        trainees: Sequence[Trainee],
-        *,
-        lr: float,
-        steps: int,
-        optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None,
-        schedule: Callable[[int, int], float] | None = None,
-        autocast: torch.dtype | None = None,
-        seed: int = 0,
+        self, teacher: nn.Module, trainees: Sequence[Trainee], recipe: Recipe, *, seed: int = 0
     ) -> None:
-        self._teacher = teacher
+        self._teacher, self._recipe, self._seed = teacher, recipe, seed
         self.trainees = list(trainees)
-        self._autocast, self._seed = autocast, seed
         parameters = [p for trainee in self.trainees for p in trainee.module.train().parameters()]
-        self._optimizer = (optimizer or _adam)(parameters, lr)
-        self._lr, self._steps, self._factor = lr, steps, schedule or _warm_cosine
+        self._optimizer = recipe.optimizer(parameters, lr=recipe.lr)
 
     @property
     def steps_done(self) -> int:
         """Steps of the candidates that are furthest behind; all steps if none is left to train."""
-        return min((len(t.curve) for t in self.trainees if t.stopped is None), default=self._steps)
+        return min((len(t.curve) for t in self.trainees if t.stopped is None), default=self._recipe.steps)
 
     def step(self, images: Tensor) -> None:
         """Trains the candidates that were not stopped on one batch, shape [N, 3, H, W].
@@ -102,7 +115,7 @@ class Distiller:
         if not active:
             return
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * self._factor(step, self._steps)
+            group["lr"] = self._recipe.lr * self._recipe.schedule(step, self._recipe.steps)
         seen = observe(self._teacher, sorted({trainee.layer.name for trainee in active}), images)
         scales = {name: output.square().mean() + 1e-12 for name, (_, output) in seen.items()}
         errors = []
@@ -154,9 +167,9 @@ class Distiller:
         return total
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
-        if self._autocast is None:
+        if self._recipe.autocast is None:
             return contextlib.nullcontext()
-        return torch.autocast(device.type, self._autocast)
+        return torch.autocast(device.type, self._recipe.autocast)
 
 
 def _draw_seed(seed: int, step: int, trainee: Trainee) -> int:
@@ -168,19 +181,3 @@ def _is_lost(curve: Sequence[float]) -> bool:
         return True
     recent = statistics.fmean(curve[-RECENT:])
     return len(curve) > RECENT and recent > _FAR * max(1.0, statistics.fmean(curve[:RECENT]))
-
-
-def _adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, foreach=True)
-
-
-def _warm_cosine(step: int, steps: int) -> float:
-    return cosine(step, steps, _WARMUP)
-
-
-def cosine(step: int, steps: int, warmup: float) -> float:
-    """Returns the learning rate's factor: a linear rise for the share ``warmup``, then half a cosine to 0."""
-    rise = max(1.0, warmup * steps)
-    if step < rise:
-        return min(1.0, (step + 1) / rise)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))

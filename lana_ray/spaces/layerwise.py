@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from lana_ray.ids import Architecture, CandidateId, Choices, read_label, write_label
 from lana_ray.networks.layers import Layer, replace
+from lana_ray.networks.layouts import Layout
 from lana_ray.ops import Op, build_op, candidates, is_trained
+from lana_ray.ops.registry import TEACHER, is_image_layer
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.space import StudentSpace
 
@@ -41,8 +44,7 @@ class LayerwiseSpace(StudentSpace):
         seed: int = 0,
         code: str = "",
     ) -> None:
-        self._network = network
-        self._layers = tuple(layers)
+        self.network, self.layers = network, tuple(layers)
         self.ops: tuple[tuple[Op, ...], ...] = tuple(
             candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
         )
@@ -55,14 +57,6 @@ class LayerwiseSpace(StudentSpace):
     def teacher(self) -> Architecture:
         """The architecture that keeps every layer."""
         return (0,) * len(self.layers)
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        return self._layers
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -126,8 +120,7 @@ class LayerwiseSpace(StudentSpace):
         return code
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        parts = np.split(np.asarray(encoding), self._offsets[1:-1])
-        return tuple(int(part.argmax()) for part in parts)
+        return self.discretise(np.split(np.asarray(encoding), self._offsets[1:-1]))
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
         """The candidate with the highest score at every layer, the first of equals."""
@@ -225,3 +218,52 @@ def activation(network: nn.Module) -> type[nn.Module]:
     counts = {kind: names.count(kind.__name__.lower()) for kind in _ACTIVATIONS}
     best = max(_ACTIVATIONS, key=counts.__getitem__)
     return best if counts[best] else nn.ReLU
+
+
+def offers(space: LayerwiseSpace) -> list[str]:
+    """Returns one line for each kind of layer with the same candidates, then warnings.
+
+    A warning names layers whose only replacement is identity, and gives the reason.
+    """
+    kinds: dict[tuple[str, tuple[Op, ...]], list[Layer]] = defaultdict(list)
+    bare: dict[str, list[str]] = defaultdict(list)
+    for layer, ops in zip(space.layers, space.ops, strict=True):
+        kinds[_kind(layer), ops].append(layer)
+        if all(op.family in (TEACHER, "identity") for op in ops):
+            bare[_reason(layer)].append(layer.name)
+    return [
+        *(f"{_layers(of_kind)}, {kind}: {_candidates(ops)}" for (kind, ops), of_kind in kinds.items()),
+        *(
+            f"warning: no candidate but the layer itself and identity for {', '.join(names)}: {reason}"
+            for reason, names in bare.items()
+        ),
+    ]
+
+
+def _layers(layers: Sequence[Layer]) -> str:
+    first, last = layers[0].name, layers[-1].name
+    return first if len(layers) == 1 else f"{len(layers)} layers from {first} to {last}"
+
+
+def _kind(layer: Layer) -> str:
+    residual = "residual" if layer.residual else "not residual"
+    if layer.is_image:
+        return f"images with {layer.layout}, stride {layer.stride}, {residual}"
+    if layer.is_tokens:
+        return f"{'tokens' if layer.layout is Layout.CHANNELS_LAST else 'sequences'}, {residual}"
+    return f"{list(layer.input_shape)} to {list(layer.output_shape)}, {residual}"
+
+
+def _candidates(ops: Sequence[Op]) -> str:
+    counts = Counter(op.family for op in ops)
+    families = (family if count == 1 else f"{count} {family}" for family, count in counts.items())
+    return f"{len(ops)} candidate{'s'[: len(ops) > 1]}: {', '.join(families)}"
+
+
+def _reason(layer: Layer) -> str:
+    shapes = f"{list(layer.input_shape)} to {list(layer.output_shape)}"
+    if layer.layout is Layout.UNKNOWN:
+        return f"they map {shapes}, and the axis of the channels is unknown"
+    if layer.is_image and not is_image_layer(layer):
+        return f"they map {shapes}, which is not a whole stride"
+    return f"the pool has no other operation for {shapes}"

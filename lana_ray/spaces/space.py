@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -58,15 +57,10 @@ class StudentSpace(Space):
     keeps_layers: ClassVar[bool]
     """Whether students differ from the teacher only in their layers."""
 
-    @property
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """The teacher."""
-
-    @property
-    @abstractmethod
-    def layers(self) -> tuple[Layer, ...]:
-        """The teacher's replaceable layers, in the order they run."""
+    network: nn.Module
+    """The teacher."""
+    layers: tuple[Layer, ...]
+    """The teacher's replaceable layers, in the order they run."""
 
     @property
     @abstractmethod
@@ -76,10 +70,6 @@ class StudentSpace(Space):
     @abstractmethod
     def network_structure(self, architecture: Architecture) -> str:
         """Identity of a network's structure, without its weights."""
-
-    @abstractmethod
-    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """The architecture of the best options, by scores of each decision's options (higher is better)."""
 
     @abstractmethod
     def label(self, architecture: Architecture) -> str:

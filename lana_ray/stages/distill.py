@@ -16,8 +16,7 @@ from lana_ray.cluster.distill_worker import GIB, Ending, distill_worker, ending
 from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.cluster.trainers import elastic, run_training
 from lana_ray.config import RayConfig
-from lana_ray.distill.demand import Demand, demand
-from lana_ray.distill.rounds import memory, plan_rounds
+from lana_ray.distill.rounds import Demand, demand, memory, plan_rounds
 from lana_ray.errors import UserError
 from lana_ray.ids import CandidateId
 from lana_ray.monitoring.progress import say
@@ -96,11 +95,9 @@ def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: fl
     groups = worker_groups(config.ray, len(times), PROCESS_BYTES + int(needed), nodes(gone=True))
     rounds = plan_rounds(
         times,
-        demands,
+        lambda some: memory(some, demands, settings.batch_size) <= limit,
         overhead=overhead,
         workers=sum(group.most for group in groups),
-        batch_size=settings.batch_size,
-        limit_bytes=limit,
         most=settings.group_size,
     )
     run_training(

@@ -21,8 +21,7 @@ from lana_ray.predictors.fits import Fit
 from lana_ray.predictors.latency import LatencyPredictor
 from lana_ray.selection.loop import Tables
 from lana_ray.spaces.cells import CellStudents
-from lana_ray.trials.cells import trial_training
-from lana_ray.trials.setup import Setup
+from lana_ray.trials.problem import Setup, trial_training
 from lana_ray.workspace import Workspace
 
 

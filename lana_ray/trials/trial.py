@@ -15,20 +15,9 @@ from lana_ray.config import Config
 from lana_ray.costs.work import network_work
 from lana_ray.measurement.latencies import LATENCY, SESSIONS, in_many_sessions, judged
 from lana_ray.measurement.readings import readings
-from lana_ray.spaces.cells import CellStudents
-from lana_ray.spaces.layerwise import LayerwiseSpace
-from lana_ray.trials.cells import CellProblem
-from lana_ray.trials.layers import LayerwiseProblem
 from lana_ray.trials.methods import METHODS
-from lana_ray.trials.problem import Problem
-from lana_ray.trials.setup import Setup
+from lana_ray.trials.problem import PROBLEMS, Problem, Setup
 from lana_ray.workspace import workspace_in_worker
-
-PROBLEMS: dict[str, type[Problem]] = {
-    LayerwiseSpace.name: LayerwiseProblem,
-    CellStudents.name: CellProblem,
-}
-"""By the name of the space of students."""
 
 
 def trial_claim(config: Config) -> Claim:

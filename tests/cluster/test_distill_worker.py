@@ -18,8 +18,7 @@ from lana_ray.cluster.distill_worker import GIB, distill_round, distill_worker, 
 from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.cluster.trainers import run_training
 from lana_ray.config import Config, load_config
-from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import parts
+from lana_ray.distill.rounds import Demand, parts
 from lana_ray.ids import CandidateId
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY

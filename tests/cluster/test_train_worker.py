@@ -12,7 +12,7 @@ from lana_ray.cluster.train_worker import _train
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
 from lana_ray.training.job import TrainJob
-from lana_ray.training.loop import Rank
+from lana_ray.training.micro import Rank
 
 from ..preflight.test_teacher import workspace_of
 

@@ -1,13 +1,18 @@
-"""Rounds of candidates for the workers."""
+"""Rounds of candidates for the workers, and the memory that they need, against what torch really takes."""
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from lana_ray.distill.demand import Demand
-from lana_ray.distill.rounds import memory, parts, plan_rounds
+from lana_ray.distill.rounds import Demand, demand, memory, parts, plan_rounds
 from lana_ray.ids import CandidateId
+from lana_ray.networks.layers import Layer
+from lana_ray.ops import build_op, fits, parse_op
+from lana_ray.testing.layers import RESIDUAL, WIDER
 
 
 def candidate(layer: int, choice: int) -> CandidateId:
@@ -51,11 +56,9 @@ def test_every_candidate_once_in_order_and_within_the_limits(
     demands = {c: demand for c, (_, demand) in known.items()}
     rounds = plan_rounds(
         costs,
-        demands,
+        lambda some: memory(some, demands, batch_size) <= limit,
         overhead=overhead,
         workers=workers,
-        batch_size=batch_size,
-        limit_bytes=limit,
         most=most,
     )
     assert [c for one in rounds for c in one] == list(costs)
@@ -77,13 +80,12 @@ def even(layers: int = 8, each: int = 8) -> dict[CandidateId, float]:
 def plan(
     costs: dict[CandidateId, float], workers: int, overhead: float, most: int = 1000
 ) -> list[list[CandidateId]]:
+    demands = dict.fromkeys(costs, _SAME)
     return plan_rounds(
         costs,
-        dict.fromkeys(costs, _SAME),
+        lambda some: memory(some, demands, 4) <= 1e9,
         overhead=overhead,
         workers=workers,
-        batch_size=4,
-        limit_bytes=1e9,
         most=most,
     )
 
@@ -131,3 +133,57 @@ def test_parts_keep_the_limit_as_far_as_two_images_do(
         assert kept + batch_size + max(sizes) * per_image <= limit or count == 1
     if memory([candidate(0, 1)], {candidate(0, 1): one}, batch_size) <= limit:
         assert count == 1
+
+
+LAYER = Layer(name="x", input_shape=(8, 6, 6), output_shape=(8, 6, 6), residual=False)
+SIZE = 8 * 6 * 6 * 4
+
+
+class _Known(nn.Module):
+    """Saves its input, which is the teacher's, and the first product for the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.a) * self.b
+
+
+def test_what_a_known_module_saves_is_counted_once() -> None:
+    found = demand(_Known(), LAYER)
+    assert found.kept == 4 * 4 * 2
+    assert found.per_image == SIZE + 3 * SIZE
+    assert found.observed == 2 * SIZE
+
+
+@pytest.mark.parametrize("layer", [RESIDUAL, WIDER])
+@pytest.mark.parametrize("op", ["mbconv_e6_k5", "conv_pair_w1_k3", "bottleneck_w0.25_k3", "bot_w0.5"])
+def test_what_is_saved_grows_with_the_images_as_foreseen(op: str, layer: Layer) -> None:
+    """The graph of a large batch holds as much as two images say."""
+    assert fits(parse_op(op), layer)
+    module = build_op(parse_op(op), layer, seed=0).train()
+    foreseen = demand(module, layer)
+    saved: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in module.state_dict(keep_vars=True).values()}
+    images = torch.randn(32, *layer.input_shape)
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and storage.data_ptr() != images.data_ptr():
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = module(images)  # keeps all that is saved alive
+    least = sum(saved.values())
+    largest = max(output.nbytes, *saved.values())
+    assert least <= 32 * foreseen.per_image <= 1.1 * (least + 3 * largest)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    demand(nn.Dropout(0.5), LAYER)
+    assert torch.equal(torch.rand(2), expected)

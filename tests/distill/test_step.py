@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lana_ray.distill.step import DIVERGED, RECENT, Distiller, Trainee, cosine
+from lana_ray.distill.step import DIVERGED, RECENT, Distiller, Recipe, Trainee, cosine
 from lana_ray.networks.layers import find_layers, observe
 from lana_ray.spaces import LayerwiseSpace
 
@@ -41,7 +41,7 @@ def trainee(space: LayerwiseSpace, layer: int, choice: int) -> Trainee:
 
 
 def train(space: LayerwiseSpace, trainees: list[Trainee], steps: int = STEPS, lr: float = 2e-3) -> None:
-    distiller = Distiller(space.network, trainees, lr=lr, steps=steps)
+    distiller = Distiller(space.network, trainees, Recipe(lr=lr, steps=steps))
     for images in batches(steps):
         distiller.step(images)
 
@@ -99,7 +99,7 @@ def test_the_teacher_stays_as_it_is(space: LayerwiseSpace) -> None:
 
 def test_gradients_of_one_candidate_reach_no_other(space: LayerwiseSpace) -> None:
     first, second = trainee(space, 0, 2), trainee(space, 0, 3)
-    distiller = Distiller(space.network, [first, second], lr=1e-2, steps=STEPS)
+    distiller = Distiller(space.network, [first, second], Recipe(lr=1e-2, steps=STEPS))
     second.stopped = DIVERGED  # takes no part
     before = state(second.module)
     for images in batches(STEPS):
@@ -149,7 +149,7 @@ def test_a_diverging_candidate_is_marked_and_the_others_go_on(space: LayerwiseSp
 def test_a_learning_rate_that_is_too_high_is_seen(space: LayerwiseSpace) -> None:
     """Weights that overflow show in the next step's error."""
     bad, good = trainee(space, 1, 2), trainee(space, 1, 1)
-    distiller = Distiller(space.network, [bad, good], lr=2e-3, steps=STEPS)
+    distiller = Distiller(space.network, [bad, good], Recipe(lr=2e-3, steps=STEPS))
     for number, images in enumerate(batches(STEPS)):
         if number == 4:
             with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_learning_rate_that_is_too_high_is_seen(space: LayerwiseSpace) -> None
 
 def test_an_error_that_grows_is_seen_before_it_overflows(space: LayerwiseSpace) -> None:
     bad, good = trainee(space, 1, 2), trainee(space, 1, 1)
-    distiller = Distiller(space.network, [bad, good], lr=2e-3, steps=3 * RECENT)
+    distiller = Distiller(space.network, [bad, good], Recipe(lr=2e-3, steps=3 * RECENT))
     for number, images in enumerate(batches(3 * RECENT)):
         if number == RECENT:
             norms = [part for part in bad.module.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -190,7 +190,7 @@ def test_a_batch_in_parts_gives_the_same_gradients_where_no_batch_norm_looks_at_
 def test_half_precision_keeps_weights_and_errors_whole(space: LayerwiseSpace) -> None:
     half, whole = trainee(space, 0, 2), trainee(space, 0, 2)
     for t, autocast in ((half, torch.bfloat16), (whole, None)):
-        distiller = Distiller(space.network, [t], lr=2e-3, steps=STEPS, autocast=autocast)
+        distiller = Distiller(space.network, [t], Recipe(lr=2e-3, steps=STEPS, autocast=autocast))
         for images in batches(STEPS):
             distiller.step(images)
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
@@ -206,7 +206,7 @@ def test_candidates_read_the_teachers_activation(space: LayerwiseSpace) -> None:
     with torch.no_grad():
         answer = trainee(space, 2, 2).module(inputs)
     expected = float((answer - output).square().sum() / output.square().sum())
-    Distiller(space.network, [t], lr=1e-3, steps=STEPS).step(images)
+    Distiller(space.network, [t], Recipe(lr=1e-3, steps=STEPS)).step(images)
     assert t.curve == [pytest.approx(expected, rel=1e-4)]
 
 

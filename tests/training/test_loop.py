@@ -17,7 +17,8 @@ from lana_ray.config import FinetuneConfig, TrainConfig
 from lana_ray.data import ImageData
 from lana_ray.run_dir.resumable import Checkpoint, pack, unpack
 from lana_ray.training import loop
-from lana_ray.training.loop import Rank, Trained, accuracy, steps_of, train_network
+from lana_ray.training.loop import Trained, Training, accuracy, steps_of, train_network
+from lana_ray.training.micro import Rank
 
 from ..data.samples import encoded, load, write_parquet
 from ..small_networks import net
@@ -80,14 +81,10 @@ def train(
     trained = train_network(
         network,
         data,
-        config,
-        teacher=teacher,
-        rank=rank,
-        seed=seed,
+        Training(config=config, seed=seed, teacher=teacher, **extras),
         checkpoint=(memory or Memory()).checkpoint(),
+        rank=rank,
         on_step=on_step,
-        device=CPU,
-        **extras,
     )
     return trained, network
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import FinetuneConfig
 from lana_ray.run_dir.resumable import Checkpoint
-from lana_ray.training.loop import train_network
+from lana_ray.training.loop import Training, train_network
 from lana_ray.training.micro import Rank, StepTotal, micro_batches
 
 from ..data.samples import encoded, load, write_parquet
@@ -102,13 +102,13 @@ def _worker(rank: int, size: int, images: str, folder: str) -> None:
     trained = train_network(
         Dropping(),
         load(parquet=images, seed=1, augment="flip"),
-        FinetuneConfig(epochs=2, batch_size=24, micro_batch_size=6),
-        teacher=net(3).eval(),
-        rank=Rank(index=rank, size=size),
-        seed=0,
+        Training(
+            config=FinetuneConfig(epochs=2, batch_size=24, micro_batch_size=6),
+            seed=0,
+            teacher=net(3).eval(),
+        ),
         checkpoint=Checkpoint(load=lambda: None, save=lambda state: None),
-        on_step=lambda: None,
-        device=torch.device("cpu"),
+        rank=Rank(index=rank, size=size),
     )
     kept = {"state": trained.state, "curve": torch.tensor([[*point.values()] for point in trained.curve])}
     torch.save(kept, f"{folder}/{size}-{rank}.pt")

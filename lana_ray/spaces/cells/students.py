@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture
-from lana_ray.networks.layers import Layer
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.spaces.cells.network import CellNetwork
 from lana_ray.spaces.cells.space import CellSpace
@@ -34,6 +30,7 @@ class CellStudents(StudentSpace):
 
     def __init__(self, cells: CellSpace, teacher: LayerwiseSpace, *, seed: int = 0) -> None:
         self.cells, self._teacher, self._seed = cells, teacher, seed
+        self.network, self.layers = teacher.network, teacher.layers
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -52,22 +49,8 @@ class CellStudents(StudentSpace):
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
         return self.cells.decode(encoding)
 
-    def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        return self.cells.discretise(scores)
-
-    @property
-    def network(self) -> nn.Module:
-        """The teacher's network."""
-        return self._teacher.network
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The teacher's layers."""
-        return self._teacher.layers
-
     @property
     def fingerprint(self) -> str:
-        """Identity of the teacher's structure."""
         return self._teacher.fingerprint
 
     def label(self, architecture: Architecture) -> str:
@@ -75,11 +58,6 @@ class CellStudents(StudentSpace):
         return self.cells.format(architecture)
 
     def parse(self, label: str) -> Architecture:
-        """Returns the architecture that a label describes.
-
-        Raises:
-            ValueError: if it is not a label of this space.
-        """
         try:
             return self.cells.parse(label)
         except UserError as error:
@@ -87,9 +65,8 @@ class CellStudents(StudentSpace):
 
     def network_structure(self, architecture: Architecture) -> str:
         """Returns the identity of a network's structure, without its weights; dead edges do not count."""
-        cells = self.cells
-        live = cells.live(architecture)
-        return fingerprint("cells", repr(cells.wiring), repr(cells.skeleton), live)
+        live = self.cells.live(architecture)
+        return fingerprint("cells", repr(self.cells.wiring), repr(self.cells.skeleton), live)
 
     def build(
         self, architecture: Architecture, *, drop_path: float = 0.0, auxiliary: bool = False
