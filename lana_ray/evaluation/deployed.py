@@ -18,8 +18,7 @@ from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session, load, program
 from lana_ray.deploy.runtimes.tensors import in_batches
 from lana_ray.errors import UserError
-from lana_ray.evaluation import networks as evaluated
-from lana_ray.evaluation.networks import weights_digest
+from lana_ray.evaluation.networks import accuracies, weights_digest
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import progress
 from lana_ray.registry.verification import runs_here
@@ -52,22 +51,29 @@ class StudentAccuracy:
 def student_accuracies(
     workspace: Workspace, sampled: Mapping[str, Sampled], students: Mapping[Pair, bool]
 ) -> dict[Pair, StudentAccuracy]:
-    """Accuracies of students on their targets, see ``accuracies``.
+    """Accuracies of students on their targets; raises UserError if a program cannot be run.
+
+    If a target computes in less than float32, or this machine lacks its runtime or device, its program
+    answers all images on one of its nodes. Otherwise the network itself is evaluated: it agrees with the
+    program to float32's accuracy, which registration checks.
 
     Args:
         students: whether each runs on its target; if not, its network is evaluated.
     """
     teacher = workspace.teacher_job
-    ran = [pair for pair, runs in students.items() if runs]
     teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in students)]
-    networks = list(dict.fromkeys(job for _, job in students))
 
     def on(split: str, pairs: Sequence[Pair]) -> dict[Pair, float]:
-        plain = evaluated.accuracies(workspace, networks, split)
-        there = accuracies(workspace, sampled, pairs, split)
-        return {(name, job): plain[job] for name, job in students} | there
+        networks = accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
+        deployed = [
+            (name, job)
+            for name, job in pairs
+            if students.get((name, job), True) and _differs(sampled[name].target)
+        ]
+        programs = _of_programs(workspace, sampled, deployed, split)
+        return {pair: programs.get(pair, networks[pair[1]]) for pair in pairs}
 
-    test, validation = on("test", [*teachers, *ran]), on("validation", ran)
+    test, validation = on("test", [*students, *teachers]), on("validation", list(students))
     return {
         (name, job): StudentAccuracy(
             accuracy=test[name, job],
@@ -79,22 +85,7 @@ def student_accuracies(
     }
 
 
-def accuracies(
-    workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
-) -> dict[Pair, float]:
-    """Accuracy of trained networks on their targets; raises UserError if a program cannot be run.
-
-    If a target computes in less than float32, or this machine lacks its runtime or device, its program
-    answers all images on one of its nodes. Otherwise the network itself is evaluated: it agrees with the
-    program to float32's accuracy, which registration checks.
-    """
-    networks = evaluated.accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
-    there = [(name, job) for name, job in pairs if _answers_alone(sampled[name].target)]
-    programs = _of_programs(workspace, sampled, there, split)
-    return {pair: programs.get(pair, networks[pair[1]]) for pair in pairs}
-
-
-def _answers_alone(target: Target) -> bool:
+def _differs(target: Target) -> bool:
     return target.precision != "fp32" or not runs_here(target)
 
 
@@ -103,20 +94,19 @@ def _of_programs(
 ) -> dict[Pair, float]:
     """Accuracy of programs; each is measured once and kept under the digest of its weights."""
     storage, data = workspace.storage, workspace.data
-    files = {
-        (name, job): layout.evaluation(
-            fingerprint(
-                "deployed", split, weights_digest(workspace, job), sampled[name].target_key, data.fingerprint
-            )
-        )
-        for name, job in pairs
-    }
+
+    def file_of(name: str, job: TrainJob) -> str:
+        identity = (weights_digest(workspace, job), sampled[name].target_key, data.fingerprint)
+        return layout.evaluation(fingerprint("deployed", split, *identity))
+
+    files = {pair: file_of(*pair) for pair in pairs}
     kept = {pair: storage.kept(file, lambda value: float(value["value"])) for pair, file in files.items()}
     pending = [pair for pair, value in kept.items() if value is None]
-    right = dict.fromkeys(pending, 0)
-    count = 0
+    right, count = dict.fromkeys(pending, 0), 0
+    size = math.ceil(_CHUNK_BYTES / (4 * 3 * workspace.config.data.image_size**2))
     with progress(f"{split} on targets", data.sizes[split]) as show:
-        for images, labels in _chunks(workspace, split) if pending else ():
+        chunks = data.batches(split, batch_size=size, channels_last=False) if pending else ()
+        for images, labels in chunks:
             for pair, correct in _right(workspace, sampled, pending, images, labels):
                 right[pair] += correct
             count += len(labels)
@@ -126,12 +116,6 @@ def _of_programs(
         storage.write_json(files[name, job], {"value": value, "what": f"{name}: {job.file} as deployed"})
         kept[name, job] = value
     return {pair: value for pair, value in kept.items() if value is not None}
-
-
-def _chunks(workspace: Workspace, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-    bytes_each = 4 * 3 * workspace.config.data.image_size**2
-    size = math.ceil(_CHUNK_BYTES / bytes_each)
-    return iter(workspace.data.batches(split, batch_size=size, channels_last=False))
 
 
 def _right(

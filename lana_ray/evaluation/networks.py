@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,6 @@ from lana_ray.run_dir.code_version import method_version
 from lana_ray.run_dir.digest import DIGEST_KEY
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.scoring.score import batch_statistics_loss
-from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.training.job import TrainJob
 from lana_ray.training.loop import accuracy
 from lana_ray.workspace import Workspace
@@ -29,10 +28,8 @@ def losses(workspace: Workspace, architectures: Sequence[Architecture]) -> dict[
     Selection keeps the student with the lowest loss (LANA, arXiv 2107.10624, section 3.3).
     """
     how = (workspace.config.score.batch_size, method_version("scoring.score"))
-    keys = {
-        a: fingerprint("loss", workspace.student_key(a), workspace.data.fingerprint, *how)
-        for a in architectures
-    }
+    data = workspace.data.fingerprint
+    keys = {a: fingerprint("loss", workspace.student_key(a), data, *how) for a in architectures}
     return _kept(workspace, _loss, keys, "evaluate")
 
 
@@ -47,21 +44,18 @@ def accuracies_before(
 
 def validated(workspace: Workspace, architecture: Architecture) -> tuple[float, float]:
     """A distilled student's loss (score split) and accuracy (validation split) with batch statistics."""
-    settings, where = workspace.config.score, device(workspace)
-    network = workspace.student(architecture).to(where).eval()
-    scoring = workspace.data.batches("score", batch_size=settings.batch_size)
-    loss = batch_statistics_loss(network, ((x.to(where), y.to(where)) for x, y in scoring))
+    network = workspace.student(architecture).eval()
+    loss = _scoring_loss(workspace, network)
     with batch_statistics(network):
-        return loss, accuracy(network, workspace.data.batches("validation", batch_size=_BATCH_SIZE), where)
+        return loss, _accuracy(workspace, network, "validation")
 
 
 def accuracies(workspace: Workspace, jobs: Sequence[TrainJob], split: str = "test") -> dict[TrainJob, float]:
     """Accuracy of trained networks on a split, kept under the digest of their weights."""
     how = (workspace.data.fingerprint, method_version("training.loop"))
-    keys = {
-        job: fingerprint("accuracy", split, weights_digest(workspace, job), job.key, *how) for job in jobs
-    }
-    return _kept(workspace, _accuracy, keys, split, split)
+    digests = {job: weights_digest(workspace, job) for job in jobs}
+    keys = {job: fingerprint("accuracy", split, digest, job.key, *how) for job, digest in digests.items()}
+    return _kept(workspace, _accuracy_after, keys, split, split)
 
 
 def weights_digest(workspace: Workspace, job: TrainJob) -> str:
@@ -72,47 +66,55 @@ def weights_digest(workspace: Workspace, job: TrainJob) -> str:
 
 
 def _kept(
-    workspace: Workspace, function: Any, keys: dict[Any, str], title: str, *more: Any
+    workspace: Workspace, evaluate: Callable[..., float], keys: Mapping[Any, str], title: str, *more: Any
 ) -> dict[Any, float]:
-    """Results by subject; those that the run directory lacks are computed.
+    """Results by subject, an architecture or a job; those that the run directory lacks are computed.
 
     Args:
-        function: task ``(workspace, subject, file, *more)`` that writes the file.
+        evaluate: callback ``(workspace, subject, *more)``, which runs in a task.
     """
     files = {subject: layout.evaluation(key) for subject, key in keys.items()}
     stored = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
     pending = [subject for subject, value in stored.items() if value is None]
-    calls = [(subject, files[subject], *more) for subject in pending]
+    calls = [(evaluate, files[subject], subject, *more) for subject in pending]
     memory = task_bytes(workspace, _BATCH_SIZE) if pending else 0
-    run_tasks(function, calls, workspace.config, title=title, memory=memory)
-    return {
-        subject: _value(workspace.storage.read_json(files[subject])) if value is None else value
-        for subject, value in stored.items()
-    }
+    values = run_tasks(_evaluate, calls, workspace.config, title=title, memory=memory)
+    computed = dict(zip(pending, values, strict=True))
+    return {subject: computed[subject] if value is None else value for subject, value in stored.items()}
 
 
 def _value(kept: Any) -> float:
     return float(kept["value"])
 
 
-def _loss(workspace: Workspace, architecture: Architecture, file: str) -> None:
-    settings, where = workspace.config.score, device(workspace)
-    batches = workspace.data.batches("score", batch_size=settings.batch_size)
-    network = workspace.student(architecture).to(where)
-    value = batch_statistics_loss(network, ((x.to(where), y.to(where)) for x, y in batches))
-    _keep(workspace, file, value, architecture)
+def _evaluate(
+    workspace: Workspace, evaluate: Callable[..., float], file: str, subject: Any, *more: Any
+) -> float:
+    value = evaluate(workspace, subject, *more)
+    workspace.storage.write_json(file, {"value": value, "what": _name(workspace, subject)})
+    return value
 
 
-def _accuracy_before(workspace: Workspace, architecture: Architecture, file: str) -> None:
+def _name(workspace: Workspace, subject: Architecture | TrainJob) -> str:
+    if not isinstance(subject, TrainJob):
+        return workspace.space.label(subject)
+    if subject.architecture is None:
+        return "teacher"
+    return workspace.students(subject.space).label(subject.architecture)
+
+
+def _loss(workspace: Workspace, architecture: Architecture) -> float:
+    return _scoring_loss(workspace, workspace.student(architecture))
+
+
+def _accuracy_before(workspace: Workspace, architecture: Architecture) -> float:
     network = workspace.student(architecture).eval()
     with batch_statistics(network):
-        value = _split_accuracy(workspace, network, "test")
-    _keep(workspace, file, value, architecture)
+        return _accuracy(workspace, network, "test")
 
 
-def _accuracy(workspace: Workspace, job: TrainJob, file: str, split: str) -> None:
-    value = _split_accuracy(workspace, trained_network(workspace, job), split)
-    _keep(workspace, file, value, job.architecture, job.space)
+def _accuracy_after(workspace: Workspace, job: TrainJob, split: str) -> float:
+    return _accuracy(workspace, trained_network(workspace, job), split)
 
 
 def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
@@ -124,17 +126,12 @@ def trained_network(workspace: Workspace, job: TrainJob) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _split_accuracy(workspace: Workspace, network: nn.Module, split: str) -> float:
+def _scoring_loss(workspace: Workspace, network: nn.Module) -> float:
+    where = device(workspace)
+    batches = workspace.data.batches("score", batch_size=workspace.config.score.batch_size)
+    return batch_statistics_loss(network.to(where), ((x.to(where), y.to(where)) for x, y in batches))
+
+
+def _accuracy(workspace: Workspace, network: nn.Module, split: str) -> float:
     where = device(workspace)
     return accuracy(network.to(where), workspace.data.batches(split, batch_size=_BATCH_SIZE), where)
-
-
-def _keep(
-    workspace: Workspace,
-    file: str,
-    value: float,
-    architecture: Architecture | None,
-    space: str = LayerwiseSpace.name,
-) -> None:
-    what = "teacher" if architecture is None else workspace.students(space).label(architecture)
-    workspace.storage.write_json(file, {"value": value, "what": what})

@@ -205,8 +205,7 @@ class LatencyPredictor:
             raise ValueError(f"encodings have shape {x.shape}, expected [n, {len(module.mean)}]")
         with torch.inference_mode():
             parts = [module.members(part) for part in torch.split(torch.from_numpy(x), 4096)]
-        logarithms: Floats = torch.cat(parts, 1).double().numpy()
-        return logarithms
+        return torch.cat(parts, 1).double().numpy()
 
     def _fitted(self) -> LatencyModule:
         if self._module is None:

@@ -63,7 +63,7 @@ def run(workspace: Workspace, teacher: Teacher, prepared: Sequence[Prepared]) ->
 
 def _sweep(workspace: Workspace, ready: Prepared, method: SearchMethod) -> list[TrialRow]:
     """The trials of one method on one target."""
-    config, setup = workspace.config, ready.with_method(method.name)
+    config, setup = workspace.config, ready.setup
     sampled, target = setup.sampled, setup.sampled.target.name
     no_matter: dict[str, Any] = dict.fromkeys(_OF_THE_SWEEP, True) | {"cells": _OF_FULL_TRAINING}
     key = fingerprint(
@@ -90,7 +90,7 @@ def _sweep(workspace: Workspace, ready: Prepared, method: SearchMethod) -> list[
     )
     of_teacher = teacher_cost(workspace, config.search.cost, sampled)
     with progress(f"search {target} {method.name}", planned.size) as show:
-        trials = run_sweep(planned, TRIAL, [setup], workspace.storage, show)
+        trials = run_sweep(planned, TRIAL, [setup, method.name], workspace.storage, show)
     return [_row(planned.name, ready, method, of_teacher, trial) for trial in trials]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class Prepared:
     identity: Any
     """Everything that trials depend on besides teacher, target and settings."""
 
-    def with_method(self, method: str) -> Setup:
-        """The setup of one search method's trials."""
-        return replace(self.setup, method=method)
-
 
 def prepare_layers(
     workspace: Workspace,
@@ -63,7 +59,6 @@ def prepare_layers(
         setup = Setup(
             config=workspace.config,
             sampled=target,
-            method="",
             of=costs.id,
             model=table,
             reference=costs.teacher,
@@ -99,7 +94,6 @@ def prepare_cells(workspace: Workspace) -> list[Prepared]:
         setup = Setup(
             config=workspace.config,
             sampled=target,
-            method="",
             of=fit.id,
             model=_fitted(workspace, fit),
             reference=float(np.mean(values)),

@@ -43,8 +43,6 @@ class Setup:
 
     config: Config
     sampled: Sampled
-    method: str
-    """Name of the search method, see ``trials.methods``."""
     of: CostId
     """The cost that is searched for."""
     model: CostTable | LatencyPredictor

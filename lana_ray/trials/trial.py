@@ -36,12 +36,12 @@ def _problem(settings: dict[str, float], setup: Setup) -> Problem:
     return PROBLEMS[setup.sampled.space](workspace, setup, settings)
 
 
-def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]:
+def _find(settings: dict[str, float], setup: Setup, method: str, file: str) -> dict[str, Any]:
     """Finds an architecture and how exact it is."""
     torch.set_num_threads(threads(trial_claim(setup.config).cpus))
     problem = _problem(settings, setup)
     begin = time.monotonic()
-    found = METHODS[setup.method].find(problem, file)
+    found = METHODS[method].find(problem, file)
     search_s = time.monotonic() - begin
     loss, accuracy = problem.worth(found.architecture, file)
     predicted = setup.predict(problem.space, found.architecture)
@@ -57,7 +57,7 @@ def _find(settings: dict[str, float], setup: Setup, file: str) -> dict[str, Any]
     }
 
 
-def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup) -> dict[str, Any]:
+def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup, _: str) -> dict[str, Any]:
     """Measures an architecture on its target; a cost that cannot be read is NaN."""
     problem = _problem(settings, setup)
     workspace, space, sampled = problem.workspace, problem.space, setup.sampled

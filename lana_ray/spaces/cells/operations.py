@@ -74,5 +74,4 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        result: Tensor = self.norm(torch.cat([self.first(x), self.second(x)[:, :, 1:, 1:]], 1))
-        return result
+        return self.norm(torch.cat([self.first(x), self.second(x)[:, :, 1:, 1:]], 1))

@@ -96,8 +96,7 @@ class ResidualReduction(nn.Module):
         self.shortcut = nn.Sequential(pool, nn.Conv2d(inside, outside, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.shortcut(x) + self.body(x)
-        return result
+        return self.shortcut(x) + self.body(x)
 
 
 def preprocessing(wiring: Wiring, place: Place, *, affine: bool = True) -> nn.ModuleList:

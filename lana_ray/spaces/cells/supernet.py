@@ -46,8 +46,7 @@ class MixedOperation(nn.Module):
         if self._partial == 1:
             return mixed
         rest = weights[NONE + 1 :].sum() * self.bypass(x[:, self._channels :])
-        shuffled: Tensor = self.shuffle(torch.cat([mixed, rest], 1))
-        return shuffled
+        return self.shuffle(torch.cat([mixed, rest], 1))
 
 
 def _normalised(name: str, channels: int, stride: int) -> nn.Module:
@@ -84,8 +83,7 @@ class MixedCell(nn.Module):
         of_edge = dict(zip(self._wiring.edges, zip(weights, used, strict=True), strict=True))
 
         def operate(edge: Edge, x: Tensor) -> Tensor | None:
-            made: Tensor | None = self.edges[edge_name(edge)](x, *of_edge[edge])
-            return made
+            return self.edges[edge_name(edge)](x, *of_edge[edge])
 
         return self._wiring.run(inputs, self._stride, operate)
 
@@ -165,5 +163,4 @@ class CellSupernet(nn.Module):
         for place, cell in zip(self.space.skeleton.places, self.cells, strict=True):
             output = cell(*states) if place.kind is None else cell(states, *by_kind[place.kind])
             states = (*states[1:], output)
-        logits: Tensor = self.head(states[-1])
-        return logits
+        return self.head(states[-1])
