@@ -13,6 +13,7 @@ BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "
 """Kernel, expansion and groups of the pointwise convolutions."""
 STAGES = ((16, 1, 1), (24, 4, 2), (32, 4, 2), (64, 4, 2), (112, 4, 1), (184, 4, 2), (352, 1, 1))
 """Channels, number of layers and stride of the first layer of each stage."""
+_LAYERS = sum(count for _, count, _ in STAGES)
 _STEM, _HEAD = 16, 1984
 
 
@@ -27,27 +28,20 @@ class FBNetSpace(Space):
         self._classes = classes
 
     @property
-    def layers(self) -> int:
-        """Number of layers with a choice, 22."""
-        return sum(count for _, count, _ in STAGES)
-
-    @property
     def sizes(self) -> tuple[int, ...]:
-        return (len(BLOCKS),) * self.layers
+        return (len(BLOCKS),) * _LAYERS
 
     def random(self, rng: np.random.Generator) -> Architecture:
-        """Draws every layer's block uniformly."""
-        return tuple(int(choice) for choice in rng.integers(len(BLOCKS), size=self.layers))
+        return tuple(rng.integers(len(BLOCKS), size=_LAYERS).tolist())
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
         """Returns the one-hot blocks of all layers: [198]; ValueError if it is not an architecture."""
-        if len(architecture) != self.layers or not all(0 <= c < len(BLOCKS) for c in architecture):
-            raise ValueError(f"{architecture} is not {self.layers} choices of {len(BLOCKS)} blocks")
+        if len(architecture) != _LAYERS or not all(0 <= c < len(BLOCKS) for c in architecture):
+            raise ValueError(f"{architecture} is not {_LAYERS} choices of {len(BLOCKS)} blocks")
         return np.eye(len(BLOCKS), dtype=np.float32)[list(architecture)].ravel()
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        """Returns the architecture of an encoding, or the nearest to a relaxed one."""
-        return tuple(int(c) for c in encoding.reshape(self.layers, len(BLOCKS)).argmax(1))
+        return tuple(encoding.reshape(_LAYERS, len(BLOCKS)).argmax(1).tolist())
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Returns the untrained network: [N, 3, H, W] to [N, classes]."""
@@ -67,9 +61,8 @@ def _block(name: str, channels: int, width: int, stride: int) -> nn.Module:
         same = channels == width and stride == 1
         return nn.Identity() if same else _convolution(channels, width, 1, stride=stride)
     kernel, expansion, *grouped = name.split("_")
-    return _InvertedResidual(
-        channels, width, int(kernel[1:]), int(expansion[1:]), stride, 2 if grouped else 1
-    )
+    groups = 2 if grouped else 1
+    return _InvertedResidual(channels, width, int(kernel[1:]), int(expansion[1:]), stride, groups)
 
 
 class _InvertedResidual(nn.Module):

@@ -16,14 +16,14 @@ ARCHITECTURES = st.tuples(*[st.integers(0, len(BLOCKS) - 1)] * 22)
 
 
 def test_it_has_the_papers_size() -> None:
-    assert (SPACE.layers, SPACE.size, SPACE.dimension) == (22, 9**22, 198)
+    assert (len(SPACE.sizes), SPACE.size, SPACE.dimension) == (22, 9**22, 198)
 
 
 @given(ARCHITECTURES)
 def test_encoding_and_decoding_are_inverse(architecture: tuple[int, ...]) -> None:
     encoding = SPACE.encode(architecture)
     assert encoding.shape == (SPACE.dimension,)
-    assert encoding.sum() == SPACE.layers
+    assert encoding.sum() == len(SPACE.sizes)
     assert SPACE.decode(encoding) == architecture
     assert SPACE.decode(0.9 * encoding + 0.1 / 9) == architecture  # a relaxed one goes to the nearest
 
@@ -42,7 +42,7 @@ def test_random_architectures_are_reproducible_and_of_the_space() -> None:
 
 @pytest.mark.parametrize("block", range(len(BLOCKS)))
 def test_every_block_builds_a_network(block: int) -> None:
-    network = SPACE.build((block,) * SPACE.layers).eval()
+    network = SPACE.build((block,) * len(SPACE.sizes)).eval()
     with torch.no_grad():
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
@@ -56,5 +56,5 @@ def test_parameters_are_those_of_the_definition() -> None:
         expected += channels * middle + 9 * middle + middle * width + 2 * (2 * middle + width)
         channels = width
     expected += 352 * 1984 + 2 * 1984 + 1985 * 7
-    network = SPACE.build((BLOCKS.index("k3_e6"),) * SPACE.layers)
+    network = SPACE.build((BLOCKS.index("k3_e6"),) * len(SPACE.sizes))
     assert sum(parameter.numel() for parameter in network.parameters()) == expected

@@ -22,17 +22,12 @@ class DiscreteCell(nn.Module):
         super().__init__()
         self._wiring, self._stride = wiring, place.stride
         self.preprocessing = preprocessing(wiring, place)
-        self.operations = nn.ModuleDict(
-            {
-                edge_name(edge): operation(
-                    wiring.operations[choice],
-                    place.channels,
-                    place.stride if edge[0] < wiring.inputs else 1,
-                )
-                for edge, choice in zip(wiring.edges, cell, strict=True)
-                if choice != NONE
-            }
-        )
+        self.operations = nn.ModuleDict()
+        for edge, choice in zip(wiring.edges, cell, strict=True):
+            if choice != NONE:
+                stride = place.stride if edge[0] < wiring.inputs else 1
+                made = operation(wiring.operations[choice], place.channels, stride)
+                self.operations[edge_name(edge)] = made
         # Imported here since it takes seconds and only cells need it.
         from timm.layers import DropPath
 
@@ -46,9 +41,8 @@ class DiscreteCell(nn.Module):
         if edge_name(edge) not in self.operations:
             return None
         chosen = self.operations[edge_name(edge)]
-        result: Tensor = chosen(x)
         # Identities are never dropped, so that every node gets some input.
-        return result if isinstance(chosen, nn.Identity) else self.drop_path(result)
+        return chosen(x) if isinstance(chosen, nn.Identity) else self.drop_path(chosen(x))
 
 
 class CellNetwork(nn.Module):
@@ -86,7 +80,7 @@ class CellNetwork(nn.Module):
         self.ramp_drop_path(1.0)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        middle = _last(self.cells[: self._branch], self._start(images))
+        middle = _last(self.cells[: self._branch], self.stem(images)[-self._inputs :])
         logits: Tensor = self.head(_last(self.cells[self._branch :], middle)[-1])
         if self.auxiliary is None or not self.training:
             return logits
@@ -108,10 +102,6 @@ class CellNetwork(nn.Module):
         deployed = copy.deepcopy(self)
         deployed.auxiliary = None
         return deployed
-
-    def _start(self, images: Tensor) -> tuple[Tensor, ...]:
-        states: tuple[Tensor, ...] = self.stem(images)
-        return states[-self._inputs :]
 
 
 def _last(cells: Iterable[nn.Module], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

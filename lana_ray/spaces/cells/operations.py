@@ -16,28 +16,22 @@ def operation(name: str, channels: int, stride: int = 1, *, affine: bool = True)
         stride: 1 or 2.
         affine: whether batch-norms scale and shift.
     """
-    kind, _, kernel = name.rpartition("_")
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+    kind, kernel = name[:-4], int(name[-1])
     match kind:
-        case "skip":
-            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
         case "max_pool":
-            return nn.MaxPool2d(_size(kernel), stride, _size(kernel) // 2)
+            return nn.MaxPool2d(kernel, stride, kernel // 2)
         case "avg_pool":
-            return nn.AvgPool2d(_size(kernel), stride, _size(kernel) // 2, count_include_pad=False)
+            return nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False)
         case "nor_conv":
-            return relu_conv_bn(channels, channels, _size(kernel), stride=stride, affine=affine)
+            return relu_conv_bn(channels, channels, kernel, stride=stride, affine=affine)
         case "sep_conv":
-            return nn.Sequential(
-                *_separable(channels, _size(kernel), stride, affine=affine),
-                *_separable(channels, _size(kernel), 1, affine=affine),
-            )
+            first = _separable(channels, kernel, stride, affine=affine)
+            return nn.Sequential(*first, *_separable(channels, kernel, 1, affine=affine))
         case "dil_conv":
-            return _separable(channels, _size(kernel), stride, dilation=2, affine=affine)
+            return _separable(channels, kernel, stride, dilation=2, affine=affine)
     raise ValueError(f"unknown operation {name!r}")
-
-
-def _size(kernel: str) -> int:
-    return int(kernel.partition("x")[0])
 
 
 def relu_conv_bn(

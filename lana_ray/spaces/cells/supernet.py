@@ -64,17 +64,11 @@ class MixedCell(nn.Module):
         super().__init__()
         self._wiring, self._stride = wiring, place.stride
         self.preprocessing = preprocessing(wiring, place, affine=False)
-        self.edges = nn.ModuleDict(
-            {
-                edge_name(edge): MixedOperation(
-                    wiring.operations,
-                    place.channels,
-                    place.stride if edge[0] < wiring.inputs else 1,
-                    partial,
-                )
-                for edge in wiring.edges
-            }
-        )
+        self.edges = nn.ModuleDict()
+        for edge in wiring.edges:
+            stride = place.stride if edge[0] < wiring.inputs else 1
+            mixed = MixedOperation(wiring.operations, place.channels, stride, partial)
+            self.edges[edge_name(edge)] = mixed
 
     def forward(
         self, states: Sequence[Tensor], weights: Sequence[Tensor], used: Sequence[Sequence[bool]]
