@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import Layer, batch_statistics, observe
-from lana_ray.scoring.suffixes import Suffixes
+from lana_ray.scoring.suffixes import Suffix
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images [N, 3, H, W], labels [N])."""
@@ -86,41 +86,39 @@ def _score_few(
     """Scores candidates together, with one teacher pass for each batch."""
     differences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
     divergences: dict[int, list[Tensor]] = {choice: [] for choice in candidates}
-    suffixes: Suffixes | None = None
+    suffix: Suffix | None = None
     for images, labels in batches:
-        if suffixes is None:
-            suffixes = Suffixes(teacher, layers, images[:8], only=position)
-        rest = suffixes.network(position)
+        suffix = suffix or Suffix(teacher, layers, position, images[:8])
         answers = F.log_softmax(teacher(images), dim=1)
-        with batch_statistics(teacher), batch_statistics(rest):
+        with batch_statistics(teacher), batch_statistics(suffix.network):
             inputs, own = observe(teacher, [layers[position].name], images)[layers[position].name]
-            unchanged = suffixes(position, own)
+            unchanged = suffix(own)
             loss, divergence = _losses(unchanged, labels), _divergences(unchanged, answers)
             for choice, module in candidates.items():
                 with batch_statistics(module.eval()):
-                    output = suffixes(position, module(inputs))
+                    output = suffix(module(inputs))
                 differences[choice].append(_losses(output, labels) - loss)
                 divergences[choice].append(_divergences(output, answers) - divergence)
-    return {
-        choice: Score(
-            loss=_mean(differences[choice]),
-            loss_se=_standard_error(differences[choice]),
-            kl=_mean(divergences[choice]),
-            kl_se=_standard_error(divergences[choice]),
-        )
-        for choice in candidates
-    }
+    return {choice: _score(differences[choice], divergences[choice]) for choice in candidates}
+
+
+def _score(differences: list[Tensor], divergences: list[Tensor]) -> Score:
+    loss, kl = torch.cat(differences), torch.cat(divergences)
+    root = len(loss) ** 0.5
+    return Score(
+        loss=float(loss.mean()),
+        loss_se=float(loss.std() / root),
+        kl=float(kl.mean()),
+        kl_se=float(kl.std() / root),
+    )
 
 
 @torch.no_grad()
 def batch_statistics_loss(network: nn.Module, batches: Batches) -> float:
     """Returns the mean cross-entropy of a student that is not fine-tuned, with each batch's statistics."""
-    losses = []
-    network.eval()
-    with batch_statistics(network):
-        for images, labels in batches:
-            losses.append(_losses(network(images), labels))
-    return _mean(losses)
+    with batch_statistics(network.eval()):
+        losses = [_losses(network(images), labels) for images, labels in batches]
+    return float(torch.cat(losses).mean())
 
 
 def _losses(output: Tensor, labels: Tensor) -> Tensor:
@@ -131,12 +129,3 @@ def _losses(output: Tensor, labels: Tensor) -> Tensor:
 def _divergences(output: Tensor, answers: Tensor) -> Tensor:
     """Returns KL(answers ‖ output) of each image; ``answers`` are log-probabilities."""
     return F.kl_div(F.log_softmax(output, dim=1), answers, reduction="none", log_target=True).sum(1)
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.cat(values).mean())
-
-
-def _standard_error(values: list[Tensor]) -> float:
-    joined = torch.cat(values)
-    return float(joined.std() / len(joined) ** 0.5)

@@ -60,12 +60,10 @@ class LayerwiseSpace(StudentSpace):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of candidates of every layer."""
         return tuple(len(ops) for ops in self.ops)
 
     @property
     def operations(self) -> Sequence[Sequence[str]]:
-        """Names of every layer's candidates."""
         return [[op.name for op in ops] for ops in self.ops]
 
     @cached_property
@@ -94,7 +92,7 @@ class LayerwiseSpace(StudentSpace):
     @property
     def everything(self) -> Choices:
         """All candidates."""
-        return tuple(tuple(range(len(ops))) for ops in self.ops)
+        return tuple(tuple(range(size)) for size in self.sizes)
 
     def random(self, rng: np.random.Generator, among: Choices | None = None) -> Architecture:
         """An architecture whose candidates are drawn uniformly, by default from all."""
@@ -108,11 +106,11 @@ class LayerwiseSpace(StudentSpace):
         A regression on this design estimates every candidate's cost from ``count / candidates`` networks at
         once, whereas changing one layer at a time would estimate each from a single difference.
         """
-        columns = []
-        for choices in among or self.everything:
-            column = np.resize(rng.permutation(choices), count)
-            columns.append(rng.permutation(column))
-        return [tuple(int(choice) for choice in row) for row in np.stack(columns, axis=1)]
+        columns = [
+            rng.permutation(np.resize(rng.permutation(choices), count))
+            for choices in among or self.everything
+        ]
+        return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
         code = np.zeros(self.dimension, dtype=np.float32)
@@ -128,14 +126,9 @@ class LayerwiseSpace(StudentSpace):
 
     def candidate(self, position: int, choice: int) -> nn.Module:
         """A new module for one layer, freshly initialised or made from the teacher's own layer."""
-        layer = self.layers[position]
-        return build_op(
-            self.ops[position][choice],
-            layer,
-            seed=self.seed,
-            act=self._activation,
-            teacher=self.network.get_submodule(layer.name),
-        )
+        layer, op = self.layers[position], self.ops[position][choice]
+        own = self.network.get_submodule(layer.name)
+        return build_op(op, layer, seed=self.seed, act=self._activation, teacher=own)
 
     def is_trained(self, position: int, choice: int) -> bool:
         """Whether a candidate has weights that distillation trains."""
@@ -153,17 +146,12 @@ class LayerwiseSpace(StudentSpace):
         Args:
             trained: candidates by (layer, choice), which are copied; others are freshly initialised.
         """
-        trained = trained or {}
-        return replace(
-            self.network,
-            {
-                layer.name: copy.deepcopy(trained[i, choice])
-                if (i, choice) in trained
-                else self.candidate(i, choice)
-                for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True))
-                if choice != 0
-            },
-        )
+        trained, modules = trained or {}, dict[str, nn.Module]()
+        for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True)):
+            if choice != 0:
+                own = trained.get((i, choice))
+                modules[layer.name] = self.candidate(i, choice) if own is None else copy.deepcopy(own)
+        return replace(self.network, modules)
 
     @cached_property
     def ids(self) -> tuple[tuple[CandidateId, ...], ...]:
@@ -214,10 +202,9 @@ _ACTIVATIONS: tuple[type[nn.Module], ...] = (
 def activation(network: nn.Module) -> type[nn.Module]:
     """The activation that a network uses most; ReLU if it uses none of ``_ACTIVATIONS``."""
     # Compares names, because timm's ConvNeXt has its own GELU.
-    names = [type(module).__name__.lower() for module in network.modules()]
-    counts = {kind: names.count(kind.__name__.lower()) for kind in _ACTIVATIONS}
-    best = max(_ACTIVATIONS, key=counts.__getitem__)
-    return best if counts[best] else nn.ReLU
+    names = Counter(type(module).__name__.lower() for module in network.modules())
+    best = max(_ACTIVATIONS, key=lambda kind: names[kind.__name__.lower()])
+    return best if names[best.__name__.lower()] else nn.ReLU
 
 
 def offers(space: LayerwiseSpace) -> list[str]:
@@ -231,12 +218,9 @@ def offers(space: LayerwiseSpace) -> list[str]:
         kinds[_kind(layer), ops].append(layer)
         if all(op.family in (TEACHER, "identity") for op in ops):
             bare[_reason(layer)].append(layer.name)
-    return [
-        *(f"{_layers(of_kind)}, {kind}: {_candidates(ops)}" for (kind, ops), of_kind in kinds.items()),
-        *(
-            f"warning: no candidate but the layer itself and identity for {', '.join(names)}: {reason}"
-            for reason, names in bare.items()
-        ),
+    return [f"{_layers(of_kind)}, {kind}: {_candidates(ops)}" for (kind, ops), of_kind in kinds.items()] + [
+        f"warning: no candidate but the layer itself and identity for {', '.join(names)}: {reason}"
+        for reason, names in bare.items()
     ]
 
 

@@ -14,7 +14,7 @@ from lana_ray.errors import Unsupported
 from lana_ray.networks.layers import observe
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY
-from lana_ray.scoring.suffixes import Suffixes
+from lana_ray.scoring.suffixes import Suffix
 from lana_ray.stages.teacher import load_checked
 from lana_ray.workspace import Workspace
 
@@ -62,12 +62,12 @@ def test_ordinary_networks_are_taken_and_learn(
 
 
 def _assert_suffixes(workspace: Workspace, images: torch.Tensor, expected: torch.Tensor) -> None:
-    suffixes = Suffixes(workspace.teacher, workspace.layers, images)
     seen = observe(workspace.teacher, [layer.name for layer in workspace.layers], images)
     with torch.no_grad():
         for position, layer in enumerate(workspace.layers):
-            assert torch.allclose(suffixes(position, seen[layer.name][1]), expected, atol=1e-4)
-            assert suffixes(position, seen[layer.name][1][:3]).shape == (3, 3)
+            suffix = Suffix(workspace.teacher, workspace.layers, position, images)
+            assert torch.allclose(suffix(seen[layer.name][1]), expected, atol=1e-4)
+            assert suffix(seen[layer.name][1][:3]).shape == (3, 3)
 
 
 def _assert_all_learn(student: nn.Module, images: torch.Tensor) -> None:

@@ -11,15 +11,7 @@ from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import Wiring
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-WIRING = Wiring(
-    kinds=("cell",),
-    operations=OPERATIONS,
-    inputs=1,
-    nodes=3,
-    kept=None,
-    preprocessed=False,
-    concatenated=False,
-)
+WIRING = Wiring(kinds=("cell",), operations=OPERATIONS, inputs=1, nodes=3)
 EDGES = WIRING.edges
 """Pairs (from node, to node) in the order of the benchmark's strings; node 0 is the input, 3 the output."""
 
@@ -77,7 +69,6 @@ class NasBench201Space(CellSpace):
         return tuple(OPERATIONS.index(name) for name in match.groups())
 
     def format(self, architecture: Architecture) -> str:
-        """Returns the benchmark's string; the inverse of ``parse``."""
         (cell,) = self.cells(architecture)
         names = dict(zip(EDGES, (OPERATIONS[op] for op in cell), strict=True))
         return "+".join(

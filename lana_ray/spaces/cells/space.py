@@ -40,21 +40,17 @@ class CellSpace(Space):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of operations that each edge chooses from."""
         return (len(self.wiring.operations),) * (len(self.wiring.edges) * len(self.wiring.kinds))
 
     @property
     def operations(self) -> Sequence[Sequence[str]]:
-        """Names of the operations that each edge chooses from."""
         return [self.wiring.operations] * len(self.sizes)
 
     @property
     def size(self) -> int:
-        """Number of architectures: ``wiring.size`` to the power of the number of kinds of cells."""
         return self.wiring.size ** len(self.wiring.kinds)
 
     def random(self, rng: np.random.Generator) -> Architecture:
-        """Draws an architecture uniformly."""
         return sum((self.wiring.random(rng) for _ in self.wiring.kinds), ())
 
     def live(self, architecture: Architecture) -> Architecture:
@@ -101,11 +97,7 @@ class CellSpace(Space):
     ) -> CellNetwork:
         """Returns the untrained network without dead edges: images [n, 3, h, w] to logits [n, classes].
 
-        Its weights are drawn from torch's global generator.
-
-        Args:
-            drop_path: see ``CellNetwork``.
-            auxiliary: see ``CellNetwork``.
+        Its weights are drawn from torch's global generator; ``CellNetwork`` explains the other arguments.
         """
         cells = self.cells(self.live(architecture))
         return CellNetwork(self.wiring, self.skeleton, cells, drop_path=drop_path, auxiliary=auxiliary)

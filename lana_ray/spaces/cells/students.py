@@ -54,7 +54,6 @@ class CellStudents(StudentSpace):
         return self._teacher.fingerprint
 
     def label(self, architecture: Architecture) -> str:
-        """Returns the cells in their published form."""
         return self.cells.format(architecture)
 
     def parse(self, label: str) -> Architecture:

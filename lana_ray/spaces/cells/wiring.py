@@ -34,11 +34,11 @@ class Wiring:
     inputs: int
     nodes: int
     """Number of nodes, not counting the inputs."""
-    kept: int | None
+    kept: int | None = None
     """Number of a node's incoming edges that are not ``none``; None for any number."""
-    preprocessed: bool
+    preprocessed: bool = False
     """Whether ReLU, convolution and batch-norm bring the inputs to the channels of the nodes."""
-    concatenated: bool
+    concatenated: bool = False
     """Whether the output concatenates the channels of all nodes but the inputs; else it is the last node."""
 
     @cached_property
@@ -71,7 +71,6 @@ class Wiring:
         return edges * (len(self.operations) - 1) ** (self.kept * self.nodes)
 
     def random(self, rng: np.random.Generator) -> Cell:
-        """Draws a cell uniformly."""
         if self.kept is None:
             return tuple(int(rng.integers(len(self.operations))) for _ in self.edges)
         cell: Cell = ()
