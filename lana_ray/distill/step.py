@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import statistics
@@ -120,7 +119,8 @@ class Distiller:
         scales = {name: output.square().mean() + 1e-12 for name, (_, output) in seen.items()}
         errors = []
         for trainee in active:
-            torch.manual_seed(_draw_seed(self._seed, step, trainee))
+            name = zlib.crc32(f"{trainee.layer.name} {trainee.op}".encode())
+            torch.manual_seed(hash((self._seed, step, name)) & 0x7FFFFFFFFFFFFFFF)
             inputs, output = seen[trainee.layer.name]
             errors.append(self._learn(trainee, inputs, output, scales[trainee.layer.name]))
         # One transfer for all errors, since each waits for the GPU.
@@ -156,24 +156,15 @@ class Distiller:
 
     def _learn(self, trainee: Trainee, inputs: Tensor, output: Tensor, scale: Tensor) -> Tensor:
         """Adds the gradients of one candidate and returns its error."""
-        total = torch.zeros((), device=inputs.device)
+        total, precision = torch.zeros((), device=inputs.device), self._recipe.autocast
         parts = (inputs.tensor_split(trainee.parts), output.tensor_split(trainee.parts))
         for some, expected in zip(*parts, strict=True):
-            with self._precision(inputs.device):
+            with torch.autocast(inputs.device.type, precision, enabled=precision is not None):
                 answer = trainee.module(some)
             error = (answer.float() - expected).square().mean() / scale * (len(some) / len(inputs))
             error.backward()
             total += error.detach()
         return total
-
-    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
-        if self._recipe.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self._recipe.autocast)
-
-
-def _draw_seed(seed: int, step: int, trainee: Trainee) -> int:
-    return hash((seed, step, zlib.crc32(f"{trainee.layer.name} {trainee.op}".encode()))) & 0x7FFFFFFFFFFFFFFF
 
 
 def _is_lost(curve: Sequence[float]) -> bool:

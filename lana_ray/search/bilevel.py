@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lana_ray.ids import Architecture
 from lana_ray.run_dir.resumable import Checkpoint
@@ -165,7 +165,7 @@ class SearchState:
     alpha_optimizer: Adam
     weight_optimizer: Optimizer | None
     """None, like the schedule, if no weights are trained."""
-    weight_schedule: LambdaLR | None
+    weight_schedule: CosineAnnealingLR | None
     multiplier: float
     """λ, without the penalty."""
     step: int = 0
@@ -185,10 +185,7 @@ class SearchState:
                 momentum=settings.weight_momentum,
                 weight_decay=settings.weight_decay,
             )
-            end = settings.weight_lr_end / settings.weight_lr
-            schedule = LambdaLR(
-                optimizer, lambda k: end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, k / steps)))
-            )
+            schedule = CosineAnnealingLR(optimizer, steps, settings.weight_lr_end)
         alpha_optimizer = Adam(
             supernet.architecture_parameters(),
             lr=settings.alpha_lr,

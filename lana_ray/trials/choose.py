@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
+from lana_ray.config import Budget
 from lana_ray.costs.registry import COUNTED
 from lana_ray.costs.table import CostTables
 from lana_ray.costs.work import network_work
@@ -25,19 +26,22 @@ def choices_among(workspace: Workspace, sampled: Mapping[str, Sampled]) -> Loop:
     """The loop as it begins: one choice for every target and budget."""
     budgets = workspace.config.budgets
     bounds = {cost: bound for cost, bound in budgets.bounds.items() if cost not in COUNTED}
-    tables = {}
-    for name, target in sampled.items():
-        for cost in (LATENCY, *bounds):
-            of = CostId(cost, name)
-            tables[of] = CostTables(id=of, teacher=teacher_cost(workspace, cost, target))
+    tables = {
+        of: CostTables(id=of, teacher=teacher_cost(workspace, cost, target))
+        for name, target in sampled.items()
+        for cost in (LATENCY, *bounds)
+        for of in [CostId(cost, name)]
+    }
+
+    def limit(of: CostId, bound: Budget) -> Limit:
+        noise = noise_of(workspace.config.select, tables[of])
+        return Limit(budget=bound.limit(tables[of].teacher), noise=noise)
+
     choices = tuple(
         Choice(
             budget=str(budget),
             limits={
-                of: Limit(
-                    budget=bound.limit(tables[of].teacher),
-                    noise=noise_of(workspace.config.select, tables[of]),
-                )
+                of: limit(of, bound)
                 for cost, bound in {LATENCY: budget, **bounds}.items()
                 for of in [CostId(cost, name)]
             },
@@ -63,8 +67,13 @@ def world_of_trials(
         students: dict[Architecture, Proposal] = {}
         for row in ranked:
             if row.target == target and row.choices in allowed:
-                students.setdefault(row.choices, Proposal(predicted=_predicted(row, sampled[target])))
-        return Proposed(students=students, unmet="" if students else _too_large(choice))
+                predicted = {} if row.predicted_ms is None else {sampled[target].latency: row.predicted_ms}
+                students.setdefault(row.choices, Proposal(predicted=predicted))
+        too_large = (
+            f"target {choice.place}: budget {choice.name}: no trial keeps budgets.params and budgets.macs; "
+            "raise them, or make search.cells narrower"
+        )
+        return Proposed(students=students, unmet="" if students else too_large)
 
     def measure(asked: Mapping[str, Sequence[Architecture]], attempt: int) -> Measurements:
         work = {name: {a: network_work(space, a) for a in some} for name, some in asked.items()}
@@ -80,10 +89,6 @@ def world_of_trials(
     )
 
 
-def _predicted(row: TrialRow, sampled: Sampled) -> dict[CostId, float]:
-    return {} if row.predicted_ms is None else {sampled.latency: row.predicted_ms}
-
-
 def _keeps_counts(workspace: Workspace, space: StudentSpace, architecture: Architecture) -> bool:
     bounds = {c: bound for c, bound in workspace.config.budgets.bounds.items() if c in COUNTED}
     if not bounds:
@@ -91,10 +96,3 @@ def _keeps_counts(workspace: Workspace, space: StudentSpace, architecture: Archi
     counts = count_network(workspace, space.build(architecture))
     teacher = count_network(workspace, workspace.teacher)
     return all(counts[cost] <= bound.limit(teacher[cost]) for cost, bound in bounds.items())
-
-
-def _too_large(choice: Choice) -> str:
-    return (
-        f"target {choice.place}: budget {choice.name}: no trial keeps budgets.params and budgets.macs; raise "
-        "them, or make search.cells narrower"
-    )

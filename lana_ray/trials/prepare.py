@@ -80,15 +80,26 @@ def prepare_cells(workspace: Workspace) -> list[Prepared]:
 
     λ is relative to the mean cost of random cells.
     """
-    students, cost = workspace.cells, workspace.config.search.cost
+    students, cost, cells = workspace.cells, workspace.config.search.cost, workspace.config.search.cells
+    assert cells is not None
     sampled, networks = _sample_cells(workspace, students)
     if cost == LATENCY:
         more = functools.partial(latencies, workspace, students, sampled)
     else:
         more = functools.partial(readings, workspace, students, cost, sampled)
-    known = {CostId(cost, name): _networks(workspace, sampled[name], networks[name]) for name in sampled}
+    measured = {
+        CostId(cost, name): MeasuredNetworks(
+            encode=students.cells.encode,
+            networks=costs,
+            active=cells.active,
+            structure=students.network_structure,
+            draw=students.cells.random,
+            sample_s=paced(workspace, students, sampled[name], costs) if cost == LATENCY else None,
+        )
+        for name, costs in networks.items()
+    }
     prepared = []
-    for fit in fit_predictors(workspace, known, students.name, more):
+    for fit in fit_predictors(workspace, measured, students.name, more):
         target = sampled[str(fit.id.target)]
         values = list(networks[target.target.name].values())
         setup = Setup(
@@ -154,22 +165,6 @@ def _random_cells(students: CellStudents, count: int, seed: int) -> list[Archite
         if len(drawn) == count:
             break
     return list(drawn.values())
-
-
-def _networks(
-    workspace: Workspace, sampled: Sampled, costs: Mapping[Architecture, float]
-) -> MeasuredNetworks:
-    students, cells = workspace.cells, workspace.config.search.cells
-    assert cells is not None
-    timed = workspace.config.search.cost == LATENCY
-    return MeasuredNetworks(
-        encode=students.cells.encode,
-        networks=costs,
-        active=cells.active,
-        structure=students.network_structure,
-        draw=students.cells.random,
-        sample_s=paced(workspace, students, sampled, costs) if timed else None,
-    )
 
 
 def _fitted(workspace: Workspace, fit: Fit) -> LatencyPredictor:
