@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,7 @@ def _of_programs(
     workspace: Workspace, sampled: Mapping[str, Sampled], pairs: Sequence[Pair], split: str
 ) -> dict[Pair, float]:
     """Accuracy of programs; each is measured once and kept under the digest of its weights."""
-    storage, data = workspace.storage, workspace.data
+    config, storage, data = workspace.config, workspace.storage, workspace.data
 
     def file_of(name: str, job: TrainJob) -> str:
         identity = (weights_digest(workspace, job), sampled[name].target_key, data.fingerprint)
@@ -103,12 +103,20 @@ def _of_programs(
     kept = {pair: storage.kept(file, lambda value: float(value["value"])) for pair, file in files.items()}
     pending = [pair for pair, value in kept.items() if value is None]
     right, count = dict.fromkeys(pending, 0), 0
-    size = math.ceil(_CHUNK_BYTES / (4 * 3 * workspace.config.data.image_size**2))
+    size = math.ceil(_CHUNK_BYTES / (4 * 3 * config.data.image_size**2))
     with progress(f"{split} on targets", data.sizes[split]) as show:
         chunks = data.batches(split, batch_size=size, channels_last=False) if pending else ()
         for images, labels in chunks:
-            for pair, correct in _right(workspace, sampled, pending, images, labels):
-                right[pair] += correct
+            sent = config, data.num_classes, shared(images), shared(labels)
+            calls = [(sampled[name].target, (sampled[name].target, job, *sent)) for name, job in pending]
+            for position, correct, error in run_on_targets(_answer, calls, config):
+                name, job = pending[position]
+                if error is not None:
+                    raise UserError(
+                        "failed",
+                        f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}",
+                    )
+                right[name, job] += correct
             count += len(labels)
             show(count)
     for name, job in pending:
@@ -118,31 +126,10 @@ def _of_programs(
     return {pair: value for pair, value in kept.items() if value is not None}
 
 
-def _right(
-    workspace: Workspace,
-    sampled: Mapping[str, Sampled],
-    pairs: Sequence[Pair],
-    images: Tensor,
-    labels: Tensor,
-) -> Iterator[tuple[Pair, int]]:
-    """The number of images that each program classifies correctly."""
-    config, classes = workspace.config, workspace.data.num_classes
-    sent = shared(images), shared(labels)
-    calls = [
-        (sampled[name].target, (config, classes, sampled[name].target, job, *sent)) for name, job in pairs
-    ]
-    for position, correct, error in run_on_targets(_answer, calls, config):
-        name, job = pairs[position]
-        if error is not None:
-            raise UserError(
-                "failed", f"target {name!r}: the program of {job.file} cannot be evaluated there: {error}"
-            )
-        yield (name, job), correct
-
-
 def _answer(
-    config: Config, num_classes: int, target: Target, job: TrainJob, images: Tensor, labels: Tensor
+    target: Target, job: TrainJob, config: Config, num_classes: int, images: Tensor, labels: Tensor
 ) -> int:
+    """The number of images that a program classifies correctly."""
     with leased(target.threads, f"target {target.name!r}", config.run.dir):
         session = _session(config, num_classes, target, job)
         answers = in_batches(session.predict, images, target.batch_size)

@@ -7,12 +7,4 @@ from lana_ray.costs.timing import Measurement
 from lana_ray.predictors.latency import LatencyPredictor
 from lana_ray.predictors.transfer import TransferPredictor
 
-__all__ = [
-    "METERS",
-    "LatencyPredictor",
-    "Measurement",
-    "Target",
-    "TransferPredictor",
-    "measure",
-    "metered",
-]
+__all__ = ["METERS", "LatencyPredictor", "Measurement", "Target", "TransferPredictor", "measure", "metered"]

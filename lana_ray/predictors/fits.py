@@ -20,7 +20,7 @@ from lana_ray.run_dir.storage import Storage
 Floats = NDArray[np.float64]
 
 _BREAK = 10.0
-"""Gaps between samples of more than this many medians count as pauses."""
+"""Gaps of more than this many medians between samples are pauses: the sampler waited, or the run ended."""
 
 
 class Quality(NamedTuple):
@@ -84,26 +84,20 @@ class Fit:
 def pace(samples: Iterable[Sample]) -> float | None:
     """Returns the mean seconds per sample of one sampler: building, loading, warm-up, timing, sending.
 
-    It averages the intervals between consecutive samples on the same CPUs of a node. Intervals of more than
-    ``_BREAK`` medians are left out: the sampler was waiting, or the run had ended. An interval counts as at
-    least the time of the measurement itself, so that samplers that share CPUs do not look like a fast one.
-
-    Returns:
-        The seconds, or None if no sampler took two samples.
+    None if no sampler took two samples. It averages the intervals between consecutive samples on the same
+    CPUs of a node, but pauses. An interval counts as at least the time of the measurement itself, so that
+    samplers that share CPUs do not look like a fast one.
     """
     by_sampler: dict[tuple[str, str], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.time):
         by_sampler.setdefault((sample.node, sample.cpus), []).append(sample)
-    distances = np.array(
-        [
-            max(later.time - earlier.time, later.seconds)
-            for consecutive in by_sampler.values()
-            for earlier, later in itertools.pairwise(consecutive)
-        ]
-    )
-    if not len(distances):
-        return None
-    return float(distances[distances <= _BREAK * np.median(distances)].mean())
+    intervals = [
+        max(later.time - earlier.time, later.seconds)
+        for consecutive in by_sampler.values()
+        for earlier, later in itertools.pairwise(consecutive)
+    ]
+    longest = _BREAK * np.median(intervals) if intervals else 0.0
+    return float(np.mean([s for s in intervals if s <= longest])) if intervals else None
 
 
 def write_fit(storage: Storage, fit: Fit) -> None:

@@ -143,10 +143,8 @@ class LatencyPredictor:
         similar ones (stochastic batch acquisition, Kirsch et al., arXiv 2106.12059).
 
         Args:
-            encodings: [n, d], of all architectures that could be measured, the more the better.
-
-        Raises:
-            ValueError: before ``fit``, for encodings of another width, or if ``count`` exceeds n.
+            encodings: [n, d], of all architectures that could be measured, the more the better; ValueError
+                for another width, and if ``count`` exceeds n.
         """
         spread = self._members(encodings).std(0)
         if not 0 <= count <= len(spread):

@@ -60,15 +60,11 @@ class TransferPredictor:
         self._prior: _Prior | None = None
 
     def fit(self, encodings: ArrayLike, latencies_ms: Mapping[str, ArrayLike]) -> Self:
-        """Learns from source devices.
+        """Learns from source devices, at least two measurements each; raises ValueError for wrong samples.
 
         Args:
             encodings: [n, d].
-            latencies_ms: by device, [n]; NaN for architectures that were not measured.
-
-        Raises:
-            ValueError: if there is no device, shapes do not match, a device has fewer than two measurements,
-                or latencies are not positive.
+            latencies_ms: by device, [n], positive; NaN for architectures that were not measured.
         """
         x = np.asarray(encodings, dtype=np.float64)
         if not latencies_ms:
@@ -104,10 +100,8 @@ class TransferPredictor:
         compared with 0.966 on ND (jobs/benchmark_predictor.py).
 
         Args:
-            encodings: [n, d], of all architectures that could be measured, the more the better.
-
-        Raises:
-            ValueError: before ``fit``, for encodings of another width, or if ``count`` exceeds n.
+            encodings: [n, d], of all architectures that could be measured, the more the better; ValueError
+                for another width, and if ``count`` exceeds n.
         """
         prior = self._fitted()
         x = np.asarray(encodings, dtype=np.float64)
@@ -128,14 +122,9 @@ class TransferPredictor:
         return np.array(chosen, dtype=np.int64)
 
     def adapt(self, encodings: ArrayLike, latency_ms: ArrayLike) -> AdaptedPredictor:
-        """Returns a predictor for a device with only a few measurements.
+        """Returns a predictor for a device with few measurements: encodings [k, d], latencies [k] in ms.
 
-        Args:
-            encodings: [k, d].
-            latency_ms: [k], positive.
-
-        Raises:
-            ValueError: before ``fit``, for fewer than three measurements, or if shapes do not match.
+        Raises ValueError before ``fit``, for fewer than three measurements, and for wrong samples.
         """
         prior = self._fitted()
         x, y = checked(encodings, latency_ms)

@@ -16,7 +16,7 @@ from lana_ray.report.table import add_row, empty_table
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import TrialRow
-from lana_ray.search.front import front, hypervolume
+from lana_ray.trials.choose import front, hypervolume
 from lana_ray.trials.methods import METHODS
 
 SEARCH_CAPTIONS = {

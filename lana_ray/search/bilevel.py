@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -74,8 +72,6 @@ class SearchResult:
     """The architecture that the scores stand for; with a target, the likeliest one that meets it."""
     cost: float
     """The architecture's cost, as the cost function predicts it."""
-    scores: tuple[NDArray[np.float64], ...]
-    """Logits of the supernet, one array per decision."""
     trajectory: tuple[Point, ...]
     collapsed: bool
     """Whether more than half of the operations are parameter-free. DARTS is known to collapse
@@ -275,7 +271,6 @@ class _Search:
         return SearchResult(
             architecture=architecture,
             cost=cost_of(architecture, space, cost, logits[0].device),
-            scores=tuple(logit.double().cpu().numpy() for logit in logits),
             trajectory=points,
             collapsed=parameter_free_share(architecture, space.operations) > _COLLAPSED,
         )

@@ -5,11 +5,4 @@ from lana_ray.spaces.cells import CellSupernet, DartsSpace, NasBench201Space
 from lana_ray.spaces.fbnet import FBNetSpace
 from lana_ray.spaces.layerwise import LayerwiseSpace
 
-__all__ = [
-    "Architecture",
-    "CellSupernet",
-    "DartsSpace",
-    "FBNetSpace",
-    "LayerwiseSpace",
-    "NasBench201Space",
-]
+__all__ = ["Architecture", "CellSupernet", "DartsSpace", "FBNetSpace", "LayerwiseSpace", "NasBench201Space"]

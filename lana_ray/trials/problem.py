@@ -183,8 +183,5 @@ def trial_training(config: Config) -> FinetuneConfig:
     return config.finetune.model_copy(update={"epochs": config.search.cells.trial_epochs})
 
 
-PROBLEMS: dict[str, type[Problem]] = {
-    LayerwiseSpace.name: LayerwiseProblem,
-    CellStudents.name: CellProblem,
-}
+PROBLEMS: dict[str, type[Problem]] = {LayerwiseSpace.name: LayerwiseProblem, CellStudents.name: CellProblem}
 """By the name of the space of students."""

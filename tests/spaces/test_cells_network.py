@@ -12,8 +12,7 @@ from lana_ray.config import Target
 from lana_ray.deploy import deployed, runtimes
 from lana_ray.spaces import DartsSpace, NasBench201Space
 from lana_ray.spaces.cells import CellNetwork, CellSpace, darts, nasbench201
-from lana_ray.spaces.cells.operations import FactorizedReduce, operation
-from lana_ray.spaces.cells.skeleton import StemName
+from lana_ray.spaces.cells.blocks import FactorizedReduce, StemName, operation
 
 NASBENCH201 = NasBench201Space(width=4, cells=1)
 DARTS = DartsSpace(width=4, cells=3)

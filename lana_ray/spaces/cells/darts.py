@@ -7,7 +7,7 @@ from typing import Any
 
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture
-from lana_ray.spaces.cells.skeleton import Place, Skeleton, StemName
+from lana_ray.spaces.cells.blocks import Place, Skeleton, StemName
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import NONE, Cell, Wiring
 
@@ -88,22 +88,18 @@ class DartsSpace(CellSpace):
     def parse(self, text: str) -> Architecture:
         """Returns the architecture of a published genotype, ``Genotype(normal=[('sep_conv_3x3', 1), …], …)``.
 
-        Each node in turn has two entries: an operation and the node it reads. Nothing is executed.
-
-        Raises:
-            UserError: if the text is not a genotype of this space.
+        Each node in turn has two entries: an operation and the node it reads. Nothing is executed. Raises
+        UserError for other text.
         """
         fields = _fields(text)
         for kind in WIRING.kinds:
             if list(fields[f"{kind}_concat"]) != list(WIRING.outputs):
                 raise UserError(
-                    "invalid_setting",
-                    f"genotype: {kind}_concat must be range(2, 6), all nodes of the cell",
+                    "invalid_setting", f"genotype: {kind}_concat must be range(2, 6), all nodes of the cell"
                 )
         return sum((_cell(kind, fields[kind]) for kind in WIRING.kinds), ())
 
     def format(self, architecture: Architecture) -> str:
-        """Returns the genotype in its published form, each node's entries by the nodes they read."""
         concat = f"range({WIRING.outputs.start}, {WIRING.outputs.stop})"
         fields = []
         for kind, cell in zip(WIRING.kinds, self.cells(architecture), strict=True):

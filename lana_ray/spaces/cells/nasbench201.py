@@ -6,7 +6,7 @@ import re
 
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture
-from lana_ray.spaces.cells.skeleton import Place, Skeleton, StemName
+from lana_ray.spaces.cells.blocks import Place, Skeleton, StemName
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import Wiring
 
@@ -55,11 +55,7 @@ class NasBench201Space(CellSpace):
         super().__init__(WIRING, skeleton)
 
     def parse(self, text: str) -> Architecture:
-        """Returns the architecture of a string such as ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``.
-
-        Raises:
-            UserError: if the string is not one of the benchmark's.
-        """
+        """Returns the architecture of a text ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``; UserError for others."""
         if (match := _STRING.fullmatch(text.strip())) is None:
             raise UserError(
                 "invalid_setting",

@@ -7,8 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from lana_ray.spaces.cells.operations import operation
-from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Skeleton, Stem, head, preprocessing
+from lana_ray.spaces.cells.blocks import (
+    Place,
+    ResidualReduction,
+    Skeleton,
+    Stem,
+    head,
+    operation,
+    preprocessing,
+)
 from lana_ray.spaces.cells.wiring import NONE, Cell, Edge, Wiring, edge_name
 
 AUXILIARY = "auxiliary."

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lana_ray.ids import Architecture
+from lana_ray.spaces.cells.blocks import Skeleton
 from lana_ray.spaces.cells.network import CellNetwork
-from lana_ray.spaces.cells.skeleton import Skeleton
 from lana_ray.spaces.cells.wiring import Cell, Wiring
 from lana_ray.spaces.space import Space
 
@@ -58,21 +58,17 @@ class CellSpace(Space):
         return sum((self.wiring.live(cell) for cell in self.cells(architecture)), ())
 
     def encode(self, architecture: Architecture, *, live: bool = True) -> NDArray[np.float32]:
-        """Returns the one-hot operations of all edges, concatenated: shape [dimension].
+        """Returns the one-hot operations of all edges, [dimension]; ValueError if it is of another space.
 
         Args:
             live: encode edges that cannot reach the output as ``none``: they cost nothing if the runtime
                 drops them, as graph compilers do. An eager runtime runs them anyway.
-
-        Raises:
-            ValueError: if it is not an architecture of the space.
         """
         cells = self.cells(architecture)
         chosen = [op for cell in cells for op in (self.wiring.live(cell) if live else cell)]
         return np.eye(len(self.wiring.operations), dtype=np.float32)[chosen].reshape(-1)
 
     def encode_string(self, text: str, *, live: bool = True) -> NDArray[np.float32]:
-        """Returns the encoding of the architecture that a text describes."""
         return self.encode(self.parse(text), live=live)
 
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
@@ -80,13 +76,10 @@ class CellSpace(Space):
         return self._strongest(np.split(np.asarray(encoding), len(self.sizes)))
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """Returns the live architecture that scores stand for, see ``Wiring.strongest``.
+        """Returns the live architecture that scores, [operations] for each edge, stand for.
 
-        Args:
-            scores: [operations] for each edge, higher is better, comparable between edges.
-
-        Raises:
-            ValueError: if scores are not numbers, for instance after a search diverged.
+        They must be comparable between edges, see ``Wiring.strongest``. Raises ValueError if some are not
+        numbers, for instance after a search diverged.
         """
         if np.isnan(np.stack(scores)).any():
             raise ValueError("some scores are not numbers")

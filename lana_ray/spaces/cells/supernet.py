@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.errors import UserError
-from lana_ray.spaces.cells.operations import operation
-from lana_ray.spaces.cells.skeleton import Place, ResidualReduction, Stem, head, preprocessing
+from lana_ray.spaces.cells.blocks import Place, ResidualReduction, Stem, head, operation, preprocessing
 from lana_ray.spaces.cells.space import CellSpace
 from lana_ray.spaces.cells.wiring import NONE, Edge, Wiring, edge_name
 
@@ -126,21 +125,17 @@ class CellSupernet(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in architecture]
 
     def logits(self) -> list[Tensor]:
-        """Returns the logarithms of ``weights``, comparable between all edges that lead to a node."""
+        """Returns the logarithms of the relaxed mixture's weights, [operations] for each edge.
+
+        A weight is the softmax over the edge's operations, times the softmax over all edges that lead to the
+        same node if nodes keep only some of them.
+        """
         alphas = [alpha.log_softmax(1) for alpha in self.alphas]
         if not self.betas:
             return [logits for alpha in alphas for logits in alpha]
         counts = [len(incoming) for incoming in self.space.wiring.incoming]
         betas = [torch.cat([part.log_softmax(0) for part in beta.split(counts)]) for beta in self.betas]
         return [logits for alpha, beta in zip(alphas, betas, strict=True) for logits in alpha + beta[:, None]]
-
-    def weights(self) -> list[Tensor]:
-        """Returns the relaxed mixture, [operations] for each edge.
-
-        It is the softmax over the edge's operations, times the softmax over all edges that lead to the same
-        node if nodes keep only some of them.
-        """
-        return [logits.exp() for logits in self.logits()]
 
     def forward(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Returns logits [n, classes] of images [n, 3, h, w].

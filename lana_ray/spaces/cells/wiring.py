@@ -83,8 +83,8 @@ class Wiring:
         return cell
 
     def check(self, cell: Cell) -> None:
-        """Raises ValueError with the reason if this is not a cell."""
-        if len(cell) != len(self.edges) or not all(0 <= op < len(self.operations) for op in cell):
+        """Raises ValueError with the reason if these choices, one for each edge, are not a cell."""
+        if not all(0 <= op < len(self.operations) for op in cell):
             raise ValueError(f"{cell} is not {len(self.edges)} choices of {len(self.operations)} operations")
         for node, incoming in enumerate(self.incoming, self.inputs):
             used = sum(op != NONE for (_, to), op in zip(self.edges, cell, strict=True) if to == node)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lana_ray.search.front import front, hypervolume
+from lana_ray.trials.choose import front, hypervolume
 
 POINTS = st.lists(st.tuples(st.integers(0, 20).map(float), st.integers(0, 10).map(lambda a: a / 10)))
 
