@@ -111,8 +111,8 @@ class LatencyPredictor:
         generator = torch.Generator().manual_seed(self.seed)
         module = LatencyModule(x.shape[1])
         spread = x.std(0)
-        module.mean.copy_(torch.from_numpy(x.mean(0)))
         scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+        module.mean.copy_(torch.from_numpy(x.mean(0)))
         module.scale.copy_(torch.from_numpy(scale))
         logs = np.log(y)
         module.log_mean.fill_(float(logs.mean()))
@@ -230,14 +230,11 @@ def _train(module: LatencyModule, inputs: Tensor, targets: Tensor, generator: to
     count = len(inputs)
     batch = min(max(count // _BATCHES, _BATCH_SIZES[0]), _BATCH_SIZES[1], count)
     epochs = max(_MIN_EPOCHS, round(_EPOCHS * min(1.0, _FULL_EPOCHS_UP_TO / count)))
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(module.weights), "weight_decay": _WEIGHT_DECAY},
-            {"params": list(module.biases), "weight_decay": 0.0},
-        ],
-        lr=_LR,
-        foreach=True,
-    )
+    groups = [
+        {"params": list(module.weights), "weight_decay": _WEIGHT_DECAY},
+        {"params": list(module.biases), "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=_LR, foreach=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, _LR, total_steps=epochs * math.ceil(count / batch), pct_start=_WARMUP
     )

@@ -136,11 +136,9 @@ class TransferPredictor:
         evidence, offsets, weights = _posteriors(prior, x, (y - mean) / spread)
         shares = np.exp(evidence - evidence.max())
         shares /= shares.sum()
-        return AdaptedPredictor(
-            centre=prior.mean,
-            offset=mean + spread * float(shares @ offsets),
-            weights=spread * (shares @ weights),
-        )
+        slope = spread * (shares @ weights)
+        offset = mean + spread * float(shares @ offsets) - float(prior.mean @ slope)
+        return AdaptedPredictor(offset=offset, weights=slope)
 
     def _fitted(self) -> _Prior:
         if self._prior is None:
@@ -152,14 +150,12 @@ class TransferPredictor:
 class AdaptedPredictor:
     """Predicts the latency on the device it was adapted to; linear in the encoding."""
 
-    centre: Floats
     offset: float
     weights: Floats
 
     def predict(self, encodings: ArrayLike) -> Floats:
         """Returns ``latency_ms`` [n] of encodings [n, d]."""
-        centred = np.asarray(encodings, dtype=np.float64) - self.centre
-        return np.asarray(self.offset + centred @ self.weights)
+        return np.asarray(self.offset + np.asarray(encodings, dtype=np.float64) @ self.weights)
 
 
 def _posteriors(prior: _Prior, x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lana_ray.ids import Architecture
@@ -72,8 +72,8 @@ class SearchResult:
     """The architecture that the scores stand for; with a target, the likeliest one that meets it."""
     cost: float
     """The architecture's cost, as the cost function predicts it."""
-    trajectory: tuple[Point, ...]
-    collapsed: bool
+    trajectory: tuple[Point, ...] = ()
+    collapsed: bool = False
     """Whether more than half of the operations are parameter-free. DARTS is known to collapse
     like this if skips train faster than the operations they bypass; the architecture is then not worth
     training (DARTS+, arXiv 1909.06035; R-DARTS, arXiv 1909.09656)."""
@@ -159,11 +159,11 @@ class SearchState:
 
     supernet: Supernet
     alpha_optimizer: Adam
-    weight_optimizer: Optimizer | None
-    """None, like the schedule, if no weights are trained."""
-    weight_schedule: CosineAnnealingLR | None
     multiplier: float
     """λ, without the penalty."""
+    weight_optimizer: SGD | None = None
+    """None, like the schedule, if no weights are trained."""
+    weight_schedule: CosineAnnealingLR | None = None
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the losses over this epoch's steps so far."""
@@ -173,28 +173,22 @@ class SearchState:
     @classmethod
     def begin(cls, supernet: Supernet, settings: SearchSettings, steps: int) -> SearchState:
         """Returns the state at the start of a search of ``steps`` steps."""
-        optimizer, schedule = None, None
-        if weights := supernet.weight_parameters():
-            optimizer = SGD(
-                weights,
-                lr=settings.weight_lr,
-                momentum=settings.weight_momentum,
-                weight_decay=settings.weight_decay,
-            )
-            schedule = CosineAnnealingLR(optimizer, steps, settings.weight_lr_end)
         alpha_optimizer = Adam(
             supernet.architecture_parameters(),
             lr=settings.alpha_lr,
             betas=settings.alpha_betas,
             weight_decay=settings.alpha_decay,
         )
-        return cls(
-            supernet=supernet,
-            alpha_optimizer=alpha_optimizer,
-            weight_optimizer=optimizer,
-            weight_schedule=schedule,
-            multiplier=settings.multiplier,
-        )
+        state = cls(supernet=supernet, alpha_optimizer=alpha_optimizer, multiplier=settings.multiplier)
+        if weights := supernet.weight_parameters():
+            state.weight_optimizer = SGD(
+                weights,
+                lr=settings.weight_lr,
+                momentum=settings.weight_momentum,
+                weight_decay=settings.weight_decay,
+            )
+            state.weight_schedule = CosineAnnealingLR(state.weight_optimizer, steps, settings.weight_lr_end)
+        return state
 
     def dump(self) -> dict[str, Any]:
         """Returns everything except frozen weights, for ``restore``; tensors are not copied."""

@@ -91,7 +91,6 @@ class LayerwiseSpace(StudentSpace):
 
     @property
     def everything(self) -> Choices:
-        """All candidates."""
         return tuple(tuple(range(size)) for size in self.sizes)
 
     def random(self, rng: np.random.Generator, among: Choices | None = None) -> Architecture:
@@ -155,7 +154,6 @@ class LayerwiseSpace(StudentSpace):
 
     @cached_property
     def ids(self) -> tuple[tuple[CandidateId, ...], ...]:
-        """The ids of every layer's candidates, in order."""
         return tuple(
             tuple(CandidateId(layer.name, op.name) for op in ops)
             for layer, ops in zip(self.layers, self.ops, strict=True)

@@ -6,24 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lana_ray.costs.table import CostTable
-from lana_ray.ids import Architecture
 from lana_ray.registries import Registry
 from lana_ray.run_dir.resumable import checkpoint_in
-from lana_ray.search.bilevel import Objective, SearchBatches, search
+from lana_ray.search.bilevel import Objective, SearchBatches, SearchResult, search
 from lana_ray.search.settings import SearchSettings
 from lana_ray.selection import select
 from lana_ray.trials.problem import EPOCHS, Problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search method returns."""
-
-    architecture: Architecture
-    collapsed: bool = False
-    """Whether most of it learns nothing."""
-    trajectory: tuple[tuple[float, float], ...] = ()
-    """Expected and actual cost after every part of the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +26,11 @@ class SearchMethod:
     """Whether it needs costs and scores that add up, as those of layers do."""
     takes_price: bool
     """Whether it can be given λ; a budget can be given to all."""
-    find: Callable[[Problem, str], Found]
+    find: Callable[[Problem, str], SearchResult]
     """Callback ``(problem, file)``; the file of the run directory keeps its state, to resume."""
 
 
-def _differentiable(problem: Problem, file: str) -> Found:
+def _differentiable(problem: Problem, file: str) -> SearchResult:
     """LA-DNAS: gradient steps on ``L + λ·LAT(α)``."""
     setup, config = problem.setup, problem.setup.config.search
     settings = {
@@ -53,7 +41,7 @@ def _differentiable(problem: Problem, file: str) -> Found:
         "target": problem.settings.get("budget"),
         "seed": problem.seed,
     }
-    found = search(
+    return search(
         problem.supernet(),
         Objective(
             cost=setup.differentiable().to(problem.device), reference=setup.reference, loss=problem.loss()
@@ -62,17 +50,15 @@ def _differentiable(problem: Problem, file: str) -> Found:
         SearchSettings(**{**settings, **problem.search_settings()}),
         checkpoint=checkpoint_in(problem.workspace.storage, file),
     )
-    trajectory = tuple((point.expected_cost, point.cost) for point in found.trajectory)
-    return Found(architecture=found.architecture, collapsed=found.collapsed, trajectory=trajectory)
 
 
-def _program(problem: Problem, file: str) -> Found:
+def _program(problem: Problem, file: str) -> SearchResult:
     """LANA: the best student within a budget, by scores and table."""
     setup, table = problem.setup, problem.setup.model
     assert isinstance(table, CostTable)
     limit = problem.settings["budget"] - table.rest
     (selection,) = select(setup.scores, {"cost": table.costs}, {"cost": limit})
-    return Found(architecture=selection.choices)
+    return SearchResult(architecture=selection.choices, cost=table.predict(selection.choices))
 
 
 METHODS = Registry(

@@ -53,7 +53,7 @@ def _find(settings: dict[str, float], setup: Setup, method: str, file: str) -> d
         "loss": loss,
         "search_s": search_s,
         "collapsed": found.collapsed,
-        "trajectory": found.trajectory,
+        "trajectory": [(point.expected_cost, point.cost) for point in found.trajectory],
     }
 
 

@@ -55,7 +55,7 @@ class NasBench201Space(CellSpace):
         super().__init__(WIRING, skeleton)
 
     def parse(self, text: str) -> Architecture:
-        """Returns the architecture of a text ``|nor_conv_3x3~0|+|none~0|none~1|+|…|``; UserError for others."""
+        """Returns the architecture of ``|nor_conv_3x3~0|+|none~0|…|``; raises UserError for other text."""
         if (match := _STRING.fullmatch(text.strip())) is None:
             raise UserError(
                 "invalid_setting",

@@ -120,7 +120,6 @@ class CellSupernet(nn.Module):
         return [*self.alphas, *self.betas]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Returns all parameters but those of the architecture."""
         architecture = {id(parameter) for parameter in self.architecture_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in architecture]
 

@@ -54,7 +54,6 @@ class Wiring:
 
     @property
     def outputs(self) -> range:
-        """The nodes that form the output."""
         last = self.inputs + self.nodes
         return range(self.inputs if self.concatenated else last - 1, last)
 
