@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lana_ray.ids import Architecture
@@ -33,15 +32,6 @@ class FBNetSpace(Space):
 
     def random(self, rng: np.random.Generator) -> Architecture:
         return tuple(rng.integers(len(BLOCKS), size=_LAYERS).tolist())
-
-    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        """Returns the one-hot blocks of all layers: [198]; ValueError if it is not an architecture."""
-        if len(architecture) != _LAYERS or not all(0 <= c < len(BLOCKS) for c in architecture):
-            raise ValueError(f"{architecture} is not {_LAYERS} choices of {len(BLOCKS)} blocks")
-        return np.eye(len(BLOCKS), dtype=np.float32)[list(architecture)].ravel()
-
-    def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        return tuple(encoding.reshape(_LAYERS, len(BLOCKS)).argmax(1).tolist())
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Returns the untrained network: [N, 3, H, W] to [N, classes]."""

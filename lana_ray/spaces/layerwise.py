@@ -51,7 +51,6 @@ class LayerwiseSpace(StudentSpace):
         self.seed = seed
         self._code = code
         self._trained: dict[tuple[int, int], bool] = {}
-        self._offsets = np.cumsum([0, *(len(ops) for ops in self.ops)])
 
     @property
     def teacher(self) -> Architecture:
@@ -110,14 +109,6 @@ class LayerwiseSpace(StudentSpace):
             for choices in among or self.everything
         ]
         return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
-
-    def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        code = np.zeros(self.dimension, dtype=np.float32)
-        code[self._offsets[:-1] + np.asarray(architecture)] = 1
-        return code
-
-    def decode(self, encoding: NDArray[np.floating]) -> Architecture:
-        return self.discretise(np.split(np.asarray(encoding), self._offsets[1:-1]))
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
         """The candidate with the highest score at every layer, the first of equals."""

@@ -36,13 +36,20 @@ class Space(ABC):
     def random(self, rng: np.random.Generator) -> Architecture:
         """An architecture whose decisions are drawn uniformly."""
 
-    @abstractmethod
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
-        """One-hot choices, concatenated: shape [dimension]."""
+        """One-hot choices, concatenated: shape [dimension]; ValueError for what is no architecture."""
+        sizes = self.sizes
+        within = (0 <= choice < size for choice, size in zip(architecture, sizes, strict=False))
+        if len(architecture) != len(sizes) or not all(within):
+            raise ValueError(f"{architecture} is not {len(sizes)} choices among {sizes} options")
+        code = np.zeros(sum(sizes), dtype=np.float32)
+        code[np.cumsum((0, *sizes[:-1])) + architecture] = 1
+        return code
 
-    @abstractmethod
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
         """The nearest architecture; the inverse of ``encode`` on one-hot codes."""
+        parts = np.split(np.asarray(encoding), np.cumsum(self.sizes)[:-1])
+        return tuple(int(part.argmax()) for part in parts)
 
     @abstractmethod
     def build(self, architecture: Architecture) -> nn.Module:

@@ -65,8 +65,7 @@ class CellSpace(Space):
                 drops them, as graph compilers do. An eager runtime runs them anyway.
         """
         cells = self.cells(architecture)
-        chosen = [op for cell in cells for op in (self.wiring.live(cell) if live else cell)]
-        return np.eye(len(self.wiring.operations), dtype=np.float32)[chosen].reshape(-1)
+        return super().encode(sum(map(self.wiring.live, cells) if live else cells, ()))
 
     def encode_string(self, text: str, *, live: bool = True) -> NDArray[np.float32]:
         return self.encode(self.parse(text), live=live)
