@@ -39,10 +39,9 @@ class Demand:
 
 
 def demand(module: nn.Module, layer: Layer) -> Demand:
-    """Measures a candidate's demand; changes its running statistics, so the module must not be used further.
+    """Measures the demand of a candidate in training mode, on the CPU.
 
-    Args:
-        module: in training mode, on the CPU.
+    Its running statistics change, so the module must not be used further.
     """
     own = {tensor.untyped_storage()._cdata for tensor in module.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}

@@ -55,10 +55,8 @@ def student_accuracies(
 
     If a target computes in less than float32, or this machine lacks its runtime or device, its program
     answers all images on one of its nodes. Otherwise the network itself is evaluated: it agrees with the
-    program to float32's accuracy, which registration checks.
-
-    Args:
-        students: whether each runs on its target; if not, its network is evaluated.
+    program to float32's accuracy, which registration checks. So it is for students that do not run on their
+    target, which ``students`` says.
     """
     teacher = workspace.teacher_job
     teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in students)]

@@ -68,11 +68,7 @@ def weights_digest(workspace: Workspace, job: TrainJob) -> str:
 def _kept(
     workspace: Workspace, evaluate: Callable[..., float], keys: Mapping[Any, str], title: str, *more: Any
 ) -> dict[Any, float]:
-    """Results by subject, an architecture or a job; those that the run directory lacks are computed.
-
-    Args:
-        evaluate: callback ``(workspace, subject, *more)``, which runs in a task.
-    """
+    """Results by subject; tasks compute those that are missing by ``evaluate(workspace, subject, *more)``."""
     files = {subject: layout.evaluation(key) for subject, key in keys.items()}
     stored = {subject: workspace.storage.kept(file, _value) for subject, file in files.items()}
     pending = [subject for subject, value in stored.items() if value is None]

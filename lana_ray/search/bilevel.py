@@ -122,11 +122,8 @@ def search(
     With a target, λ is adapted by the augmented Lagrangian of ``LAT(α) ≤ target``: with the excess
     ``e = (LAT(α) − target) / reference``, the price is ``max(0, λ + penalty·e)``, and each step changes λ
     to ``max(0, λ + rate·e)``. Dual ascent alone would oscillate and could not hold an architecture that is
-    the cheapest at no price. A resumed search gives bitwise the same results.
-
-    Args:
-        supernet: trained in place.
-        checkpoint: stores the state about once a minute and at the end of each epoch.
+    the cheapest at no price. The supernet is trained in place. The checkpoint stores the state about once a
+    minute and at the end of each epoch; a resumed search gives bitwise the same results.
     """
     total = settings.epochs * batches.steps
     state = SearchState.begin(supernet, settings, total)
@@ -219,15 +216,15 @@ class _Search:
 
     def epoch(self) -> Iterator[None]:
         """Takes the remaining steps of the epoch in which the search stands, and yields after each."""
-        state, device = self.state, self.state.supernet.architecture_parameters()[0].device
+        state = self.state
         epoch, start = divmod(state.step, self.batches.steps)
         held = self.batches.alphas(epoch, start) if state.step >= self._warmup else None
         own = self.batches.weights(epoch, start) if state.weight_optimizer else None
         for _ in range(start, self.batches.steps):
             self._seed()
-            batch = _to(next(own), device) if own else None
+            batch = next(own) if own else None
             if held:
-                self._step_alpha(_to(next(held), device))
+                self._step_alpha(next(held))
             if batch:
                 self._step_weights(batch)
             state.step += 1
@@ -325,7 +322,7 @@ class _Search:
         return mix(self.state.supernet.logits(), self.settings.mixture, temperature)
 
     def _loss(self, batch: Batch, mixed: list[Tensor]) -> Tensor:
-        images, labels = batch
+        images, labels = (tensor.to(mixed[0].device) for tensor in batch)
         return self.objective.loss(self.state.supernet(images, mixed), images, labels)
 
     def _expected(self, logits: Sequence[Tensor], samples: int) -> Tensor:
@@ -357,7 +354,3 @@ def parameter_free_share(architecture: Architecture, operations: Sequence[Sequen
     names = [names[choice] for names, choice in zip(operations, architecture, strict=True)]
     present = [name for name in names if name != NONE]
     return sum(name in PARAMETER_FREE for name in present) / len(present) if present else 1.0
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return batch[0].to(device), batch[1].to(device)

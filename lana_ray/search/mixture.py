@@ -31,11 +31,8 @@ choice's output in fp32."""
 def mix(logits: Sequence[Tensor], mixture: Mixture, temperature: float) -> list[Tensor]:
     """Returns the weights of every decision's choices, [sizes[i]] each, differentiable in the logits.
 
-    Choices that were not drawn and those of logit −∞ get exactly 0. Uses torch's global generator.
-
-    Args:
-        logits: logarithms of the relaxed weights.
-        temperature: used by ``sampled`` only.
+    Logits are logarithms of the relaxed weights. Choices that were not drawn and those of logit −∞ get
+    exactly 0. Uses torch's global generator; only ``sampled`` uses the temperature.
     """
     if mixture == "relaxed":
         return [logit.exp() for logit in logits]

@@ -24,11 +24,9 @@ class SearchSpace(Protocol):
         """Names of every decision's choices; ``none`` is no operation."""
 
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
-        """Returns the architecture that scores stand for.
+        """Returns the architecture of scores, ``[sizes[i]]`` per decision, comparable and on a log scale.
 
-        Args:
-            scores: per decision ``[sizes[i]]``, on a log scale, comparable between decisions. A decision that
-                plays no part in the architecture gets a choice that says so, such as ``none``.
+        A decision that plays no part in the architecture gets a choice that says so, such as ``none``.
         """
 
     def encode(self, architecture: Architecture) -> NDArray[np.float32]:
@@ -59,9 +57,7 @@ class Supernet(Protocol):
     def __call__(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Returns the classes' logits [n, classes].
 
-        Args:
-            weights: per decision [sizes[i]], factors of its choices' outputs; a choice whose weight is
-                exactly 0 is not computed.
+        Weights, [sizes[i]] per decision, multiply the choices' outputs; those of exactly 0 are not computed.
         """
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...

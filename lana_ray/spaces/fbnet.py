@@ -17,11 +17,7 @@ _STEM, _HEAD = 16, 1984
 
 
 class FBNetSpace(Space):
-    """The space of all networks; an architecture is each layer's block, as in HW-NAS-Bench and HELP.
-
-    Args:
-        classes: outputs of the networks that ``build`` makes.
-    """
+    """The space of all networks; an architecture is each layer's block, as in HW-NAS-Bench and HELP."""
 
     def __init__(self, *, classes: int = 1000) -> None:
         self._classes = classes

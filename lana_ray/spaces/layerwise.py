@@ -49,7 +49,10 @@ class LayerwiseSpace(StudentSpace):
             candidates(pool, layer, network.get_submodule(layer.name)) for layer in self.layers
         )
         self.seed = seed
-        self._code = code
+        shapes = [[name, list(tensor.shape)] for name, tensor in network.state_dict().items()]
+        places = [[layer.name, *layer.place] for layer in self.layers]
+        described = re.sub(r" at 0x[0-9a-f]+", "", str(network))  # functions print their address
+        self.fingerprint = fingerprint(described, shapes, places, code)
         self._trained: dict[tuple[int, int], bool] = {}
 
     @property
@@ -59,19 +62,11 @@ class LayerwiseSpace(StudentSpace):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return tuple(len(ops) for ops in self.ops)
+        return tuple(map(len, self.ops))
 
     @property
     def operations(self) -> Sequence[Sequence[str]]:
         return [[op.name for op in ops] for ops in self.ops]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identity of the teacher's structure and of its layers, without weights."""
-        shapes = [[name, list(tensor.shape)] for name, tensor in self.network.state_dict().items()]
-        layers = [[layer.name, *layer.place] for layer in self.layers]
-        described = re.sub(r" at 0x[0-9a-f]+", "", str(self.network))  # functions print their address
-        return fingerprint(described, shapes, layers, self._code)
 
     @cached_property
     def _activation(self) -> type[nn.Module]:
@@ -133,8 +128,7 @@ class LayerwiseSpace(StudentSpace):
     ) -> nn.Module:
         """The student: the teacher with the chosen candidates in place.
 
-        Args:
-            trained: candidates by (layer, choice), which are copied; others are freshly initialised.
+        Candidates in ``trained``, by (layer, choice), are copied; others are freshly initialised.
         """
         trained, modules = trained or {}, dict[str, nn.Module]()
         for i, (layer, choice) in enumerate(zip(self.layers, architecture, strict=True)):

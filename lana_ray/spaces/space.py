@@ -68,11 +68,8 @@ class StudentSpace(Space):
     """The teacher."""
     layers: tuple[Layer, ...]
     """The teacher's replaceable layers, in the order they run."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Identity of the teacher's structure, without its weights."""
+    fingerprint: str
+    """Identity of the teacher's structure and of its layers, without weights."""
 
     @abstractmethod
     def network_structure(self, architecture: Architecture) -> str:

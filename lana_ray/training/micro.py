@@ -28,10 +28,7 @@ class StepTotal:
 
     Every micro-batch sees the weights and the running statistics of the step's beginning; the step ends with
     the mean over all of them. Sums are float64, so that they round to the same float32 in any order and with
-    any number of workers.
-
-    Args:
-        network: in training mode; its gradients and buffers are changed.
+    any number of workers. The network is in training mode; its gradients and buffers are changed.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -79,9 +79,7 @@ def world_of_trials(
 ) -> World:
     """Trials as proposals, the most accurate first; their accuracy on the validation split ranks them."""
     ranked = sorted(rows, key=lambda row: (-row.accuracy, row.key))
-    best: dict[Architecture, float] = {}
-    for row in ranked:
-        best.setdefault(row.choices, row.accuracy)
+    best = {row.choices: row.accuracy for row in reversed(ranked)}
     allowed = {a for a in best if _keeps_counts(workspace, space, a)}
 
     def propose(choice: Choice, tables: Tables) -> Proposed:

@@ -44,11 +44,9 @@ def prepare_layers(
     tables: Tables,
     scores: Sequence[NDArray[np.float64]],
 ) -> list[Prepared]:
-    """LANA's space: the cost is the sampled table, and relative to the teacher's.
+    """LANA's space: the cost is the sampled table of ``search.cost``, and relative to the teacher's.
 
-    Args:
-        tables: with one of ``search.cost``.
-        scores: per layer, shape [candidates]; infinite for candidates that may not be chosen.
+    Scores are [candidates] per layer, infinite for candidates that may not be chosen.
     """
     cost, prepared = workspace.config.search.cost, []
     for name, target in sampled.items():

@@ -65,11 +65,7 @@ class Setup:
 
 
 class Problem(ABC):
-    """One space in the process of one trial.
-
-    Args:
-        settings: of the trial: ``lambda`` or ``budget``, and perhaps ``seed``.
-    """
+    """One space in the process of one trial, which sets ``lambda`` or ``budget``, and perhaps ``seed``."""
 
     space: StudentSpace
     """The architectures that may be found."""
@@ -95,11 +91,7 @@ class Problem(ABC):
 
     @abstractmethod
     def worth(self, architecture: Architecture, file: str) -> tuple[float | None, float]:
-        """Loss, if it is known, and accuracy on the validation split of what was found.
-
-        Args:
-            file: of the run directory, where a training may keep its state.
-        """
+        """Loss, if known, and accuracy on the validation split; a training may keep its state in ``file``."""
 
     def batches(self, split: str) -> Batches:
         """Images for the epochs of the search."""

@@ -17,12 +17,9 @@ StemName = Literal["cifar", "imagenet"]
 def operation(name: str, channels: int, stride: int = 1, *, affine: bool = True) -> nn.Module:
     """Returns an edge's untrained operation, [n, channels, h, w] to [n, channels, ⌈h/stride⌉, ⌈w/stride⌉].
 
-    Activations come first, so that sums of operations are linear in the operations' outputs.
-
-    Args:
-        name: as in DARTS and NAS-Bench-201; any operation but ``none``, which has no module.
-        stride: 1 or 2.
-        affine: whether batch-norms scale and shift.
+    Activations come first, so that sums of operations are linear in the operations' outputs. Names are those
+    of DARTS and NAS-Bench-201 but ``none``, which has no module; the stride is 1 or 2. Batch-norms scale and
+    shift if ``affine``.
     """
     if name == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)

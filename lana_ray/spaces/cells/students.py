@@ -18,19 +18,16 @@ from lana_ray.spaces.space import StudentSpace
 class CellStudents(StudentSpace):
     """Cell networks that are sampled on a target, with the teacher as their reference.
 
-    Args:
-        cells: the space.
-        teacher: the teacher's layer-wise space; its network is measured to correct for the machine's drift,
-            as for LANA's students, so that latencies of both kinds are comparable.
-        seed: of the networks' weights.
+    Its network is measured to correct for the machine's drift, as for LANA's students, so that latencies of
+    both kinds are comparable. The networks' weights depend only on the seed.
     """
 
     name = "cells"
     keeps_layers = False
 
     def __init__(self, cells: CellSpace, teacher: LayerwiseSpace, *, seed: int = 0) -> None:
-        self.cells, self._teacher, self._seed = cells, teacher, seed
-        self.network, self.layers = teacher.network, teacher.layers
+        self.cells, self._seed = cells, seed
+        self.network, self.layers, self.fingerprint = teacher.network, teacher.layers, teacher.fingerprint
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -49,10 +46,6 @@ class CellStudents(StudentSpace):
     def decode(self, encoding: NDArray[np.floating]) -> Architecture:
         return self.cells.decode(encoding)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._teacher.fingerprint
-
     def label(self, architecture: Architecture) -> str:
         return self.cells.format(architecture)
 
@@ -70,7 +63,7 @@ class CellStudents(StudentSpace):
     def build(
         self, architecture: Architecture, *, drop_path: float = 0.0, auxiliary: bool = False
     ) -> CellNetwork:
-        """Builds the network with weights that depend only on the seed; arguments as for ``CellNetwork``."""
+        """Builds the network; arguments as for ``CellNetwork``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
             return self.cells.build(architecture, drop_path=drop_path, auxiliary=auxiliary)

@@ -84,14 +84,9 @@ class MixedCell(nn.Module):
 class CellSupernet(nn.Module):
     """Supernet with partial channels and edge normalisation as in PC-DARTS (Xu et al., arXiv 1907.05737).
 
-    Edges have their own parameters if nodes keep only some of them; batch-norms in cells have no scales.
-
-    Args:
-        space: defines the supernet's width and number of cells, which may differ from the final network's.
-        partial: divisor of the channels that go through the mixture; 1 for all of them.
-
-    Raises:
-        UserError: if the width is not a multiple of ``partial``.
+    Edges have their own parameters if nodes keep only some of them; batch-norms in cells have no scales. The
+    space's width and number of cells may differ from the final network's. ``partial`` divides the channels
+    that go through the mixture; 1 for all of them. Raises UserError if the width is not a multiple of it.
     """
 
     def __init__(self, space: CellSpace, *, partial: int = 4) -> None:
