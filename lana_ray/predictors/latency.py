@@ -189,12 +189,10 @@ class LatencyPredictor:
             predictor = cls(seed=int(json.loads(metadata["settings"])["seed"]))
             predictor._module = LatencyModule(len(state["mean"])).requires_grad_(False).eval()
             predictor._module.load_state_dict(state)
+            return predictor
         except (ValueError, KeyError, TypeError, RuntimeError) as error:  # the last one for other tensors
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(
-                "damaged_file", f"{path}: damaged predictor file ({reason}); fit it again"
-            ) from None
-        return predictor
+            text = f"{path}: damaged predictor file ({type(error).__name__}: {one_line(error)}); fit it again"
+            raise UserError("damaged_file", text) from None
 
     def _members(self, encodings: ArrayLike) -> Floats:
         module = self._fitted()

@@ -196,7 +196,7 @@ class SearchState:
         return {"supernet": kept} | state | {name: getattr(self, name) for name in _VALUES}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores the state that ``dump`` returned for the same supernet and settings."""
+        """Restores what ``dump`` returned for the same supernet and settings."""
         self.supernet.load_state_dict(state["supernet"], strict=False)
         for name in _MODULES:
             if name in state:

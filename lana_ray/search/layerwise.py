@@ -69,7 +69,6 @@ class LayerwiseSupernet(nn.Module):
         return list(self.alphas)
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Returns the candidates' weights if they are trained, else nothing."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     def forward(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -30,7 +30,6 @@ class FBNetSpace(Space):
         return tuple(rng.integers(len(BLOCKS), size=_LAYERS).tolist())
 
     def build(self, architecture: Architecture) -> nn.Module:
-        """Returns the untrained network: [N, 3, H, W] to [N, classes]."""
         self.encode(architecture)  # raises ValueError if it is not an architecture
         parts: list[nn.Module] = [_convolution(3, _STEM, 3, stride=2)]
         channels, choices = _STEM, iter(architecture)

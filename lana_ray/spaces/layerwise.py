@@ -157,11 +157,9 @@ class LayerwiseSpace(StudentSpace):
         return tuple(of_layer[choice] for of_layer, choice in zip(self.ids, architecture, strict=True))
 
     def label(self, architecture: Architecture) -> str:
-        """One line of text: ``layer=operation|…``."""
         return write_label(self.chosen(architecture))
 
     def parse(self, label: str) -> Architecture:
-        """The architecture with a label; raises ValueError for unknown layers or candidates."""
         candidates = read_label(label)
         layers = [layer.name for layer in self.layers]
         if [candidate.layer for candidate in candidates] != layers:

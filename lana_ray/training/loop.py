@@ -59,7 +59,6 @@ class TrainingState:
     loss_sum: float = 0.0
     """Sum of the losses over this epoch's steps so far."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Per evaluated epoch: ``epoch``, ``loss`` (training) and ``accuracy`` (validation)."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """The weights of the epoch with the highest ``best_accuracy``."""
     best_accuracy: float = -1.0
@@ -81,12 +80,11 @@ class TrainingState:
         return cls(network=network, optimizer=optimizer, schedule=schedule)
 
     def dump(self) -> dict[str, Any]:
-        """Returns the complete state, for ``restore``; tensors are not copied."""
+        """Returns all that ``restore`` needs for the same network and settings; tensors are not copied."""
         state = {name: getattr(self, name).state_dict() for name in _MODULES}
         return state | {name: getattr(self, name) for name in _VALUES}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores the state that ``dump`` returned for the same network and settings."""
         for name in _MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in _VALUES:

@@ -19,7 +19,6 @@ class SearchMethod:
     """A way to find an architecture for a price or a budget."""
 
     name: str
-    """As in ``search.methods``."""
     title: str
     """As tables and plots call it."""
     needs_table: bool
@@ -33,21 +32,22 @@ class SearchMethod:
 def _differentiable(problem: Problem, file: str) -> SearchResult:
     """LA-DNAS: gradient steps on ``L + λ·LAT(α)``."""
     setup, config = problem.setup, problem.setup.config.search
-    settings = {
-        "epochs": EPOCHS,
-        "alpha_lr": config.lr,
-        "mixture": config.mixture,
-        "multiplier": problem.settings.get("lambda", 0.0),
-        "target": problem.settings.get("budget"),
-        "seed": problem.seed,
-    }
+    settings = SearchSettings(
+        epochs=EPOCHS,
+        alpha_lr=config.lr,
+        mixture=config.mixture,
+        multiplier=problem.settings.get("lambda", 0.0),
+        target=problem.settings.get("budget"),
+        seed=problem.seed,
+        **problem.search_settings(),
+    )
     return search(
         problem.supernet(),
         Objective(
             cost=setup.differentiable().to(problem.device), reference=setup.reference, loss=problem.loss()
         ),
         SearchBatches(weights=problem.batches("train"), alphas=problem.batches("score"), steps=problem.steps),
-        SearchSettings(**{**settings, **problem.search_settings()}),
+        settings,
         checkpoint=checkpoint_in(problem.workspace.storage, file),
     )
 
