@@ -74,9 +74,9 @@ class SearchResult:
     """The architecture's cost, as the cost function predicts it."""
     trajectory: tuple[Point, ...] = ()
     collapsed: bool = False
-    """Whether more than half of the operations are parameter-free. DARTS is known to collapse
-    like this if skips train faster than the operations they bypass; the architecture is then not worth
-    training (DARTS+, arXiv 1909.06035; R-DARTS, arXiv 1909.09656)."""
+    """Whether more than half of the operations are parameter-free. DARTS is known to collapse like this if
+    skips train faster than the operations they bypass; the architecture is then not worth training (DARTS+,
+    arXiv 1909.06035; R-DARTS, arXiv 1909.09656)."""
 
 
 def cross_entropy(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class SearchState:
 
 @dataclass(frozen=True)
 class _Search:
-    """A search on its way: its steps, and the summaries of its state."""
+    """The steps of a search, and summaries of its state."""
 
     state: SearchState
     objective: Objective
