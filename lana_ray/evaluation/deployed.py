@@ -60,14 +60,12 @@ def student_accuracies(
     """
     teacher = workspace.teacher_job
     teachers = [(name, teacher) for name in dict.fromkeys(name for name, _ in students)]
+    targets = [sampled[name].target for name, _ in teachers]
+    answering = {target.name for target in targets if target.precision != "fp32" or not runs_here(target)}
 
     def on(split: str, pairs: Sequence[Pair]) -> dict[Pair, float]:
         networks = accuracies(workspace, list(dict.fromkeys(job for _, job in pairs)), split)
-        deployed = [
-            (name, job)
-            for name, job in pairs
-            if students.get((name, job), True) and _differs(sampled[name].target)
-        ]
+        deployed = [pair for pair in pairs if pair[0] in answering and students.get(pair, True)]
         programs = _of_programs(workspace, sampled, deployed, split)
         return {pair: programs.get(pair, networks[pair[1]]) for pair in pairs}
 
@@ -81,10 +79,6 @@ def student_accuracies(
         )
         for name, job in students
     }
-
-
-def _differs(target: Target) -> bool:
-    return target.precision != "fp32" or not runs_here(target)
 
 
 def _of_programs(

@@ -44,11 +44,8 @@ def score_layer(
     Only the network after the layer is recomputed. Batch-norms use the statistics of the current batch, in
     the teacher and in the candidates, since nothing is fine-tuned yet. The effect of batch statistics alone
     on the loss and on the divergence is subtracted, so that the teacher's own layer scores zero. The
-    divergence is from the teacher's outputs in evaluation mode. Kendall's τ between sums of scores and losses
-    of 60 random students, with these outputs and with outputs by batch statistics: .92 and .92 (CIFAR-10 at
-    64 x 64, EfficientNet-Lite0, 384 images), .72 and .65 (its last layers at one pixel: digits at 32 x 32,
-    179 images). Without batch statistics anywhere it is .85 and .65; powers of the divergence below 1 are
-    worse in both.
+    divergence is from the teacher's outputs in evaluation mode. Other ways rank students worse:
+    ``jobs/RESULTS.md``, "Statistics of batch-norms in scores".
 
     Args:
         candidates: choices and their modules, loaded a few at a time and then released.

@@ -28,7 +28,8 @@ from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import COSTS, CostRow
 from lana_ray.selection.loop import Tables
-from lana_ray.spaces.layerwise import LayerwiseSpace, offers
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.offers import offers
 from lana_ray.workspace import Workspace
 
 SLOW, FAILS = "slow", "fails"

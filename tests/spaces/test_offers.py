@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import find_layers
-from lana_ray.spaces.layerwise import LayerwiseSpace, offers
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.spaces.offers import offers
 
 from ..small_networks import Net, net
 
