@@ -107,7 +107,13 @@ class Workspace:
     @cached_property
     def space(self) -> LayerwiseSpace:
         """The pool's candidates for the layers of the trained teacher."""
-        return find_space(self.config, self.teacher)
+        _ = self.teacher  # loads the weights into the network of the space
+        return self.untrained_space
+
+    @cached_property
+    def untrained_space(self) -> LayerwiseSpace:
+        """The same object as ``space``; until that is read, its network has arbitrary weights."""
+        return find_space(self.config, self._structure[0])
 
     @cached_property
     def cells(self) -> CellStudents:

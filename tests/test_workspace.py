@@ -15,7 +15,9 @@ from lana_ray.ops import registry
 from lana_ray.preflight.teacher import check_teacher
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import FINGERPRINT_KEY, Storage
+from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.stages import score
+from lana_ray.stages.teacher import load_checked
 from lana_ray.workspace import Workspace, structural_space, workspace_in_worker
 
 from .data.samples import write_folder
@@ -82,6 +84,27 @@ def test_a_node_without_weights_and_data_has_the_same_space(workspace: Workspace
     space = structural_space(workspace.config, 3)
     assert space.fingerprint == workspace.space.fingerprint
     assert space.ops == workspace.space.ops
+
+
+def test_a_process_constructs_the_space_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the teacher, before it is written, and every stage afterwards use the same one."""
+    constructed: list[LayerwiseSpace] = []
+    construct = LayerwiseSpace.__init__
+
+    def counted(self: LayerwiseSpace, *arguments: Any, **options: Any) -> None:
+        constructed.append(self)
+        construct(self, *arguments, **options)
+
+    monkeypatch.setattr(LayerwiseSpace, "__init__", counted)
+    workspace = Workspace(configuration(tmp_path))
+    load_checked(workspace)
+    write_teacher(workspace.config, scale=0.5)
+    space = workspace.space
+    assert workspace.students("layers") is space
+    assert constructed == [space]
+    assert space.network is workspace.teacher
+    weights = dict(net(3).named_parameters())
+    assert all(torch.equal(value, 0.5 * weights[name]) for name, value in space.network.named_parameters())
 
 
 def test_students_are_made_of_the_distilled_candidates(workspace: Workspace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,18 @@ class TeacherCheck:
 
 
 def check_teacher(
-    config: Config, network: nn.Module, num_classes: int, images: Tensor | None = None
+    config: Config,
+    network: nn.Module,
+    num_classes: int,
+    images: Tensor | None = None,
+    find: Callable[[Config, nn.Module], LayerwiseSpace] = find_space,
 ) -> TeacherCheck:
     """Checks the outputs, layers, training and export of a prepared network with a few passes.
 
     Args:
         network: a network in evaluation mode; remains unchanged.
         images: two images of the data, shape [2, 3, size, size], normalised; defaults to random ones.
+        find: returns the space of the network's structure, or raises UserError.
 
     Raises:
         UserError: a check fails; the message names the tensor, layer or parameter, and the reason.
@@ -56,7 +61,7 @@ def check_teacher(
     _check_tensors(network)
     answers = check_outputs(network, images, num_classes)
     _check_finite(network, images, answers)
-    space = find_space(config, network)
+    space = find(config, network)
     small = _small(network, images, num_classes)
     _check_independence(network, small, check_outputs(network, small, num_classes))
     check_shortcuts(network, space.layers, small)

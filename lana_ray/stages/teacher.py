@@ -33,7 +33,13 @@ def load_checked(workspace: Workspace) -> Teacher:
     teacher = workspace.loaded
     data = workspace.data
     config = workspace.config
-    checked = check_teacher(config, teacher.network, data.num_classes, first_images(data))
+    checked = check_teacher(
+        config,
+        teacher.network,
+        data.num_classes,
+        first_images(data),
+        find=lambda *_: workspace.untrained_space,
+    )
     check_space(config, checked.space)
     notes = [*teacher.notes, *checked.notes]
     settings: dict[str, Any] = {"image_size": config.data.image_size, "seed": config.run.seed}
