@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +31,8 @@ from lana_ray.run_dir.tables import (
 )
 from lana_ray.selection import pareto
 
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 LATENCY = "latency_ms"
 _FRONT_POINTS = 1000
 
@@ -83,12 +87,15 @@ class RunFiles:
     def read(cls, storage: Storage) -> RunFiles:
         """Reads everything but weights; raises UserError if ``summary.json`` is missing or a file damaged."""
         summary, store = Summary.read(storage), SampleStore(storage)
-        tables: dict[CostId, LabelledTable] = {}
-        for target in summary.targets:
-            tables |= _tables(COSTS.read_if_there(storage, layout.costs(target.name)) or [])
+        costs = [
+            row
+            for target in summary.targets
+            for row in COSTS.read_if_there(storage, layout.costs(target.name)) or []
+        ]
+        by_id = grouped(costs, lambda row: (row.cost, row.target))
         return cls(
             summary=summary,
-            tables=tables,
+            tables={CostId(*of): _last_table(rows) for of, rows in by_id.items()},
             scores=SCORES.read_if_there(storage, layout.SCORES),
             curves=CURVES.read_if_there(storage, layout.CURVES),
             proxy=PROXY.read_if_there(storage, layout.PROXY),
@@ -107,10 +114,11 @@ class RunFiles:
 
     def measured_of(self, target: str) -> list[MeasuredStudent]:
         """The target's students that were measured during selection, each architecture once."""
-        students: dict[Architecture, list[SelectionRow]] = {}
-        for row in self.selections or []:
-            if (row.target, row.cost) == (target, LATENCY) and math.isfinite(row.measured or math.nan):
-                students.setdefault(row.choices, []).append(row)
+        measured = [
+            row
+            for row in self.selections or []
+            if (row.target, row.cost) == (target, LATENCY) and math.isfinite(row.measured or math.nan)
+        ]
         return [
             MeasuredStudent(
                 choices=choices,
@@ -120,7 +128,7 @@ class RunFiles:
                 loss=next((row.loss for row in rows if row.loss is not None), None),
                 chosen=any(row.chosen for row in rows),
             )
-            for choices, rows in students.items()
+            for choices, rows in grouped(measured, lambda row: row.choices).items()
         ]
 
     def samples_of(self, target: TargetFacts) -> list[Sample]:
@@ -149,35 +157,33 @@ class RunFiles:
         return [(labelled.table.rest + point.costs["cost"], point.score) for point in front]
 
 
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Rows by a key, in the order in which the keys first appear."""
+    groups: dict[K, list[T]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def _finite(value: float | None) -> float:
     return math.inf if value is None or not math.isfinite(value) else value
 
 
-def _tables(rows: list[CostRow]) -> dict[CostId, LabelledTable]:
-    return {
-        CostId(cost, target): _last([row for row in rows if (row.cost, row.target) == (cost, target)])
-        for cost, target in dict.fromkeys((row.cost, row.target) for row in rows)
-    }
-
-
-def _last(rows: list[CostRow]) -> LabelledTable:
-    last = max(row.calibration for row in rows)
-    layers: dict[str, list[CostRow]] = {}
-    for row in sorted(rows, key=lambda row: (row.layer, row.choice)):
-        if row.calibration == last:
-            layers.setdefault(row.name, []).append(row)
-    first = next(iter(layers.values()))[0]
+def _last_table(rows: Sequence[CostRow]) -> LabelledTable:
+    calibration = max(row.calibration for row in rows)
+    last = sorted(
+        (row for row in rows if row.calibration == calibration), key=lambda row: (row.layer, row.choice)
+    )
+    layers = list(grouped(last, lambda row: row.name).values())
     table = CostTable(
-        rest=first.rest,
-        costs=tuple(np.array([row.value for row in of_layer]) for of_layer in layers.values()),
-        error=first.table_error,
-        error_isolated=first.table_error_isolated,
-        networks=first.networks,
+        rest=last[0].rest,
+        costs=tuple(np.array([row.value for row in of_layer]) for of_layer in layers),
+        error=last[0].table_error,
+        error_isolated=last[0].table_error_isolated,
+        networks=last[0].networks,
     )
     return LabelledTable(
-        ids=tuple(tuple(row.candidate for row in of_layer) for of_layer in layers.values()),
+        ids=tuple(tuple(row.candidate for row in of_layer) for of_layer in layers),
         table=table,
-        errors=tuple(
-            f"{row.candidate}: {row.error}" for of_layer in layers.values() for row in of_layer if row.error
-        ),
+        errors=tuple(f"{row.candidate}: {row.error}" for row in last if row.error),
     )

@@ -1,9 +1,10 @@
-"""Maps over layers, as grids of cells; every function returns SVG."""
+"""Maps over layers, as grids of cells, and captioned pictures of architectures, costs and scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -14,9 +15,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lana_ray.costs.registry import METERS
-from lana_ray.ids import CostId, family_of
+from lana_ray.ids import CostId, family_of, read_label
+from lana_ray.report.artifacts import LATENCY, LabelledTable
 from lana_ray.report.canvas import ABSENT, FILLS, KEPT, REMOVED, picture
 from lana_ray.report.numbers import number
+from lana_ray.report.parts import Picture
+from lana_ray.run_dir.summary import Result
+from lana_ray.run_dir.tables import ScoreRow
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +30,76 @@ _CELL = (0.76, 0.6)  # inches
 _GAP = 0.3  # gap between bands, in heights of a cell
 _LETTERS = 10  # per line of a cell
 _WORDED = 18  # maximum number of layers at which cells contain numbers
+_ROWS = 40  # maximum number of operations in a picture
 _NOISE = 0.01  # nats, below which colours are linear in the score
+
+
+def architectures_picture(results: Sequence[Result]) -> Picture | None:
+    if not results:
+        return None
+    students = {
+        f"{row.target}, {row.budget}": {one.layer: one.op for one in read_label(row.architecture)}
+        for row in results
+    }
+    return Picture(
+        title="Chosen architectures",
+        svg=architecture_map(students),
+        caption="One row per target and budget, one column per layer in the order they run.",
+    )
+
+
+def costs_picture(of: CostId, labelled: LabelledTable) -> Picture:
+    """A cost table of a target; the layers' own operation first, then the operations that save most."""
+    costs = labelled.table.costs
+    cells = (
+        (one.op, i, cost)
+        for i, (ids, of_layer) in enumerate(zip(labelled.ids, costs, strict=True))
+        for one, cost in zip(ids, of_layer, strict=True)
+    )
+    values = _by_operation(len(costs), cells)
+    own_op, own_costs = labelled.ids[0][0].op, np.array([of_layer[0] for of_layer in costs])
+    saved = {op: float(np.nanmedian(own_costs - row)) for op, row in values.items()}
+    ranked = sorted(values, key=lambda op: (op != own_op, -saved[op], op))
+    shown = ranked[:_ROWS]
+    some = f" The first {len(shown)} operations of {len(ranked)}." if ranked != shown else ""
+    return Picture(
+        title="Cost table" if of.cost == LATENCY else f"Cost table of {of.cost}",
+        svg=cost_map(labelled.layers, shown, np.stack([values[op] for op in shown]), of),
+        caption=f"{of.cost} of each candidate in the network, fitted to all measured networks; the rest of "
+        f"it adds {of.written(labelled.table.rest)}. The first row shows the teacher's own layers; the "
+        f"operations that save most follow. Empty: the layer has no such candidate.{some}",
+    )
+
+
+def scores_picture(scores: Sequence[ScoreRow]) -> Picture | None:
+    if not scores:
+        return None
+    layers = [name for _, name in sorted({(row.layer, row.name) for row in scores})]
+    cells = (
+        (row.op, row.layer, math.inf if row.left_out == "diverged" else row.score)
+        for row in scores
+        if row.left_out in (None, "diverged")
+    )
+    values = _by_operation(len(layers), cells)
+    ranked = sorted(values, key=lambda op: (float(np.nanmedian(values[op])), op))
+    shown = ranked[:_ROWS]
+    some = f" The {len(shown)} operations with the lowest median of {len(ranked)}." if ranked != shown else ""
+    return Picture(
+        title="Scores",
+        svg=score_map(layers, shown, np.stack([values[op] for op in shown])),
+        caption="The change of the divergence from the teacher’s outputs (or of the loss, see score.by) on "
+        "the score split when one candidate alone replaces its layer. Lower is better, 0 is the teacher. "
+        "Grey: the layer has no such candidate, or its training was skipped or stopped because it is too "
+        f"slow or worse than others.{some}",
+    )
+
+
+def _by_operation(layers: int, cells: Iterable[tuple[str, int, float | None]]) -> dict[str, Floats]:
+    """Cells (operation, layer, value) as one row of all layers per operation; NaN where there is no cell."""
+    rows: dict[str, Floats] = {}
+    for op, layer, value in cells:
+        rows.setdefault(op, np.full(layers, np.nan))[layer] = value
+    return rows
 
 
 @picture
@@ -51,11 +125,14 @@ def architecture_map(axes: Axes, students: Mapping[str, Mapping[str, str]]) -> N
                 _write(axes, x + 0.5, y + 0.5, _wrapped(row[layer]))
             y += 1
         y += _GAP
+    meanings = {"teacher": "teacher's own layer", "identity": "identity (layer removed)"}
     for name, colour in colours.items():
-        axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, edgecolor="#777777", label=_meaning(name)))
-    _bare(axes, max(map(len, bands)), y - _GAP)
-    names = 0.085 * max(map(len, students))
-    _resize(axes, _CELL[0] * max(map(len, bands)) + names + 0.2, _CELL[1] * y + 0.6)
+        label = meanings.get(name, name)
+        axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, edgecolor="#777777", label=label))
+    width = max(map(len, bands))
+    axes.set(xlim=(0, width), ylim=(y - _GAP, 0))
+    axes.set_axis_off()
+    _resize(axes, _CELL[0] * width + 0.085 * max(map(len, students)) + 0.2, _CELL[1] * y + 0.6)
 
 
 @picture
@@ -66,9 +143,9 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
         scores: shape [ops, layers], in nats; NaN without a candidate, inf if it diverged.
     """
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * _NOISE)
-    norm = SymLogNorm(_NOISE, vmin=0, vmax=top)
     ticks = [t for t in (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if t <= top]
-    _heat(axes, layers, ops, scores, norm, ticks, "score (nats)", _score)
+    scale = _Scale(SymLogNorm(_NOISE, vmin=0, vmax=top), top, ticks, "score (nats)", _score)
+    _heat(axes, layers, ops, scores, scale)
 
 
 @picture
@@ -81,49 +158,48 @@ def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Float
         costs: shape [ops, layers], in the cost's unit; NaN without a candidate, inf if it does not run.
     """
     most = float(np.nanmax(costs[0]))
-    scale, unit = 1.0, METERS[of.cost].unit.partition(" ")[0]
+    factor, unit = 1.0, METERS[of.cost].unit.partition(" ")[0]
     if unit == "ms" and most < 1:
-        scale, unit = 1e3, "µs"
-    top = 2 * most * scale or 1.0
-    norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ if one is expensive
+        factor, unit = 1e3, "µs"
+    top = 2 * most * factor or 1.0
     ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
-    _heat(axes, layers, ops, costs * scale, norm, ticks, f"cost in place ({unit})", _cost)
+    norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ if one is expensive
+    _heat(axes, layers, ops, costs * factor, _Scale(norm, top, ticks, f"cost in place ({unit})", _cost))
 
 
-def _heat(
-    axes: Axes,
-    layers: Sequence[str],
-    ops: Sequence[str],
-    values: Floats,
-    norm: Normalize,
-    ticks: Sequence[float],
-    label: str,
-    word: Callable[[float], str],
-) -> None:
-    """Draws a heat map (darker is more), with numbers if there is room; values above the scale are clipped.
+@dataclass(frozen=True)
+class _Scale:
+    """The colours of a heat map, darker for more."""
 
-    Args:
-        word: formats the number in a cell.
-    """
-    assert norm.vmax is not None
+    norm: Normalize
+    top: float
+    """The largest value; those above are clipped."""
+    ticks: Sequence[float]
+    label: str
+    word: Callable[[float], str]
+    """Formats the number in a cell."""
+
+
+def _heat(axes: Axes, layers: Sequence[str], ops: Sequence[str], values: Floats, scale: _Scale) -> None:
+    """Draws a heat map, with numbers if there is room."""
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=ABSENT)
-    shown = np.where(np.isposinf(values), norm.vmax, values)
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=norm, aspect="auto")
+    shown = np.where(np.isposinf(values), scale.top, values)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=scale.norm, aspect="auto")
     worded = len(layers) <= _WORDED
     if worded:
         for (y, x), value in np.ndenumerate(values):
             if not np.isnan(value):
-                ink = "white" if norm(min(value, norm.vmax)) > 0.55 else "black"
-                _write(axes, x, y, word(value), ink)
+                ink = "white" if scale.norm(min(value, scale.top)) > 0.55 else "black"
+                _write(axes, x, y, scale.word(value), ink)
     axes.grid(False)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
     axes.set_yticks(range(len(ops)), ops, fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    beyond = "max" if np.any(values > norm.vmax) else "neither"
+    beyond = "max" if np.any(values > scale.top) else "neither"
     tick = FuncFormatter(lambda t, _: f"{t:g}")
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, ticks=ticks, format=tick, extend=beyond)
-    bar.set_label(label)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, ticks=scale.ticks, format=tick, extend=beyond)
+    bar.set_label(scale.label)
     bar.minorticks_off()
     width = (0.46 if worded else 0.235) * len(layers)
     _resize(axes, width + 0.08 * max(map(len, ops)) + 1.1, max(0.25 * len(ops) + 1, 2.2))
@@ -142,10 +218,6 @@ def _colours(ops: Iterable[str]) -> dict[str, str]:
     return {name: fill for name, fill in plain.items() if name in families} | {
         name: FILLS[i % len(FILLS)] for i, name in enumerate(others)
     }
-
-
-def _meaning(name: str) -> str:
-    return {"teacher": "teacher's own layer", "identity": "identity (layer removed)"}.get(name, name)
 
 
 def _wrapped(op: str) -> str:
@@ -174,11 +246,6 @@ def _cost(value: float) -> str:
     if math.isinf(value):
         return "fails"
     return f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
-
-
-def _bare(axes: Axes, width: float, height: float) -> None:
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
 
 
 def _resize(axes: Axes, width: float, height: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -12,10 +11,10 @@ from scipy.stats import kendalltau
 
 from lana_ray.ids import family_of
 from lana_ray.report import numbers
-from lana_ray.report.artifacts import LATENCY, RunFiles
-from lana_ray.report.grids import architectures_picture, costs_picture, scores_picture
-from lana_ray.report.html import Picture, render, sheet
+from lana_ray.report.artifacts import LATENCY, RunFiles, grouped
+from lana_ray.report.maps import architectures_picture, costs_picture, scores_picture
 from lana_ray.report.notes import SPLITS, notes
+from lana_ray.report.parts import Picture, read_settings, render, sheet, spending
 from lana_ray.report.plots import (
     BAND,
     accuracy_plot,
@@ -28,8 +27,6 @@ from lana_ray.report.plots import (
 )
 from lana_ray.report.search_page import SearchPart, search_part
 from lana_ray.report.searches import searches_table
-from lana_ray.report.settings import read_settings
-from lana_ray.report.spending import spending
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
@@ -81,8 +78,9 @@ def write_page(storage: Storage, node_price: float | None = None) -> dict[str, d
 
 def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> TargetPart:
     name = facts.name
-    part = TargetPart(facts=facts, searches=search_part(storage, run.trials or [], name))
-    if trials := [row for row in run.trials or [] if row.target == name]:
+    trials = [row for row in run.trials or [] if row.target == name]
+    part = TargetPart(facts=facts, searches=search_part(storage, trials, name))
+    if trials:
         part.searches.sheets.insert(0, sheet(searches_table(trials)))
     for title, made in (
         ("Accuracy and latency", _accuracy(run, facts)),
@@ -135,13 +133,15 @@ def _front(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
     if not front:
         return "scores.parquet is missing, or has no candidate for some layer (stage score)."
     students = [
-        (labelled.table.predict(row.choices), row.score, row.chosen) for row in run.measured_of(facts.name)
+        (ms, row.score, row.chosen)
+        for row in run.measured_of(facts.name)
+        if math.isfinite(ms := labelled.table.predict(row.choices))
     ]
     return (
         front_plot(
             front,
             labelled.table.predict([0] * len(labelled.ids)),
-            [student for student in students if math.isfinite(student[0])],
+            students,
             _budgets(run, facts),
         ),
         "The exact Pareto front of cost table and scores (no selection lies below the line), and the "
@@ -184,14 +184,12 @@ def _proxy(students: list[ProxyRow]) -> Picture | None:
 def _curves(candidates: list[CurveRow]) -> Picture | None:
     if not candidates:
         return None
-    by_family: dict[str, list[Sequence[float]]] = {}
-    for row in candidates:
-        by_family.setdefault(family_of(row.op), []).append(row.error)
+    families = grouped(candidates, lambda row: family_of(row.op))
     stopped = sum(row.stopped is not None for row in candidates)
     some = f" {stopped} were stopped early." if stopped else ""
     return Picture(
         title="Learning curves",
-        svg=curves_plot(by_family),
+        svg=curves_plot({name: [row.error for row in rows] for name, rows in families.items()}),
         caption=f"Normalised training error of {len(candidates)} candidates: the smoothed median of each "
         f"family.{some} The curve of every candidate is in curves.parquet.",
     )
@@ -199,12 +197,13 @@ def _curves(candidates: list[CurveRow]) -> Picture | None:
 
 def _operations(scores: list[ScoreRow]) -> list[dict[str, Any]]:
     """Distillation by operation, the best first; errors are the final ‖t − s‖² / ‖t‖²."""
-    by_op: dict[str, list[ScoreRow]] = {}
-    for row in scores:
-        if family_of(row.op) not in ("teacher", "identity") and row.left_out in (None, "diverged"):
-            by_op.setdefault(row.op, []).append(row)
+    distilled = [
+        row
+        for row in scores
+        if family_of(row.op) not in ("teacher", "identity") and row.left_out in (None, "diverged")
+    ]
     entries = []
-    for op, rows in by_op.items():
+    for op, rows in grouped(distilled, lambda row: row.op).items():
         sound = [row for row in rows if row.left_out is None]
         sound.sort(key=lambda row: row.distill_error or 0.0)
         errors = [row.distill_error for row in sound if row.distill_error is not None]

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from lana_ray.costs.registry import METERS
 from lana_ray.predictors.fits import Fit
 from lana_ray.report.artifacts import MeasuredStudent
 from lana_ray.report.canvas import BLUE, GREEN, GREY, INK, VERMILION, picture, plain_log
 from lana_ray.report.numbers import count, number, standard_error
+from lana_ray.report.parts import write_svgs
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import Result
@@ -22,6 +24,7 @@ BAND = 0.03
 _LATENCY = "measured latency (ms per batch)"
 _PREDICTED = "predicted latency (ms per batch)"
 _DOT, _SMALL = 46.0, 18.0
+_PALE, _PALER = "#d9e8f2", "#ecf3f8"
 _SMOOTHED = 20  # a curve is smoothed by a moving mean over 1/20 of its length
 _MANY = 100_000
 _FRONT_ABOVE = 1.5  # the front is shown up to this multiple of the worst student's score
@@ -33,8 +36,7 @@ def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> No
 
     Error bars: one standard error of the accuracy, half the interquartile range of the latency on each side.
     """
-    first = results[0]
-    teacher = (first.teacher_ms, first.teacher_accuracy)
+    teacher_ms, teacher_accuracy = results[0].teacher_ms, results[0].teacher_accuracy
     axes.errorbar(
         [row.measured_ms for row in results],
         [100 * row.accuracy for row in results],
@@ -48,9 +50,9 @@ def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> No
         label="fine-tuned student",
     )
     axes.errorbar(
-        teacher[0],
-        100 * teacher[1],
-        yerr=100 * standard_error(teacher[1], test_images),
+        teacher_ms,
+        100 * teacher_accuracy,
+        yerr=100 * standard_error(teacher_accuracy, test_images),
         fmt="*",
         color=INK,
         markersize=13,
@@ -58,19 +60,17 @@ def accuracy_plot(axes: Axes, results: Sequence[Result], test_images: int) -> No
         label="teacher",
     )
     axes.set(xlabel=_LATENCY, ylabel="test accuracy (%)")
-    _budgets(axes, _limits(results), [teacher[0], *(row.measured_ms for row in results)])
+    budgets = {row.budget: row.budget_ms for row in results}
+    _budgets(axes, budgets, [teacher_ms, *(row.measured_ms for row in results)])
 
 
 @picture
 def loss_plot(axes: Axes, students: Sequence[MeasuredStudent], budgets: Mapping[str, float]) -> None:
     """Loss on the score split against measured latency of distilled students before fine-tuning."""
-    rated = [row for row in students if row.loss is not None]
-    for chosen in (False, True):
-        group = [row for row in rated if row.chosen == chosen]
-        losses = [row.loss for row in group if row.loss is not None]
-        _marks(axes, [row.measured for row in group], losses, chosen)
+    rated = [(row.measured, row.loss, row.chosen) for row in students if row.loss is not None]
+    _marks(axes, rated)
     axes.set(xlabel=_LATENCY, ylabel="loss on the score split (nats)")
-    _budgets(axes, budgets, [row.measured for row in rated])
+    _budgets(axes, budgets, [ms for ms, _, _ in rated])
 
 
 @picture
@@ -91,9 +91,7 @@ def front_plot(
     top = max([score for _, score, _ in students], default=float("inf"))
     shown = [point for point in front if point[1] <= top * _FRONT_ABOVE] or list(front)
     axes.step(*zip(*shown, strict=True), where="post", color=GREEN, linewidth=1.6, label="exact front")
-    for chosen in (False, True):
-        group = [(ms, score) for ms, score, is_chosen in students if is_chosen == chosen]
-        _marks(axes, [ms for ms, _ in group], [score for _, score in group], chosen)
+    _marks(axes, students)
     axes.plot(teacher_ms, 0, "*", color=INK, markersize=13, linestyle="none", label="teacher")
     axes.set(xlabel=_PREDICTED, ylabel="summed score (nats)")
     _budgets(axes, budgets, [teacher_ms, *(ms for ms, _ in shown), *(ms for ms, _, _ in students)])
@@ -102,15 +100,8 @@ def front_plot(
 @picture
 def proxy_plot(axes: Axes, students: Sequence[ProxyRow]) -> None:
     """True loss of random students against the sum of their candidates' scores."""
-    axes.scatter(
-        [row.score for row in students],
-        [row.loss for row in students],
-        _SMALL,
-        BLUE,
-        alpha=0.75,
-        linewidth=0,
-        label="random student",
-    )
+    x, y = [row.score for row in students], [row.loss for row in students]
+    axes.scatter(x, y, _SMALL, BLUE, alpha=0.75, linewidth=0, label="random student")
     axes.set(xlabel="summed score (nats)", ylabel="loss on the score split (nats)")
 
 
@@ -141,13 +132,8 @@ def prediction_plot(axes: Axes, students: Sequence[MeasuredStudent]) -> None:
     ends = [value for row in students for value in (row.predicted, row.measured)]
     pad = 0.06 * (max(ends) - min(ends)) or 0.06 * max(ends)
     line = np.array([min(ends) - pad, max(ends) + pad])
-    axes.fill_between(
-        line, line * (1 - BAND), line * (1 + BAND), color="#d9e8f2", linewidth=0, label=f"±{100 * BAND:g} %"
-    )
-    axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
-    for chosen in (False, True):
-        group = [row for row in students if row.chosen == chosen]
-        _marks(axes, [row.predicted for row in group], [row.measured for row in group], chosen)
+    _diagonal(axes, line, {BAND: _PALE})
+    _marks(axes, [(row.predicted, row.measured, row.chosen) for row in students])
     axes.set(xlabel=_PREDICTED, ylabel=_LATENCY, xlim=tuple(line), ylim=tuple(line))
 
 
@@ -155,25 +141,8 @@ def prediction_plot(axes: Axes, students: Sequence[MeasuredStudent]) -> None:
 def fit_plot(axes: Axes, fit: Fit) -> None:
     """Measured against predicted cost of a predictor's test networks."""
     line = np.array([min(fit.measured.min(), fit.predicted.min()), fit.measured.max()])
-    for share, colour in ((0.1, "#ecf3f8"), (0.05, "#d9e8f2")):
-        axes.fill_between(
-            line,
-            line * (1 - share),
-            line * (1 + share),
-            color=colour,
-            linewidth=0,
-            label=f"±{100 * share:g} %",
-        )
-    axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
-    axes.scatter(
-        fit.predicted,
-        fit.measured,
-        _SMALL,
-        BLUE,
-        alpha=0.75,
-        linewidth=0,
-        label="test network",
-    )
+    _diagonal(axes, line, {0.1: _PALER, 0.05: _PALE})
+    axes.scatter(fit.predicted, fit.measured, _SMALL, BLUE, alpha=0.75, linewidth=0, label="test network")
     axes.set(
         xlabel=f"predicted {METERS[fit.id.cost].axis}",
         ylabel=f"measured {METERS[fit.id.cost].axis}",
@@ -203,13 +172,11 @@ def learning_plot(axes: Axes, fit: Fit) -> None:
 
 def write_fit_plots(storage: Storage, fits: Iterable[Fit]) -> list[str]:
     """Writes ``<target>.svg`` and ``<target>-learning.svg`` next to every predictor; returns their paths."""
-    names = []
-    for fit in fits:
-        for ending, svg in (("", fit_plot(fit)), ("-learning", learning_plot(fit))):
-            name = layout.predictor_plot(fit.space, fit.id, ending)
-            storage.write_text(name, svg)
-            names.append(storage.url(name))
-    return names
+    plots = (("", fit_plot), ("-learning", learning_plot))
+    svgs = {
+        layout.predictor_plot(fit.space, fit.id, ending): plot(fit) for fit in fits for ending, plot in plots
+    }
+    return write_svgs(storage, svgs)
 
 
 def networks_of(space: str) -> str:
@@ -221,8 +188,7 @@ def sampling_notes(fits: Iterable[Fit]) -> list[str]:
     """The time to sample as many networks as the paper of LA-DNAS (arXiv 2001.06392)."""
     return [
         f"{fit.id.target}: {number(fit.sample_s)} s from one sample to the next; {count(_MANY)} "
-        f"{networks_of(fit.space)}: "
-        f"{number(_MANY * fit.sample_s / 3600)} hours on one sampler, "
+        f"{networks_of(fit.space)}: {number(_MANY * fit.sample_s / 3600)} hours on one sampler, "
         f"{number(_MANY * fit.sample_s / 3600 / 8)} on eight"
         for fit in fits
         if fit.sample_s is not None
@@ -234,17 +200,22 @@ def median_error(students: Sequence[MeasuredStudent]) -> float:
     return float(np.median([abs(row.predicted / row.measured - 1) for row in students]))
 
 
-def _marks(axes: Axes, x: Sequence[float], y: Sequence[float], chosen: bool) -> None:
-    if not x:
-        return
-    if chosen:
-        axes.scatter(x, y, _DOT, VERMILION, marker="D", edgecolor=INK, zorder=4, label="chosen student")
-    else:
+def _marks(axes: Axes, students: Sequence[tuple[float, float, bool]]) -> None:
+    """Draws students (x, y, whether chosen)."""
+    if others := [(x, y) for x, y, is_chosen in students if not is_chosen]:
+        x, y = zip(*others, strict=True)
         axes.scatter(x, y, _SMALL, BLUE, alpha=0.75, linewidth=0, zorder=3, label="other student")
+    if chosen := [(x, y) for x, y, is_chosen in students if is_chosen]:
+        x, y = zip(*chosen, strict=True)
+        axes.scatter(x, y, _DOT, VERMILION, marker="D", edgecolor=INK, zorder=4, label="chosen student")
 
 
-def _limits(results: Sequence[Result]) -> dict[str, float]:
-    return {row.budget: row.budget_ms for row in results}
+def _diagonal(axes: Axes, line: NDArray[np.float64], bands: Mapping[float, str]) -> None:
+    """Draws the line of exact predictions along ``line``, on bands by relative error, the widest first."""
+    for share, colour in bands.items():
+        low, high, label = line * (1 - share), line * (1 + share), f"±{100 * share:g} %"
+        axes.fill_between(line, low, high, color=colour, linewidth=0, label=label)
+    axes.plot(line, line, color=GREY, linewidth=1, label="prediction = measurement")
 
 
 def _budgets(axes: Axes, budgets: Mapping[str, float], values: Sequence[float]) -> None:

@@ -12,19 +12,12 @@ from lana_ray.costs.registry import METERS
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
 from lana_ray.predictors.fits import Fit, read_fit
-from lana_ray.report.html import Picture, Sheet, render, sheet
+from lana_ray.report.artifacts import LATENCY, grouped
 from lana_ray.report.numbers import number, percent
+from lana_ray.report.parts import Picture, Sheet, read_settings, render, sheet, spending
 from lana_ray.report.plots import fit_plot, learning_plot, networks_of, sampling_notes
-from lana_ray.report.searches import (
-    SEARCH_CAPTIONS,
-    lambda_table,
-    repeated,
-    search_pictures,
-    searches_table,
-)
-from lana_ray.report.settings import read_settings
-from lana_ray.report.spending import spending
-from lana_ray.report.table import add_row, empty_table, fits_table, results_table
+from lana_ray.report.searches import lambda_table, repeated, search_pictures, searches_table
+from lana_ray.report.table import fits_table, make_table, results_table
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
@@ -44,16 +37,12 @@ class SearchPart:
     sentences: list[str]
 
 
-def search_part(storage: Storage, rows: Sequence[TrialRow], target: str) -> SearchPart:
+def search_part(storage: Storage, trials: Sequence[TrialRow], target: str) -> SearchPart:
     """Pictures and tables of a target's trials and predictors; raises UserError if a file is damaged."""
-    trials = [row for row in rows if row.target == target]
-    pictures = []
-    for name, svg in search_pictures(trials, target).items():
-        title, caption = SEARCH_CAPTIONS[name]
-        pictures.append(Picture(title=title, svg=svg, caption=caption))
+    pictures = list(search_pictures(trials).values())
     sheets = [sheet(lambda_table(trials))] if repeated(trials) else []
     costs = {row.cost for row in trials}
-    ids = [(space, CostId(cost, target)) for space in _SPACES for cost in sorted({"latency_ms", *costs})]
+    ids = [(space, CostId(cost, target)) for space in _SPACES for cost in sorted({LATENCY, *costs})]
     fits = [fit for space, of in ids if (fit := read_fit(storage, space, of)) is not None]
     for fit in fits:
         pictures += _fit_pictures(fit)
@@ -66,10 +55,10 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
     """Writes ``search.html``; raises UserError if ``search.parquet`` is missing or an artifact is damaged."""
     if not has_searches(storage):
         raise UserError(
-            "not_run_yet",
-            f"{storage.url(layout.TRIALS)}: missing; run `lana-ray search CONFIG.yaml` first",
+            "not_run_yet", f"{storage.url(layout.TRIALS)}: missing; run `lana-ray search CONFIG.yaml` first"
         )
     rows = TRIALS.read(storage, layout.TRIALS)
+    by_target = grouped(rows, lambda row: row.target)
     config = yaml.safe_load(storage.read_text(layout.SETTINGS))
     trained = None
     if config["search"]["cells"] is not None and storage.exists(layout.SEARCH_SUMMARY):
@@ -84,12 +73,12 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
         targets=[
             {
                 "facts": target,
-                "teacher_ms": next(row.teacher_ms for row in rows if row.target == target["name"]),
-                "part": search_part(storage, rows, target["name"]),
-                "trials": sheet(_trials_table([row for row in rows if row.target == target["name"]])),
+                "teacher_ms": trials[0].teacher_ms,
+                "part": search_part(storage, trials, target["name"]),
+                "trials": sheet(_trials_table(trials)),
             }
             for target in config["targets"]
-            if any(row.target == target["name"] for row in rows)
+            if (trials := by_target.get(target["name"]))
         ],
     )
     storage.write_text(layout.SEARCH_PAGE, page)
@@ -121,26 +110,26 @@ def _fit_pictures(fit: Fit) -> list[Picture]:
 
 def _trials_table(rows: Sequence[TrialRow]) -> Table:
     """A row per trial, in order of start."""
-    table = empty_table(
+    return make_table(
         f"Trials: {METERS[rows[0].cost].axis}",
         text=("method", "setting"),
         numbers=("predicted", "measured", "ms", "accuracy", "seconds", "collapsed"),
-        long="architecture",
+        long=("architecture",),
+        rows=(
+            (
+                METHODS[row.method].title,
+                _setting(row),
+                number(row.predicted_cost),
+                number(row.measured_cost),
+                number(row.measured_ms),
+                percent(row.accuracy),
+                number(row.search_s),
+                "yes" if row.collapsed else "",
+                row.architecture,
+            )
+            for row in rows
+        ),
     )
-    for row in rows:
-        add_row(
-            table,
-            METHODS[row.method].title,
-            _setting(row),
-            number(row.predicted_cost),
-            number(row.measured_cost),
-            number(row.measured_ms),
-            percent(row.accuracy),
-            number(row.search_s),
-            "yes" if row.collapsed else "",
-            row.architecture,
-        )
-    return table
 
 
 def _setting(row: TrialRow) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 
@@ -10,30 +10,17 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from lana_ray.costs.registry import METERS
+from lana_ray.report.artifacts import grouped
 from lana_ray.report.canvas import BLUE, GREEN, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
-from lana_ray.report.table import add_row, empty_table
+from lana_ray.report.parts import Picture, write_svgs
+from lana_ray.report.table import make_table
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import TrialRow
 from lana_ray.trials.choose import front, hypervolume
 from lana_ray.trials.methods import METHODS
 
-SEARCH_CAPTIONS = {
-    "fronts": (
-        "Pareto fronts of the searches",
-        "Every trial of lana-ray search, measured on the target. Accuracies are on validation images: of "
-        "distilled students before fine-tuning, or of trained networks of cells. Steps: the Pareto front of "
-        "each method. Its hypervolume is the best accuracy within a budget, averaged over all budgets up to "
-        "the teacher’s cost. The time is the sum over all searches of the method.",
-    ),
-    "lambdas": (
-        "Cost by λ",
-        "λ is the rise of the loss that is accepted for saving the whole cost of the reference network. If a "
-        "λ was tried several times, lines are means.",
-    ),
-}
-"""Title and caption of each picture."""
 _MOST_TICKS = 10
 _LOOKS = ((BLUE, "o", "-"), (VERMILION, "s", "--"), (GREEN, "^", "-."))
 """Colour, marker and line of each method, in the order of the registry."""
@@ -41,7 +28,7 @@ _LOOKS = ((BLUE, "o", "-"), (VERMILION, "s", "--"), (GREEN, "^", "-."))
 
 def searches_table(rows: Sequence[TrialRow]) -> Table:
     """A row per target and method."""
-    table = empty_table(
+    return make_table(
         f"Searches: accuracy on validation images against {_axis(rows)}",
         text=("target", "method"),
         numbers=(
@@ -52,27 +39,30 @@ def searches_table(rows: Sequence[TrialRow]) -> Table:
             "accuracy\nat 50 %",
             "seconds\na search",
         ),
-        long="collapsed",
+        long=("collapsed",),
+        rows=(
+            _summarised(target, METHODS[method].title, trials)
+            for (target, method), trials in grouped(rows, lambda row: (row.target, row.method)).items()
+        ),
     )
-    for target, method in dict.fromkeys((row.target, row.method) for row in rows):
-        trials = _of(rows, target, method)
-        points, most = _points(trials), trials[0].teacher_cost
-        at = [
-            max((accuracy for cost, accuracy in points if cost <= share * most), default=None)
-            for share in (0.7, 0.5)
-        ]
-        add_row(
-            table,
-            target,
-            METHODS[method].title,
-            str(len(trials)),
-            str(len(front(points))),
-            percent(hypervolume(points, most=most)),
-            *(percent(accuracy) for accuracy in at),
-            number(sum(row.search_s for row in trials) / len(trials)),
-            str(sum(row.collapsed for row in trials)),
-        )
-    return table
+
+
+def _summarised(target: str, method: str, trials: Sequence[TrialRow]) -> Sequence[str]:
+    points, most = _points(trials), trials[0].teacher_cost
+    at = [
+        max((accuracy for cost, accuracy in points if cost <= share * most), default=None)
+        for share in (0.7, 0.5)
+    ]
+    return (
+        target,
+        method,
+        str(len(trials)),
+        str(len(front(points))),
+        percent(hypervolume(points, most=most)),
+        *map(percent, at),
+        number(fmean(row.search_s for row in trials)),
+        str(sum(row.collapsed for row in trials)),
+    )
 
 
 def repeated(rows: Sequence[TrialRow]) -> bool:
@@ -87,7 +77,7 @@ def lambda_table(rows: Sequence[TrialRow]) -> Table:
     Differences in accuracy have Welch's standard error for two means of independent trials. It covers the
     variation between seeds, not the error of the test images, which all trials share.
     """
-    table = empty_table(
+    return make_table(
         f"Results of each λ: measured {_axis(rows)}",
         text=("target",),
         numbers=(
@@ -98,36 +88,39 @@ def lambda_table(rows: Sequence[TrialRow]) -> Table:
             "accuracy\n± sd",
             "points to\nfirst ± se",
         ),
-        long="collapsed",
+        long=("collapsed",),
+        rows=(
+            (target, *cells)
+            for target, trials in grouped(rows, lambda row: row.target).items()
+            for cells in _compared(_by_lambda(trials))
+        ),
     )
-    for target in dict.fromkeys(row.target for row in rows):
-        by_lambda = _by_lambda([row for row in rows if row.target == target])
-        first = next(iter(by_lambda.values()), [])
-        for value, trials in by_lambda.items():
-            cost, accuracy = _column(trials, "measured_cost"), _column(trials, "accuracy")
-            cost_0, accuracy_0 = _column(first, "measured_cost"), _column(first, "accuracy")
-            error = sqrt(_deviation(accuracy) ** 2 / len(trials) + _deviation(accuracy_0) ** 2 / len(first))
-            points = 100 * (fmean(accuracy) - fmean(accuracy_0))
-            add_row(
-                table,
-                target,
-                f"{value:.3g}",
-                str(len(trials)),
-                spread(fmean(cost), _deviation(cost)),
-                percent(fmean(cost) / fmean(cost_0)),
-                percent(fmean(accuracy)) + _plus_minus(100 * _deviation(accuracy)),
-                "–" if trials is first else f"{points:+.1f}" + _plus_minus(100 * error),
-                str(sum(row.collapsed for row in trials)),
-            )
-    return table
+
+
+def _compared(by_lambda: Mapping[float, Sequence[TrialRow]]) -> Iterator[Sequence[str]]:
+    """Yields the cells of each λ of a target, compared with the first one."""
+    for value, trials in by_lambda.items():
+        first = next(iter(by_lambda.values()))
+        cost, accuracy = _column(trials, "measured_cost"), _column(trials, "accuracy")
+        cost_0, accuracy_0 = _column(first, "measured_cost"), _column(first, "accuracy")
+        error = sqrt(_deviation(accuracy) ** 2 / len(trials) + _deviation(accuracy_0) ** 2 / len(first))
+        points = 100 * (fmean(accuracy) - fmean(accuracy_0))
+        yield (
+            f"{value:.3g}",
+            str(len(trials)),
+            spread(fmean(cost), _deviation(cost)),
+            percent(fmean(cost) / fmean(cost_0)),
+            percent(fmean(accuracy)) + _plus_minus(100 * _deviation(accuracy)),
+            "–" if trials is first else f"{points:+.1f}" + _plus_minus(100 * error),
+            str(sum(row.collapsed for row in trials)),
+        )
 
 
 @picture
 def fronts_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
     """Accuracy against measured cost of every trial of a target, and each method's Pareto front."""
     teacher_cost = rows[0].teacher_cost
-    for method in dict.fromkeys(row.method for row in rows):
-        trials = [row for row in rows if row.method == method]
+    for method, trials in grouped(rows, lambda row: row.method).items():
         points, took = _points(trials), duration(sum(row.search_s for row in trials))
         colour, marker, dash = _LOOKS[list(METHODS).index(method) % len(_LOOKS)]
         axes.scatter(
@@ -159,8 +152,7 @@ def lambdas_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
         for name in ("predicted_cost", "measured_cost")
     )
     axes.plot(lambdas, predicted, ":", color=GREY, linewidth=1.6, label="predicted")
-    tried = [(row.multiplier, row.measured_cost) for row in rows]
-    x, y = zip(*tried, strict=True)
+    x, y = zip(*((row.multiplier, row.measured_cost) for row in rows), strict=True)
     axes.scatter(x, y, 28, BLUE, linewidth=0, alpha=0.7, zorder=3, label="measured")
     if repeated(rows):
         axes.plot(lambdas, measured, color=BLUE, linewidth=1.4, label="mean of the measured")
@@ -178,27 +170,36 @@ def lambdas_plot(axes: Axes, rows: Sequence[TrialRow]) -> None:
         axes.minorticks_off()
 
 
-def search_pictures(rows: Sequence[TrialRow], target: str) -> dict[str, str]:
-    """The plots of a target by name: ``fronts``, and ``lambdas`` if λ was swept."""
-    trials = [row for row in rows if row.target == target]
-    pictures = {"fronts": fronts_plot(trials)} if trials else {}
-    with_lambda = [row for row in trials if row.multiplier is not None]
-    return pictures | ({"lambdas": lambdas_plot(with_lambda)} if with_lambda else {})
+def search_pictures(trials: Sequence[TrialRow]) -> dict[str, Picture]:
+    """The plots of a target's trials by name: ``fronts``, and ``lambdas`` if λ was swept."""
+    pictures = {}
+    if trials:
+        pictures["fronts"] = Picture(
+            title="Pareto fronts of the searches",
+            svg=fronts_plot(trials),
+            caption="Every trial of lana-ray search, measured on the target. Accuracies are on validation "
+            "images: of distilled students before fine-tuning, or of trained networks of cells. Steps: the "
+            "Pareto front of each method. Its hypervolume is the best accuracy within a budget, averaged "
+            "over all budgets up to the teacher’s cost. The time is the sum over all searches of the method.",
+        )
+    if with_lambda := [row for row in trials if row.multiplier is not None]:
+        pictures["lambdas"] = Picture(
+            title="Cost by λ",
+            svg=lambdas_plot(with_lambda),
+            caption="λ is the rise of the loss that is accepted for saving the whole cost of the reference "
+            "network. If a λ was tried several times, lines are means.",
+        )
+    return pictures
 
 
 def write_search_plots(storage: Storage, rows: Sequence[TrialRow]) -> list[str]:
     """Writes ``search/<target>-<name>.svg``; returns the paths."""
-    names = []
-    for target in dict.fromkeys(row.target for row in rows):
-        for name, svg in search_pictures(rows, target).items():
-            file = layout.search_plot(target, name)
-            storage.write_text(file, svg)
-            names.append(storage.url(file))
-    return names
-
-
-def _of(rows: Sequence[TrialRow], target: str, method: str) -> list[TrialRow]:
-    return [row for row in rows if (row.target, row.method) == (target, method)]
+    svgs = {
+        layout.search_plot(target, name): picture.svg
+        for target, trials in grouped(rows, lambda row: row.target).items()
+        for name, picture in search_pictures(trials).items()
+    }
+    return write_svgs(storage, svgs)
 
 
 def _axis(rows: Sequence[TrialRow]) -> str:
@@ -207,8 +208,8 @@ def _axis(rows: Sequence[TrialRow]) -> str:
 
 def _by_lambda(rows: Sequence[TrialRow]) -> dict[float, list[TrialRow]]:
     """The trials with each λ, the smallest λ first."""
-    values = sorted({row.multiplier for row in rows if row.multiplier is not None})
-    return {value: [row for row in rows if row.multiplier == value] for value in values}
+    tried = grouped(rows, lambda row: row.multiplier)
+    return {value: tried[value] for value in sorted(value for value in tried if value is not None)}
 
 
 def _column(rows: Sequence[TrialRow], name: str) -> list[float]:

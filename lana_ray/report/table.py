@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -18,73 +18,60 @@ MEASURED = "measured\nms ± IQR"
 
 def results_table(teacher: str, results: Iterable[Result]) -> Table:
     """A row per target and budget; latencies are in milliseconds per batch."""
-    table = empty_table(
+    return make_table(
         f"Students of {teacher}",
         text=("target", "budget"),
-        numbers=(
-            "budget\nms",
-            MEASURED,
-            "teacher\nms",
-            "speed-up",
-            "accuracy",
-            "teacher\naccuracy",
+        numbers=("budget\nms", MEASURED, "teacher\nms", "speed-up", "accuracy", "teacher\naccuracy"),
+        long=("registered model",),
+        rows=(
+            (
+                row.target,
+                row.budget,
+                number(row.budget_ms),
+                spread(row.measured_ms, row.iqr_ms),
+                number(row.teacher_ms),
+                f"{row.speedup:.2f}×",
+                percent(row.accuracy),
+                percent(row.teacher_accuracy),
+                row.model_uri or Text(row.problem or "not registered", style="yellow"),
+            )
+            for row in results
         ),
-        long="registered model",
     )
-    for row in results:
-        uri = row.model_uri
-        add_row(
-            table,
-            row.target,
-            row.budget,
-            number(row.budget_ms),
-            spread(row.measured_ms, row.iqr_ms),
-            number(row.teacher_ms),
-            f"{row.speedup:.2f}×",
-            percent(row.accuracy),
-            percent(row.teacher_accuracy),
-            Text(uri) if uri else Text(row.problem or "not registered", style="yellow"),
-        )
-    return table
 
 
 def models_table(versions: Iterable[Version]) -> Table:
     """A row per version in the registry."""
-    table = empty_table(
+    return make_table(
         "Registered models",
         text=("target", "budget"),
         numbers=("latency\nms", "speed-up", "accuracy", "teacher\naccuracy"),
-        long="model",
+        long=("model", "aliases"),
+        rows=(
+            (
+                version.tags["target"],
+                version.tags["budget"],
+                number(float(version.tags["latency_ms"])),
+                f"{float(version.tags['speedup']):.2f}×",
+                percent(float(version.tags["accuracy"])),
+                percent(float(version.tags["teacher_accuracy"])),
+                version.model_uri,
+                ", ".join(version.aliases),
+            )
+            for version in versions
+        ),
     )
-    table.add_column("aliases", overflow="fold")
-    for version in versions:
-        tags = version.tags
-        add_row(
-            table,
-            tags["target"],
-            tags["budget"],
-            number(float(tags["latency_ms"])),
-            f"{float(tags['speedup']):.2f}×",
-            percent(float(tags["accuracy"])),
-            percent(float(tags["teacher_accuracy"])),
-            version.model_uri,
-            ", ".join(version.aliases),
-        )
-    return table
 
 
 def fits_table(fits: Iterable[Fit]) -> Table:
     """The learning curves of predictors; errors are those on test networks."""
-    table = empty_table(
+    return make_table(
         "Predictors: errors on test networks",
         text=("target",),
         numbers=("training\nnetworks", "median\nerror", "within\n±5 %", "within\n±10 %", "Spearman"),
-        long="predictor",
-    )
-    for fit in fits:
-        for count, quality in fit.curve:
-            add_row(
-                table,
+        long=("predictor",),
+        rows=(
+            (
                 str(fit.id.target),
                 str(count),
                 percent(quality.median_error),
@@ -93,11 +80,27 @@ def fits_table(fits: Iterable[Fit]) -> Table:
                 f"{quality.spearman:.3f}",
                 fit.file if quality is fit.quality else "",
             )
-    return table
+            for fit in fits
+            for count, quality in fit.curve
+        ),
+    )
 
 
-def empty_table(title: str, *, text: Iterable[str], numbers: Iterable[str], long: str) -> Table:
-    """An empty table; on a narrow terminal its texts and spreads may wrap, its numbers never do."""
+def make_table(
+    title: str,
+    *,
+    text: Iterable[str],
+    numbers: Iterable[str],
+    long: Iterable[str],
+    rows: Iterable[Sequence[str | Text]],
+) -> Table:
+    """A table of literal texts: brackets are not markup.
+
+    On a narrow terminal its texts and spreads may wrap, its numbers never do.
+
+    Args:
+        text, numbers, long: headings of the first columns, of those to align right, and of the last ones.
+    """
     table = Table(
         title=Text(title),
         title_justify="left",
@@ -110,10 +113,8 @@ def empty_table(title: str, *, text: Iterable[str], numbers: Iterable[str], long
         table.add_column(heading, overflow="fold")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=heading != MEASURED)
-    table.add_column(long, overflow="fold")
+    for heading in long:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return table
-
-
-def add_row(table: Table, *cells: str | Text) -> None:
-    """Adds a row of literal texts: brackets are not markup."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
