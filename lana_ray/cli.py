@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import os
 import signal
@@ -9,20 +10,22 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lana_ray.commands.usage import UsageError, explain
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
-from lana_ray.monitoring.progress import console, simplify
+from lana_ray.monitoring.progress import console, say, simplify
 from lana_ray.monitoring.signals import SHELL, end_as_exceptions_do, ended_by
 from lana_ray.redact import without_passwords
 
 if TYPE_CHECKING:  # commands import only what they need, so that they start fast
     from lana_ray.predictors.fits import Fit
     from lana_ray.run_dir.storage import Storage
+
+UsageError: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+"""The exception that typer raises for a wrong option, argument or command: click's, or typer's copy of it."""
 
 app = typer.Typer(
     name="lana-ray",
@@ -70,21 +73,35 @@ def run(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray run jobs/quickstart.yaml --set run.dir=runs/quickstart
     """
-    _until(config, set, "report")
+    loaded = _load(config, set)
+    _until(loaded, "report")
+    say(f"report: {loaded.run.dir}/report.html")
 
 
-def _until(config: Path, overrides: list[str] | None, stage: str) -> None:
+def _until(config: Config, stage: str) -> None:
     from lana_ray import pipeline
     from lana_ray.report import results_table
 
-    loaded = _load(config, overrides)
-    summary = pipeline.run(loaded, until=stage)
+    summary = pipeline.run(config, until=stage)
     if summary is not None:
         console.print(results_table(summary.teacher.name, summary.results))
         for unmet in summary.unmet:
-            console.print(f"no student: {unmet}", markup=False, soft_wrap=True)
-    if stage == "report":
-        console.print(f"report: {loaded.run.dir}/report.html", markup=False, soft_wrap=True)
+            say(f"no student: {unmet}")
+
+
+def _stage(name: str, result: str, written: str, override: str = "") -> None:
+    """Adds a command that runs the stages up to and including one."""
+
+    def command(config: ConfigFile, set: Overrides = None) -> None:
+        _until(_load(config, set), name)
+
+    command.__doc__ = f"""Run the stages up to and including {name}: {result}.
+
+    Needs the same as run. Writes {written}.
+
+    Example: lana-ray {name} jobs/quickstart.yaml{override}
+    """
+    app.command(name)(command)
 
 
 @app.command()
@@ -100,15 +117,7 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
     console.print(make(_load(config, set)), markup=False)
 
 
-@app.command()
-def sample(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including sample: the cost table of every target.
-
-    Needs the same as run. Writes samples/ and costs/ in run.dir.
-
-    Example: lana-ray sample jobs/quickstart.yaml
-    """
-    _until(config, set, "sample")
+_stage("sample", "the cost table of every target", "samples/ and costs/ in run.dir")
 
 
 @app.command()
@@ -131,42 +140,23 @@ def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
 
     console.print(fits_table(fits))
     for note in sampling_notes(fits):
-        console.print(note, markup=False, soft_wrap=True)
-    for plot in write_fit_plots(storage, fits):
-        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+        say(note)
+    _show_plots(write_fit_plots(storage, fits))
 
 
-@app.command()
-def distill(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including distill: the trained candidates of every layer.
-
-    Needs the same as run. Writes candidates/ in run.dir.
-
-    Example: lana-ray distill jobs/quickstart.yaml
-    """
-    _until(config, set, "distill")
+def _show_plots(paths: Sequence[str]) -> None:
+    for path in paths:
+        say(f"plot: {path}")
 
 
-@app.command()
-def score(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including score: how much each candidate alone changes the network's outputs.
-
-    Needs the same as run. Writes scores.parquet in run.dir.
-
-    Example: lana-ray score jobs/quickstart.yaml
-    """
-    _until(config, set, "score")
-
-
-@app.command()
-def select(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including select: one measured architecture for every target and budget.
-
-    Needs the same as run. Writes selections.parquet in run.dir.
-
-    Example: lana-ray select jobs/quickstart.yaml --set 'budgets.latency_ms=[60%]'
-    """
-    _until(config, set, "select")
+_stage("distill", "the trained candidates of every layer", "candidates/ in run.dir")
+_stage("score", "how much each candidate alone changes the network's outputs", "scores.parquet in run.dir")
+_stage(
+    "select",
+    "one measured architecture for every target and budget",
+    "selections.parquet in run.dir",
+    " --set 'budgets.latency_ms=[60%]'",
+)
 
 
 @app.command()
@@ -178,17 +168,9 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
     """
-    from lana_ray import pipeline
+    from lana_ray import pipeline, report
     from lana_ray.ids import CostId
     from lana_ray.predictors.fits import read_fit
-    from lana_ray.report import (
-        lambda_table,
-        repeated,
-        results_table,
-        searches_table,
-        write_search_page,
-        write_search_plots,
-    )
     from lana_ray.run_dir import layout
     from lana_ray.run_dir.storage import Storage
     from lana_ray.run_dir.summary import SearchSummary
@@ -199,38 +181,28 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     fits = [read_fit(storage, rows[0].space, of) for of in costs]
     if loaded.search.cells is not None:  # costs of layers are a table
         _show_fits(storage, [fit for fit in fits if fit is not None])
-    console.print(searches_table(rows))
-    if repeated(rows):
-        console.print(lambda_table(rows))
+    console.print(report.searches_table(rows))
+    if report.repeated(rows):
+        console.print(report.lambda_table(rows))
     if loaded.search.cells is not None:
         summary = SearchSummary.read(storage)
-        console.print(results_table(summary.teacher, summary.results))
-    for plot in write_search_plots(storage, rows):
-        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
-    write_search_page(storage, loaded.ray.node_price_per_hour)
-    console.print(f"report: {storage.url(layout.SEARCH_PAGE)}", markup=False, soft_wrap=True)
+        console.print(report.results_table(summary.teacher, summary.results))
+    _show_plots(report.write_search_plots(storage, rows))
+    report.write_search_page(storage, loaded.ray.node_price_per_hour)
+    say(f"report: {storage.url(layout.SEARCH_PAGE)}")
 
 
-@app.command()
-def finetune(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including finetune: students trained as a whole, tested and measured.
-
-    Needs the same as run. Writes students/ in run.dir.
-
-    Example: lana-ray finetune jobs/quickstart.yaml --set finetune.epochs=10
-    """
-    _until(config, set, "finetune")
-
-
-@app.command()
-def register(config: ConfigFile, set: Overrides = None) -> None:
-    """Run the stages up to and including register: models in the registry, and summary.json.
-
-    Needs the same as run. Writes one registered model per target to MLflow, and summary.json in run.dir.
-
-    Example: lana-ray register jobs/quickstart.yaml
-    """
-    _until(config, set, "register")
+_stage(
+    "finetune",
+    "students trained as a whole, tested and measured",
+    "students/ in run.dir",
+    " --set finetune.epochs=10",
+)
+_stage(
+    "register",
+    "models in the registry, and summary.json",
+    "one registered model per target to MLflow, and summary.json in run.dir",
+)
 
 
 @app.command()
@@ -250,13 +222,13 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
     storage, price = Storage(loaded.run.dir), loaded.ray.node_price_per_hour
     if has_searches(storage):
         write_search_page(storage, price)
-        console.print(f"report: {storage.url(layout.SEARCH_PAGE)}", markup=False, soft_wrap=True)
+        say(f"report: {storage.url(layout.SEARCH_PAGE)}")
         if not storage.exists(layout.SUMMARY):
             return
     write_page(storage, price)
     summary = Summary.read(storage)
     console.print(results_table(summary.teacher.name, summary.results))
-    console.print(f"report: {storage.url(layout.REPORT)}", markup=False, soft_wrap=True)
+    say(f"report: {storage.url(layout.REPORT)}")
 
 
 @app.command("config")
@@ -350,6 +322,31 @@ def _check_folder() -> None:
         raise UserError("missing_file", "the working directory was deleted; change to another one") from None
 
 
+def _explain(error: Any) -> str:
+    """Returns a line with the command, what is wrong with it, and the nearest option or command."""
+    context = error.ctx
+    command = context.command_path if context else " ".join(("lana-ray", *sys.argv[1:2]))
+    words = [option for parameter in context.command.params for option in parameter.opts] if context else []
+    names = list(getattr(context.command, "commands", {})) if context else []
+    if hasattr(error, "possibilities"):
+        what, hint = f"no option {error.option_name}", _nearest(error.option_name, [*words, "--help"])
+    elif names and error.message.startswith("No such command"):
+        word = error.message.split("'")[1]
+        what, hint = f"no command {word}", _nearest(word, names)
+    else:
+        text = " ".join(error.format_message().split()).rstrip(".").replace("'", "")
+        text = text.replace("argument(s)", "argument").replace("Got unexpected", "unexpected")
+        what, hint = text[:1].lower() + text[1:], ""
+        if "extra argument" in text and "=" in text:
+            hint = "; override settings with --set KEY.PATH=VALUE"
+    return f"{command}: {what}{hint or f'; see {command} --help'}"
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(names)}"
+
+
 def main() -> None:
     """Runs the command line; a user's mistake ends it with one line on stderr and exit status 2.
 
@@ -366,7 +363,7 @@ def main() -> None:
     except UserError as error:
         line, status = str(error), 2
     except UsageError as error:
-        line, status = explain(error).removeprefix("lana-ray: ").removeprefix("lana-ray "), 2
+        line, status = _explain(error).removeprefix("lana-ray: ").removeprefix("lana-ray "), 2
     except typer.Abort:
         status = SHELL + signal.SIGINT
     except SystemExit as end:
