@@ -1,13 +1,15 @@
-"""Logs a pipeline run in MLflow while it is running."""
+"""Logs a pipeline run in MLflow while it is running, with the commit and versions that it ran with."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -18,7 +20,6 @@ from lana_ray.config import Config
 from lana_ray.errors import UserError
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import say
-from lana_ray.monitoring.provenance import commit
 from lana_ray.networks.teachers import Teacher
 from lana_ray.redact import without_passwords
 from lana_ray.registry import Part
@@ -29,6 +30,7 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.selection.loop import Tables
 from lana_ray.workspace import Workspace
 
+_PACKAGES = ("lana-ray", "torch", "timm", "ray", "mlflow", "highspy")
 _NO_PARAMETERS = ("ray.", "registry.")  # results do not depend on them
 
 
@@ -53,11 +55,7 @@ class Tracking:
         with self.hours.stage(name):
             yield
         self.seconds[name] = self.hours.stages[name].seconds
-        if self.teacher is not None:
-            try:
-                run_of(self.workspace, self.teacher, parts=self._stages())
-            except UserError as error:
-                say(f"tracking: {error}; the stage {name} is logged later")
+        self._try_to_log("RUNNING", f"; the stage {name} is logged later")
 
     def finish(
         self,
@@ -82,11 +80,14 @@ class Tracking:
 
     def fail(self) -> None:
         """Logs that the run failed, if it was begun and the registry is reachable."""
+        self._try_to_log("FAILED")
+
+    def _try_to_log(self, status: str, consequence: str = "") -> None:
         if self.teacher is not None:
             try:
-                run_of(self.workspace, self.teacher, parts=self._stages(), status="FAILED")
+                run_of(self.workspace, self.teacher, parts=self._stages(), status=status)
             except UserError as error:
-                say(f"tracking: {error}")
+                say(f"tracking: {error}{consequence}")
 
     def _stages(self) -> list[Part]:
         return [
@@ -196,3 +197,27 @@ def _target(storage: Storage, sampled: Sampled, tables: Tables, plots: Mapping[s
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
         files=files,
     )
+
+
+def versions(runtimes: Iterable[str]) -> dict[str, str]:
+    """The installed versions of the packages that a result depends on, with those of ``runtimes``."""
+    installed = {}
+    for package in dict.fromkeys((*_PACKAGES, *runtimes)):
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def commit() -> str:
+    """The commit of this package's checkout, with ``-dirty`` if it was changed, else its version."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        # A package that is installed somewhere below another checkout does not belong to that checkout.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
+        described = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        output = subprocess.run([*git, *described], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("lana-ray")
+    return output.stdout.strip()

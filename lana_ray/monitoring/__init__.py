@@ -1,1 +1,1 @@
-"""Reporting to people and logs: progress without secrets, versions, and how a run ends."""
+"""Reporting to people and logs: progress without secrets, and how a run ends."""

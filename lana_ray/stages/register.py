@@ -21,7 +21,6 @@ from lana_ray.evaluation.networks import accuracies, trained_network, weights_di
 from lana_ray.measurement.counts import count_network
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import say
-from lana_ray.monitoring.provenance import commit, versions
 from lana_ray.networks.layers import removable, replace
 from lana_ray.networks.teachers import Teacher
 from lana_ray.preflight.planned import Planned
@@ -31,7 +30,7 @@ from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, Te
 from lana_ray.selection.loop import Loop
 from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.stages.sample import Sampling
-from lana_ray.tracking import curve_of, run_directory, run_of
+from lana_ray.tracking import commit, curve_of, run_directory, run_of, versions
 from lana_ray.workspace import Workspace
 
 VERIFICATION_BYTES = 4 << 20

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import lana_ray
 from lana_ray.config import Target
-from lana_ray.monitoring.provenance import commit
 from lana_ray.registry import ONNX_FILE
 from lana_ray.stages.register import _onnx
+from lana_ray.tracking import commit
 
 from ..small_networks import plain
 
