@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import lana_ray
 from lana_ray import registry
 from lana_ray.cluster.connection import node_count
 from lana_ray.config import Config
@@ -212,7 +213,7 @@ def versions(runtimes: Iterable[str]) -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this package's checkout, with ``-dirty`` if it was changed, else its version."""
-    git = ("git", "-C", str(Path(__file__).parent))
+    git = ("git", "-C", str(Path(lana_ray.__file__).parent))
     try:
         # A package that is installed somewhere below another checkout does not belong to that checkout.
         subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)

@@ -70,6 +70,10 @@ def check_teacher(
     return TeacherCheck(space=space, notes=notes)
 
 
+def _refusal(reason: str) -> UserError:
+    return UserError("unsupported_network", f"teacher: {reason}")
+
+
 def first_images(data: ImageData) -> Tensor | None:
     """Returns two images of the data, shape [2, 3, size, size]; None if they do not decode."""
     images, _ = next(data.batches("train", batch_size=2, max_images=2), (torch.zeros(0), None))
@@ -78,32 +82,25 @@ def first_images(data: ImageData) -> Tensor | None:
 
 def check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Logits for a batch [N, 3, H, W]; raises UserError unless they are floats [N, num_classes]."""
-    answers = run(network, images)
-    _check_shape(answers, len(images), num_classes, "")
-    assert isinstance(answers, Tensor)
-    return answers
+    return _checked(run(network, images), len(images), num_classes)
 
 
-def _check_shape(answers: Any, count: int, num_classes: int, mode: str) -> None:
-    """Raises UserError unless ``answers`` are logits [count, num_classes]; ``mode`` is for the message."""
+def _checked(answers: Any, count: int, num_classes: int, mode: str = "") -> Tensor:
+    """Returns logits [count, num_classes]; raises UserError for anything else, in a mode to be named."""
     if not isinstance(answers, Tensor):
         keys = f" with {', '.join(map(str, answers))}" if isinstance(answers, dict) else ""
-        raise UserError(
-            "unsupported_network",
-            f"teacher: returns {type(answers).__name__}{keys}{mode}; make its forward return only the "
-            f"logits, a tensor [images, {num_classes}]",
+        raise _refusal(
+            f"returns {type(answers).__name__}{keys}{mode}; make its forward return only the "
+            f"logits, a tensor [images, {num_classes}]"
         )
     if list(answers.shape) != [count, num_classes]:
-        raise UserError(
-            "unsupported_network",
-            f"teacher: returns a tensor {list(answers.shape)}{mode}, but the data has {num_classes} classes; "
-            f"make its forward return {[count, num_classes]}",
+        raise _refusal(
+            f"returns a tensor {list(answers.shape)}{mode}, but the data has {num_classes} classes; "
+            f"make its forward return {[count, num_classes]}"
         )
     if not answers.is_floating_point():
-        raise UserError(
-            "unsupported_network",
-            f"teacher: returns {answers.dtype}{mode}; make its forward return the logits",
-        )
+        raise _refusal(f"returns {answers.dtype}{mode}; make its forward return the logits")
+    return answers
 
 
 def _check_tensors(network: nn.Module) -> None:
@@ -113,12 +110,10 @@ def _check_tensors(network: nn.Module) -> None:
         if tensor.is_floating_point() or tensor.is_complex():
             # Buffers may contain infinity, as the masks of attention do.
             valid = tensor.isfinite() if name in parameters else ~tensor.isnan()
-            if not valid.all():
-                count = int((~valid).sum())
-                raise UserError(
-                    "unsupported_network",
-                    f"teacher: its tensor {name} has {count} values that are NaN or infinite; "
-                    "use the weights of a training that did not diverge",
+            if count := int((~valid).sum()):
+                raise _refusal(
+                    f"its tensor {name} has {count} values that are NaN or infinite; "
+                    "use the weights of a training that did not diverge"
                 )
 
 
@@ -140,10 +135,7 @@ def _check_finite(network: nn.Module, images: Tensor, answers: Tensor) -> None:
     for handle in handles:
         handle.remove()
     where = f", first in module {not_finite[0]}" if not_finite else ""
-    raise UserError(
-        "unsupported_network",
-        f"teacher: returns NaN or infinity{where}; check its weights, data.mean and data.std",
-    )
+    raise _refusal(f"returns NaN or infinity{where}; check its weights, data.mean and data.std")
 
 
 def _small(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
@@ -167,10 +159,8 @@ def _check_independence(network: nn.Module, images: Tensor, answers: Tensor) -> 
     if _agree(alone, answers):
         return
     if not _agree(run(plain, images), answers):
-        raise UserError(
-            "unsupported_network",
-            "teacher: its answers change with the memory layout channels-last; "
-            "make its forward independent of strides",
+        raise _refusal(
+            "its answers change with the memory layout channels-last; make its forward independent of strides"
         )
     norms = [
         name
@@ -178,10 +168,9 @@ def _check_independence(network: nn.Module, images: Tensor, answers: Tensor) -> 
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats
     ]
     cause = f"; its norm {norms[0]} has no running statistics" if norms else ""
-    raise UserError(
-        "unsupported_network",
-        f"teacher: its answer to an image depends on the other images in the batch{cause}; "
-        "make its forward treat each image alone",
+    raise _refusal(
+        f"its answer to an image depends on the other images in the batch{cause}; "
+        "make its forward treat each image alone"
     )
 
 
@@ -193,10 +182,7 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
     """Tries steps in training mode; yields a line on everything unusual about them but harmless."""
     trainable = reached_parameters(network, images)
     if not trainable:
-        raise UserError(
-            "unsupported_network",
-            "teacher: no gradient reaches its parameters; remove no_grad and detach from its forward",
-        )
+        raise _refusal("no gradient reaches its parameters; remove no_grad and detach from its forward")
     unused = [name for name, _ in network.named_parameters() if name not in trainable]
     if unused:
         yield f"its answers do not depend on {list_parameters(unused)}, which training does not change"
@@ -208,10 +194,9 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Ite
             return
     names = [name for name, _ in network.named_parameters() if name in silent]
     if names:
-        raise UserError(
-            "unsupported_network",
-            f"teacher: no gradient reaches {list_parameters(names)} in training mode; make its forward use "
-            "them in that mode too, or create them with requires_grad=False",
+        raise _refusal(
+            f"no gradient reaches {list_parameters(names)} in training mode; make its forward use "
+            "them in that mode too, or create them with requires_grad=False"
         )
     yield "in training mode its forward skips parts at random"
 
@@ -229,23 +214,21 @@ def _without_gradient(
             output = trial(images)
             # Auxiliary classifiers follow the logits in a tuple.
             answers = output[0] if isinstance(output, tuple) else output
-            _check_shape(answers, len(images), num_classes, " in training mode")
-            loss = nn.functional.cross_entropy(answers, torch.arange(len(images)) % num_classes)
+            logits = _checked(answers, len(images), num_classes, " in training mode")
+            loss = nn.functional.cross_entropy(logits, torch.arange(len(images)) % num_classes)
             loss.backward()  # type: ignore[no-untyped-call]
     except UserError:
         raise
     except Exception as error:  # the network's code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(
-            "unsupported_network",
-            f"teacher: fails in training mode on a batch of {len(images)} ({reason}); fix its forward",
+        raise _refusal(
+            f"fails in training mode on a batch of {len(images)} ({reason}); fix its forward"
         ) from error
     wrong = [name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
     if wrong:
-        raise UserError(
-            "unsupported_network",
-            f"teacher: the gradient of {wrong[0]} is NaN or infinite on the first images; "
-            "check its weights, data.mean and data.std",
+        raise _refusal(
+            f"the gradient of {wrong[0]} is NaN or infinite on the first images; "
+            "check its weights, data.mean and data.std"
         )
     return {name for name, p in parameters.items() if p.grad is None}
 
