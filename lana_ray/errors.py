@@ -10,48 +10,27 @@ from typing import Any, Literal
 from lana_ray.redact import without_passwords
 
 Code = Literal[
-    "invalid_setting",
-    "unknown_name",
-    "missing_file",
-    "invalid_file",
-    "damaged_file",
-    "not_writable",
-    "invalid_data",
-    "unsupported_network",
-    "invalid_extension",
-    "missing_package",
-    "unavailable",
-    "no_node",
-    "busy",
-    "changed",
-    "infeasible",
-    "not_run_yet",
-    "unreachable",
-    "refused",
-    "failed",
+    "invalid_setting",  # a setting, an argument or a name cannot have this value
+    "unknown_name",  # nothing has this name (a key, layer, operation, target, meter, model)
+    "missing_file",  # a file or folder is not there
+    "invalid_file",  # a file or folder is there, but is not of the kind it is used as
+    "damaged_file",  # a file of a run directory or registry is not what was written there
+    "not_writable",  # something cannot be written, for lack of space or rights
+    "invalid_data",  # images, labels or their splits cannot be used
+    "unsupported_network",  # a network cannot be accelerated, exported or trained as it is
+    "invalid_extension",  # the user's own Python file (a factory, an operation) breaks its contract
+    "missing_package",  # a package must be installed first
+    "unavailable",  # this node lacks a runtime, a device or a meter
+    "no_node",  # no node of the cluster can do the work
+    "busy",  # what is needed is held by others, and the wait is over
+    "changed",  # code, weights or settings are not those that the rest was made with
+    "infeasible",  # no student keeps a budget
+    "not_run_yet",  # an earlier stage or command comes first
+    "unreachable",  # a cluster, registry or server does not answer, or refuses us
+    "refused",  # an exporter or a runtime refuses a program, on any machine (``Unsupported``)
+    "failed",  # a process, a training or a measurement ended without a result
 ]
-"""What kind of mistake a ``UserError`` is, for programs:
-
-- ``invalid_setting``: a setting, an argument or a name cannot have this value;
-- ``unknown_name``: nothing has this name (a key, layer, operation, target, meter, model);
-- ``missing_file``: a file or folder is not there;
-- ``invalid_file``: a file or folder is there, but is not of the kind it is used as;
-- ``damaged_file``: a file of a run directory or registry is not what was written there;
-- ``not_writable``: something cannot be written, for lack of space or rights;
-- ``invalid_data``: images, labels or their splits cannot be used;
-- ``unsupported_network``: a network cannot be accelerated, exported or trained as it is;
-- ``invalid_extension``: the user's own Python file (a factory, an operation) breaks its contract;
-- ``missing_package``: a package must be installed first;
-- ``unavailable``: this node lacks a runtime, a device or a meter;
-- ``no_node``: no node of the cluster can do the work;
-- ``busy``: what is needed is held by others, and the wait is over;
-- ``changed``: code, weights or settings are not those that the rest was made with;
-- ``infeasible``: no student keeps a budget;
-- ``not_run_yet``: an earlier stage or command comes first;
-- ``unreachable``: a cluster, registry or server does not answer, or refuses us;
-- ``refused``: an exporter or a runtime refuses a program, on any machine (``Unsupported``);
-- ``failed``: a process, a training or a measurement ended without a result.
-"""
+"""What kind of mistake a ``UserError`` is, for programs."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LONGEST = 200

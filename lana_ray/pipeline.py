@@ -30,7 +30,7 @@ from lana_ray.preflight import settings
 from lana_ray.preflight.planned import Planned
 from lana_ray.run_dir import layout, lease
 from lana_ray.run_dir.settings import claim
-from lana_ray.run_dir.summary import Result, SearchSummary, Summary
+from lana_ray.run_dir.summary import SearchSummary, Summary
 from lana_ray.run_dir.tables import TrialRow
 from lana_ray.selection.loop import Loop, World, close_loop
 from lana_ray.spaces.cells import CellStudents
@@ -77,7 +77,6 @@ class RunState:
     world: World = field(init=False)  # select, or search over cells
     loop: Loop = field(init=False)  # select, or search over cells; then finetune
     finished: list[FinishedStudent] = field(init=False)  # finetune
-    results: list[Result] = field(init=False)  # register
     summary: Summary = field(init=False)  # register
     fits: list[Fit] = field(init=False)  # fit
     plots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # report
@@ -116,14 +115,9 @@ def _sample_to_search(state: RunState) -> None:
     state.sampling = sample.run(state.workspace, [cost for cost in costs if cost != LATENCY])
 
 
-def _distill(state: RunState) -> None:
-    distill.run(state.workspace, state.sampling)
-
-
 def _score(state: RunState) -> None:
-    workspace, sampling = state.workspace, state.sampling
-    reasons = sample.left_out(workspace.space, sampling)
-    state.scores = score.run(workspace, sampling.considered, reasons)
+    reasons = sample.left_out(state.workspace.space, state.sampling)
+    state.scores = score.run(state.workspace, state.sampling.considered, reasons)
 
 
 def _rank(state: RunState) -> None:
@@ -149,12 +143,10 @@ def _finetune_selected(state: RunState) -> None:
 
 
 def _register(state: RunState) -> None:
-    workspace = state.workspace
-    evidence = {"costs.parquet": layout.costs("{target}")}
-    state.results = register.run(workspace, state.teacher, state.finished, evidence)
-    seconds = state.tracked.seconds
+    workspace, evidence = state.workspace, {"costs.parquet": layout.costs("{target}")}
+    results = register.run(workspace, state.teacher, state.finished, evidence)
     state.summary = register.write_summary(
-        workspace, state.teacher, state.sampling, state.loop, state.results, seconds
+        workspace, state.teacher, state.sampling, state.loop, results, state.tracked.seconds
     )
     state.files = (layout.SUMMARY,)
 
@@ -164,10 +156,6 @@ def _report(state: RunState) -> None:
 
     state.plots = write_page(state.workspace.storage, state.workspace.config.ray.node_price_per_hour)
     state.files = (layout.SUMMARY, layout.REPORT)
-
-
-def _plan_report(planned: Planned) -> list[str]:
-    return [f"{layout.SUMMARY} and {layout.REPORT} in {planned.config.run.dir}"]
 
 
 def _fit(state: RunState) -> None:
@@ -202,21 +190,26 @@ def _search_cells(state: RunState) -> None:
 
 def _register_cells(state: RunState) -> None:
     evidence = {layout.TRIALS: layout.TRIALS}
-    state.results = register.run(state.workspace, state.teacher, state.finished, evidence)
+    results = register.run(state.workspace, state.teacher, state.finished, evidence)
     unmet = tuple(choice.unmet for choice in state.loop.choices if choice.unmet)
-    summary = SearchSummary(teacher=state.teacher.name, results=tuple(state.results), unmet=unmet)
+    summary = SearchSummary(teacher=state.teacher.name, results=tuple(results), unmet=unmet)
     summary.write(state.workspace.storage)
 
 
 RUN = (
     Stage("teacher", _teacher, teacher.plan),
     Stage("sample", _sample, sample.plan),
-    Stage("distill", _distill, distill.plan),
+    Stage("distill", lambda state: distill.run(state.workspace, state.sampling), distill.plan),
     Stage("score", _rank, score.plan),
     Stage("select", _select, select.plan),
     Stage("finetune", _finetune_selected, finetune.plan),
     Stage("register", _register, register.plan, on_cluster=False),
-    Stage("report", _report, _plan_report, on_cluster=False),
+    Stage(
+        "report",
+        _report,
+        lambda planned: [f"{layout.SUMMARY} and {layout.REPORT} in {planned.config.run.dir}"],
+        on_cluster=False,
+    ),
 )
 """Stages of ``lana-ray run``."""
 FIT = (*RUN[:2], Stage("fit", _fit, fit.plan))
@@ -238,7 +231,6 @@ SEARCH = {
 }
 """Stages of ``lana-ray search`` by space."""
 STAGES = tuple(stage.name for stage in RUN)
-_TRACKED_FROM = "register"
 
 
 def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
@@ -258,34 +250,35 @@ def accelerate(config: Config | str | Path | dict[str, Any]) -> RunResult:
 
 def run(config: Config, until: str) -> Summary | None:
     """Runs the stages up to and including ``until``; returns the summary if students are registered."""
-    count = STAGES.index(until) + 1
-    registers = count > STAGES.index(_TRACKED_FROM)
+    stages = RUN[: STAGES.index(until) + 1]
+    if STAGES.index(until) < STAGES.index("register"):
+        _run(config, stages)
+        return None
     unfinished = [layout.network_states(LayerwiseSpace.name), layout.CANDIDATE_STATES]
-    state = _run(config, RUN[:count], tracks=registers, unfinished=unfinished if registers else None)
-    return state.summary if registers else None
+    return _run(config, stages, unfinished=unfinished).summary
 
 
 def fit_predictors(config: Config) -> list[Fit]:
     """Samples every target and fits a latency predictor to its measurements."""
-    return _run(config, FIT, tracks=False).fits
+    return _run(config, FIT).fits
 
 
 def search_architectures(config: Config) -> list[TrialRow]:
     """Searches cells or scored candidates on every target; returns a row per trial."""
-    space = LayerwiseSpace.name if config.search.cells is None else CellStudents.name
-    states = layout.CANDIDATE_STATES if config.search.cells is None else layout.network_states(space)
-    return _run(config, SEARCH[space], tracks=True, unfinished=[states]).trials
+    space, states = LayerwiseSpace.name, layout.CANDIDATE_STATES
+    if config.search.cells is not None:
+        space, states = CellStudents.name, layout.network_states(CellStudents.name)
+    return _run(config, SEARCH[space], unfinished=[states]).trials
 
 
-def _run(
-    config: Config, stages: Sequence[Stage], *, tracks: bool, unfinished: Sequence[str] | None = None
-) -> RunState:
+def _run(config: Config, stages: Sequence[Stage], unfinished: Sequence[str] = ()) -> RunState:
     """Runs stages in order; before each, checks the lease and that all nodes share the run directory.
 
     Args:
-        tracks: whether to log the stages in MLflow.
-        unfinished: folders of training states to remove at the end; None removes nothing.
+        unfinished: folders of training states to remove at the end of stages that are logged in MLflow;
+            without any, nothing is logged.
     """
+    tracks = bool(unfinished)
     with _opened(config) as (workspace, check_lease):
         if tracks:  # reports a missing registry before days of work
             registry.default_tracking_uri(config.registry, workspace.storage)
@@ -305,10 +298,10 @@ def _run(
                 each([stage for stage in stages if stage.on_cluster])
             each([stage for stage in stages if not stage.on_cluster])
             if tracks:
-                is_run = bool(state.plots)
-                tables = state.loop.tables if is_run else {}
-                tracked.finish(state.sampled if is_run else {}, tables, state.plots, state.files)
-        if unfinished is not None:
+                # Only a run that wrote its report has plots, and with them costs of its targets.
+                sampled, tables = (state.sampled, state.loop.tables) if state.plots else ({}, {})
+                tracked.finish(sampled, tables, state.plots, state.files)
+        if tracks:
             _remove_leftovers(workspace, state.teacher, unfinished)
     return state
 

@@ -94,12 +94,8 @@ def diagnose(address: str | None = None) -> Report:
     else:
         with cluster.connect(RayConfig(address=used)):
             examined = _examine_nodes(cluster.nodes())
-    return Report(
-        address=used,
-        nodes=tuple(examined),
-        warnings=tuple(_warnings(used, examined)),
-        notes=tuple(_notes(examined)),
-    )
+    warnings, notes = tuple(_warnings(used, examined)), tuple(_notes(examined))
+    return Report(address=used, nodes=tuple(examined), warnings=warnings, notes=notes)
 
 
 def examine() -> Machine:
@@ -127,11 +123,15 @@ def _version(package: str) -> str | None:
 
 
 def _examine_nodes(nodes: Sequence[Node]) -> list[NodeReport]:
-    what = "what it has installed"
-    reports = []
-    for node, machine, error in ask_nodes(examine, (), nodes, what=what, limit_s=_ANSWER_S):
-        last = None if error is None else str(error).strip().split("\n")[-1]
-        reports.append(NodeReport(node=node, machine=machine, error=last))
+    answers = ask_nodes(examine, (), nodes, what="what it has installed", limit_s=_ANSWER_S)
+    reports = [
+        NodeReport(
+            node=node,
+            machine=machine,
+            error=None if error is None else str(error).strip().split("\n")[-1],
+        )
+        for node, machine, error in answers
+    ]
     return sorted(reports, key=lambda entry: nodes.index(entry.node))
 
 
@@ -198,24 +198,22 @@ def serves(node: Node, *, alone: bool) -> str:
 
 def role(node: Node, nodes: Sequence[Node]) -> str:
     """Returns a node's role among ``nodes``; it may train because no other does, or stand in for targets."""
-    trains, measures = (
-        node in trainers(nodes),
-        node.role != "train" or serves(node, alone=len(nodes) == 1) != "-",
-    )
-    return "both" if trains and measures else "measure" if measures else "train"
+    if node.role == "train" and serves(node, alone=len(nodes) == 1) == "-":
+        return "train"
+    return "both" if node in trainers(nodes) else "measure"
 
 
 def render(report: Report) -> RenderableType:
     """Returns the report as tables for a terminal."""
-    place = f"cluster at {report.address}" if report.address else "this machine"
-    parts: list[RenderableType] = [_node_table(report, place), _version_table(report)]
+    parts: list[RenderableType] = [_node_table(report), _version_table(report)]
     parts += [Text(line) for entry in report.nodes for line in _meter_lines(entry)]
     parts += [Text(f"! {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"  {note}", style="dim") for note in report.notes]
     return Group(*parts)
 
 
-def _node_table(report: Report, place: str) -> Table:
+def _node_table(report: Report) -> Table:
+    place = f"cluster at {report.address}" if report.address else "this machine"
     table = Table(title=f"Nodes: {place}", title_justify="left")
     for heading in ("node", "CPUs", "GPUs", "labels", "role", cluster.DEVICE, "serves target", "runtimes"):
         table.add_column(heading, overflow="fold")
@@ -230,13 +228,11 @@ def _node_table(report: Report, place: str) -> Table:
             role(node, [entry.node for entry in report.nodes]),
             str(node.devices),
             serves(node, alone=len(report.nodes) == 1),
-            _runtime_cell(machine) if machine else Text(entry.error or "", style="red"),
+            "\n".join(f"{name} {version or 'missing'}" for name, version in machine.runtimes.items())
+            if machine
+            else Text(entry.error or "", style="red"),
         )
     return table
-
-
-def _runtime_cell(machine: Machine) -> str:
-    return "\n".join(f"{name} {version or 'missing'}" for name, version in machine.runtimes.items())
 
 
 def _meter_lines(entry: NodeReport) -> Iterator[str]:

@@ -103,11 +103,7 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
             _latency_check(sessions, limit_ms, judge=same or target is not None),
         )
     return Verification(
-        version=version,
-        checks=checks,
-        measured=middle(sessions),
-        teacher_ms=teacher_ms,
-        limit_ms=limit_ms,
+        version=version, checks=checks, measured=middle(sessions), teacher_ms=teacher_ms, limit_ms=limit_ms
     )
 
 
@@ -143,8 +139,7 @@ def _settings(version: Version, target: str | None) -> Target:
 
 
 def _processor_check(version: Version, here: str) -> Check:
-    registered = version.tags["processor"]
-    if here == registered:
+    if here == (registered := version.tags["processor"]):
         return Check("processor", True, here)
     return Check("processor", None, f"this is {here}; the registered latency was measured on {registered}")
 

@@ -15,31 +15,14 @@ from contextlib import contextmanager
 from typing import IO, Any, NoReturn
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from lana_ray.errors import UserError
 from lana_ray.redact import without_passwords
 
 _PLAIN, _RAISING = "lana_ray.plain", ("strict", "surrogateescape")
-_SIMPLER = {
-    "±": "~",
-    "×": "x",
-    "→": ">",
-    "−": "-",
-    "–": "-",
-    "—": "-",
-    "·": "*",
-    "…": ".",
-    "λ": "l",
-    "ß": "s",
-}
+_SIMPLER = dict(zip("±×→−–—·…λß", "~x>---*.ls", strict=True))
 
 
 def _simpler(error: UnicodeError) -> tuple[str, int]:
@@ -227,10 +210,8 @@ def _plain_lines(title: str, total: int) -> Callable[[int], None]:
         if done == shown or (done < total and now - last < _LINE_EVERY_S):
             return
         last, shown = now, done
-        elapsed = f"{_clock(now - start)} elapsed"
-        say(
-            f"{title} {done}/{total} ({100 * done / total:.0f} %), {', '.join(filter(None, (elapsed, left)))}"
-        )
+        times = ", ".join(filter(None, (f"{_clock(now - start)} elapsed", left)))
+        say(f"{title} {done}/{total} ({100 * done / total:.0f} %), {times}")
 
     return update
 
