@@ -25,8 +25,7 @@ from lana_ray.report.plots import (
     prediction_plot,
     proxy_plot,
 )
-from lana_ray.report.search_page import SearchPart, search_part
-from lana_ray.report.searches import searches_table
+from lana_ray.report.searches import SearchPart, search_part, searches_table
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
