@@ -14,7 +14,7 @@ from lana_ray.report import numbers
 from lana_ray.report.artifacts import LATENCY, RunFiles, grouped
 from lana_ray.report.maps import architectures_picture, costs_picture, scores_picture
 from lana_ray.report.notes import SPLITS, notes
-from lana_ray.report.parts import Picture, read_settings, render, sheet, spending
+from lana_ray.report.parts import Picture, read_settings, render, spending
 from lana_ray.report.plots import (
     BAND,
     accuracy_plot,
@@ -80,7 +80,7 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> TargetPart:
     trials = [row for row in run.trials or [] if row.target == name]
     part = TargetPart(facts=facts, searches=search_part(storage, trials, name))
     if trials:
-        part.searches.sheets.insert(0, sheet(searches_table(trials)))
+        part.searches.tables.insert(0, searches_table(trials))
     for title, made in (
         ("Accuracy and latency", _accuracy(run, facts)),
         ("Choice among measured students", _loss(run, facts)),

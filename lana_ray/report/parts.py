@@ -10,8 +10,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
@@ -41,7 +39,11 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=numbers.number, percent=numbers.percent, count=numbers.count, duration=numbers.duration
+        number=numbers.number,
+        percent=numbers.percent,
+        count=numbers.count,
+        duration=numbers.duration,
+        rows=lambda table: zip(*(column.cells for column in table.columns), strict=True),
     )
     return environment.get_template(template).render(**values)
 
@@ -70,30 +72,6 @@ def write_svgs(storage: Storage, svgs: Mapping[str, str]) -> list[str]:
     for name, svg in svgs.items():
         storage.write_text(name, svg)
     return [storage.url(name) for name in svgs]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table for a page."""
-
-    title: str
-    columns: tuple[tuple[str, bool], ...]
-    """Headings, and whether the column holds numbers."""
-    rows: tuple[tuple[str, ...], ...]
-
-
-def sheet(table: Table) -> Sheet:
-    """Converts a table for the terminal."""
-    cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
-    return Sheet(
-        title=_plain(table.title),
-        columns=tuple((_plain(column.header), column.justify == "right") for column in table.columns),
-        rows=tuple(zip(*cells, strict=True)),
-    )
-
-
-def _plain(cell: Any) -> str:
-    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,18 +161,11 @@ class StageCost:
     cost: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spending:
-    rows: list[StageCost]
-    total: StageCost
-    invocations: int
-    killed: list[str]
-    """The stages in which earlier invocations were killed."""
-    price: float | None
+def spending(invocations: Sequence[Invocation], price: float | None) -> dict[str, Any] | None:
+    """Sums up the stages of all invocations, at a price per node-hour; None if nothing was recorded.
 
-
-def spending(invocations: Sequence[Invocation], price: float | None) -> Spending | None:
-    """Sums up the stages of all invocations, at a price per node-hour; None if nothing was recorded."""
+    ``killed`` has the stages in which earlier invocations were killed.
+    """
     if not invocations:
         return None
     last = invocations[-1].stages
@@ -213,13 +184,13 @@ def spending(invocations: Sequence[Invocation], price: float | None) -> Spending
             cost=None if price is None else price * node_hours,
         )
 
-    return Spending(
-        rows=[row(name, time, last.get(name)) for name, time in spent.items()],
-        total=row("all", total, _sum(last.values())),
-        invocations=len(invocations),
-        killed=[one.running for one in invocations[:-1] if one.running is not None],
-        price=price,
-    )
+    return {
+        "rows": [row(name, time, last.get(name)) for name, time in spent.items()],
+        "total": row("all", total, _sum(last.values())),
+        "invocations": len(invocations),
+        "killed": [one.running for one in invocations[:-1] if one.running is not None],
+        "price": price,
+    }
 
 
 def _sum(times: Iterable[StageTime]) -> StageTime:

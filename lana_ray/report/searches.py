@@ -18,7 +18,7 @@ from lana_ray.predictors.fits import Fit, read_fit
 from lana_ray.report.artifacts import LATENCY, grouped
 from lana_ray.report.canvas import BLUE, GREEN, GREY, VERMILION, picture, plain_log
 from lana_ray.report.numbers import duration, number, percent, spread
-from lana_ray.report.parts import Picture, Sheet, read_settings, render, sheet, spending, write_svgs
+from lana_ray.report.parts import Picture, read_settings, render, spending, write_svgs
 from lana_ray.report.plots import fit_plot, learning_plot, networks_of, sampling_notes
 from lana_ray.report.table import fits_table, make_table, results_table
 from lana_ray.run_dir import layout
@@ -216,22 +216,22 @@ class SearchPart:
     """The results of searches on a target, and the quality of its predictors."""
 
     pictures: list[Picture]
-    sheets: list[Sheet]
+    tables: list[Table]
     sentences: list[str]
 
 
 def search_part(storage: Storage, trials: Sequence[TrialRow], target: str) -> SearchPart:
     """Pictures and tables of a target's trials and predictors; raises UserError if a file is damaged."""
     pictures = list(search_pictures(trials).values())
-    sheets = [sheet(lambda_table(trials))] if repeated(trials) else []
+    tables = [lambda_table(trials)] if repeated(trials) else []
     costs = {row.cost for row in trials}
     ids = [(space, CostId(cost, target)) for space in _SPACES for cost in sorted({LATENCY, *costs})]
     fits = [fit for space, of in ids if (fit := read_fit(storage, space, of)) is not None]
     for fit in fits:
         pictures += _fit_pictures(fit)
     if fits:
-        sheets.append(sheet(fits_table(fits)))
-    return SearchPart(pictures=pictures, sheets=sheets, sentences=sampling_notes(fits))
+        tables.append(fits_table(fits))
+    return SearchPart(pictures=pictures, tables=tables, sentences=sampling_notes(fits))
 
 
 def write_search_page(storage: Storage, node_price: float | None = None) -> None:
@@ -251,14 +251,14 @@ def write_search_page(storage: Storage, node_price: float | None = None) -> None
         teacher=config["teacher"]["timm"] or config["teacher"]["factory"].rpartition(":")[2],
         settings=read_settings(storage),
         spending=spending(read_hours(storage), node_price),
-        summary=sheet(searches_table(rows)),
-        results=sheet(results_table(trained.teacher, trained.results)) if trained else None,
+        summary=searches_table(rows),
+        results=results_table(trained.teacher, trained.results) if trained else None,
         targets=[
             {
                 "facts": target,
                 "teacher_ms": trials[0].teacher_ms,
                 "part": search_part(storage, trials, target["name"]),
-                "trials": sheet(_trials_table(trials)),
+                "trials": _trials_table(trials),
             }
             for target in config["targets"]
             if (trials := by_target.get(target["name"]))
