@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 Architecture = tuple[int, ...]
 """The index of what is chosen for each decision of a space; for a layer, 0 is the teacher's own operation."""
@@ -62,15 +63,19 @@ class CostId(NamedTuple):
 
     def written(self, value: float) -> str:
         """A value of this cost with its unit: ``1.750 ms``, ``2.5e+06 params``."""
-        return written(self.cost, value)
+        unit = _UNITS.get(self.cost.rpartition("_")[2])
+        if unit is None:
+            return f"{value:.6g} {self.cost}"
+        return f"{value:.3f} {unit}" if abs(value) >= 0.01 else f"{value:.3g} {unit}"
 
 
 _UNITS = {"ms": "ms", "mb": "MB", "mj": "mJ"}
 
 
-def written(cost: str, value: float) -> str:
-    """A value of a cost with its unit, which the cost's name ends in."""
-    unit = _UNITS.get(cost.rpartition("_")[2])
-    if unit is None:
-        return f"{value:.6g} {cost}"
-    return f"{value:.3f} {unit}" if abs(value) >= 0.01 else f"{value:.3g} {unit}"
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in nested mappings by their paths, such as ``distill.steps``; a list is one value."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
 
 import yaml
 
@@ -19,6 +18,7 @@ from lana_ray import registry
 from lana_ray.cluster.connection import node_count
 from lana_ray.config import Config
 from lana_ray.errors import UserError
+from lana_ray.ids import dotted
 from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.teachers import Teacher
@@ -146,29 +146,19 @@ def run_of(
 
 def parameters(config: Config) -> dict[str, str]:
     """The settings that results depend on, without passwords: ``distill.steps`` -> ``200``."""
-    flat = _flat("", yaml.safe_load(config.to_public_yaml()))
-    return {key: value for key, value in flat if not key.startswith(_NO_PARAMETERS)}
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted keys with values; targets go by their names, other lists are one value, null is left out."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        for inner in value:
-            rest = {key: entry for key, entry in inner.items() if key != "name"}
-            yield from _flat(f"{prefix}.{inner['name']}", rest)
-    elif isinstance(value, list):
-        yield prefix, ", ".join(map(str, value))
-    elif value is not None:
-        yield prefix, str(value)
+    settings = yaml.safe_load(config.to_public_yaml())
+    settings["targets"] = {target.pop("name"): target for target in settings["targets"]}
+    return {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in dotted(settings)
+        if value is not None and not key.startswith(_NO_PARAMETERS)
+    }
 
 
 def _data_name(config: Config) -> str:
     data = config.data
-    named = data.source or data.torchvision
-    return named or PurePath(without_passwords(data.parquet or data.folder or "")).name
+    path = without_passwords(data.parquet or data.folder or "")
+    return data.source or data.torchvision or PurePath(path).name
 
 
 def curve_of(storage: Storage, file: str) -> list[dict[str, float]]:

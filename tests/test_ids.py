@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lana_ray.ids import CandidateId, CostId, family_of, read_label, write_label, written
+from lana_ray.ids import CandidateId, CostId, dotted, family_of, read_label, write_label
 
 LAYERS = st.text(st.characters(codec="utf-8", exclude_characters="=|"), min_size=1)
 OPS = st.text(st.characters(codec="utf-8", exclude_characters="|"), min_size=1)
@@ -78,5 +78,10 @@ def test_a_cost_is_named_with_the_target_that_it_depends_on() -> None:
     ],
 )
 def test_a_value_is_written_with_the_unit_of_its_cost(cost: str, value: float, text: str) -> None:
-    assert written(cost, value) == text
+    assert CostId(cost).written(value) == text
     assert CostId(cost, "edge").written(value) == text
+
+
+def test_nested_settings_have_dotted_paths() -> None:
+    settings = {"run": {"seed": 0}, "targets": {"a": {"measure": {}, "cores": [1, 2]}}, "score": None}
+    assert list(dotted(settings)) == [("run.seed", 0), ("targets.a.cores", [1, 2]), ("score", None)]

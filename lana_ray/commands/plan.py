@@ -19,7 +19,7 @@ from lana_ray.deploy.runtimes import check
 from lana_ray.errors import UserError
 from lana_ray.networks.checkpoints import read_weights
 from lana_ray.networks.preparation import example_images, run
-from lana_ray.networks.teachers import load_teacher, random_weights, structure
+from lana_ray.networks.teachers import random_weights, structure
 from lana_ray.pipeline import RUN, SEARCH
 from lana_ray.preflight.planned import Planned
 from lana_ray.preflight.settings import check_batches, check_pool, check_space
@@ -45,7 +45,7 @@ def plan(config: Config) -> Table:
     table.add_row("data", "\n".join(lines))
     if sizes is not None:
         check_batches(config, sizes)
-    space, notes = _checked_space(config, workspace, classes if sizes else None)
+    space, notes = _checked_space(workspace, sizes is not None)
     check_space(config, space)
     places, workers = _nodes(config, trained_candidates(space))
     table.add_row("workers", "\n".join(workers))
@@ -74,30 +74,26 @@ def _data(workspace: Workspace) -> tuple[dict[str, int] | None, int, list[str]]:
     return dict(data.sizes), data.num_classes, [what, order, *data.notes, *data.check()]
 
 
-def _checked_space(
-    config: Config, workspace: Workspace, classes: int | None
-) -> tuple[LayerwiseSpace, list[str]]:
+def _checked_space(workspace: Workspace, has_data: bool) -> tuple[LayerwiseSpace, list[str]]:
     """The space of a teacher that is checked as in a run, and what to know of its weights.
 
-    Pretrained weights are not fetched for it.
-
-    Args:
-        classes: None if the data is not here: random images are used then, and any number of classes will do.
+    Pretrained weights are not fetched for it. Without data it is checked on random images, for any number of
+    classes.
     """
-    teacher, size = config.teacher, config.data.image_size
+    config, teacher, size = workspace.config, workspace.config.teacher, workspace.config.data.image_size
     settings: dict[str, Any] = {"image_size": size, "seed": config.run.seed}
-    if classes is None:
+    if not has_data:
         if teacher.weights:
             read_weights(teacher.weights)
         network, _ = structure(teacher, _IMAGENET_CLASSES, **settings)
         answers = run(network, example_images(size))
         own = answers.shape[1] if isinstance(answers, Tensor) and answers.dim() == 2 else _IMAGENET_CLASSES
         return check_teacher(config, network, own).space, []
-    notes = []
+    classes, notes = workspace.opened.num_classes, []
     if teacher.pretrained:
         network, _ = structure(teacher, classes, **settings)
     else:
-        loaded = load_teacher(teacher, classes, **settings)
+        loaded = workspace.loaded
         network = loaded.network
         if loaded.untrained:
             notes.append(f"trained for {teacher.adapt.epochs:g} epochs first, since {loaded.untrained}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -43,12 +43,12 @@ def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
         sizes: number of images per split.
     """
     train = sizes["train"]
-    trainings = (
-        ("teacher.adapt", config.teacher.adapt),
-        ("distill", config.distill),
-        ("finetune", config.finetune),
-    )
-    for key, settings in trainings:
+    trainings = {
+        "teacher.adapt": config.teacher.adapt,
+        "distill": config.distill,
+        "finetune": config.finetune,
+    }
+    for key, settings in trainings.items():
         size = settings.batch_size
         if "batch_size" in settings.model_fields_set and size > train:
             raise UserError(
@@ -107,30 +107,25 @@ def _check_counted(
     config: Config, space: LayerwiseSpace, allowed: Choices, name: str, budget: CountBudget
 ) -> None:
     """Raises UserError for a budget below the smallest student; checks nothing if counting takes long."""
-    smallest = list(_smallest_places(space, allowed))
+    # The candidates that may be a layer's smallest; none if the layer can be removed.
+    smallest: list[set[tuple[int, int]]] = [
+        set() if any(space.ops[i][j].family == "identity" for j in choices) else {(i, j) for j in choices}
+        for i, choices in enumerate(allowed)
+    ]
     all_places = {(i, 0) for i in range(len(space.layers))}.union(*smallest)
     structures = {space.structure(i, j): (i, j) for i, j in all_places}
-    if len(structures) > _CHEAP or (name == macs.METER.name and _fuses(space.network)):
+    # Eager mode hides the multiplications of attention from ``macs.count``, which does not export.
+    hides = any(isinstance(module, nn.MultiheadAttention) for module in space.network.modules())
+    if len(structures) > _CHEAP or (name == macs.METER.name and hides):
         return
-    counts = {}
-    for key, (i, j) in structures.items():
-        counts[key] = _count(config, space.candidate(i, j).eval(), space, i, name)
+    counts = {
+        key: _count(config, space.candidate(i, j).eval(), space, i, name)
+        for key, (i, j) in structures.items()
+    }
     teacher = _count(config, space.network, space, None, name)
     layers = sum(counts[space.structure(i, 0)] for i in range(len(space.layers)))
     least = sum(min(counts[space.structure(i, j)] for i, j in places) for places in smallest if places)
     check_smallest(name, budget.limit(teacher), teacher - layers + least, teacher)
-
-
-def _smallest_places(space: LayerwiseSpace, allowed: Choices) -> Iterator[set[tuple[int, int]]]:
-    """Yields each layer's candidates that may be the smallest; none if the layer can be removed."""
-    for i, choices in enumerate(allowed):
-        free = any(space.ops[i][j].family == "identity" for j in choices)
-        yield set() if free else {(i, j) for j in choices}
-
-
-def _fuses(network: nn.Module) -> bool:
-    """Returns whether eager mode hides multiplications from ``macs.count``, which does not export."""
-    return any(isinstance(module, nn.MultiheadAttention) for module in network.modules())
 
 
 def _count(config: Config, module: nn.Module, space: LayerwiseSpace, layer: int | None, name: str) -> float:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lana_ray.config import Config, DataConfig, Target, TeacherConfig
 from lana_ray.errors import UserError
+from lana_ray.ids import dotted
 from lana_ray.redact import without_passwords
 from lana_ray.report import numbers
 from lana_ray.run_dir import layout
@@ -119,23 +120,14 @@ def read_settings(storage: Storage) -> Settings | None:
 
 
 def _settings(section: str, values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Setting]:
-    usual, always = dict(_flat("", defaults)), _ALWAYS.get(section, set())
+    usual, always = dict(dotted(defaults)), _ALWAYS.get(section, set())
     if values.get("ops"):
         always = always - {"preset"}  # operations replace the preset
-    for key, value in _flat("", values):
+    for key, value in dotted(values):
         default = usual.get(key)
         if f"{section}.{key}" not in _NEVER and (key in always or value != default):
             named = default is not None and key not in always
             yield Setting(key=key, value=_written(value), default=_written(default) if named else None)
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys with values; a list is one value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
-    else:
-        yield prefix, value
 
 
 def _written(value: Any) -> str:
