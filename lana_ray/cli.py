@@ -80,7 +80,7 @@ def run(config: ConfigFile, set: Overrides = None) -> None:
 
 def _until(config: Config, stage: str) -> None:
     from lana_ray import pipeline
-    from lana_ray.report import results_table
+    from lana_ray.report.table import results_table
 
     summary = pipeline.run(config, until=stage)
     if summary is not None:
@@ -136,7 +136,8 @@ def fit(config: ConfigFile, set: Overrides = None) -> None:
 
 
 def _show_fits(storage: Storage, fits: Sequence[Fit]) -> None:
-    from lana_ray.report import fits_table, sampling_notes, write_fit_plots
+    from lana_ray.report.plots import sampling_notes, write_fit_plots
+    from lana_ray.report.table import fits_table
 
     console.print(fits_table(fits))
     for note in sampling_notes(fits):
@@ -168,9 +169,17 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray search jobs/quickstart.yaml --set search.trials=10
     """
-    from lana_ray import pipeline, report
+    from lana_ray import pipeline
     from lana_ray.ids import CostId
     from lana_ray.predictors.fits import read_fit
+    from lana_ray.report.searches import (
+        lambda_table,
+        repeated,
+        searches_table,
+        write_search_page,
+        write_search_plots,
+    )
+    from lana_ray.report.table import results_table
     from lana_ray.run_dir import layout
     from lana_ray.run_dir.storage import Storage
     from lana_ray.run_dir.summary import SearchSummary
@@ -181,14 +190,14 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
     fits = [read_fit(storage, rows[0].space, of) for of in costs]
     if loaded.search.cells is not None:  # costs of layers are a table
         _show_fits(storage, [fit for fit in fits if fit is not None])
-    console.print(report.searches_table(rows))
-    if report.repeated(rows):
-        console.print(report.lambda_table(rows))
+    console.print(searches_table(rows))
+    if repeated(rows):
+        console.print(lambda_table(rows))
     if loaded.search.cells is not None:
         summary = SearchSummary.read(storage)
-        console.print(report.results_table(summary.teacher, summary.results))
-    _show_plots(report.write_search_plots(storage, rows))
-    report.write_search_page(storage, loaded.ray.node_price_per_hour)
+        console.print(results_table(summary.teacher, summary.results))
+    _show_plots(write_search_plots(storage, rows))
+    write_search_page(storage, loaded.ray.node_price_per_hour)
     say(f"report: {storage.url(layout.SEARCH_PAGE)}")
 
 
@@ -213,7 +222,9 @@ def report(config: ConfigFile, set: Overrides = None) -> None:
 
     Example: lana-ray report jobs/quickstart.yaml
     """
-    from lana_ray.report import has_searches, results_table, write_page, write_search_page
+    from lana_ray.report.page import write_page
+    from lana_ray.report.searches import has_searches, write_search_page
+    from lana_ray.report.table import results_table
     from lana_ray.run_dir import layout
     from lana_ray.run_dir.storage import Storage
     from lana_ray.run_dir.summary import Summary
@@ -269,7 +280,7 @@ def models(
     Example: lana-ray models --registry runs/quickstart --target ort-1t
     """
     from lana_ray.registry import list_models
-    from lana_ray.report import models_table
+    from lana_ray.report.table import models_table
 
     console.print(models_table(list_models(_tracking_uri(registry), target)))
 

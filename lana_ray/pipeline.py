@@ -152,7 +152,7 @@ def _register(state: RunState) -> None:
 
 
 def _report(state: RunState) -> None:
-    from lana_ray.report import write_page  # imports matplotlib, which only this stage needs
+    from lana_ray.report.page import write_page  # imports matplotlib, which only this stage needs
 
     state.plots = write_page(state.workspace.storage, state.workspace.config.ray.node_price_per_hour)
     state.files = (layout.SUMMARY, layout.REPORT)

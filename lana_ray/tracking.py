@@ -192,13 +192,15 @@ def _target(storage: Storage, sampled: Sampled, tables: Tables, plots: Mapping[s
 
 def versions(runtimes: Iterable[str]) -> dict[str, str]:
     """The installed versions of the packages that a result depends on, with those of ``runtimes``."""
-    installed = {}
-    for package in dict.fromkeys((*_PACKAGES, *runtimes)):
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
+    packages = dict.fromkeys((*_PACKAGES, *runtimes))
+    return {package: version for package in packages if (version := installed_version(package))}
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str:

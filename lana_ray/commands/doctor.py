@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from lana_ray.cluster.connection import Node
 from lana_ray.config import RayConfig, Target
 from lana_ray.costs.registry import METERS, unavailable
 from lana_ray.deploy.runtimes import RUNTIMES
+from lana_ray.tracking import installed_version
 
 PACKAGES = (
     "lana-ray",
@@ -104,7 +104,7 @@ def examine() -> Machine:
     usable = [name for name, runtime in RUNTIMES.items() if not runtime.precisions.keys().isdisjoint(kinds)]
     return Machine(
         architecture=platform.machine(),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions={name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
         runtimes={name: RUNTIMES[name].version for name in usable},
         fixes={name: fix for name in usable if (fix := RUNTIMES[name].missing)},
         meters={kind: unavailable(Target(name="this", device=kind)) for kind in kinds},
@@ -113,13 +113,6 @@ def examine() -> Machine:
         measuring=tuple(leases.held()),
         load=os.getloadavg()[0],
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _examine_nodes(nodes: Sequence[Node]) -> list[NodeReport]:

@@ -7,8 +7,8 @@ registered ``model.onnx``, or the registered PyTorch program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,8 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     """
     version = registry.find(model_uri, tracking_uri)
     settings = _settings(version, target)
-    with leased(settings.threads, model_uri, f"verify {model_uri}"), _torch_threads_kept():
+    with leased(settings.threads, model_uri, f"verify {model_uri}"), ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # runtimes change it
         here = processor(settings)
         same = here == version.tags["processor"]
         student = StoredModel(version.model_uri, tracking_uri, settings)
@@ -176,25 +177,13 @@ def _sessions(
     """Measures a model in sessions like those it was judged by: each in a process of its own."""
     example, measure = example_input(target), target.measure
     programs = [(model.deployed, example) for model, _ in references]
+    baselines_ms = [ms for _, ms in references]
     timing = Timing(rel_error=measure.rel_error, time_limit_s=measure.time_limit_s * _PATIENCE)
     sessions = []
     for _ in range(_SESSIONS):
-        process = SessionProcess(target, programs, [baseline_ms for _, baseline_ms in references])
-        try:
+        with closing(SessionProcess(target, programs, baselines_ms)) as process:
             sessions.append(process.time((stored.deployed, example), timing))
-        finally:
-            process.close()
     return sessions
-
-
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Restores torch's number of threads at the end, which runtimes change."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def render(verification: Verification) -> RenderableType:

@@ -43,12 +43,12 @@ def check_batches(config: Config, sizes: Mapping[str, int]) -> None:
         sizes: number of images per split.
     """
     train = sizes["train"]
-    trainings = {
-        "teacher.adapt": config.teacher.adapt,
-        "distill": config.distill,
-        "finetune": config.finetune,
-    }
-    for key, settings in trainings.items():
+    trainings = (
+        ("teacher.adapt", config.teacher.adapt),
+        ("distill", config.distill),
+        ("finetune", config.finetune),
+    )
+    for key, settings in trainings:
         size = settings.batch_size
         if "batch_size" in settings.model_fields_set and size > train:
             raise UserError(

@@ -69,16 +69,16 @@ class MeasuredStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """The contents of a run directory; tables that do not exist yet are None."""
+    """The contents of a run directory; tables that do not exist yet are empty."""
 
     summary: Summary
     tables: dict[CostId, LabelledTable]
     """The last cost tables of the sampled targets."""
-    scores: list[ScoreRow] | None
-    curves: list[CurveRow] | None
-    proxy: list[ProxyRow] | None
-    selections: list[SelectionRow] | None
-    trials: list[TrialRow] | None
+    scores: list[ScoreRow]
+    curves: list[CurveRow]
+    proxy: list[ProxyRow]
+    selections: list[SelectionRow]
+    trials: list[TrialRow]
     samples: list[Sample]
     damaged: list[str]
     """The reasons why samples were left out."""
@@ -96,11 +96,11 @@ class RunFiles:
         return cls(
             summary=summary,
             tables={CostId(*of): _last_table(rows) for of, rows in by_id.items()},
-            scores=SCORES.read_if_there(storage, layout.SCORES),
-            curves=CURVES.read_if_there(storage, layout.CURVES),
-            proxy=PROXY.read_if_there(storage, layout.PROXY),
-            selections=SELECTIONS.read_if_there(storage, layout.SELECTIONS),
-            trials=TRIALS.read_if_there(storage, layout.TRIALS),
+            scores=SCORES.read_if_there(storage, layout.SCORES) or [],
+            curves=CURVES.read_if_there(storage, layout.CURVES) or [],
+            proxy=PROXY.read_if_there(storage, layout.PROXY) or [],
+            selections=SELECTIONS.read_if_there(storage, layout.SELECTIONS) or [],
+            trials=TRIALS.read_if_there(storage, layout.TRIALS) or [],
             samples=store.read(),
             damaged=store.damaged,
         )
@@ -116,7 +116,7 @@ class RunFiles:
         """The target's students that were measured during selection, each architecture once."""
         measured = [
             row
-            for row in self.selections or []
+            for row in self.selections
             if (row.target, row.cost) == (target, LATENCY) and math.isfinite(row.measured or math.nan)
         ]
         return [
@@ -146,7 +146,7 @@ class RunFiles:
         It is empty if costs or scores are missing, or if a layer has no candidate with both.
         """
         labelled = self.latency_of(target)
-        if labelled is None or self.scores is None:
+        if labelled is None or not self.scores:
             return []
         score_of = {row.candidate: row.score for row in self.scores}
         scores = [np.array([_finite(score_of.get(one)) for one in of_layer]) for of_layer in labelled.ids]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize, PowerNorm, SymLogNorm
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -144,8 +144,9 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
     """
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * _NOISE)
     ticks = [t for t in (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if t <= top]
-    scale = _Scale(SymLogNorm(_NOISE, vmin=0, vmax=top), top, ticks, "score (nats)", _score)
-    _heat(axes, layers, ops, scores, scale)
+    bar = _heat(axes, layers, ops, scores, SymLogNorm(_NOISE, vmin=0, vmax=top), _score)
+    bar.set_ticks(ticks)
+    bar.set_label("score (nats)")
 
 
 @picture
@@ -164,45 +165,46 @@ def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Float
     top = 2 * most * factor or 1.0
     ticks = [t for t in MaxNLocator(5).tick_values(0, top) if t <= top]
     norm = PowerNorm(0.5, vmin=0, vmax=top)  # cheap ones still differ if one is expensive
-    _heat(axes, layers, ops, costs * factor, _Scale(norm, top, ticks, f"cost in place ({unit})", _cost))
+    bar = _heat(axes, layers, ops, costs * factor, norm, _cost)
+    bar.set_ticks(ticks)
+    bar.set_label(f"cost in place ({unit})")
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """The colours of a heat map, darker for more."""
+def _heat(
+    axes: Axes,
+    layers: Sequence[str],
+    ops: Sequence[str],
+    values: Floats,
+    norm: Normalize,
+    word: Callable[[float], str],
+) -> Colorbar:
+    """Draws a heat map (darker is more), with numbers if there is room; values above the scale are clipped.
 
-    norm: Normalize
-    top: float
-    """The largest value; those above are clipped."""
-    ticks: Sequence[float]
-    label: str
-    word: Callable[[float], str]
-    """Formats the number in a cell."""
-
-
-def _heat(axes: Axes, layers: Sequence[str], ops: Sequence[str], values: Floats, scale: _Scale) -> None:
-    """Draws a heat map, with numbers if there is room."""
+    Args:
+        word: formats the number in a cell.
+    """
+    assert norm.vmax is not None
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=ABSENT)
-    shown = np.where(np.isposinf(values), scale.top, values)
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=scale.norm, aspect="auto")
+    shown = np.where(np.isposinf(values), norm.vmax, values)
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, norm=norm, aspect="auto")
     worded = len(layers) <= _WORDED
     if worded:
         for (y, x), value in np.ndenumerate(values):
             if not np.isnan(value):
-                ink = "white" if scale.norm(min(value, scale.top)) > 0.55 else "black"
-                _write(axes, x, y, scale.word(value), ink)
+                ink = "white" if norm(min(value, norm.vmax)) > 0.55 else "black"
+                _write(axes, x, y, word(value), ink)
     axes.grid(False)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
     axes.set_yticks(range(len(ops)), ops, fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    beyond = "max" if np.any(values > scale.top) else "neither"
-    tick = FuncFormatter(lambda t, _: f"{t:g}")
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, ticks=scale.ticks, format=tick, extend=beyond)
-    bar.set_label(scale.label)
-    bar.minorticks_off()
     width = (0.46 if worded else 0.235) * len(layers)
     _resize(axes, width + 0.08 * max(map(len, ops)) + 1.1, max(0.25 * len(ops) + 1, 2.2))
+    beyond = "max" if np.any(values > norm.vmax) else "neither"
+    tick = FuncFormatter(lambda t, _: f"{t:g}")
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, format=tick, extend=beyond)
+    bar.minorticks_off()
+    return bar
 
 
 def _write(axes: Axes, x: float, y: float, text: str, ink: str = "black") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -25,24 +24,12 @@ from lana_ray.report.plots import (
     prediction_plot,
     proxy_plot,
 )
-from lana_ray.report.searches import SearchPart, search_part, searches_table
+from lana_ray.report.searches import search_part, searches_table
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.hours import read_hours
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import TargetFacts
 from lana_ray.run_dir.tables import CurveRow, ProxyRow, ScoreRow
-
-
-@dataclass(kw_only=True)
-class TargetPart:
-    """Pictures of one target, and the reasons why others are missing."""
-
-    facts: TargetFacts
-    searches: SearchPart
-    pictures: list[Picture] = field(default_factory=list)
-    maps: list[Picture] = field(default_factory=list)
-    """Pictures that are as wide as the network has layers."""
-    missing: list[str] = field(default_factory=list)
 
 
 def write_page(storage: Storage, node_price: float | None = None) -> dict[str, dict[str, str]]:
@@ -63,36 +50,43 @@ def write_page(storage: Storage, node_price: float | None = None) -> dict[str, d
         settings=read_settings(storage),
         spending=spending(read_hours(storage), node_price),
         architectures=architectures_picture(run.summary.results),
-        operations=_operations(run.scores or []),
-        score_map=scores_picture(run.scores or []),
-        proxy=_proxy(run.proxy or []),
-        curves=_curves(run.curves or []),
+        operations=_operations(run.scores),
+        score_map=scores_picture(run.scores),
+        proxy=_proxy(run.proxy),
+        curves=_curves(run.curves),
     )
     storage.write_text(layout.REPORT, page)
     return {
-        part.facts.name: {picture.file: picture.svg for picture in part.pictures + part.maps}
+        part["facts"].name: {picture.file: picture.svg for picture in part["pictures"] + part["maps"]}
         for part in targets
     }
 
 
-def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> TargetPart:
-    name = facts.name
-    trials = [row for row in run.trials or [] if row.target == name]
-    part = TargetPart(facts=facts, searches=search_part(storage, trials, name))
+def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> dict[str, Any]:
+    """Pictures of one target, and the reasons why others are missing."""
+    trials = [row for row in run.trials if row.target == facts.name]
+    searches = search_part(storage, trials, facts.name)
     if trials:
-        part.searches.tables.insert(0, searches_table(trials))
-    for title, made in (
-        ("Accuracy and latency", _accuracy(run, facts)),
-        ("Choice among measured students", _loss(run, facts)),
-        ("Pareto front as predicted", _front(run, facts)),
-        ("Predicted and measured latency", _prediction(run, facts)),
-    ):
-        if isinstance(made, str):
-            part.missing.append(f"{title}: {made}")
-        else:
-            part.pictures.append(Picture(title=title, svg=made[0], caption=made[1]))
-    part.maps += [costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == name]
-    return part
+        searches["tables"].insert(0, searches_table(trials))
+    plots = {
+        "Accuracy and latency": _accuracy(run, facts),
+        "Choice among measured students": _loss(run, facts),
+        "Pareto front as predicted": _front(run, facts),
+        "Predicted and measured latency": _prediction(run, facts),
+    }
+    return {
+        "facts": facts,
+        "searches": searches,
+        "pictures": [
+            Picture(title=title, svg=plot[0], caption=plot[1])
+            for title, plot in plots.items()
+            if isinstance(plot, tuple)
+        ],
+        "maps": [
+            costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == facts.name
+        ],
+        "missing": [f"{title}: {reason}" for title, reason in plots.items() if isinstance(reason, str)],
+    }
 
 
 CaptionedPlot = tuple[str, str] | str
@@ -163,7 +157,7 @@ def _prediction(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
 def _budgets(run: RunFiles, facts: TargetFacts) -> dict[str, float]:
     if results := run.results_of(facts.name):
         return {row.budget: row.budget_ms for row in results}
-    rows = [row for row in run.selections or [] if (row.target, row.cost) == (facts.name, LATENCY)]
+    rows = [row for row in run.selections if (row.target, row.cost) == (facts.name, LATENCY)]
     return {row.budget: row.limit for row in rows}
 
 

@@ -75,26 +75,14 @@ def write_svgs(storage: Storage, svgs: Mapping[str, str]) -> list[str]:
     return [storage.url(name) for name in svgs]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    key: str
-    """Key within its section, such as ``measure.architectures``."""
-    value: str
-    default: str | None
-    """The default, if the value differs from it and is not always shown."""
+def read_settings(storage: Storage) -> dict[str, Any] | None:
+    """The settings of the last run, None if there was none; raises UserError if ``run.yaml`` is damaged.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings that define the run or are not defaults, by section; every target has its own section."""
-
-    sections: dict[str, list[Setting]]
-    text: str
-    """The complete configuration as YAML, without passwords."""
-
-
-def read_settings(storage: Storage) -> Settings | None:
-    """The settings of the last run, None if there was none; raises UserError if ``run.yaml`` is damaged."""
+    Returns:
+        ``sections``: those that define the run or are not defaults, by section, of which every target has its
+        own: (key within the section, value, the default if another value was set). ``text``: everything as
+        YAML, without passwords.
+    """
     if not storage.exists(layout.SETTINGS):
         return None
     text = without_passwords(storage.read_text(layout.SETTINGS), instead="")
@@ -116,10 +104,12 @@ def read_settings(storage: Storage) -> Settings | None:
                 sections[f"target {name}"] = list(_settings("target", target, of_target))
         else:
             sections[section] = list(_settings(section, settings[section], defaults.get(section, {})))
-    return Settings(sections={name: some for name, some in sections.items() if some}, text=text)
+    return {"sections": {name: some for name, some in sections.items() if some}, "text": text}
 
 
-def _settings(section: str, values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Setting]:
+def _settings(
+    section: str, values: dict[str, Any], defaults: dict[str, Any]
+) -> Iterator[tuple[str, str, str | None]]:
     usual, always = dict(dotted(defaults)), _ALWAYS.get(section, set())
     if values.get("ops"):
         always = always - {"preset"}  # operations replace the preset
@@ -127,7 +117,7 @@ def _settings(section: str, values: dict[str, Any], defaults: dict[str, Any]) ->
         default = usual.get(key)
         if f"{section}.{key}" not in _NEVER and (key in always or value != default):
             named = default is not None and key not in always
-            yield Setting(key=key, value=_written(value), default=_written(default) if named else None)
+            yield key, _written(value), _written(default) if named else None
 
 
 def _written(value: Any) -> str:
@@ -139,24 +129,11 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageCost:
-    """The sum of a stage over all invocations."""
-
-    stage: str
-    seconds: float
-    share: float
-    """Share of the seconds of all stages."""
-    last: float | None
-    """Seconds in the last invocation; None if it did not reach this stage."""
-    node_hours: float
-    cost: float | None
-
-
 def spending(invocations: Sequence[Invocation], price: float | None) -> dict[str, Any] | None:
     """Sums up the stages of all invocations, at a price per node-hour; None if nothing was recorded.
 
-    ``killed`` has the stages in which earlier invocations were killed.
+    ``killed`` has the stages in which earlier invocations were killed; ``last`` of a stage is None if the
+    last invocation did not reach it.
     """
     if not invocations:
         return None
@@ -165,16 +142,16 @@ def spending(invocations: Sequence[Invocation], price: float | None) -> dict[str
     spent = {name: _sum(one.stages[name] for one in invocations if name in one.stages) for name in names}
     total = _sum(spent.values())
 
-    def row(stage: str, spent: StageTime, last: StageTime | None) -> StageCost:
+    def row(stage: str, spent: StageTime, last: StageTime | None) -> dict[str, Any]:
         node_hours = spent.node_seconds / 3600
-        return StageCost(
-            stage=stage,
-            seconds=spent.seconds,
-            share=spent.seconds / total.seconds if total.seconds else 0.0,
-            last=None if last is None else last.seconds,
-            node_hours=node_hours,
-            cost=None if price is None else price * node_hours,
-        )
+        return {
+            "stage": stage,
+            "seconds": spent.seconds,
+            "share": spent.seconds / total.seconds if total.seconds else 0.0,
+            "last": None if last is None else last.seconds,
+            "node_hours": node_hours,
+            "cost": None if price is None else price * node_hours,
+        }
 
     return {
         "rows": [row(name, time, last.get(name)) for name, time in spent.items()],

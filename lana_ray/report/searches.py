@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 import yaml
 from matplotlib.axes import Axes
@@ -211,16 +211,7 @@ def write_search_plots(storage: Storage, rows: Sequence[TrialRow]) -> list[str]:
     return write_svgs(storage, svgs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchPart:
-    """The results of searches on a target, and the quality of its predictors."""
-
-    pictures: list[Picture]
-    tables: list[Table]
-    sentences: list[str]
-
-
-def search_part(storage: Storage, trials: Sequence[TrialRow], target: str) -> SearchPart:
+def search_part(storage: Storage, trials: Sequence[TrialRow], target: str) -> dict[str, Any]:
     """Pictures and tables of a target's trials and predictors; raises UserError if a file is damaged."""
     pictures = list(search_pictures(trials).values())
     tables = [lambda_table(trials)] if repeated(trials) else []
@@ -231,7 +222,7 @@ def search_part(storage: Storage, trials: Sequence[TrialRow], target: str) -> Se
         pictures += _fit_pictures(fit)
     if fits:
         tables.append(fits_table(fits))
-    return SearchPart(pictures=pictures, tables=tables, sentences=sampling_notes(fits))
+    return {"pictures": pictures, "tables": tables, "sentences": sampling_notes(fits)}
 
 
 def write_search_page(storage: Storage, node_price: float | None = None) -> None:

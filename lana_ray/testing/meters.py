@@ -11,14 +11,14 @@ from torch import nn
 from lana_ray.config import MeasureConfig, Target
 from lana_ray.costs.meter import Meter
 from lana_ray.deploy.inputs import example_input
+from lana_ray.networks.factories import seeded
 
 _QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
 
 
 def small_network() -> nn.Module:
     """Returns a network from images [n, 3, 16, 16] to five logits, the same at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         return nn.Sequential(
             nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(8),

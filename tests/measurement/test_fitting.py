@@ -16,8 +16,8 @@ from lana_ray.measurement.fitting import MeasuredNetworks
 from lana_ray.measurement.fitting import fit_predictors as fit_networks
 from lana_ray.pipeline import fit_predictors
 from lana_ray.predictors import latency as predictor
-from lana_ray.report import sampling_notes, write_fit_plots
 from lana_ray.report.numbers import number
+from lana_ray.report.plots import sampling_notes, write_fit_plots
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces import NasBench201Space
 from lana_ray.workspace import Workspace

@@ -19,7 +19,7 @@ from lana_ray.measurement.latencies import Sampled
 from lana_ray.measurement.readings import readings
 from lana_ray.pipeline import search_architectures
 from lana_ray.predictors import latency as predictor
-from lana_ray.report import searches_table, write_search_plots
+from lana_ray.report.searches import searches_table, write_search_plots
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.workspace import Workspace, cell_space, structural_space

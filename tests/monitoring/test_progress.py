@@ -36,7 +36,7 @@ def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 
 LINES = """
 from lana_ray.monitoring.progress import console, say
-from lana_ray.report import results_table
+from lana_ray.report.table import results_table
 from lana_ray.run_dir.summary import Result
 say("Käse → \\udcff")
 result = Result(

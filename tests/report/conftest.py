@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lana_ray.report import write_page
+from lana_ray.report.page import write_page
 from lana_ray.run_dir.storage import Storage
 
 from .rundir import make_run

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from lana_ray.errors import UserError
-from lana_ray.report import write_page
 from lana_ray.report.artifacts import RunFiles
 from lana_ray.report.notes import notes
+from lana_ray.report.page import write_page
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import Summary
 

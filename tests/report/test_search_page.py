@@ -17,7 +17,8 @@ from lana_ray.config import load_config
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
 from lana_ray.predictors.fits import Fit, quality, write_fit
-from lana_ray.report import write_page, write_search_page
+from lana_ray.report.page import write_page
+from lana_ray.report.searches import write_search_page
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import SearchSummary, Summary

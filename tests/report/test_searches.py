@@ -9,9 +9,15 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
-from lana_ray.report import lambda_table, repeated, searches_table, write_search_plots
 from lana_ray.report.page import write_page
-from lana_ray.report.searches import fronts_plot, lambdas_plot
+from lana_ray.report.searches import (
+    fronts_plot,
+    lambda_table,
+    lambdas_plot,
+    repeated,
+    searches_table,
+    write_search_plots,
+)
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import TRIALS

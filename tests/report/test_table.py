@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lana_ray.registry import Version
-from lana_ray.report import models_table, results_table
+from lana_ray.report.table import models_table, results_table
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import Result, Summary
 

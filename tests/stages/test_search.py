@@ -15,7 +15,8 @@ from lana_ray.pipeline import search_architectures
 from lana_ray.predictors import latency as predictor
 from lana_ray.predictors.fits import read_fit
 from lana_ray.registry._session import session
-from lana_ray.report import sampling_notes, searches_table, write_search_plots
+from lana_ray.report.plots import sampling_notes
+from lana_ray.report.searches import searches_table, write_search_plots
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.summary import SearchSummary
 from lana_ray.stages import finetune
