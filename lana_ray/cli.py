@@ -186,9 +186,9 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
     loaded = _load(config, set)
     rows, storage = pipeline.search_architectures(loaded), Storage(loaded.run.dir)
-    costs = [CostId(loaded.search.cost, target.name) for target in loaded.targets]
-    fits = [read_fit(storage, rows[0].space, of) for of in costs]
     if loaded.search.cells is not None:  # costs of layers are a table
+        costs = [CostId(loaded.search.cost, target.name) for target in loaded.targets]
+        fits = [read_fit(storage, rows[0].space, of) for of in costs]
         _show_fits(storage, [fit for fit in fits if fit is not None])
     console.print(searches_table(rows))
     if repeated(rows):

@@ -75,19 +75,15 @@ def is_fault(error: BaseException) -> bool:
     while following is not None and following not in chain:
         chain.append(following)
         following = following.__cause__ or following.__context__
-    said = (str(link).lower() for link in chain)
-    return any(isinstance(link, MemoryError | OSError) for link in chain) or any(
-        words in text for text in said for words in _FAULTS
+    return any(
+        isinstance(link, MemoryError | OSError) or any(words in str(link).lower() for words in _FAULTS)
+        for link in chain
     )
 
 
 @contextmanager
 def refusals(who: str) -> Iterator[None]:
-    """Makes what a runtime raises of a program ``Unsupported``; faults and UserErrors stay what they are.
-
-    Args:
-        who: refuses it, as the line begins.
-    """
+    """Turns what runtime ``who`` raises about a program into ``Unsupported``, except faults and UserErrors."""
     try:
         yield
     except UserError:
@@ -95,9 +91,8 @@ def refusals(who: str) -> Iterator[None]:
     except Exception as error:
         if is_fault(error):
             raise
-        raise Unsupported(
-            "refused", f"{who} refuses the network ({type(error).__name__}: {one_line(error)})"
-        ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise Unsupported("refused", f"{who} refuses the network ({reason})") from None
 
 
 def one_line(error: BaseException | str) -> str:

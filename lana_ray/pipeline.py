@@ -20,7 +20,6 @@ from lana_ray.cluster.agreement import NodeCheck
 from lana_ray.cluster.connection import connect
 from lana_ray.config import Config, load_config
 from lana_ray.costs.registry import COUNTED
-from lana_ray.deploy import runtimes
 from lana_ray.measurement.latencies import LATENCY, Sampled, samplers
 from lana_ray.measurement.readings import check_meters
 from lana_ray.monitoring.progress import say
@@ -312,9 +311,7 @@ def _opened(config: Config) -> Iterator[tuple[Workspace, Callable[[], None]]]:
 
     Mistakes are reported here, before a cluster is started.
     """
-    for target in config.targets:
-        runtimes.check(target)
-    settings.check_pool(config)
+    settings.check_names(config)
     workspace = Workspace(config)
     workspace.storage.check_writable()
     with lease.held(workspace.storage) as check:

@@ -15,14 +15,13 @@ from lana_ray.cluster.trainers import describe, worker_group
 from lana_ray.config import Config, Target
 from lana_ray.data import MissingDataError
 from lana_ray.data.names import listed
-from lana_ray.deploy.runtimes import check
 from lana_ray.errors import UserError
 from lana_ray.networks.checkpoints import read_weights
 from lana_ray.networks.preparation import example_images, run
 from lana_ray.networks.teachers import random_weights, structure
 from lana_ray.pipeline import RUN, SEARCH
 from lana_ray.preflight.planned import Planned
-from lana_ray.preflight.settings import check_batches, check_pool, check_space
+from lana_ray.preflight.settings import check_batches, check_names, check_space
 from lana_ray.preflight.teacher import check_teacher, first_images
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
@@ -34,9 +33,7 @@ _IMAGENET_CLASSES = 1000
 
 def plan(config: Config) -> Table:
     """A table of a run's stages; raises UserError as a run would, but only notes missing data and nodes."""
-    for target in config.targets:
-        check(target)
-    check_pool(config)
+    check_names(config)
     workspace = Workspace(config)
     table = Table(title=f"plan for {config.run.dir}", title_justify="left", show_lines=True)
     table.add_column("stage", no_wrap=True)

@@ -86,15 +86,15 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
         same = here == version.tags["processor"]
         student = StoredModel(version.model_uri, tracking_uri, settings)
         references = _references(version, tracking_uri, settings)
-        teacher, teacher_ms = references["teacher"]
+        teacher, teacher_ms = references[0]
         limit_ms = float(version.tags["budget_ms"])
         if not same:
             teacher_ms = middle(_sessions(teacher, [], settings)).median_ms
-            references = {"teacher": (teacher, teacher_ms)}
+            references = [(teacher, teacher_ms)]
             # The tag may continue after the budget, as in "50% on all".
             budget, *_ = version.tags["budget"].split()
             limit_ms = LatencyBudget.parse(budget).limit(teacher_ms)
-        sessions = _sessions(student, list(references.values()), settings)
+        sessions = _sessions(student, references, settings)
         checks = (
             *student_checks(student),
             deployed_check(
@@ -161,14 +161,14 @@ def _latency_check(sessions: Sequence[Measurement], limit_ms: float, *, judge: b
     return Check("latency", measured.median_ms <= limit_ms, detail)
 
 
-def _references(version: Version, tracking_uri: str, target: Target) -> dict[str, tuple[StoredModel, float]]:
-    """The models that the student was measured against, each with its registered latency in ms."""
-    teacher = StoredModel(version.teacher_uri, tracking_uri, target)
-    references = {"teacher": (teacher, float(version.tags["teacher_latency_ms"]))}
-    if version.floor_uri is not None:
-        floor = StoredModel(version.floor_uri, tracking_uri, target)
-        references["floor"] = floor, float(version.tags["floor_latency_ms"])
-    return references
+def _references(version: Version, tracking_uri: str, target: Target) -> list[tuple[StoredModel, float]]:
+    """The models that the student was measured against, the teacher first, with registered latencies in ms."""
+    uris = {"teacher": version.teacher_uri, "floor": version.floor_uri}
+    return [
+        (StoredModel(uri, tracking_uri, target), float(version.tags[f"{name}_latency_ms"]))
+        for name, uri in uris.items()
+        if uri is not None
+    ]
 
 
 def _sessions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import os
 import signal
@@ -157,15 +158,8 @@ def progress_of(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None
 
             yield show
     else:
-        lines: dict[str, Callable[[int], None]] = {}
-
-        def print_line(title: str, done: int) -> None:
-            if title in totals:
-                if title not in lines:
-                    lines[title] = _plain_lines(title, totals[title])
-                lines[title](done)
-
-        yield print_line
+        line = functools.cache(lambda title: _plain_lines(title, totals[title]))
+        yield lambda title, done: line(title)(done) if title in totals else None
 
 
 class _Pace:

@@ -11,6 +11,7 @@ from torch import nn
 from lana_ray.config import Config, CountBudget
 from lana_ray.costs import macs
 from lana_ray.costs.registry import COUNTED, METERS
+from lana_ray.deploy import runtimes
 from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.ids import Choices
@@ -24,8 +25,10 @@ _CHEAP = 100
 """Most structures that are counted here, in a few seconds; more are counted after sampling drops some."""
 
 
-def check_pool(config: Config) -> None:
-    """Raises UserError for a name in ``pool.ops`` that is not an operation."""
+def check_names(config: Config) -> None:
+    """Raises UserError for a target that its runtime does not support, or an unknown name in ``pool.ops``."""
+    for target in config.targets:
+        runtimes.check(target)
     register_files(config.pool.modules)
     for place, name in enumerate(config.pool.ops or ()):
         try:

@@ -118,7 +118,7 @@ def test_an_operation_that_is_none_is_named(ops: list[str], named: tuple[str, ..
     with pytest.raises(UserError) as expected:
         parse_op(ops[-1])
     with refuses(expected.value.code, *named):
-        structure.check_pool(config_of(tmp_path, pool={"ops": ops}))
+        structure.check_names(config_of(tmp_path, pool={"ops": ops}))
 
 
 @pytest.mark.parametrize("section", ["finetune", "distill", "teacher"])
