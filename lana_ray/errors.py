@@ -83,7 +83,7 @@ def is_fault(error: BaseException) -> bool:
 
 @contextmanager
 def refusals(who: str) -> Iterator[None]:
-    """Turns what runtime ``who`` raises about a program into ``Unsupported``, except faults and UserErrors."""
+    """Turns what runtime ``who`` raises about a program into ``Unsupported``; keeps faults and UserErrors."""
     try:
         yield
     except UserError:

@@ -119,9 +119,7 @@ def _examine_nodes(nodes: Sequence[Node]) -> list[NodeReport]:
     answers = ask_nodes(examine, (), nodes, what="what it has installed", limit_s=_ANSWER_S)
     reports = [
         NodeReport(
-            node=node,
-            machine=machine,
-            error=None if error is None else str(error).strip().split("\n")[-1],
+            node=node, machine=machine, error=None if error is None else str(error).strip().split("\n")[-1]
         )
         for node, machine, error in answers
     ]

@@ -162,7 +162,7 @@ def _latency_check(sessions: Sequence[Measurement], limit_ms: float, *, judge: b
 
 
 def _references(version: Version, tracking_uri: str, target: Target) -> list[tuple[StoredModel, float]]:
-    """The models that the student was measured against, the teacher first, with registered latencies in ms."""
+    """The models that the student was measured against, the teacher first, with registered latencies, ms."""
     uris = {"teacher": version.teacher_uri, "floor": version.floor_uri}
     return [
         (StoredModel(uri, tracking_uri, target), float(version.tags[f"{name}_latency_ms"]))

@@ -131,12 +131,7 @@ def _front(run: RunFiles, facts: TargetFacts) -> CaptionedPlot:
         if math.isfinite(ms := labelled.table.predict(row.choices))
     ]
     return (
-        front_plot(
-            front,
-            labelled.table.predict([0] * len(labelled.ids)),
-            students,
-            _budgets(run, facts),
-        ),
+        front_plot(front, labelled.table.predict([0] * len(labelled.ids)), students, _budgets(run, facts)),
         "The exact Pareto front of cost table and scores (no selection lies below the line), and the "
         "measured students. All latencies are predictions of the last table, calibrated with all students; "
         "the students were chosen with earlier tables, and to differ from each other.",
