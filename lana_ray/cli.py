@@ -97,7 +97,7 @@ def _stage(name: str, result: str, written: str, override: str = "") -> None:
 
     command.__doc__ = f"""Run the stages up to and including {name}: {result}.
 
-    Needs the same as run. Writes {written}.
+    Needs the same as run. Writes {written} in run.dir.
 
     Example: lana-ray {name} jobs/quickstart.yaml{override}
     """
@@ -117,7 +117,7 @@ def plan(config: ConfigFile, set: Overrides = None) -> None:
     console.print(make(_load(config, set)), markup=False)
 
 
-_stage("sample", "the cost table of every target", "samples/ and costs/ in run.dir")
+_stage("sample", "the cost table of every target", "samples/ and costs/")
 
 
 @app.command()
@@ -150,12 +150,12 @@ def _show_plots(paths: Sequence[str]) -> None:
         say(f"plot: {path}")
 
 
-_stage("distill", "the trained candidates of every layer", "candidates/ in run.dir")
-_stage("score", "how much each candidate alone changes the network's outputs", "scores.parquet in run.dir")
+_stage("distill", "the trained candidates of every layer", "candidates/")
+_stage("score", "how much each candidate alone changes the network's outputs", "scores.parquet")
 _stage(
     "select",
     "one measured architecture for every target and budget",
-    "selections.parquet in run.dir",
+    "selections.parquet",
     " --set 'budgets.latency_ms=[60%]'",
 )
 
@@ -202,15 +202,12 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 
 
 _stage(
-    "finetune",
-    "students trained as a whole, tested and measured",
-    "students/ in run.dir",
-    " --set finetune.epochs=10",
+    "finetune", "students trained as a whole, tested and measured", "students/", " --set finetune.epochs=10"
 )
 _stage(
     "register",
     "models in the registry, and summary.json",
-    "one registered model per target to MLflow, and summary.json in run.dir",
+    "one registered model per target to MLflow, and summary.json",
 )
 
 
