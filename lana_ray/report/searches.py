@@ -204,9 +204,9 @@ def search_pictures(trials: Sequence[TrialRow]) -> dict[str, Picture]:
 def write_search_plots(storage: Storage, rows: Sequence[TrialRow]) -> list[str]:
     """Writes ``search/<target>-<name>.svg``; returns the paths."""
     svgs = {
-        layout.search_plot(target, name): picture.svg
+        layout.search_plot(target, name): plot.svg
         for target, trials in grouped(rows, lambda row: row.target).items()
-        for name, picture in search_pictures(trials).items()
+        for name, plot in search_pictures(trials).items()
     }
     return write_svgs(storage, svgs)
 
