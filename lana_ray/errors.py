@@ -95,6 +95,11 @@ def refusals(who: str) -> Iterator[None]:
         raise Unsupported("refused", f"{who} refuses the network ({reason})") from None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, as by ``one_line``; the name of its type if it has no text."""
+    return one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
+
+
 def one_line(error: BaseException | str) -> str:
     """An error's text on one line of at most 200 characters, without terminal escape codes and secrets."""
     text = without_passwords(" ".join(_ESCAPES.sub("", str(error)).split()))

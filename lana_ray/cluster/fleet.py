@@ -17,7 +17,7 @@ from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy, Waiting
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import OtherStructure, Work
-from lana_ray.errors import UserError, one_line
+from lana_ray.errors import UserError, first_line, one_line
 from lana_ray.monitoring.progress import say
 
 MAX_FAILURES = 3
@@ -178,7 +178,7 @@ class _Fleet:
                 raise cause from None
             self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
         except ray.exceptions.RayActorError as error:
-            self._on_end(worker, one_line(str(error).strip().split("\n")[0]))
+            self._on_end(worker, first_line(error))
         self._advance()
 
     def tick(self, answered: float) -> None:

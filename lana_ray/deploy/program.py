@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lana_ray.deploy.folding import deployed
-from lana_ray.errors import Unsupported, is_fault, one_line
+from lana_ray.errors import Unsupported, first_line, is_fault
 from lana_ray.networks.layers import evaluating
 
 _aten = torch.ops.aten
@@ -151,7 +151,7 @@ def _exporting(network: nn.Module) -> Iterator[None]:
     except Exception as error:  # torch.export has no common base class for its errors
         if is_fault(error):
             raise
-        reason = one_line(str(error).strip().split("\n")[0])
+        reason = first_line(error)
         raise Unsupported(
             "refused",
             f"{type(network).__name__}: torch.export cannot express it ({type(error).__name__}: {reason}); "
