@@ -64,7 +64,7 @@ def _rate(images: Iterator[Tensor], batches: int) -> float:
 def _ours(file: Path, size: int, batch_size: int) -> Iterator[Tensor]:
     data = load_data(DataConfig(parquet=str(file), image_size=size, augment="none"))
     while True:
-        for images, _ in data.batches("train", batch_size=batch_size, shuffle=True, drop_last=True):
+        for images, _ in data.shuffled("train", batch_size=batch_size):
             yield images
 
 

@@ -7,7 +7,6 @@ images take a million calls of ``stat``; the first time, they are read as fast a
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
@@ -19,8 +18,10 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
+from lana_ray.data.names import printable
 from lana_ray.errors import Code, UserError
 from lana_ray.monitoring.progress import progress
 
@@ -65,13 +66,14 @@ def content_of_files(paths: Sequence[str]) -> str:
 def content_of(url: str) -> str:
     """Returns a hash of one file's content, or of its ETag if an object store gives one."""
     fs, path = fsspec.core.url_to_fs(url)
-    return content_of_files([path]) if _is_local(fs) else _state_of_object(fs, path)
+    return content_of_files([path]) if isinstance(fs, LocalFileSystem) else _state_of_object(fs, path)
 
 
 def state_of(url: str) -> str:
     """A hash of a file's times or ETag, or else of its content, which differs between machines."""
     fs, path = fsspec.core.url_to_fs(url)
-    return _state([(path, os.stat(path))]) if _is_local(fs) else _state_of_object(fs, path)
+    local = isinstance(fs, LocalFileSystem)
+    return _state([(path, os.stat(path))]) if local else _state_of_object(fs, path)
 
 
 def content_of_object(value: Any) -> str:
@@ -104,7 +106,7 @@ class _Part:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
-        with _naming(paths[0]):
+        with reading(paths[0]):
             stats = [(path, os.stat(path)) for path in paths]
         self.size = sum(status.st_size for _, status in stats)
         self._changed_ns = max(max(status.st_mtime_ns, status.st_ctime_ns) for _, status in stats)
@@ -118,7 +120,7 @@ class _Part:
         begin_ns = time.time_ns()
         digests = []
         for path in self._paths:
-            with _naming(path), open(path, "rb") as file:
+            with reading(path), open(path, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").digest())
         self.content = digest(*digests)
         if begin_ns - self._changed_ns > _SETTLED_NS:
@@ -134,33 +136,21 @@ def _state(stats: Sequence[tuple[str, os.stat_result]]) -> str:
     return digest("\n".join(lines).encode(errors="surrogateescape"))
 
 
-def _is_local(fs: Any) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
 def _state_of_object(fs: Any, path: str) -> str:
     fs.invalidate_cache()
     info = fs.info(path)
     tag = next((info[name] for name in _ETAGS if info.get(name)), None)
     if tag is not None:
         return digest(str((tag, info.get("size"))).encode())
-    with _naming(path), fs.open(path, "rb") as file:
-        sha = hashlib.sha256()
-        for block in iter(functools.partial(file.read, 2**20), b""):
-            sha.update(block)
-    return digest(sha.digest())
+    with reading(path), fs.open(path, "rb") as file:
+        return digest(hashlib.file_digest(file, "sha256").digest())
 
 
 @contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
     """Turns an ``OSError`` into a ``UserError`` that names the file."""
     try:
         yield
     except OSError as error:
-        raise unreadable(ascii(path), error) from None
-
-
-def unreadable(name: str, error: OSError) -> UserError:
-    """Returns the error to raise for a file that cannot be read."""
-    code: Code = "missing_file" if isinstance(error, FileNotFoundError) else "invalid_file"
-    return UserError(code, f"{name}: cannot be read ({error.strerror or error})")
+        code: Code = "missing_file" if isinstance(error, FileNotFoundError) else "invalid_file"
+        raise UserError(code, f"{printable(path)}: cannot be read ({error.strerror or error})") from None

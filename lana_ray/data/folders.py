@@ -13,27 +13,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lana_ray.data.content import content_of_files, digest, unreadable
+from lana_ray.data.content import content_of_files, digest, reading
 from lana_ray.data.names import class_name, counted, listed, printable, split_named
 from lana_ray.data.pixels import FORMATS
-from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source
+from lana_ray.data.sources import UNLABELLED, Decode, MissingDataError, Source, invalid_data
 from lana_ray.errors import UserError
 
-_READ = frozenset(
-    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
-)
-# These are images too: they count as undecodable, so that they are not left out silently.
-_NOT_READ = frozenset(
-    {".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".exr", ".dcm", ".dng", ".cr2", ".nef"}
-)
-_SYSTEM = frozenset(
-    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
-)
-_ANNOTATIONS = frozenset((".csv", ".tsv", ".json", ".xml", ".txt", ".yaml", ".yml"))
-_IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages"))
-_LABEL_FOLDERS = frozenset(
-    {"labels", "annotations", "annotation", "masks", "mask", "segmentationclass", "groundtruth", "gt"}
-)
+_IMAGES = {
+    *(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")),
+    # These count as undecodable, so that they are not left out silently.
+    *(".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga"),
+    *(".ico", ".exr", ".dcm", ".dng", ".cr2", ".nef"),
+}
+_SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+_ANNOTATIONS = {".csv", ".tsv", ".json", ".xml", ".txt", ".yaml", ".yml"}
+_IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages"}
+_LABEL_FOLDERS = {"labels", "annotations", "annotation", "masks", "mask"}
+_LABEL_FOLDERS |= {"segmentationclass", "groundtruth", "gt"}
 _PREVIEW = 32
 """Images in a preview."""
 
@@ -50,21 +46,23 @@ class Folder:
     folders: Mapping[str, Folder]
     """Subfolders by name, sorted."""
 
-    def all_images(self) -> Iterator[tuple[str, int]]:
-        """Yields the images at any depth."""
-        yield from self.images
+    def walk(self) -> Iterator[Folder]:
+        """Yields this folder and all folders below it."""
+        yield self
         for folder in self.folders.values():
-            yield from folder.all_images()
+            yield from folder.walk()
 
-    def all_others(self) -> Iterator[str]:
-        """Yields the names of the other files at any depth."""
-        yield from self.others
-        for folder in self.folders.values():
-            yield from folder.all_others()
+    def all_images(self) -> list[tuple[str, int]]:
+        """Returns the images at any depth."""
+        return [image for folder in self.walk() for image in folder.images]
+
+    def all_others(self) -> list[str]:
+        """Returns the names of the other files at any depth."""
+        return [name for folder in self.walk() for name in folder.others]
 
     @functools.cached_property
     def has_images(self) -> bool:
-        return next(self.all_images(), None) is not None
+        return any(folder.images for folder in self.walk())
 
     @functools.cached_property
     def filled(self) -> dict[str, Folder]:
@@ -74,7 +72,7 @@ class Folder:
     @functools.cached_property
     def has_classes(self) -> bool:
         """Whether most of its images are in subfolders."""
-        return sum(1 for _ in self.all_images()) > 2 * len(self.images)
+        return len(self.all_images()) > 2 * len(self.images)
 
 
 def scan(setting: str, location: str) -> Folder:
@@ -108,14 +106,12 @@ def _scan(path: str, above: frozenset[tuple[int, int]]) -> Folder:
     """Reads a folder recursively; links back to one of the folders ``above`` it are not followed."""
     status = os.stat(path)
     above |= {(status.st_dev, status.st_ino)}
-    images: list[tuple[str, int]] = []
-    others: list[str] = []
-    folders: dict[str, Folder] = {}
+    images, others, folders = [], [], {}
     for name in sorted(os.listdir(path)):
         if name.startswith(".") or name in _SYSTEM:
             continue
         inner = os.path.join(path, name)
-        is_image = _has_suffix_of_image(name)
+        is_image = _suffix(name) in _IMAGES
         try:
             status = os.stat(inner)
         except OSError:
@@ -133,9 +129,8 @@ def _scan(path: str, above: frozenset[tuple[int, int]]) -> Folder:
     return Folder(path=path, images=tuple(images), others=tuple(others), folders=folders)
 
 
-def _has_suffix_of_image(name: str) -> bool:
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix in _READ or suffix in _NOT_READ
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _begins_like_image(path: str) -> bool:
@@ -155,7 +150,7 @@ def unwrapped(folder: Folder) -> Folder:
     while not folder.images and len(folder.filled) == 1:
         ((name, inner),) = folder.filled.items()
         siblings = [other for key, other in folder.folders.items() if key != name]
-        if not inner.has_classes or any(not list(other.all_others()) for other in siblings):
+        if not inner.has_classes or not all(other.all_others() for other in siblings):
             break
         folder = inner
     return folder
@@ -172,19 +167,18 @@ def split_folders(name: str, root: Folder) -> dict[str, Folder]:
     named = {inner: split_named(inner) for inner in root.filled}
     splits = {inner: split for inner, split in named.items() if split}
     rest = [inner for inner, split in named.items() if not split]
-    are_classes = len(splits) == 1 and not any(root.folders[inner].has_classes for inner in splits)
+    are_classes = len(splits) == 1 and not root.folders[next(iter(splits))].has_classes
     if not splits or (rest and are_classes):
         return {}
     fix = "set data.folder to the training folder and data.test to the test folder"
     if rest:
-        raise UserError(
-            "invalid_data",
-            f"{name}: folders {listed(list(splits))} look like splits, {listed(rest)} do not; {fix}",
+        raise invalid_data(
+            f"{name}: folders {listed(list(splits))} look like splits, {listed(rest)} do not; {fix}"
         )
     twice = [split for split, count in Counter(splits.values()).items() if count > 1]
     if twice or "train" not in splits.values():
         what = f"several folders for {twice[0]}" if twice else "no training folder"
-        raise UserError("invalid_data", f"{name}: {what} among {listed(list(splits))}; {fix}")
+        raise invalid_data(f"{name}: {what} among {listed(list(splits))}; {fix}")
     by_split = {split: root.folders[inner] for inner, split in splits.items()}
     if not by_split["train"].has_classes:
         raise _without_classes(name, root, list(splits))
@@ -202,32 +196,22 @@ def class_folders(name: str, root: Folder, *, may_be_empty: bool = False) -> dic
     """
     lower = {inner.lower() for inner in root.folders}
     if lower & _IMAGE_FOLDERS and lower & _LABEL_FOLDERS:
-        raise UserError(
-            "invalid_data",
+        raise invalid_data(
             f"{name}: folders {listed(list(root.folders))} look like data for detection or segmentation; "
-            "lana-ray classifies images and needs one folder per class",
+            "lana-ray classifies images and needs one folder per class"
         )
     filled = root.filled
-    alone = [
-        inner
-        for inner in filled
-        if len(filled) == 1 and (inner.lower() in _IMAGE_FOLDERS or _labels_in(root))
-    ]
-    if not filled or alone:
-        raise _without_classes(name, root, alone)
+    if len(filled) < 2 and (_labels_in(root) or all(inner.lower() in _IMAGE_FOLDERS for inner in filled)):
+        raise _without_classes(name, root, list(filled))
     _refuse_splits(name, filled)
     classes: dict[str, Folder] = {}
     for raw, folder in (filled if may_be_empty else root.folders).items():
         clean = class_name(raw)
         if not folder.has_images:
-            raise UserError(
-                "invalid_data", f"{name}: class folder {clean} contains no images; fill it or remove it"
-            )
+            raise invalid_data(f"{name}: class folder {clean} contains no images; fill it or remove it")
         if clean in classes:
             other = os.path.basename(classes[clean].path)
-            raise UserError(
-                "invalid_data", f"{name}: folders {other!a} and {raw!a} are both class {clean}; merge them"
-            )
+            raise invalid_data(f"{name}: folders {other!a} and {raw!a} are both class {clean}; merge them")
         classes[clean] = folder
     return classes
 
@@ -247,14 +231,12 @@ def _refuse_splits(name: str, filled: Mapping[str, Folder]) -> None:
         )
     else:
         return
-    raise UserError(
-        "invalid_data", f"{name}: folders {listed(list(filled))} all contain {listed(common)}; {fix}"
-    )
+    raise invalid_data(f"{name}: folders {listed(list(filled))} all contain {listed(common)}; {fix}")
 
 
 def _labels_in(root: Folder) -> list[str]:
     """Returns the names of files and folders directly in ``root`` that may contain labels."""
-    files = [file for file in root.others if os.path.splitext(file)[1].lower() in _ANNOTATIONS]
+    files = [file for file in root.others if _suffix(file) in _ANNOTATIONS]
     return files + [inner for inner in root.folders if inner.lower() in _LABEL_FOLDERS]
 
 
@@ -265,28 +247,25 @@ def _without_classes(name: str, root: Folder, flat: list[str]) -> UserError:
     elif root.images:
         content = f"{counted(len(root.images), 'image')} directly in it"
     else:
-        others = list(root.all_others())
+        others = root.all_others()
         content = f"contains no images, only {listed(others, 3)}" if others else "is empty"
     unread = f"; {listed(_labels_in(root))} is not read" if _labels_in(root) and root.has_images else ""
-    return UserError(
-        "invalid_data",
+    return invalid_data(
         f"{name}: {content}{unread}; expected one folder of images per class, named after it "
-        "(labels in CSV, YOLO, COCO or Pascal VOC files are not supported)",
+        "(labels in CSV, YOLO, COCO or Pascal VOC files are not supported)"
     )
 
 
 def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | None, decode: Decode) -> Source:
     """Returns the images at any depth of class folders, or of ``root``, unlabelled, without ``classes``."""
     parts = [root] if classes is None else list(classes.values())
-    images = [list(part.all_images()) for part in parts]
     numbers = [UNLABELLED] if classes is None else np.arange(len(parts))
-    paths = [path for part in images for path, _ in part]
+    images = [image for part in parts for image in part.all_images()]
+    paths = [path for path, _ in images]
 
     def read(path: str) -> bytes:
-        try:
+        with reading(path):
             return Path(path).read_bytes()
-        except OSError as error:
-            raise unreadable(printable(path), error) from None
 
     shown = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), _PREVIEW)).round().astype(int)]
 
@@ -296,32 +275,28 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
 
     names = [os.path.relpath(path, root.path) for path in paths]
     listing = "\n".join(names).encode(errors="surrogateescape")
-    sizes = [size for part in images for _, size in part]
-    relative = "\n".join(f"{name}\t{size}" for name, size in zip(names, sizes, strict=True))
+    sized = "\n".join(f"{name}\t{size}" for name, (_, size) in zip(names, images, strict=True))
     return Source(
         name=f"{setting} {printable(root.path)}",
-        labels=np.repeat(np.asarray(numbers, dtype=np.int64), [len(part) for part in images]),
+        labels=np.repeat(np.asarray(numbers, dtype=np.int64), [len(part.all_images()) for part in parts]),
         classes=None if classes is None else tuple(classes),
         by_name=classes is not None,
         # Uncompressed files all have one size, so only the content of some of them tells data sets apart.
-        identity=digest(relative.encode(errors="surrogateescape"), *map(read, shown)),
+        identity=digest(sized.encode(errors="surrogateescape"), *map(read, shown)),
         content=functools.cache(lambda: digest(listing, content_of_files(paths).encode())),
         pixels=lambda index: decode(read(paths[index])),
         where=lambda index: printable(paths[index]),
         preview=preview,
-        notes=() if classes is None else _notes(root),
+        notes=() if classes is None else tuple(_notes(root)),
     )
 
 
-def _notes(root: Folder) -> tuple[str, ...]:
-    """Returns a line for each kind of file that is not used in a folder of classes."""
-    notes, where = [], printable(root.path)
+def _notes(root: Folder) -> Iterator[str]:
+    """Yields a line for each kind of file that is not used in a folder of classes."""
+    where = printable(root.path)
     if root.images:
-        notes.append(
-            f"not used: {counted(len(root.images), 'image')} directly in {where} instead of a class folder"
-        )
-    if others := list(root.all_others()):
-        kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
+        yield f"not used: {counted(len(root.images), 'image')} directly in {where} instead of a class folder"
+    if others := root.all_others():
+        kinds = Counter(_suffix(name) or "no suffix" for name in others)
         shown = listed([f"{count} {kind}" for kind, count in kinds.most_common()])
-        notes.append(f"not used: {counted(len(others), 'file')} in {where}, not images ({shown})")
-    return tuple(notes)
+        yield f"not used: {counted(len(others), 'file')} in {where}, not images ({shown})"

@@ -15,7 +15,7 @@ from lana_ray.data.folders import Folder, class_folders, folder_source, scan, sp
 from lana_ray.data.names import listed, printable
 from lana_ray.data.parquet import list_files, parquet_source, split_files
 from lana_ray.data.pixels import decode
-from lana_ray.data.sources import UNLABELLED, Decode, Source, digits_source, torchvision_source
+from lana_ray.data.sources import Decode, Source, digits_source, invalid_data, torchvision_source
 from lana_ray.errors import UserError
 
 
@@ -41,11 +41,8 @@ def open_sources(config: DataConfig) -> tuple[Source, Source | None]:
     if config.folder:
         return _open_folder(config.folder, config.test, decoder)
     if config.torchvision:
-        name, root, download = config.torchvision, config.root, config.download
-        return (
-            torchvision_source(name, root, train=True, download=download),
-            torchvision_source(name, root, train=False, download=download),
-        )
+        open_half = functools.partial(torchvision_source, config.torchvision, config.root, config.download)
+        return open_half(train=True), open_half(train=False)
     return digits_source(), None
 
 
@@ -61,18 +58,17 @@ def _open_parquet(
         part = splits[split]
         return parquet_source(f"{name} ({split})", part, columns, decoder, needs_labels=split == "train")
 
-    if "train" not in splits:
-        source = parquet_source(name, files, columns, decoder)
-    elif not test:
-        shown = {
-            split: listed([PurePosixPath(file).name for file in part], 2) for split, part in splits.items()
-        }
-        return _open_splits(shown, open_split, [PurePosixPath(file).name for file in rest])
-    else:
-        source = open_split("train")
+    if "train" in splits and not test:
+        shown = {split: listed(_names(part), 2) for split, part in splits.items()}
+        return _open_splits(shown, open_split, _names(rest))
+    source = open_split("train") if "train" in splits else parquet_source(name, files, columns, decoder)
     if not test:
         return source, None
     return source, parquet_source(f"data.test {printable(test)}", test_files, columns, decoder)
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    return [PurePosixPath(file).name for file in files]
 
 
 def _open_folder(location: str, test: str | None, decoder: Decode) -> tuple[Source, Source | None]:
@@ -109,18 +105,14 @@ def _open_splits(
 
     Args:
         shown: files or folder of each split, for the notes.
-        open_split: opens the split of a name.
         rest: files that are named after no split.
     """
     train, test = open_split("train"), None
     notes = [f"training images are {shown['train']}"]
-    for split in ("test", "validation"):
-        if split not in shown:
-            continue
-        source = open_split(split) if test is None else None
-        if source is None:
+    for split in (name for name in ("test", "validation") if name in shown):
+        if test is not None:
             notes.append(f"{shown[split]} is not used")
-        elif source.is_labelled:
+        elif (source := open_split(split)).is_labelled:
             test = source
             notes.append(f"test images are {shown[split]}")
         else:
@@ -142,71 +134,41 @@ def class_names(train: Source, test: Source | None) -> tuple[str, ...]:
     sources = [train] if test is None else [train, test]
     for source in sources:
         if len(source) == 0:
-            raise UserError("invalid_data", f"{source.name}: contains no images")
+            raise invalid_data(f"{source.name}: contains no images")
         if not source.is_labelled:
-            raise UserError(
-                "invalid_data", f"{source.name}: its images have no labels; choose labelled images"
-            )
+            raise invalid_data(f"{source.name}: its images have no labels; choose labelled images")
     if test is not None:
         _check_pair(train, test)
     classes = train.classes or (test.classes if test is not None else None)
     if classes is None:
         highest = int(train.labels.max())
         if highest >= len(train):
-            raise UserError(
-                "invalid_data",
+            raise invalid_data(
                 f"{train.where(int(train.labels.argmax()))}: label {highest} is out of range for "
-                f"{len(train)} images; labels must count from 0 without gaps",
+                f"{len(train)} images; labels must count from 0 without gaps"
             )
         classes = tuple(str(label) for label in range(highest + 1))
     for source in sources:
-        _check_labels(source, len(source.classes or classes))
+        count = len(source.classes or classes)
+        wrong = np.flatnonzero((source.labels < 0) | (source.labels >= count))
+        if len(wrong):
+            raise invalid_data(
+                f"{source.where(int(wrong[0]))}: label {source.labels[wrong[0]]} is out of range; "
+                f"there are {count} classes, 0 to {count - 1}"
+            )
     if len(np.unique(train.labels)) < 2:
-        raise UserError(
-            "invalid_data", f"{train.name}: {len(train)} images of one class; at least two classes are needed"
-        )
+        raise invalid_data(f"{train.name}: {len(train)} images of one class; at least two classes are needed")
     return classes
 
 
 def _check_pair(train: Source, test: Source) -> None:
     if train.identity == test.identity:
-        raise UserError(
-            "invalid_data",
-            f"{test.name}: contains the training images; choose other images or remove data.test",
+        raise invalid_data(
+            f"{test.name}: contains the training images; choose other images or remove data.test"
         )
     if train.by_name != test.by_name and not (train.classes and test.classes):
         by_name, by_number = (train, test) if train.by_name else (test, train)
-        raise UserError(
-            "invalid_data",
+        raise invalid_data(
             f"{by_number.name}: labels are numbers, but those of {by_name.name} are names; "
-            "label both with names or both with numbers",
-        )
-
-
-def relabelled(test: Source, classes: Sequence[str]) -> Source:
-    """The test images with labels that index ``classes``; raises UserError for another class."""
-    if test.classes is None or test.classes == tuple(classes):
-        return test
-    number = {name: index for index, name in enumerate(classes)}
-    present = [test.classes[label] for label in np.unique(test.labels)]
-    if unknown := [name for name in present if name not in number]:
-        lower = {name.casefold(): name for name in classes}
-        near = [f"{name} is {lower[name.casefold()]} there" for name in unknown if name.casefold() in lower]
-        raise UserError(
-            "invalid_data",
-            f"{test.name}: {listed(unknown)} not among the classes of the training images "
-            f"({listed(near or classes)}); rename or remove them",
-        )
-    numbers = np.asarray([number.get(name, UNLABELLED) for name in test.classes], dtype=np.int64)
-    return dataclasses.replace(test, labels=numbers[test.labels], classes=tuple(classes))
-
-
-def _check_labels(source: Source, count: int) -> None:
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= count))
-    if len(wrong):
-        first = int(wrong[0])
-        raise UserError(
-            "invalid_data",
-            f"{source.where(first)}: label {source.labels[first]} is out of range; "
-            f"there are {count} classes, 0 to {count - 1}",
+            "label both with names or both with numbers"
         )

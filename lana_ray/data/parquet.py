@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,8 +30,16 @@ from lana_ray.data.columns import Columns
 from lana_ray.data.content import cache, content_of, digest, state_of
 from lana_ray.data.names import class_name, listed, printable, split_named
 from lana_ray.data.pixels import Pixels
-from lana_ray.data.sources import UNLABELLED, Decode, Labels, MissingDataError, Source
-from lana_ray.errors import UserError, one_line
+from lana_ray.data.sources import (
+    UNLABELLED,
+    Decode,
+    Labels,
+    MissingDataError,
+    Source,
+    invalid_data,
+    positions,
+)
+from lana_ray.errors import UserError, first_line, one_line
 from lana_ray.monitoring.progress import say
 
 IN_MEMORY = 2**30
@@ -57,27 +65,15 @@ def list_files(setting: str, location: str) -> list[str]:
     name = f"{setting} {printable(location)}"
     try:
         fs, path = fsspec.core.url_to_fs(location)
-        files = _matches(fs, path)
+        matches = [path] if fs.isdir(path) or fs.exists(path) else fs.glob(path)
+        files = [file for x in matches for file in (_below(fs, x) if fs.isdir(x) else [x])]
     except Exception as error:  # each file system has exceptions of its own
-        raise MissingDataError(
-            "unreachable", f"{name}: cannot be read ({str(error).splitlines()[0]})"
-        ) from None
-    if files is None:
+        raise MissingDataError("unreachable", f"{name}: cannot be read ({first_line(error)})") from None
+    if not matches and not any(character in path for character in "*?["):
         raise MissingDataError("missing_file", f"{name}: no such file or folder")
     if not files:
         raise UserError("missing_file", f"{name}: no Parquet files there")
     return sorted(fs.unstrip_protocol(file) for file in files)
-
-
-def _matches(fs: Any, path: str) -> list[str] | None:
-    """Returns the Parquet files at a path or glob pattern; None if nothing is there."""
-    if fs.isdir(path):
-        return _below(fs, path)
-    if fs.exists(path):
-        return [path]
-    if not any(character in path for character in "*?["):
-        return None
-    return [file for x in fs.glob(path) for file in (_below(fs, x) if fs.isdir(x) else [x])]
 
 
 def _below(fs: Any, folder: str) -> list[str]:
@@ -100,25 +96,21 @@ def split_files(name: str, files: Sequence[str]) -> tuple[dict[str, list[str]], 
     paths = [PurePosixPath(file).parts for file in files]
     levels = zip(*(parts[:-1] for parts in paths), strict=False)
     common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
-    splits: dict[str, list[str]] = defaultdict(list)
-    folders: dict[str, set[str]] = defaultdict(set)
-    rest = []
+    splits: dict[str | None, list[str]] = defaultdict(list)
+    folders: dict[str | None, set[str]] = defaultdict(set)
     for file, parts in zip(files, paths, strict=True):
         own = (*parts[common:-1], PurePosixPath(file).stem)
         split = next(filter(None, map(split_named, reversed(own))), None)
-        if split is None:
-            rest.append(file)
-            continue
         splits[split].append(file)
         folders[split].add("/".join(part for part in own[:-1] if not split_named(part)))
     for split, places in folders.items():
-        if len(places) > 1 and "train" in splits:
-            raise UserError(
-                "invalid_data",
+        if split and len(places) > 1 and "train" in splits:
+            raise invalid_data(
                 f"{name}: {split} files are in several folders ({listed(sorted(places))}), as if there were "
-                "several data sets; set data.parquet to one of them",
+                "several data sets; set data.parquet to one of them"
             )
-    return dict(splits), rest
+    rest = splits.pop(None, [])
+    return {split: part for split, part in splits.items() if split}, rest
 
 
 def parquet_source(
@@ -144,9 +136,7 @@ def parquet_source(
     named = [(shard, shard.classes) for shard in shards if shard.classes is not None]
     for shard, classes in named:
         if classes != named[0][1]:
-            raise UserError(
-                "invalid_data", f"{shard.url}: its class names differ from those of {named[0][0].url}"
-            )
+            raise invalid_data(f"{shard.url}: its class names differ from those of {named[0][0].url}")
 
     def locate(index: int) -> tuple[_Shard, int]:
         shard = bisect.bisect_right(starts, index) - 1
@@ -185,19 +175,15 @@ def _join_labels(shards: Sequence[_Shard]) -> tuple[Labels, tuple[str, ...] | No
     by_name = [shard for shard in filled if shard.names is not None]
     if by_name and len(by_name) < len(filled):
         other = next(shard for shard in filled if shard.names is None)
-        raise UserError(
-            "invalid_data",
+        raise invalid_data(
             f"{other.url}: its labels are numbers, but those of {by_name[0].url} are names; "
-            "label all files with names or all with numbers",
+            "label all files with names or all with numbers"
         )
     if not by_name:
         return np.concatenate([shard.labels for shard in shards]), None
     names = sorted(set().union(*(shard.names or () for shard in by_name)))
-    number = {name: index for index, name in enumerate(names)}
-    parts = []
-    for shard in shards:
-        numbers = np.asarray([*(number[name] for name in shard.names or ()), UNLABELLED], dtype=np.int64)
-        parts.append(numbers[shard.labels])  # the index UNLABELLED, -1, selects the last element
+    # No class is named ""; the index UNLABELLED, -1, selects it.
+    parts = [positions([*(shard.names or ()), ""], names)[shard.labels] for shard in shards]
     return np.concatenate(parts), tuple(names)
 
 
@@ -210,6 +196,7 @@ class _Shard:
         labels: class numbers, shape [rows].
         names: class names in the order of ``labels`` if the file's labels are names.
         classes: class names in the file's metadata.
+        identity: hash of parts of its content.
     """
 
     def __init__(self, file: str, columns: Columns, *, needs_labels: bool) -> None:
@@ -219,23 +206,46 @@ class _Shard:
         self._open = functools.partial(fs.open, path, "rb")
         self.size = int(fs.size(path) or 0)
         self.mapped = False
-        schema, labels, count, self._column, self.identity = self._read(
-            functools.partial(self._head, columns=columns)
-        )
-        if labels is None and needs_labels:
-            raise UserError(
-                "invalid_data",
-                f"{self.url}: no label column {columns.label_name}; set data.label_column to one of "
-                f"{listed(schema.names, 20)}",
+        with self._reading() as content:
+            parquet = pq.ParquetFile(content)
+            schema, label = parquet.schema_arrow, columns.label_name
+            has_labels = label in schema.names
+            labels = parquet.read([label]).column(0) if has_labels else pa.nulls(parquet.metadata.num_rows)
+            self._column = columns.image_path(self.url, parquet)
+            self.identity = _sampled_digest(content).encode()
+        if needs_labels and not has_labels:
+            raise invalid_data(
+                f"{self.url}: no label column {label}; set data.label_column to one of "
+                f"{listed(schema.names, 20)}"
             )
-        self.classes = self._class_names(schema, columns.label_name)
-        self.labels, self.names = columns.labels(self.url, pa.nulls(count) if labels is None else labels)
+        self.classes = _class_names(self.url, schema.metadata or {}, label)
+        self.labels, self.names = columns.labels(self.url, labels)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """Opens the file; raises UserError if it cannot be read."""
+        try:
+            with self._open() as content:
+                yield content
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                "invalid_file",
+                f"{self.url}: cannot be read as Parquet ({first_line(error)}); write or copy it again",
+            ) from None
+
+    def first(self, rows: int) -> list[bytes | None]:
+        """Reads the encoded image bytes of the first rows only."""
+        with self._reading() as content:
+            parquet = pq.ParquetFile(content, pre_buffer=False, buffer_size=_BLOCK)
+            batch = next(parquet.iter_batches(rows, columns=[self._column]), None)
+            return [] if batch is None else _encoded(batch.column(0)).to_pylist()
 
     @functools.cached_property
     def images(self) -> Any:
         """Encoded image bytes, a chunked binary array [rows]."""
         if not self.mapped:
-            return self._read(self._image_bytes)
+            with self._reading() as content:
+                return _encoded(pq.ParquetFile(content).read([self._column]).column(0))
         name = digest(self._file.encode(), self._column.encode())
         copy = cache() / f"{name}-{state_of(self._file)}.arrow"
         if not copy.exists():
@@ -252,75 +262,32 @@ class _Shard:
 
     def _copy(self, copy: Path) -> None:
         """Writes the image column as an Arrow file, a few rows at a time; a failure leaves no file."""
-
-        def write(file: Any) -> None:
-            schema = pa.schema([("bytes", pa.binary())])
-            with pa.ipc.new_file(part, schema) as writer:
-                for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=[self._column]):
-                    rows = pa.record_batch([_encoded(batch.column(0)).cast(pa.binary())], schema=schema)
-                    with _naming_cache(copy.parent):
-                        writer.write(rows)
-
-        with _naming_cache(copy.parent):
+        with _writing(copy.parent):
             copy.parent.mkdir(parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(".part", dir=copy.parent)
             os.close(handle)
+        schema = pa.schema([("bytes", pa.binary())])
         try:
-            self._read(write)
+            with self._reading() as content, pa.ipc.new_file(part, schema) as writer:
+                for batch in pq.ParquetFile(content).iter_batches(_ROWS, columns=[self._column]):
+                    rows = pa.record_batch([_encoded(batch.column(0)).cast(pa.binary())], schema=schema)
+                    with _writing(copy.parent):
+                        writer.write(rows)
             os.replace(part, copy)
         finally:
             Path(part).unlink(missing_ok=True)
 
-    def _read(self, read: Any) -> Any:
-        """Calls ``read`` with the open file; raises UserError if the file cannot be read."""
-        try:
-            with self._open() as file:
-                return read(file)
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                "invalid_file", f"{self.url}: cannot be read as Parquet ({reason}); write or copy it again"
-            ) from None
 
-    def first(self, rows: int) -> list[bytes | None]:
-        """Reads the encoded image bytes of the first rows only."""
-
-        def read(file: Any) -> list[bytes | None]:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK)
-            batches = parquet.iter_batches(rows, columns=[self._column])
-            return [
-                image
-                for batch in itertools.islice(batches, 1)
-                for image in _encoded(batch.column(0)).to_pylist()
-            ]
-
-        images: list[bytes | None] = self._read(read)
-        return images
-
-    def _head(self, file: Any, columns: Columns) -> tuple[Any, Any, int, str, bytes]:
-        """Reads schema, label column (None if there is none), row count, image column and a content hash."""
-        parquet = pq.ParquetFile(file)
-        schema, label = parquet.schema_arrow, columns.label_name
-        labels = parquet.read([label]).column(0) if label in schema.names else None
-        image = columns.image_path(self.url, parquet)
-        return schema, labels, parquet.metadata.num_rows, image, _sampled_digest(file).encode()
-
-    def _image_bytes(self, file: Any) -> Any:
-        return _encoded(pq.ParquetFile(file).read([self._column]).column(0))
-
-    def _class_names(self, schema: Any, label: str) -> tuple[str, ...] | None:
-        metadata = schema.metadata or {}
-        try:
-            names = json.loads(metadata.get(b"classes", b"null"))
-            if names is None:
-                hub = json.loads(metadata.get(b"huggingface", b"{}"))
-                features = hub.get("info", {}).get("features", {})
-                names = features.get(label, {}).get("names")
-            return tuple(class_name(str(name)) for name in names) if names else None
-        except (ValueError, TypeError, AttributeError):
-            raise UserError(
-                "invalid_data", f"{self.url}: the class names in its schema metadata are damaged"
-            ) from None
+def _class_names(url: str, metadata: Mapping[bytes, bytes], label: str) -> tuple[str, ...] | None:
+    """Returns the class names in a schema's metadata, see ``parquet_source``; None if there are none."""
+    try:
+        names = json.loads(metadata.get(b"classes", b"null"))
+        if names is None:
+            hub = json.loads(metadata.get(b"huggingface", b"{}"))
+            names = hub.get("info", {}).get("features", {}).get(label, {}).get("names")
+        return tuple(class_name(str(name)) for name in names) if names else None
+    except (ValueError, TypeError, AttributeError):
+        raise invalid_data(f"{url}: the class names in its schema metadata are damaged") from None
 
 
 def _sampled_digest(file: Any) -> str:
@@ -344,12 +311,12 @@ def _encoded(column: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _naming_cache(cache: Path) -> Iterator[None]:
+def _writing(cache: Path) -> Iterator[None]:
     """Turns an ``OSError`` into a ``UserError`` that names the cache folder."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            "not_writable", f"{cache}: the data cannot be copied there ({reason}); set XDG_CACHE_HOME"
+            "not_writable",
+            f"{cache}: the data cannot be copied there ({error.strerror or error}); set XDG_CACHE_HOME",
         ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,18 +81,14 @@ def _open(data: bytes) -> Image.Image:
         raise UndecodableError(f"not an image in a supported format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise UndecodableError(f"more than {MAX_PIXELS} pixels; scale it down") from None
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_raw(image, data):
-        raise UndecodableError("a camera's raw file; convert it to JPEG or PNG")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        is_thumbnail = image.tag_v2.get(_SUBFILE, 0) == 1  # raw files begin with one
+        if is_thumbnail or _DNG_VERSION in image.tag_v2 or data[8:10] == b"CR":
+            raise UndecodableError("a camera's raw file; convert it to JPEG or PNG")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UndecodableError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
     return image
-
-
-def _is_raw(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    """Returns whether a TIFF file is a camera's raw file: it begins with a thumbnail, or a tag says so."""
-    is_thumbnail = image.tag_v2.get(_SUBFILE, 0) == 1
-    return is_thumbnail or _DNG_VERSION in image.tag_v2 or data[8:10] == b"CR"
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -101,16 +98,15 @@ def _is_plain_jpeg(data: bytes) -> bool:
     place, is_plain = 2, False
     # Read the segments up to the first scan: a marker of two bytes, a length of two bytes, then the content.
     while data[place : place + 1] == b"\xff" and place + 10 <= len(data):
-        marker, end = data[place + 1], place + 2 + (data[place + 2] << 8 | data[place + 3])
+        marker, length = struct.unpack_from(">BH", data, place + 1)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = data[place + 5] << 8 | data[place + 6]
-            width = data[place + 7] << 8 | data[place + 8]
-            is_plain = data[place + 9] in (1, 3) and 0 < width * height <= MAX_PIXELS
+            height, width, channels = struct.unpack_from(">HHB", data, place + 5)
+            is_plain = channels in (1, 3) and 0 < width * height <= MAX_PIXELS
         elif marker == 0xDA:
             return is_plain
-        elif marker == 0xE1 and _may_be_turned(data[place + 4 : end]):
+        elif marker == 0xE1 and _may_be_turned(data[place + 4 : place + 2 + length]):
             return False
-        place = end
+        place += 2 + length
     return False
 
 
@@ -167,25 +163,16 @@ def fit(images: Sequence[Pixels], size: int) -> Pixels:
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         by_shape[image.shape].append(index)
-    for members in by_shape.values():
-        squares = np.stack([_centre(images[index]) for index in members])
-        fitted[members] = _resize(squares, size)
+    for (height, width, _), members in by_shape.items():
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        squares = np.stack([images[index][top : top + side, left : left + side] for index in members])
+        if side != size:
+            channels_last = torch.from_numpy(squares).permute(0, 3, 1, 2)
+            resized = functional.interpolate(channels_last, (size, size), mode="bilinear", antialias=True)
+            squares = resized.permute(0, 2, 3, 1).numpy()
+        fitted[members] = squares
     return fitted
-
-
-def _centre(image: Pixels) -> Pixels:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
-
-
-def _resize(images: Pixels, size: int) -> Pixels:
-    if images.shape[1] == size:
-        return images
-    channels_last = torch.from_numpy(images).permute(0, 3, 1, 2)
-    resized = functional.interpolate(channels_last, size=(size, size), mode="bilinear", antialias=True)
-    return resized.permute(0, 2, 3, 1).numpy()
 
 
 def margin(size: int) -> int:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lana_ray.config import DataConfig
 from lana_ray.data.names import counted, listed
-from lana_ray.errors import UserError
+from lana_ray.data.sources import invalid_data
 
 SPLITS = ("train", "score", "validation", "test")
 Indices = npt.NDArray[np.int64]
@@ -43,24 +43,20 @@ def divide(
     else:
         held_out = count + np.random.default_rng([seed, len(SPLITS), 1]).permutation(test)
     if len(held_out) < _LEAST:
-        raise UserError(
-            "invalid_data", f"data: only {counted(len(held_out), 'test image')}; needs {_LEAST}: add images"
-        )
+        raise invalid_data(f"data: only {counted(len(held_out), 'test image')}; needs {_LEAST}: add images")
     if len(order) < 4 * _LEAST:
         aside = f" after {len(held_out)} of {count} are set aside to test" if test is None else ""
         fix = "add images" + (" or lower data.test_fraction" if test is None else "")
-        raise UserError(
-            "invalid_data",
-            f"data: only {counted(len(order), 'training image')}{aside}; needs {4 * _LEAST}: {fix}",
+        raise invalid_data(
+            f"data: only {counted(len(order), 'training image')}{aside}; needs {4 * _LEAST}: {fix}"
         )
     default = min(_SET_ASIDE, max(_LEAST, len(order) // 8))
     score = config.score_images or default
     both = score + (config.validation_images or default)
     if both > len(order) // 2:
-        raise UserError(
-            "invalid_data",
+        raise invalid_data(
             f"data.score_images {score} and data.validation_images {both - score} would take more than "
-            f"half of {len(order)} training images; lower them to {len(order) // 2} together",
+            f"half of {len(order)} training images; lower them to {len(order) // 2} together"
         )
     return {
         "train": order[:-both][: config.limit],

@@ -202,16 +202,7 @@ def _micro_batches(
     data: ImageData, epoch: int, size: int, numbers: Sequence[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the micro-batches of an epoch's training images that have these numbers."""
-    return data.batches(
-        "train",
-        batch_size=size,
-        epoch=epoch,
-        shuffle=True,
-        augment=True,
-        only=numbers,
-        drop_last=True,
-        seed=seed,
-    )
+    return data.shuffled("train", batch_size=size, epoch=epoch, only=numbers, seed=seed)
 
 
 def _validated(network: nn.Module, data: ImageData, rank: Rank, device: torch.device) -> float:

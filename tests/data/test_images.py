@@ -38,7 +38,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 def test_splits_are_disjoint_and_cover(parquet: str) -> None:
     data = load(parquet=parquet, score_images=10, validation_images=15)
     assert data.sizes == {"train": 55, "score": 10, "validation": 15, "test": 20}
-    everything = np.concatenate([data.indices(split) for split in SPLITS])
+    everything = np.concatenate([data.indices[split] for split in SPLITS])
     assert sorted(everything) == list(range(100))
 
 
@@ -46,7 +46,7 @@ def test_given_test_images_are_the_test_split(parquet: str, tmp_path: Path) -> N
     test = write_parquet(tmp_path / "test.parquet", pictures(7, start=200), list(range(7)))
     data = load(parquet=parquet, test=str(test), limit=50)
     assert data.sizes == {"train": 50, "score": 4, "validation": 4, "test": 7}
-    assert sorted(data.indices("test")) == list(range(100, 107))
+    assert sorted(data.indices["test"]) == list(range(100, 107))
     assert sorted(held(data.batches("test", batch_size=3))) == list(range(7))
 
 
@@ -65,9 +65,9 @@ def test_the_same_data_may_be_normalised_otherwise(parquet: str) -> None:
 def test_splits_follow_the_seed_alone(parquet: str) -> None:
     first, again, other = load(parquet=parquet), load(parquet=parquet), load(parquet=parquet, seed=1)
     for split in SPLITS:
-        np.testing.assert_array_equal(first.indices(split), again.indices(split))
+        np.testing.assert_array_equal(first.indices[split], again.indices[split])
     assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert set(first.indices("test")) != set(other.indices("test"))
+    assert set(first.indices["test"]) != set(other.indices["test"])
 
 
 @pytest.mark.parametrize(
@@ -112,24 +112,25 @@ def test_batches_are_normalised_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augment", ["none", "crop", "flip"])
 def test_a_resumed_epoch_continues_with_the_same_batches(parquet: str, augment: str) -> None:
-    options: dict[str, Any] = {"batch_size": 16, "epoch": 3, "shuffle": True, "augment": True}
-    batches = list(load(parquet=parquet, augment=augment).batches("train", **options))
+    options: dict[str, Any] = {"batch_size": 16, "epoch": 3}
+    batches = list(load(parquet=parquet, augment=augment).shuffled("train", **options))
     resumed = load(parquet=parquet, augment=augment)
     list(resumed.batches("score", batch_size=2))
-    assert_same(list(resumed.batches("train", **options, only=range(2, len(batches)))), batches[2:])
-    assert not list(resumed.batches("train", **options, only=[]))
+    assert_same(list(resumed.shuffled("train", **options, only=range(2, len(batches)))), batches[2:])
+    assert not list(resumed.shuffled("train", **options, only=[]))
 
 
 def test_epochs_shuffle_differently_and_hold_the_same_images(parquet: str) -> None:
     data = load(parquet=parquet)
-    first, second = (held(data.batches("train", batch_size=16, shuffle=True, epoch=e)) for e in (0, 1))
+    first, second = (held(data.shuffled("train", batch_size=18, epoch=e)) for e in (0, 1))
     assert first != second
-    assert sorted(first) == sorted(second) == sorted(data.indices("train"))
-    capped = [
-        held(data.batches("train", batch_size=16, shuffle=True, epoch=e, max_images=20)) for e in (0, 1)
-    ]
-    assert capped[0] != capped[1]
-    assert sorted(capped[0]) == sorted(capped[1])
+    assert sorted(first) == sorted(second) == sorted(data.indices["train"])
+
+
+def test_a_split_may_be_cut_and_keeps_its_order(parquet: str) -> None:
+    data = load(parquet=parquet)
+    capped = [held(data.batches("train", batch_size=16, max_images=20)) for _ in range(2)]
+    assert capped[0] == capped[1] == data.indices["train"][:20].tolist()
 
 
 @pytest.mark.parametrize(("split", "batch_size"), [("train", 20), ("score", 4), ("score", 64)])
@@ -154,36 +155,36 @@ def test_a_seed_changes_the_order_and_the_data_s_own_is_the_default(parquet: str
 
 
 def test_augmentation_changes_training_images_only_when_asked(parquet: str) -> None:
-    data = load(parquet=parquet)
-    plain, again = (list(data.batches("train", batch_size=72)) for _ in range(2))
-    assert_same(plain, again)
-    augmented = list(data.batches("train", batch_size=72, augment=True))
+    data, off = load(parquet=parquet), load(parquet=parquet, augment="none")
+    unshuffled, again, without = (list(d.batches("train", batch_size=72)) for d in (data, data, off))
+    assert_same(unshuffled, again)
+    assert_same(unshuffled, without)
+    augmented, plain = (list(d.shuffled("train", batch_size=72)) for d in (data, off))
     assert torch.equal(augmented[0][1], plain[0][1])
     assert not torch.equal(augmented[0][0], plain[0][0])
-    off = load(parquet=parquet, augment="none")
-    assert_same(list(off.batches("train", batch_size=72, augment=True)), plain)
+    order = torch.argsort(plain[0][1]), torch.argsort(unshuffled[0][1])
+    assert torch.equal(plain[0][0][order[0]], unshuffled[0][0][order[1]])
+    assert_same(*(list(d.shuffled("score", batch_size=4)) for d in (data, off)))
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("is_shuffled", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 18, 200])
 def test_workers_that_share_an_epoch_see_its_batches(
-    parquet: str, workers: int, batch_size: int, drop_last: bool
+    parquet: str, workers: int, batch_size: int, is_shuffled: bool
 ) -> None:
     data = load(parquet=parquet)  # 72 training images
-    options: dict[str, Any] = {"batch_size": batch_size, "drop_last": drop_last}
-    batches = list(data.batches("train", shuffle=True, augment=True, **options))
-    assert len(batches) == data.steps("train", **options)
+    read = data.shuffled if is_shuffled else data.batches
+    batches = list(read("train", batch_size=batch_size))
+    steps = max(1, 72 // batch_size) if is_shuffled else data.steps("train", batch_size=batch_size)
+    assert len(batches) == steps
     for worker in range(workers):
         share = range(worker, len(batches), workers)
-        assert_same(
-            list(data.batches("train", shuffle=True, augment=True, only=share, **options)),
-            batches[worker::workers],
-        )
+        assert_same(list(read("train", batch_size=batch_size, only=share)), batches[worker::workers])
     seen = held(batches)
     assert len(seen) == len(set(seen))
-    if not drop_last:
-        assert sorted(seen) == sorted(data.indices("train"))
+    if not is_shuffled:
+        assert sorted(seen) == sorted(data.indices["train"])
     elif batch_size <= 72:
         assert {len(labels) for _, labels in batches} == {batch_size}
 
@@ -199,7 +200,7 @@ def test_no_batch_of_one_image_is_left_for_batch_statistics(
     assert sum(sizes) == images
     assert all(len(labels) == len(pixels) for pixels, labels in batches)
     assert all(pixels.is_contiguous(memory_format=torch.channels_last) for pixels, _ in batches)
-    assert held(batches) == data.indices("score").tolist()
+    assert held(batches) == data.indices["score"].tolist()
     assert [len(labels) for _, labels in data.batches("score", batch_size=1)] == [1] * images
 
 
@@ -212,25 +213,23 @@ def with_damage(tmp_path: Path, damaged: set[int]) -> ImageData:
 def test_training_replaces_undecodable_images_and_evaluation_leaves_them_out(tmp_path: Path) -> None:
     damaged = set(range(0, 100, 12))
     data = with_damage(tmp_path, damaged)
-    trained = list(data.batches("train", batch_size=16, shuffle=True, drop_last=True))
+    trained = list(data.shuffled("train", batch_size=16))
     assert {len(labels) for _, labels in trained} == {16}
     assert not damaged & set(held(trained))
     later = range(1, len(trained))
-    assert_same(
-        list(data.batches("train", batch_size=16, shuffle=True, drop_last=True, only=later)), trained[1:]
-    )
+    assert_same(list(data.shuffled("train", batch_size=16, only=later)), trained[1:])
     evaluated = held(data.batches("train", batch_size=16))
-    assert sorted(evaluated) == sorted(set(data.indices("train").tolist()) - damaged)
-    assert data.skipped == len(damaged & set(data.indices("train").tolist()))
+    assert sorted(evaluated) == sorted(set(data.indices["train"].tolist()) - damaged)
+    assert data.skipped == len(damaged & set(data.indices["train"].tolist()))
 
 
 def test_a_split_of_which_nothing_decodes(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pictures(100), list(range(100)))
-    damaged = set(load(parquet=str(path)).indices("score").tolist())
+    damaged = set(load(parquet=str(path)).indices["score"].tolist())
     data = with_damage(tmp_path, damaged)
-    for shuffle in (False, True):
+    for read in (data.batches, data.shuffled):
         with refuses("invalid_data", "split score"):
-            list(data.batches("score", batch_size=4, shuffle=shuffle))
+            list(read("score", batch_size=4))
 
 
 def test_classes_without_images_are_noted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lana_ray.config import DataConfig
-from lana_ray.data.open import class_names, open_sources, relabelled
+from lana_ray.data.open import class_names, open_sources
 from lana_ray.data.sources import Source
 
 from ..errors import refuses
@@ -56,7 +56,7 @@ def labels_of_test(**settings: Any) -> list[str]:
     train, test = sources(**settings)
     classes = class_names(train, test)
     assert test is not None
-    return [classes[label] for label in relabelled(test, classes).labels]
+    return [classes[label] for label in test.relabelled(classes).labels]
 
 
 def test_classes_of_test_folders_go_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,6 +153,15 @@ def test_missing_and_empty_locations(tmp_path: Path) -> None:
     with refuses("unreachable", "data.parquet nowhere://a") as error:
         sources(parquet="nowhere://a")
     assert isinstance(error.value, MissingDataError)
+
+
+def test_a_file_system_that_fails_without_a_word_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(location: str) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
+    with refuses("unreachable", "data.parquet s3://bucket/images", "(TimeoutError)"):
+        sources(parquet="s3://bucket/images")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -1])
