@@ -8,7 +8,7 @@ import datetime
 import pathlib
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lana_ray.errors import UserError, one_line
+from lana_ray.errors import UserError, first_line, one_line
 
 _DEPTH = 4
 """Levels of nested mappings that are searched; optimizer states are deeper and contain no weights."""
@@ -54,7 +54,7 @@ def read_weights(path: str) -> list[WeightSet]:
     if not Path(path).is_file():
         raise UserError("missing_file", f"teacher.weights: {path}: no such file")
     try:
-        content = safetensors.torch.load_file(path) if _is_safetensors(path) else _load(path)
+        content = _load(path)
     except Exception as error:  # unpickling, zip and header errors have no common base class
         raise UserError("invalid_file", f"teacher.weights: {path}: {_refusal(path, error)}") from None
     sets = list(_sets(content, ()))
@@ -68,13 +68,11 @@ def read_weights(path: str) -> list[WeightSet]:
     return sets
 
 
-def _is_safetensors(path: str) -> bool:
-    """Returns whether a file has the suffix of safetensors, or JSON after its first eight bytes."""
-    with open(path, "rb") as file:
-        return path.endswith(".safetensors") or file.read(10)[8:] == b'{"'
-
-
 def _load(path: str) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(10)
+    if path.endswith(".safetensors") or start[8:] == b'{"':  # its header is JSON after eight bytes
+        return safetensors.torch.load_file(path)
     with torch.serialization.safe_globals(_plain_types()):
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -88,25 +86,10 @@ def _plain_types() -> list[Any]:
         types.SimpleNamespace,
         (_empty_dict, "collections.defaultdict"),
         *((collections.OrderedDict, f"{module}.AttributeDict") for module in _LIGHTNING),
-        dict,
-        list,
-        tuple,
-        int,
-        float,
-        str,
-        bool,
-        frozenset,
-        range,
-        slice,
-        datetime.datetime,
-        datetime.date,
-        datetime.timedelta,
-        pathlib.PosixPath,
-        pathlib.PurePosixPath,
-        np.dtype,
-        np.ndarray,
-        scalar,
-        rebuild,
+        *(dict, list, tuple, int, float, str, bool, frozenset, range, slice),
+        *(datetime.datetime, datetime.date, datetime.timedelta),
+        *(pathlib.PosixPath, pathlib.PurePosixPath),
+        *(np.dtype, np.ndarray, scalar, rebuild),
         (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1 wrote these names
         (rebuild, "numpy.core.multiarray._reconstruct"),
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
@@ -127,9 +110,8 @@ def _refusal(path: str, error: Exception) -> str:
     except Exception:  # only torch.save's newer format can be inspected; the first error has the reason
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not names:
-        text = str(error).strip() or repr(error)
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
-        return f"{plain} ({one_line(reason[1] if reason else text.splitlines()[0])})"
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        return f"{plain} ({one_line(reason[1]) if reason else first_line(error)})"
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
         f"{plain}: it contains an object of {names[0]}{more}, whose code would run on loading; "
@@ -165,8 +147,7 @@ def choose_weights(sets: list[WeightSet], network: nn.Module, source: str) -> We
     matches = [match for group in sets for match in _matches(group, own)]
     shaped = [match for match in matches if _misshapen(match.tensors, own) is None] or matches
     if not shaped:
-        nearest = max(sets, key=lambda group: _count_shared(group, own))
-        raise UserError("invalid_file", _difference(nearest, network, source))
+        raise UserError("invalid_file", _difference(sets, network, source))
     averages = [match for match in shaped if match.is_average]
     chosen = (averages or shaped)[0]
     others = [m.place for m in (averages or shaped)[1:] if not _equal(m.tensors, chosen.tensors)]
@@ -229,24 +210,20 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one.keys() & other.keys())
 
 
-def _count_shared(group: WeightSet, own: Mapping[str, Tensor]) -> int:
-    """Returns how many names a set shares with the network, without the parts that wrappers insert."""
-    names = {_unwrap(name) for name in own}
-    return len(names & {_unwrap(name) for name in group.tensors})
-
-
-def _difference(group: WeightSet, network: nn.Module, source: str) -> str:
+def _difference(sets: Sequence[WeightSet], network: nn.Module, source: str) -> str:
     """Returns how the names of the nearest set differ from the network's, for messages."""
-    own, in_file = set(network.state_dict()), set(group.tensors)
+    own = set(network.state_dict())
+    unwrapped = set(map(_unwrap, own))
+    group = max(sets, key=lambda group: len(unwrapped.intersection(map(_unwrap, group.tensors))))
+    in_file = set(group.tensors)
     if not own & in_file:
-        own, in_file = {_unwrap(n) for n in own}, {_unwrap(n) for n in in_file}
+        own, in_file = unwrapped, set(map(_unwrap, in_file))
     inside = f" ({group.place})" if group.place else ""
-    where = f"{source}{inside}: not the weights of {type(network).__name__}: "
     missing = sorted(name for name in own - in_file if not name.endswith(_COUNTER))
     unknown = sorted(name for name in in_file - own if not name.endswith(_COUNTER))
-    if missing:
-        return f"{where}lacks {missing[0]} ({len(missing)} keys differ)"
-    return f"{where}has unknown {unknown[0]} ({len(unknown)} keys differ)"
+    differs = f"lacks {missing[0]}" if missing else f"has unknown {unknown[0]}"
+    count = len(missing or unknown)
+    return f"{source}{inside}: not the weights of {type(network).__name__}: {differs} ({count} keys differ)"
 
 
 def _misshapen(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:

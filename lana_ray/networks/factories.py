@@ -55,9 +55,8 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
         code: Code = "missing_file" if isinstance(error, FileNotFoundError) else "invalid_extension"
         raise UserError(code, f"{key}: {path}: {_FOLDERS.sub('', one_line(error))}") from None
     except _FAILURES as error:
-        raise UserError(
-            "invalid_extension", f"{key}: {path}: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError("invalid_extension", f"{key}: {path}: {reason}") from error
     if not hasattr(module, attribute):
         raise UserError("unknown_name", f"{key}: {path}: {module_name} has no attribute {attribute!r}")
     value = getattr(module, attribute)
@@ -134,45 +133,31 @@ def call_factory(factory: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: the factory cannot be imported, takes other arguments, raises, or returns no module.
     """
-    function = import_object(factory, "teacher.factory")
-    arguments = {} if _takes_nothing(function) else {"num_classes": num_classes}
+    function, key = import_object(factory, "teacher.factory"), f"teacher.factory: {factory}"
+    arguments = {"num_classes": num_classes}
     try:
         inspect.signature(function).bind(**arguments)
     except ValueError:
         pass  # a builtin may have no signature; the call itself shows whether it takes the argument
     except TypeError as error:
-        raise UserError(
-            "invalid_extension", f"teacher.factory: {factory} must take num_classes ({one_line(error)})"
-        ) from None
+        if not _takes_nothing(inspect.signature(function)):
+            raise UserError("invalid_extension", f"{key} must take num_classes ({one_line(error)})") from None
+        arguments = {}
     try:
         network = function(**arguments)
     except _FAILURES as error:
+        call = ", ".join(f"{name}={value}" for name, value in arguments.items())
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(
-            "invalid_extension", f"teacher.factory: {factory}({_format(arguments)}) raised {reason}"
-        ) from error
+        raise UserError("invalid_extension", f"{key}({call}) raised {reason}") from error
     if not isinstance(network, nn.Module):
-        raise UserError(
-            "invalid_extension",
-            f"teacher.factory: {factory} returned {type(network).__name__}, not a torch Module",
-        )
+        raise UserError("invalid_extension", f"{key} returned {type(network).__name__}, not a torch Module")
     return network
 
 
-def _format(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arguments.items())
-
-
-def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Returns whether a function can be called without arguments and does not take ``num_classes``."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        return False
-    kinds = inspect.Parameter
-    if any(p.name == "num_classes" or p.kind is kinds.VAR_KEYWORD for p in parameters):
-        return False
-    return all(p.default is not kinds.empty or p.kind is kinds.VAR_POSITIONAL for p in parameters)
+def _takes_nothing(signature: inspect.Signature) -> bool:
+    """Returns whether a function can be called without arguments and has no parameter ``num_classes``."""
+    optional = (p.default is not p.empty or p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    return all(optional) and "num_classes" not in signature.parameters
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
 from lana_ray.errors import UserError
-from lana_ray.networks.layouts import Layout, Rearranged, find_layouts
-from lana_ray.networks.reach import find_offset
+from lana_ray.networks.layouts import Layout, Rearranged, find_layouts, find_offset
 
 # Block structures of timm's families in the order in which they are tried: EfficientNet and MobileNetV3,
 # ConvNeXt, ResNet and ResNeSt, RegNet, ViT and DeiT.
@@ -57,16 +56,17 @@ class Layer:
     @property
     def is_image(self) -> bool:
         """Whether the layer maps images to images, with a known layout."""
-        return self._has(dimensions=3)
+        return self._dimensions == {3} and self.layout is not Layout.UNKNOWN
 
     @property
     def is_tokens(self) -> bool:
         """Whether the layer maps tokens or sequences to equally many, with a known layout."""
-        return self._has(dimensions=2) and self.input_size == self.output_size
+        is_known = self._dimensions == {2} and self.layout is not Layout.UNKNOWN
+        return is_known and self.input_size == self.output_size
 
-    def _has(self, dimensions: int) -> bool:
-        lengths = {len(self.input_shape), len(self.output_shape)}
-        return lengths == {dimensions} and self.layout is not Layout.UNKNOWN
+    @property
+    def _dimensions(self) -> set[int]:
+        return {len(self.input_shape), len(self.output_shape)}
 
     @property
     def in_channels(self) -> int:
@@ -101,20 +101,16 @@ class Layer:
         layout = Layout.CHANNELS_FIRST if self.is_image else Layout.CHANNELS_LAST
         if self.layout in (layout, Layout.UNKNOWN):
             return self
-        shapes = (
-            (channels, *size) if self.is_image else (*size, channels)
-            for channels, size in (
-                (self.in_channels, self.input_size),
-                (self.out_channels, self.output_size),
-            )
+        before, after = (
+            (shape[-1], *shape[:-1]) if self.is_image else (*shape[1:], shape[0])
+            for shape in (self.input_shape, self.output_shape)
         )
-        before, after = shapes
         return changed(self, input_shape=before, output_shape=after, layout=layout)
 
     @property
     def place(self) -> tuple[Any, ...]:
         """Everything that its candidates depend on, except name and weights."""
-        return (self.input_shape, self.output_shape, self.residual, self.layout, self.offset)
+        return self.input_shape, self.output_shape, self.residual, self.layout, self.offset
 
 
 def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | None = None) -> list[Layer]:
@@ -132,13 +128,14 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
     """
     names = [name for name, _ in network.named_modules(remove_duplicate=False)]
     if patterns:
-        expressions = [_glob(pattern) for pattern in patterns]
-        for pattern, expression in zip(patterns, expressions, strict=True):
-            if not any(expression.fullmatch(name) for name in names):
-                raise UserError(
-                    "unknown_name", f"teacher.layers: no module matches {pattern!r}; {_list_modules(network)}"
-                )
-        chosen = [n for n in names if any(e.fullmatch(n) for e in expressions)]
+        matched = {pattern: set(filter(_glob(pattern).fullmatch, names)) for pattern in patterns}
+        if unmatched := [pattern for pattern, some in matched.items() if not some]:
+            raise UserError(
+                "unknown_name",
+                f"teacher.layers: no module matches {unmatched[0]!r}; {_list_modules(network)}",
+            )
+        union = set.union(*matched.values())
+        chosen = [name for name in names if name in union]
     else:
         groups = ([n for n in names if re.fullmatch(p, n)] for p in _BLOCK_PATTERNS)
         chosen = next((group for group in groups if group), [])
@@ -153,7 +150,8 @@ def find_layers(network: nn.Module, example: Tensor, patterns: Sequence[str] | N
     for inner, outer in itertools.permutations(chosen, 2):
         if inner.startswith(f"{outer}."):
             raise misfit(inner, f"it is part of layer {outer}")
-    return _verify(network, example, chosen)
+    with torch.no_grad(), evaluating(network):
+        return _verify(network, example, chosen)
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -205,34 +203,31 @@ def _verify(network: nn.Module, example: Tensor, names: Sequence[str]) -> list[L
 
         return hook
 
-    with torch.no_grad(), evaluating(network):
-        with contextlib.ExitStack() as stack:
-            for name in names:
-                module = network.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(note(name)).remove)
-                stack.callback(module.register_forward_hook(record(name), with_kwargs=True).remove)
-            network(example)
+    with contextlib.ExitStack() as stack:
         for name in names:
-            if name not in calls:
-                raise misfit(name, "it does not run in a forward pass")
-            if calls[name][1]._version != versions[name]:
-                raise misfit(name, "a later module changes its output in place")
-        layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
-        layers = [
-            Layer(
-                name=name,
-                input_shape=tuple(inputs.shape[1:]),
-                output_shape=tuple(output.shape[1:]),
-                residual=_is_residual(network.get_submodule(name), inputs, output),
-                layout=layouts[name],
-            )
-            for name, (inputs, output) in calls.items()
-        ]
-        return [_with_offset(layer, network.get_submodule(layer.name)) for layer in layers]
+            module = network.get_submodule(name)
+            stack.enter_context(module.register_forward_pre_hook(note(name)))
+            stack.enter_context(module.register_forward_hook(record(name), with_kwargs=True))
+        network(example)
+    for name in names:
+        if name not in calls:
+            raise misfit(name, "it does not run in a forward pass")
+        if calls[name][1]._version != versions[name]:
+            raise misfit(name, "a later module changes its output in place")
+    layouts = find_layouts(network, example, {name: inputs for name, (inputs, _) in calls.items()})
+    return [
+        _layer(name, network.get_submodule(name), *tensors, layouts[name]) for name, tensors in calls.items()
+    ]
 
 
-def _with_offset(layer: Layer, module: nn.Module) -> Layer:
-    """Returns the layer with its ``offset``."""
+def _layer(name: str, module: nn.Module, inputs: Tensor, output: Tensor, layout: Layout) -> Layer:
+    layer = Layer(
+        name=name,
+        input_shape=tuple(inputs.shape[1:]),
+        output_shape=tuple(output.shape[1:]),
+        residual=_is_residual(module, inputs, output),
+        layout=layout,
+    )
     if not layer.is_image or layer.stride == 1:
         return layer
     usual = layer.usual
@@ -296,14 +291,14 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     LANA evaluates students before fine-tuning in this way (arXiv 2107.10624, section 3.3).
     """
     norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
-    before = [(module, module.training, module.track_running_stats, module.momentum) for module in norms]
+    before = [(module, module.training, module.track_running_stats) for module in norms]
     for module in norms:
         module.training, module.track_running_stats = True, False
     try:
         yield
     finally:
-        for module, mode, track, momentum in before:
-            module.training, module.track_running_stats, module.momentum = mode, track, momentum
+        for module, mode, track in before:
+            module.training, module.track_running_stats = mode, track
 
 
 def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
@@ -333,7 +328,7 @@ def observe(network: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
 
     with contextlib.ExitStack() as stack, contextlib.suppress(_AllSeen):
         for name in names:
-            stack.callback(network.get_submodule(name).register_forward_hook(record(name)).remove)
+            stack.enter_context(network.get_submodule(name).register_forward_hook(record(name)))
         network(images)
     return seen
 

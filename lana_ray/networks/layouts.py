@@ -1,15 +1,23 @@
-"""Finds by trial which axis of an activation holds the channels, and runs modules in the other layout."""
+"""Finds by trial which axis holds a layer's channels and which pixels it reads; turns layouts around."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lana_ray.networks.preparation import runs
+
+_LEAST = 24
+"""Least height and width, pixels, of the images on which ``find_offset`` tries modules."""
+_FAR = 30.0
+"""Influence of a pixel that is read, relative to far pixels, which a gate over all the image may read too."""
 
 
 class Layout(StrEnum):
@@ -51,10 +59,6 @@ class Rearranged(nn.Module):
         return (channels_last(y) if self._last else channels_first(y)).contiguous()
 
 
-Shapes = tuple[torch.Size, torch.Size]
-"""Shapes of a layer's input and output, with the batch."""
-
-
 def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Layout]:
     """Returns the layout of each layer by its name.
 
@@ -69,40 +73,48 @@ def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tenso
         example: an input batch of the network.
         inputs: input of each layer, shape [N, ...], by its name.
     """
-    grown = _grown(network, example, [*inputs])
+    grown = _by_growth(network, example, [*inputs])
     return {
-        name: (_by_growth(*grown[name]) if name in grown else None)
-        or _by_parts(network.get_submodule(name), x[:1])
-        or Layout.UNKNOWN
+        name: grown.get(name) or _by_parts(network.get_submodule(name), x[:1]) or Layout.UNKNOWN
         for name, x in inputs.items()
     }
 
 
-def _by_growth(before: Shapes, after: Shapes) -> Layout | None:
-    """Returns the layout of a layer's input and output from their shapes for two image sizes.
+@torch.no_grad()
+def _by_growth(network: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Layout]:
+    """Returns the layouts of layers from their shapes for the example and for images of twice its size.
 
-    UNKNOWN if the two differ, None if the shapes do not determine it.
+    UNKNOWN if those of input and output differ. Layers whose layout the shapes do not determine are missing.
     """
-    layouts = {_fixed(*pair) for pair in zip(before, after, strict=True)}
-    if layouts == {None}:
-        return None
-    return layouts.pop() if len(layouts) == 1 else Layout.UNKNOWN
+    seen: list[dict[str, tuple[torch.Size, torch.Size]]] = []
+    trial = on_meta(network)
+
+    def note(name: str) -> Any:
+        return lambda _, args, output: seen[-1].update({name: (args[0].shape, output.shape)})
+
+    for name in names:
+        trial.get_submodule(name).register_forward_hook(note(name))
+    for factor in (1, 2):
+        seen.append({})
+        shape = [1, example.shape[1], *(factor * size for size in example.shape[2:])]
+        with suppress(Exception):  # the network's head, for example, may take one size only
+            trial(torch.empty(*shape, device="meta"))
+    before, after = seen
+    layouts = {}
+    for name in before.keys() & after.keys():
+        ends = {_fixed(*pair) for pair in zip(before[name], after[name], strict=True)}
+        if ends != {None}:
+            layouts[name] = (ends.pop() if len(ends) == 1 else None) or Layout.UNKNOWN
+    return layouts
 
 
 def _by_parts(module: nn.Module, inputs: Tensor) -> Layout | None:
     """Returns the layout that the parts of a layer agree on, else that of the entire layer, else None."""
     votes = list(_votes(module, inputs))
-    for ballot in ([vote for vote in votes if vote.trusted], votes):
-        layouts = {vote.layout for vote in ballot}
-        if len(layouts) == 1:
-            return layouts.pop()
+    for ballot in ({layout for layout, trusted in votes if trusted}, {layout for layout, _ in votes}):
+        if len(ballot) == 1:
+            return ballot.pop()
     return _at(_rigid_axis(module, inputs.shape), inputs.dim())
-
-
-class _Vote(NamedTuple):
-    layout: Layout
-    trusted: bool
-    """Whether the part is a norm or a convolution that reads the layer's own input."""
 
 
 def _fixed(before: torch.Size, after: torch.Size) -> Layout | None:
@@ -119,8 +131,11 @@ def _at(axis: int | None, dimensions: int) -> Layout | None:
 
 
 @torch.no_grad()
-def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
-    """Yields the layout of the layer's input, shape [1, ...], that each part with its own weights implies."""
+def _votes(module: nn.Module, inputs: Tensor) -> Iterator[tuple[Layout, bool]]:
+    """Yields the layout of the layer's input, shape [1, ...], that each part with its own weights implies.
+
+    The second value is whether the part is a norm or a convolution that reads the layer's own input.
+    """
     calls: list[tuple[nn.Module, torch.Size, bool]] = []
 
     def note(part: nn.Module, args: tuple[Any, ...]) -> None:
@@ -130,7 +145,7 @@ def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
     with ExitStack() as stack:
         for part in module.modules():
             if [*part.parameters()] and not any([*child.parameters()] for child in part.children()):
-                stack.callback(part.register_forward_pre_hook(note).remove)
+                stack.enter_context(part.register_forward_pre_hook(note))
         module(inputs)
     first, last = inputs.shape[1], inputs.shape[-1]
     for part, shape, is_own in calls:
@@ -141,51 +156,21 @@ def _votes(module: nn.Module, inputs: Tensor) -> Iterator[_Vote]:
         layout = _at(axis, len(shape))
         has_same_axes = is_own or (first == last and shape == inputs.shape)
         if has_same_axes and layout is not None:
-            yield _Vote(layout, trusted=is_own and not linear)
+            yield layout, is_own and not linear
         elif first != last and shape[axis] in (first, last):
-            by_size = Layout.CHANNELS_FIRST if shape[axis] == first else Layout.CHANNELS_LAST
-            yield _Vote(by_size, trusted=False)
+            yield Layout.CHANNELS_FIRST if shape[axis] == first else Layout.CHANNELS_LAST, False
 
 
 def _rigid_axis(module: nn.Module, shape: torch.Size) -> int | None:
     """Returns the only axis of its input whose size a module cannot double; None if there is none."""
     trial = on_meta(module)
-    if not _runs(trial, shape):
-        return None
-    doubled = {
-        axis: [2 * size if at == axis else size for at, size in enumerate(shape)]
-        for axis in range(1, len(shape))
-    }
-    rigid = [axis for axis, larger in doubled.items() if not _runs(trial, larger)]
-    return rigid[0] if len(rigid) == 1 else None
 
+    def takes(doubled: int) -> bool:
+        sizes = [2 * size if axis == doubled else size for axis, size in enumerate(shape)]
+        return runs(trial, torch.empty(*sizes, device="meta"))
 
-def _runs(trial: nn.Module, shape: Sequence[int]) -> bool:
-    try:
-        trial(torch.empty(*shape, device="meta"))
-    except Exception:  # the network's code may raise anything
-        return False
-    return True
-
-
-@torch.no_grad()
-def _grown(network: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, tuple[Shapes, Shapes]]:
-    """Returns the shapes of layers for the example and for images of twice its size, if they run on both."""
-    seen: list[dict[str, Shapes]] = []
-    trial = on_meta(network)
-
-    def note(name: str) -> Any:
-        return lambda _, args, output: seen[-1].update({name: (args[0].shape, output.shape)})
-
-    for name in names:
-        trial.get_submodule(name).register_forward_hook(note(name))
-    for factor in (1, 2):
-        seen.append({})
-        shape = [1, example.shape[1], *(factor * size for size in example.shape[2:])]
-        with suppress(Exception):  # the network's head, for example, may take one size only
-            trial(torch.empty(*shape, device="meta"))
-    before, after = seen
-    return {name: (before[name], after[name]) for name in before.keys() & after.keys()}
+    rigid = [axis for axis in range(1, len(shape)) if not takes(axis)]
+    return rigid[0] if len(rigid) == 1 and runs(trial, torch.empty(*shape, device="meta")) else None
 
 
 def on_meta(module: nn.Module) -> nn.Module:
@@ -195,3 +180,82 @@ def on_meta(module: nn.Module) -> nn.Module:
     }
     tensors |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, dict(tensors))
+
+
+def at_random(module: nn.Module) -> nn.Module:
+    """Returns a copy on the CPU, in evaluation mode, with random weights and statistics for every channel."""
+    trial = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in trial.state_dict().values():
+        if tensor.is_floating_point():
+            value = 0.5 + torch.rand(tensor.shape, generator=generator)
+            if tensor.dim() > 1:
+                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                value *= signs * tensor[0].numel() ** -0.5
+            tensor.copy_(value)
+    return trial
+
+
+def find_offset(
+    module: nn.Module, channels: int, size: Sequence[int], stride: int
+) -> tuple[float, float] | None:
+    """Returns the centre of the input region that output pixel (0, 0) of a module reads, as (row, column).
+
+    It is computed from gradients of the first and the last output pixel, with random weights, on an image of
+    about 24 x 24 pixels whose size has the same remainder modulo the stride, or on ``size`` if the module
+    takes no other. It is (0, 0) if the output depends equally on the entire image, as after attention. None
+    if images of another size show that the module has another stride.
+
+    Args:
+        module: maps images [N, C, H, W] to images; remains unchanged.
+        stride: the apparent stride, by which outputs have ⌈H / stride⌉ rows of ⌈W / stride⌉ pixels.
+    """
+    trial = at_random(module)
+    usual = [side + stride * (math.ceil((_LEAST - side) / stride) or 1) for side in size]
+    for sides in (usual, size):
+        try:
+            influence, after = _influence(trial, channels, sides)
+        except Exception:  # the network may take one size only
+            continue
+        if after != tuple(math.ceil(side / stride) for side in sides):
+            return None
+        row, column = (_centre(influence.sum(2 - axis), stride * (after[axis] - 1)) for axis in (0, 1))
+        return row or 0.0, column or 0.0
+    return 0.0, 0.0
+
+
+@torch.enable_grad()
+def _influence(trial: nn.Module, channels: int, sides: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+    """Returns each pixel's influence on the first and last output pixel, [2, H, W], and the output size."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, channels, *sides, generator=generator) - 0.5
+    images = image.repeat(2, 1, 1, 1).requires_grad_()
+    output: Tensor = trial(images)
+    weighed = output * (torch.rand(output.shape, generator=generator) + 0.5)
+    total = weighed[0, :, 0, 0].sum() + weighed[1, :, -1, -1].sum()
+    (gradient,) = torch.autograd.grad(total, images)
+    return gradient.square().sum(1), tuple(output.shape[2:])
+
+
+def _centre(influence: Tensor, distance: int) -> float | None:
+    """Returns the centre of the region that the first output pixel reads along one axis.
+
+    That region may extend beyond the image, so its end is taken from the first output pixel and its beginning
+    from the last one. None if all pixels have the same influence.
+
+    Args:
+        influence: influence of the axis' n pixels on the first and the last output pixel, shape [2, n].
+        distance: input pixels between the centres of the two.
+    """
+    first, last = influence
+    end, end_of_flipped = _end(first), _end(last.flip(0))
+    if end is None or end_of_flipped is None:
+        return None
+    return (end + len(last) - 1 - end_of_flipped - distance) / 2
+
+
+def _end(influence: Tensor) -> int | None:
+    """Returns the last pixel whose influence clearly exceeds that of far pixels; None if there is none."""
+    far = influence[-max(1, len(influence) // 4) :].max()
+    near = influence > torch.maximum(_FAR * far, 1e-6 * influence.max())
+    return int(near.nonzero().max()) if near.any() else None

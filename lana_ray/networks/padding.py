@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -71,15 +72,8 @@ class _OnnxConvolution(torch.autograd.Function):
     def symbolic(graph: Any, options: Any, *tensors: Any) -> Any:
         pads, stride, dilation, groups = options
         kernel = tensors[1].type().sizes()[2:]
-        return graph.op(
-            "Conv",
-            *tensors,
-            kernel_shape_i=kernel,
-            pads_i=pads,
-            strides_i=stride,
-            dilations_i=dilation,
-            group_i=groups,
-        )
+        geometry = {"kernel_shape_i": kernel, "pads_i": pads, "strides_i": stride, "dilations_i": dilation}
+        return graph.op("Conv", *tensors, **geometry, group_i=groups)
 
 
 @torch.no_grad()
@@ -92,29 +86,24 @@ def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
         example: an input, shape [N, ...]; the copy takes images of this size only.
     """
     sizes: dict[str, set[Sequence[int]]] = {}
-    hooks = [
-        part.register_forward_pre_hook(
-            lambda _, args, name=name: sizes.setdefault(name, set()).add(tuple(args[0].shape[2:]))
-        )
+    convs = {
+        name: part
         for name, part in network.named_modules()
         if (type(part).__module__.partition(".")[0], type(part).__name__) == ("timm", "Conv2dSame")
-    ]
-    if not hooks:
+    }
+    if not convs:
         return network
-    try:
-        with evaluating(network):
-            network(example[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return replace(
-        network,
-        {
-            name: _with_constant_padding(network.get_submodule(name), *part_sizes)
-            for name, part_sizes in sizes.items()
-            if len(part_sizes) == 1
-        },
-    )
+
+    def note(name: str) -> Any:
+        return lambda _, args: sizes.setdefault(name, set()).add(tuple(args[0].shape[2:]))
+
+    with ExitStack() as stack:
+        for name, conv in convs.items():
+            stack.enter_context(conv.register_forward_pre_hook(note(name)))
+        stack.enter_context(evaluating(network))
+        network(example[:1])
+    fixed = {name: _with_constant_padding(convs[name], *own) for name, own in sizes.items() if len(own) == 1}
+    return replace(network, fixed)
 
 
 def _with_constant_padding(conv: Any, size: Sequence[int]) -> PaddedConv2d:
@@ -124,17 +113,9 @@ def _with_constant_padding(conv: Any, size: Sequence[int]) -> PaddedConv2d:
     for axis, side in enumerate(size):
         total = get_same_padding(side, conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])
         sides.append((total // 2, total - total // 2))
-    fixed = PaddedConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        rows=sides[0],
-        columns=sides[1],
-        device="meta",
-    )
+    channels = conv.in_channels, conv.out_channels
+    geometry = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
+    options = {"groups": conv.groups, "bias": conv.bias is not None, "device": "meta"}
+    fixed = PaddedConv2d(*channels, **geometry, **options, rows=sides[0], columns=sides[1])
     fixed.weight, fixed.bias = copy.copy(conv.weight), copy.copy(conv.bias)
     return fixed.train(conv.training)

@@ -7,6 +7,7 @@ channels-last layout (two to three times as fast on CPUs) and whether it modifie
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,8 @@ class InputHook:
     copied: bool
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        images, *more = args
-        images = images.contiguous() if self.contiguous else images
-        return (images.clone() if self.copied else images, *more)
+        images = args[0].contiguous() if self.contiguous else args[0]
+        return (images.clone() if self.copied else images, *args[1:])
 
 
 def memory_format(network: nn.Module) -> torch.memory_format:
@@ -113,23 +113,21 @@ def _put(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
 def _try(network: nn.Module, images: Tensor) -> dict[str, int]:
     """Runs the network, adds the hook it needs, and returns the input dimensions of each SyncBatchNorm."""
     dimensions: dict[str, int] = {}
-    handles = [
-        norm.register_forward_pre_hook(lambda _, args, name=name: dimensions.__setitem__(name, args[0].dim()))
-        for name, norm in network.named_modules(remove_duplicate=False)
-        if isinstance(norm, nn.SyncBatchNorm)
-    ]
-    try:
-        contiguous, trial = False, images.contiguous(memory_format=torch.channels_last)
+
+    def note(name: str) -> Any:
+        return lambda _, args: dimensions.__setitem__(name, args[0].dim())
+
+    contiguous, trial = False, images.contiguous(memory_format=torch.channels_last)
+    with ExitStack() as stack:
+        for name, norm in network.named_modules(remove_duplicate=False):
+            if isinstance(norm, nn.SyncBatchNorm):
+                stack.enter_context(norm.register_forward_pre_hook(note(name)))
+        stack.callback(network.to, memory_format=torch.contiguous_format)
         try:
-            network.to(memory_format=torch.channels_last)
-            run(network, trial)
+            run(network.to(memory_format=torch.channels_last), trial)
         except UserError:
             contiguous, trial = True, images.clone()
             run(network.to(memory_format=torch.contiguous_format), trial)
-    finally:
-        network.to(memory_format=torch.contiguous_format)
-        for handle in handles:
-            handle.remove()
     copied = not torch.equal(trial, images)
     if contiguous or copied:
         network.register_forward_pre_hook(InputHook(contiguous, copied))
@@ -172,23 +170,22 @@ def _fixes(network: nn.Module, images: Tensor) -> Iterator[str]:
     """Yields the images that a failing network runs on, with what to do about it."""
     count, _, size, _ = images.shape
     for channels in _CHANNELS:
-        if _runs(network, (count, channels, size, size)):
-            yield (
-                f"it takes images of {channels} channel{'s' * (channels > 1)}, but images here have three; "
-                "give it a first layer for three channels"
-            )
+        if runs(network, torch.zeros(count, channels, size, size)):
+            only = f"it takes images of {channels} channel{'s' * (channels > 1)}"
+            yield f"{only}, but images here have three; give it a first layer for three channels"
     for batch in _BATCHES:
-        if batch * size**2 <= _MOST_PIXELS and _runs(network, (batch, 3, size, size)):
+        if batch * size**2 <= _MOST_PIXELS and runs(network, torch.zeros(batch, 3, size, size)):
             yield f"it only runs on batches of {batch}; make its forward take any number of images"
     own = getattr(network, "pretrained_cfg", None) or {}
     for other in dict.fromkeys((*(own.get("input_size") or ())[1:2], *_SIZES)):
-        if other != size and _runs(network, (count, 3, other, other)):
+        if other != size and runs(network, torch.zeros(count, 3, other, other)):
             yield f"it runs on images of {other} pixels; set data.image_size: {other}"
 
 
-def _runs(network: nn.Module, shape: tuple[int, ...]) -> bool:
+def runs(network: nn.Module, inputs: Tensor) -> bool:
+    """Returns whether a network runs on inputs of that shape, on torch's ``meta`` device too."""
     try:
-        network(torch.zeros(shape))
+        network(inputs)
     except Exception:  # the user's code may raise anything
         return False
     return True

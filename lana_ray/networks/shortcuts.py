@@ -32,11 +32,8 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def of(self, values: Any) -> set[int]:
         """Returns the positions of the layers that any tensor in ``values`` depends on."""
-        origins: set[int] = set()
-        for value in tree_leaves(values):
-            if isinstance(value, Tensor):
-                origins |= self._of.get(_memory(value), set())
-        return origins
+        tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+        return set().union(*(self._of.get(_memory(tensor), set()) for tensor in tensors))
 
     def set(self, value: Tensor, layer: int) -> None:
         """Records that a tensor is the output of a layer."""
@@ -96,8 +93,7 @@ def check_shortcuts(network: nn.Module, layers: Sequence[Layer], images: Tensor)
 
     with contextlib.ExitStack() as stack:
         for position, layer in enumerate(layers):
-            module = network.get_submodule(layer.name)
-            stack.callback(module.register_forward_hook(mark(position)).remove)
+            stack.enter_context(network.get_submodule(layer.name).register_forward_hook(mark(position)))
         stack.enter_context(evaluating(network))
         stack.enter_context(origins)
         tracked = images.clone()

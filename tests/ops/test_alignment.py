@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from lana_ray.deploy import to_onnx
 from lana_ray.networks.layers import Layer, batch_statistics, find_layers, observe
-from lana_ray.networks.layouts import Layout, Rearranged
-from lana_ray.networks.reach import find_offset
+from lana_ray.networks.layouts import Layout, Rearranged, find_offset
 from lana_ray.ops import build_op, parse_op, warm_start
 from lana_ray.ops.blocks import conv_bn
 from lana_ray.spaces.layerwise import activation

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import Layer
-from lana_ray.networks.layouts import on_meta
-from lana_ray.networks.reach import at_random
+from lana_ray.networks.layouts import at_random, on_meta
 from lana_ray.ops.pruning.trace import Axis, Hidden, hidden_dimensions
 from lana_ray.run_dir.fingerprint import fingerprint
 
