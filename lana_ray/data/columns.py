@@ -15,7 +15,6 @@ from lana_ray.data.sources import UNLABELLED, Labels, invalid_data, positions
 from lana_ray.errors import first_line
 
 _IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMN = "label"
 _BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 
@@ -29,7 +28,7 @@ class Columns:
 
     @property
     def label_name(self) -> str:
-        return self.label or _LABEL_COLUMN
+        return self.label or "label"
 
     def image_path(self, url: str, parquet: Any) -> str:
         """Returns the path of the column of a ``ParquetFile`` with encoded bytes, such as ``image.bytes``.
@@ -64,8 +63,7 @@ class Columns:
     def labels(self, url: str, column: Any) -> tuple[Labels, tuple[str, ...] | None]:
         """Returns a class number per row, shape [rows], and the class names if the labels are names.
 
-        Integral values of any type are class numbers; names are numbered in alphabetical order. All labels
-        are ``UNLABELLED`` if the column is empty.
+        Names are numbered in alphabetical order. All labels are ``UNLABELLED`` if the column is empty.
 
         Raises:
             UserError: a row has no label, or the labels are neither integral numbers nor names.

@@ -72,8 +72,7 @@ def content_of(url: str) -> str:
 def state_of(url: str) -> str:
     """A hash of a file's times or ETag, or else of its content, which differs between machines."""
     fs, path = fsspec.core.url_to_fs(url)
-    local = isinstance(fs, LocalFileSystem)
-    return _state([(path, os.stat(path))]) if local else _state_of_object(fs, path)
+    return _state([(path, os.stat(path))]) if isinstance(fs, LocalFileSystem) else _state_of_object(fs, path)
 
 
 def content_of_object(value: Any) -> str:

@@ -186,10 +186,7 @@ def split_folders(name: str, root: Folder) -> dict[str, Folder]:
 
 
 def class_folders(name: str, root: Folder, *, may_be_empty: bool = False) -> dict[str, Folder]:
-    """Returns the folders of ``root`` by class name.
-
-    Args:
-        may_be_empty: ignore folders without images instead of refusing them.
+    """Returns folders by class name; empty ones are refused, or left out if they ``may_be_empty``.
 
     Raises:
         UserError: these are not class folders; the message says what they seem to be, and the fix.
@@ -269,10 +266,6 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
 
     shown = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), _PREVIEW)).round().astype(int)]
 
-    def preview() -> Iterator[tuple[str, bytes]]:
-        for path in shown:
-            yield printable(path), read(path)
-
     names = [os.path.relpath(path, root.path) for path in paths]
     listing = "\n".join(names).encode(errors="surrogateescape")
     sized = "\n".join(f"{name}\t{size}" for name, (_, size) in zip(names, images, strict=True))
@@ -286,7 +279,7 @@ def folder_source(setting: str, root: Folder, classes: Mapping[str, Folder] | No
         content=functools.cache(lambda: digest(listing, content_of_files(paths).encode())),
         pixels=lambda index: decode(read(paths[index])),
         where=lambda index: printable(paths[index]),
-        preview=preview,
+        preview=lambda: ((printable(path), read(path)) for path in shown),
         notes=() if classes is None else tuple(_notes(root)),
     )
 

@@ -62,10 +62,7 @@ class Preprocessing:
 def load_data(config: DataConfig, *, seed: int = 0) -> ImageData:
     """Opens the data that ``config`` names and splits it; images are only read and decoded for their batch.
 
-    They are normalised as for ImageNet, see ``ImageData.normalised``.
-
-    Args:
-        seed: seed of the splits, of shuffling and of augmentation.
+    They are normalised as for ImageNet. The seed is that of the splits, of shuffling and of augmentation.
 
     Raises:
         UserError: the data is missing, damaged, wrongly labelled or too small for its splits.
@@ -83,8 +80,7 @@ class ImageData:
     Attributes:
         classes: class names, in the order of the labels.
         preprocessing: the steps from images to tensors.
-        indices: image indices of each split in a fixed random order, shape [n]; test images follow training
-            images.
+        indices: image indices of each split in a fixed random order, [n]; test images come last.
         sizes: number of images per split.
         notes: lines on what was inferred about the data and on what it lacks.
     """
@@ -97,7 +93,7 @@ class ImageData:
         preprocessing: Preprocessing,
         seed: int,
     ) -> None:
-        """Splits the training images, and perhaps the data's own test images, that are ``sources``."""
+        """Splits the ``sources``: training images, and the data's own test images if it has any."""
         self.classes = classes
         self.preprocessing = preprocessing
         self._sources = sources
@@ -113,10 +109,7 @@ class ImageData:
 
     @functools.cached_property
     def content(self) -> str:
-        """Hash of every image and label, independent of where the files are.
-
-        Local images are all read for it the first time, and later only if they changed.
-        """
+        """Hash of every image and label, independent of where the files are; see ``data.content``."""
         return fingerprint([(source.content(), digest(source.labels.tobytes())) for source in self._sources])
 
     @functools.cached_property
@@ -142,7 +135,7 @@ class ImageData:
 
     def check(self) -> list[str]:
         """Decodes a few images and returns a line per problem; raises UserError if too many fail."""
-        decode = functools.partial(pixels.decode, value_range=self.preprocessing.value_range)
+        decode = functools.partial(pixels.decode, value_range=self._config.value_range)
         return check_preview(self._sources, decode, self._config.max_undecodable)
 
     def steps(self, split: str, *, batch_size: int) -> int:
@@ -178,8 +171,7 @@ class ImageData:
         def batch(number: int) -> Batch | None:
             return self._batch(list(self._decoded(order[number * batch_size : (number + 1) * batch_size])))
 
-        numbers = range(-(-len(order) // batch_size)) if only is None else only
-        batches = _prefetch(batch, numbers, split)
+        batches = _prefetch(batch, range(-(-len(order) // batch_size)) if only is None else only, split)
         batches = batches if batch_size == 1 else _merge_single_images(batches)
         return batches if channels_last else ((images.contiguous(), labels) for images, labels in batches)
 
@@ -236,11 +228,7 @@ class ImageData:
     def _batch(
         self, decoded: Sequence[tuple[pixels.Pixels, int]], changes: tuple[Any, Any] | None = None
     ) -> Batch | None:
-        """Returns images as inputs; None if there are none.
-
-        Args:
-            changes: crop offsets [n, 2] and flips [n].
-        """
+        """Returns images as inputs, changed by crop offsets [n, 2] and flips [n]; None if there are none."""
         if not decoded:
             return None
         images, indices = zip(*decoded, strict=True)

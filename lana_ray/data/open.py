@@ -59,16 +59,12 @@ def _open_parquet(
         return parquet_source(f"{name} ({split})", part, columns, decoder, needs_labels=split == "train")
 
     if "train" in splits and not test:
-        shown = {split: listed(_names(part), 2) for split, part in splits.items()}
-        return _open_splits(shown, open_split, _names(rest))
+        shown = {split: listed([PurePosixPath(x).name for x in part], 2) for split, part in splits.items()}
+        return _open_splits(shown, open_split, [PurePosixPath(file).name for file in rest])
     source = open_split("train") if "train" in splits else parquet_source(name, files, columns, decoder)
     if not test:
         return source, None
     return source, parquet_source(f"data.test {printable(test)}", test_files, columns, decoder)
-
-
-def _names(files: Sequence[str]) -> list[str]:
-    return [PurePosixPath(file).name for file in files]
 
 
 def _open_folder(location: str, test: str | None, decoder: Decode) -> tuple[Source, Source | None]:
@@ -101,12 +97,7 @@ def _open_classes(setting: str, root: Folder, decoder: Decode, *, is_train: bool
 def _open_splits(
     shown: Mapping[str, str], open_split: Callable[[str], Source], rest: Sequence[str]
 ) -> tuple[Source, Source | None]:
-    """Opens the splits that files or folders are named after, with notes on which is which.
-
-    Args:
-        shown: files or folder of each split, for the notes.
-        rest: files that are named after no split.
-    """
+    """Opens the splits, with notes on which files or folders they are (``shown``) and on the ``rest``."""
     train, test = open_split("train"), None
     notes = [f"training images are {shown['train']}"]
     for split in (name for name in ("test", "validation") if name in shown):

@@ -46,7 +46,6 @@ IN_MEMORY = 2**30
 """Size in bytes of the largest data set kept in memory; a larger one is mapped from a local copy."""
 _ROWS = 1024
 """Rows copied at a time."""
-_SUFFIXES = (".parquet", ".pq")
 _PREVIEW = 8
 """Rows of a file in a preview."""
 _BLOCKS, _BLOCK = 5, 256 * 1024
@@ -82,7 +81,7 @@ def _below(fs: Any, folder: str) -> list[str]:
     return [
         file
         for file in fs.find(folder)
-        if file.lower().endswith(_SUFFIXES)
+        if file.lower().endswith((".parquet", ".pq"))
         and not any(part.startswith((".", "_")) for part in PurePosixPath(file).parts[depth:])
     ]
 
@@ -93,24 +92,21 @@ def split_files(name: str, files: Sequence[str]) -> tuple[dict[str, list[str]], 
     Raises:
         UserError: files of one split are in several folders, as if they were of several data sets.
     """
-    paths = [PurePosixPath(file).parts for file in files]
-    levels = zip(*(parts[:-1] for parts in paths), strict=False)
-    common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
+    common = os.path.commonpath([PurePosixPath(file).parent for file in files])
     splits: dict[str | None, list[str]] = defaultdict(list)
     folders: dict[str | None, set[str]] = defaultdict(set)
-    for file, parts in zip(files, paths, strict=True):
-        own = (*parts[common:-1], PurePosixPath(file).stem)
-        split = next(filter(None, map(split_named, reversed(own))), None)
+    for file in files:
+        *parents, stem = PurePosixPath(file).relative_to(common).with_suffix("").parts
+        split = next(filter(None, map(split_named, (stem, *reversed(parents)))), None)
         splits[split].append(file)
-        folders[split].add("/".join(part for part in own[:-1] if not split_named(part)))
+        folders[split].add("/".join(part for part in parents if not split_named(part)))
     for split, places in folders.items():
         if split and len(places) > 1 and "train" in splits:
             raise invalid_data(
                 f"{name}: {split} files are in several folders ({listed(sorted(places))}), as if there were "
                 "several data sets; set data.parquet to one of them"
             )
-    rest = splits.pop(None, [])
-    return {split: part for split, part in splits.items() if split}, rest
+    return {split: part for split, part in splits.items() if split}, splits.get(None, [])
 
 
 def parquet_source(
@@ -121,8 +117,7 @@ def parquet_source(
     Class names are the labels or come from the schema's metadata: ``classes`` (a JSON list) or the hub's
     ``huggingface``.
 
-    Args:
-        needs_labels: refuse files without a label column; otherwise their images are unlabelled.
+    Without ``needs_labels``, the images of files without a label column are unlabelled.
 
     Raises:
         UserError: a file is damaged, lacks a column, or has one of the wrong type or a row without a label.
@@ -133,10 +128,10 @@ def parquet_source(
             shard.mapped = True
     starts = [0, *itertools.accumulate(len(shard.labels) for shard in shards)]
     labels, names = _join_labels(shards)
-    named = [(shard, shard.classes) for shard in shards if shard.classes is not None]
-    for shard, classes in named:
-        if classes != named[0][1]:
-            raise invalid_data(f"{shard.url}: its class names differ from those of {named[0][0].url}")
+    named = [shard for shard in shards if shard.classes is not None]
+    for shard in named:
+        if shard.classes != named[0].classes:
+            raise invalid_data(f"{shard.url}: its class names differ from those of {named[0].url}")
 
     def locate(index: int) -> tuple[_Shard, int]:
         shard = bisect.bisect_right(starts, index) - 1
@@ -159,7 +154,7 @@ def parquet_source(
     return Source(
         name=name,
         labels=labels,
-        classes=names or (named[0][1] if named else None),
+        classes=names or (named[0].classes if named else None),
         by_name=names is not None,
         identity=digest(*(shard.identity for shard in shards), *chosen),
         content=functools.cache(lambda: digest(*(content_of(file).encode() for file in files), *chosen)),

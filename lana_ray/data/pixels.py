@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
+from torchvision.io import ImageReadMode  # registers torch.ops.image too
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,7 +32,6 @@ FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)
 """Pillow's names of the formats that are decoded. The content determines the format, not the file's name."""
 
 _JPEG_START = b"\xff\xd8\xff"
-_RGB = 3  # torchvision.io.ImageReadMode.RGB
 # Tags of EXIF and TIFF.
 _ORIENTATION, _PHOTOMETRIC, _BITS, _SUBFILE, _DNG_VERSION = 274, 262, 258, 254, 50706
 
@@ -64,12 +63,10 @@ def decode(data: bytes | None, *, value_range: tuple[float, float] | None = None
     if _decode_jpeg is not None and _is_plain_jpeg(data):
         with contextlib.suppress(RuntimeError):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return _decode_jpeg(encoded, _RGB).permute(1, 2, 0).numpy()
+            return _decode_jpeg(encoded, ImageReadMode.RGB.value).permute(1, 2, 0).numpy()
     try:
         with _open(data) as image:
             return rgb(image, value_range)
-    except UndecodableError:
-        raise
     except Exception as error:  # Pillow raises a dozen types of exceptions for damaged bytes
         raise UndecodableError(str(error) or type(error).__name__) from None
 

@@ -80,9 +80,7 @@ class Source:
         labels = positions(self.classes, classes)[self.labels]
         if unknown := [self.classes[label] for label in np.unique(self.labels[labels == UNLABELLED])]:
             lower = {name.casefold(): name for name in classes}
-            near = [
-                f"{name} is {lower[name.casefold()]} there" for name in unknown if name.casefold() in lower
-            ]
+            near = [f"{x} is {lower[x.casefold()]} there" for x in unknown if x.casefold() in lower]
             raise invalid_data(
                 f"{self.name}: {listed(unknown)} not among the classes of the training images "
                 f"({listed(near or classes)}); rename or remove them"
@@ -174,10 +172,9 @@ def torchvision_source(class_name: str, root: str, download: bool, *, train: boo
 
 
 def _torchvision_class(class_name: str) -> Any:
-    names: Sequence[str] = torchvision.datasets.__all__
-    if class_name in names:
+    if class_name in torchvision.datasets.__all__:
         return getattr(torchvision.datasets, class_name)
-    near = difflib.get_close_matches(class_name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(class_name, torchvision.datasets.__all__, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "see torchvision's list of data sets"
     raise UserError(
         "unknown_name", f"data.torchvision {class_name}: torchvision has no such data set; {hint}"

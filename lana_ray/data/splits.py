@@ -30,13 +30,12 @@ def divide(
     Args:
         labels: labels of the training images, shape [n], counting from 0.
         test: number of the data's own test images, which are numbered from n on; None to set a share aside.
-        seed: seed of the splits.
 
     Raises:
         UserError: there are too few images for the splits.
     """
     count = len(labels)
-    order = _spread(np.arange(count), labels, np.random.default_rng([seed, len(SPLITS)]))
+    order = _spread(labels, np.random.default_rng([seed, len(SPLITS)]))
     if test is None:
         set_aside = max(_LEAST, round(count * config.test_fraction))
         order, held_out = order[:-set_aside], order[-set_aside:]
@@ -66,12 +65,12 @@ def divide(
     }
 
 
-def _spread(indices: Indices, labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Indices:
+def _spread(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Indices:
     """Returns a random order with one image of each class first, and equal class shares in every part after.
 
     The order does not depend on the numbering of the classes.
     """
-    order = generator.permutation(indices)
+    order = generator.permutation(len(labels))
     _, first, inverse, counts = np.unique(
         labels[order], return_index=True, return_inverse=True, return_counts=True
     )

@@ -137,9 +137,6 @@ def choose_weights(sets: list[WeightSet], network: nn.Module, source: str) -> We
     the network's names in the file, such as Lightning's ``model.``. A moving average has precedence over the
     weights that it averages.
 
-    Args:
-        source: names the file in messages.
-
     Raises:
         UserError: no set matches (the message names the first difference of the nearest one), or several do.
     """

@@ -36,11 +36,8 @@ def import_object(path: str, key: str) -> Callable[..., Any]:
     its neighbours with ``from .blocks import Block`` or ``from blocks import Block``; in the second form an
     installed package of that name has precedence.
 
-    Args:
-        key: the setting that gives the path, for messages.
-
     Raises:
-        UserError: it cannot be imported or is not callable.
+        UserError: it cannot be imported or is not callable; ``key`` names the setting in the message.
     """
     module_name, colon, attribute = path.rpartition(":")
     if not (module_name and colon and attribute):

@@ -69,8 +69,7 @@ def find_layouts(network: nn.Module, example: Tensor, inputs: Mapping[str, Tenso
     decide, the same test is applied to the entire layer.
 
     Args:
-        network: a network in evaluation mode; remains unchanged.
-        example: an input batch of the network.
+        network: in evaluation mode; remains unchanged.
         inputs: input of each layer, shape [N, ...], by its name.
     """
     grown = _by_growth(network, example, [*inputs])
@@ -241,11 +240,8 @@ def _centre(influence: Tensor, distance: int) -> float | None:
     """Returns the centre of the region that the first output pixel reads along one axis.
 
     That region may extend beyond the image, so its end is taken from the first output pixel and its beginning
-    from the last one. None if all pixels have the same influence.
-
-    Args:
-        influence: influence of the axis' n pixels on the first and the last output pixel, shape [2, n].
-        distance: input pixels between the centres of the two.
+    from the last one, ``distance`` input pixels away. The ``influence`` on these two has the shape [2, n];
+    None if it is the same for all pixels.
     """
     first, last = influence
     end, end_of_flipped = _end(first), _end(last.flip(0))

@@ -23,7 +23,6 @@ class PaddedConv2d(nn.Conv2d):
     Args:
         rows: rows added above and below.
         columns: columns added left and right. Only the first rows and columns can be removed.
-        options: arguments of ``nn.Conv2d``.
     """
 
     def __init__(self, *args: Any, rows: Sides, columns: Sides, **options: Any) -> None:
@@ -80,10 +79,8 @@ class _OnnxConvolution(torch.autograd.Function):
 def with_fixed_padding(network: nn.Module, example: Tensor) -> nn.Module:
     """Returns a copy in which each ``Conv2dSame`` of timm has constant padding; the network if it has none.
 
-    timm computes the padding from the image size in every call, and so would an exported program.
-
-    Args:
-        example: an input, shape [N, ...]; the copy takes images of this size only.
+    timm computes the padding from the image size in every call, and so would an exported program. The copy
+    takes images of the size of ``example``, shape [N, ...], only.
     """
     sizes: dict[str, set[Sequence[int]]] = {}
     convs = {

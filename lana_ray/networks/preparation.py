@@ -56,10 +56,9 @@ def prepare(network: nn.Module, image_size: int | None) -> nn.Module:
 
     ``DataParallel`` becomes a plain module around the same network, and ``SyncBatchNorm`` its original
     batch-norm. A network that cannot run channels-last, or writes to its input, gets an ``InputHook``, which
-    its copies keep. The layout of the weights does not change.
+    its copies keep. The network is changed in place; the layout of its weights does not change.
 
     Args:
-        network: is changed in place.
         image_size: size of the images, pixels; without it, the network only runs if lazy modules need it.
 
     Raises:

