@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.deploy.folding import deployed
-from lana_ray.errors import Unsupported, UserError, is_fault
+from lana_ray.errors import Unsupported, UserError, first_line, is_fault
 from lana_ray.monitoring.progress import muted
 from lana_ray.networks.layers import evaluating
 from lana_ray.networks.padding import with_fixed_padding
@@ -58,7 +58,7 @@ def to_onnx(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> byte
             except Exception as captured:
                 if is_fault(captured):
                     raise
-                reason = str(traced).strip().split("\n")[0]
+                reason = first_line(traced)
                 raise Unsupported(
                     "refused",
                     f"{type(network).__name__}: ONNX cannot express it ({reason}); use the runtime torch",
