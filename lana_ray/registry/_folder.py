@@ -1,9 +1,11 @@
-"""Saves a network as a folder that MLflow can load: a PyTorch program and small files."""
+"""A network as a folder that MLflow can load, saved and read back: a PyTorch program and small files."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.deploy import INPUT_NAME, OUTPUT_NAME, anonymise_program, to_program
+from lana_ray.errors import UserError
+from lana_ray.registry._program import load_program
+from lana_ray.registry._session import accessing, database, existing_uri, session
+from lana_ray.registry._versions import find_version
 
-EXTRA_FILES = "extra_files"
-"""MLflow's folder for additional files of a model."""
 VERIFICATION_FILE = "verification.safetensors"
 ONNX_FILE = "model.onnx"
-PROGRAM_FILE = "data/model.pt2"
+_EXTRA_FILES = "extra_files"
+"""MLflow's folder for additional files of a model."""
+_PROGRAM_FILE = "data/model.pt2"
+_UNREGISTERED = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
+"""URI of a model that is not registered, by the id that MLflow assigns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +75,7 @@ def save(model: Model, scratch: Path, *, model_id: str, run_id: str | None = Non
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # not inferred by MLflow
         serialization_format="pt2",
     )
-    program = anonymise_program(folder / PROGRAM_FILE).module()
+    program = anonymise_program(folder / _PROGRAM_FILE).module()
     with torch.inference_mode():
         for batch in (torch.from_numpy(images[:count]) for count in (1, 3)):
             actual, expected = program(batch), network(batch)
@@ -86,3 +94,64 @@ def _extra_files(model: Model, folder: Path) -> Iterator[Path]:
         if content is not None:
             (folder / name).write_bytes(content)
             yield folder / name
+
+
+def load(model_uri: str, tracking_uri: str) -> nn.Module:
+    """Returns the network of a version, which maps [N, C, H, W] to [N, classes].
+
+    It fetches only the program, and executes no code from the registry's files.
+
+    Args:
+        model_uri: as for ``find``, or a ``Version.teacher_uri``.
+
+    Raises:
+        UserError: as ``find``; the program is missing, damaged, or contains more than ATen operators.
+    """
+    with session(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+        source = f"{_files_uri(client, model_uri)}/{_PROGRAM_FILE}"
+        return load_program(_fetch(source, Path(folder), tracking_uri))
+
+
+def download(model_uri: str, file: str, folder: Path, tracking_uri: str) -> Path:
+    """Copies a file of a version to a path below ``folder`` and returns that path.
+
+    The files are ``preprocessing.json``, ``labels.json``, ``verification.safetensors`` (see ``Model``) and
+    ``model.onnx``, which is missing if the network could not be exported.
+
+    Args:
+        model_uri: as for ``find``, or a ``Version.teacher_uri``.
+
+    Raises:
+        UserError: as ``find``; the version has no such file.
+    """
+    with session(tracking_uri) as client:
+        import mlflow.artifacts
+
+        source = f"{_files_uri(client, model_uri)}/{_EXTRA_FILES}"
+        with accessing(tracking_uri):
+            entries = mlflow.artifacts.list_artifacts(source)
+        present = sorted(Path(entry.path).name for entry in entries)
+        if file not in present:
+            raise UserError("missing_file", f"{model_uri}: has no file {file}; it has {', '.join(present)}")
+        return _fetch(f"{source}/{file}", folder, tracking_uri)
+
+
+def _fetch(source: str, folder: Path, tracking_uri: str) -> Path:
+    import mlflow.artifacts
+
+    with accessing(tracking_uri):
+        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+
+
+def _files_uri(client: Any, model_uri: str) -> str:
+    """The URI of the files of a version or teacher; raises UserError if the version or files are missing."""
+    file = database(client.tracking_uri)
+    # MLflow cannot resolve single files below a teacher's URI.
+    if teacher := _UNREGISTERED.fullmatch(model_uri):
+        uri = str(client.get_logged_model(teacher["id"]).artifact_location)
+    else:
+        version = find_version(client, model_uri)
+        if file is None:
+            return version.model_uri
+        uri = str(client.get_model_version_download_uri(version.name, str(version.version)))
+    return existing_uri(uri, file, model_uri) if file else uri

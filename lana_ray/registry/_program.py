@@ -66,25 +66,20 @@ def load_program(path: Path) -> nn.Module:
                 _check_payloads(path, name, _json(path, archive, records[name]), payload)
             copied = _copy(archive, records, model)
     except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(
-            "damaged_file", f"{path}: damaged PyTorch program ({error}); register the model again"
-        ) from None
+        raise _damaged(path, f"damaged PyTorch program ({error})") from None
     try:
-        program = torch.export.load(copied).module(check_guards=False)
+        return torch.export.load(copied).module(check_guards=False)
     except Exception as error:  # torch.export has no common base class for its errors
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            "damaged_file", f"{path}: damaged PyTorch program ({reason}); register the model again"
-        ) from None
-    return program
+        raise _damaged(path, f"damaged PyTorch program ({reason})") from None
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError("damaged_file", f"{path}: {problem}; register the model again")
 
 
 def _refused(path: Path, reason: str) -> UserError:
-    return UserError(
-        "damaged_file",
-        f"{path}: refused because {reason}, unlike any model that lana_ray registers; "
-        "register the model again",
-    )
+    return _damaged(path, f"refused because {reason}, unlike any model that lana_ray registers")
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, str]:
@@ -116,9 +111,7 @@ def _json(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
     try:
         return json.loads(archive.read(name))
     except ValueError:
-        raise UserError(
-            "damaged_file", f"{path}: {name} is not valid JSON; register the model again"
-        ) from None
+        raise _damaged(path, f"{name} is not valid JSON") from None
 
 
 def _check_payloads(path: Path, name: str, config: Any, allowed: re.Pattern[str]) -> None:

@@ -7,14 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lana_ray.errors import UserError
 from lana_ray.registry._folder import Model, save
-from lana_ray.registry._moved import location
-from lana_ray.registry._session import database, pages
-from lana_ray.registry._tracking import PARENT, log_curve, search_runs
+from lana_ray.registry._session import Experiment, in_experiment, pages
+from lana_ray.registry._tracking import PARENT, log_curve
+from lana_ray.registry._versions import Version, find_version, finished_versions, model_name
 
 _OWNER = "run_directory"
 _METRICS = ("latency_ms", "teacher_latency_ms", "predicted_ms", "speedup", "accuracy", "teacher_accuracy")
@@ -51,7 +51,7 @@ class Student:
     ``validation_accuracy`` (for the aliases), ``architecture``, ``student_fingerprint`` (identifies a
     registered student), ``teacher_fingerprint`` (teacher, data and splits: accuracies are comparable if it is
     equal), ``target_fingerprint`` (settings and hardware), ``target_settings`` (JSON of ``config.Target``),
-    ``processor``, ``runtime`` (with its version), ``run_directory`` (a hash, for ``end_abandoned_uploads``),
+    ``processor``, ``runtime`` (with its version), ``run_directory`` (a hash, for ``end_abandoned``),
     and more; without secrets and paths."""
     floor: Model | None = None
     """The teacher without the layers that can be left out, a second reference of drift; ``floor_latency_ms``
@@ -70,28 +70,49 @@ class Student:
         return {**self.tags, "teacher": self.teacher, "target": self.target, "budget": self.budget}
 
 
-def create_experiment(client: Any, name: str, tracking_uri: str) -> str:
-    """Returns the id of the experiment ``name``, and creates it if necessary.
+def register(
+    students: Sequence[Student],
+    teachers: Mapping[str, Model],
+    *,
+    parent: str,
+    tracking_uri: str,
+    prefix: str,
+) -> list[Version]:
+    """Registers every student that is not registered yet; returns the versions in the order of ``students``.
 
-    Artifacts of a new experiment are stored next to the database if that is a file.
+    ``promote`` sets their aliases. Everything is uploaded before the version appears, and the version appears
+    with all its tags at once: a process killed at any point leaves a complete version or none.
+
+    Args:
+        teachers: models by target; uploaded once, before the first student that is compared with it.
+        parent: id of the pipeline's run, from ``track``.
 
     Raises:
-        UserError: an experiment of this name was deleted.
+        UserError: torch cannot export a network with a free batch dimension.
     """
-    if existing := client.get_experiment_by_name(name):
-        if existing.lifecycle_stage == "deleted":
-            raise UserError(
-                "invalid_setting",
-                f"registry {tracking_uri}: experiment {name!r} was deleted, and MLflow still reserves its "
-                f"name; restore it with mlflow experiments restore -x {existing.experiment_id}, "
-                "or set another registry.name",
-            )
-        return str(existing.experiment_id)
-    file = database(tracking_uri)
-    return str(client.create_experiment(name, artifact_location=location(file) if file else None))
+    with in_experiment(tracking_uri, prefix) as experiment:
+        places = []
+        for student in students:
+            name = model_name(prefix, student.target)
+            _create_registered_model(experiment.client, name, student)
+            fingerprint = student.tags["student_fingerprint"]
+            versions = finished_versions(experiment.client, name)
+            done = [v.version for v in versions if v.tags["student_fingerprint"] == fingerprint]
+            if done:
+                places.append((name, done[0]))
+                continue
+            models = {"teacher": teachers[student.target], "floor": student.floor}
+            references = {
+                f"{kind}_model": _log_reference(experiment, student, kind, model)
+                for kind, model in models.items()
+                if model is not None
+            }
+            tags = {**student.all_tags, **references, "run": parent}
+            places.append((name, _publish(experiment, name, student, tags)))
+        return [find_version(experiment.client, f"models:/{name}/{number}") for name, number in places]
 
 
-def create_registered_model(client: Any, name: str, student: Student) -> None:
+def _create_registered_model(client: Any, name: str, student: Student) -> None:
     """Creates the target's registered model if there is none, and tags it."""
     from mlflow.exceptions import MlflowException
 
@@ -107,28 +128,26 @@ def create_registered_model(client: Any, name: str, student: Student) -> None:
         client.set_registered_model_tag(name, key, value)
 
 
-def log_reference(client: Any, experiment: str, student: Student, kind: str, model: Model) -> str:
+def _log_reference(experiment: Experiment, student: Student, kind: str, model: Model) -> str:
     """Uploads a network that a student is measured against, once, unregistered; returns the model's id.
 
     There is one per experiment, teacher and target (with its hardware), listed with the experiment's models.
 
     Args:
         kind: ``teacher`` or ``floor``.
-
-    Raises:
-        UserError: torch cannot export the network with a free batch dimension.
     """
     from mlflow.entities import LoggedModelStatus
 
+    client = experiment.client
     same = {key: student.all_tags[key] for key in ("target", "teacher_fingerprint", "target_fingerprint")}
     query = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"kind": kind, **same}.items())
-    for logged in client.search_logged_models([experiment], query):
+    for logged in client.search_logged_models([experiment.id], query):
         if logged.status == LoggedModelStatus.READY:
             return str(logged.model_id)
     keys = [key for key in ("latency_ms", "accuracy") if f"{kind}_{key}" in student.tags]
     costs = {key: student.tags[f"{kind}_{key}"] for key in keys}
     tags = {**same, **costs, "kind": kind, "teacher": student.teacher, _OWNER: student.tags[_OWNER]}
-    logged_id = str(client.create_logged_model(experiment, name=kind, tags=tags).model_id)
+    logged_id = str(client.create_logged_model(experiment.id, name=kind, tags=tags).model_id)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = save(model, Path(scratch), model_id=logged_id)
@@ -140,26 +159,21 @@ def log_reference(client: Any, experiment: str, student: Student, kind: str, mod
     return logged_id
 
 
-def publish(
-    client: Any, experiment: str, name: str, student: Student, *, references: Mapping[str, str], parent: str
-) -> int:
+def _publish(experiment: Experiment, name: str, student: Student, tags: Mapping[str, str]) -> int:
     """Uploads a student in its own run and returns the number of its new version.
 
     Args:
-        references: ids of models by kind, stored in the tags ``teacher_model`` and ``floor_model``.
-        parent: id of the pipeline's run, the parent of the student's run; stored in the tag ``run``.
-
-    Raises:
-        UserError: torch cannot export the network with a free batch dimension.
+        tags: the student's own, ``run`` (the parent of the student's run), and the ids of the models that it
+            is compared with, ``teacher_model`` and ``floor_model``.
     """
     from mlflow.entities import LoggedModelOutput
 
-    models = {f"{kind}_model": model for kind, model in references.items()}
-    tags = {**student.all_tags, **models, "run": parent}
-    run_name = f"{student.target} {student.budget}"
-    run = client.create_run(experiment, run_name=run_name, tags={**tags, PARENT: parent}).info.run_id
+    client = experiment.client
+    created = experiment.create_run(f"{student.target} {student.budget}", {**tags, PARENT: tags["run"]})
+    run = created.info.run_id
     try:
-        model = client.create_logged_model(experiment, name="student", source_run_id=run, tags=tags).model_id
+        logged = client.create_logged_model(experiment.id, name="student", source_run_id=run, tags=tags)
+        model = logged.model_id
         client.log_outputs(run, [LoggedModelOutput(model, step=0)])
         for key in _METRICS:
             if key in tags:
@@ -201,19 +215,25 @@ def _collect(artifacts: Mapping[str, str | Path], folder: Path) -> Path:
     return folder
 
 
-def end_abandoned_uploads(client: Any, experiment: str, run_directory: str) -> int:
-    """Marks runs of dead processes as killed, deletes their unfinished models; returns their number."""
+def end_abandoned(run_directory: str, *, tracking_uri: str, prefix: str) -> int:
+    """Marks the runs that killed processes left open as killed, deletes their half uploaded models.
+
+    Args:
+        run_directory: value of the students' tag of that name; no process may be working in it.
+
+    Returns:
+        The number of runs and models.
+    """
     from mlflow.entities import LoggedModelStatus
 
     owned = f"tags.{_OWNER} = '{run_directory}'"
-    runs = search_runs(client, experiment, f"{owned} and attributes.status = 'RUNNING'")
-    for run in runs:
-        client.set_terminated(run.info.run_id, "KILLED")
-
-    def page(filter_string: str, page_token: str | None) -> Any:
-        return client.search_logged_models([experiment], filter_string, page_token=page_token)
-
-    pending = [model for model in pages(page, owned) if model.status == LoggedModelStatus.PENDING]
-    for model in pending:
-        client.delete_logged_model(model.model_id)
+    with in_experiment(tracking_uri, prefix) as experiment:
+        client = experiment.client
+        runs = experiment.search_runs(f"{owned} and attributes.status = 'RUNNING'")
+        for run in runs:
+            client.set_terminated(run.info.run_id, "KILLED")
+        models = pages(partial(client.search_logged_models, [experiment.id]), owned)
+        pending = [model for model in models if model.status == LoggedModelStatus.PENDING]
+        for model in pending:
+            client.delete_logged_model(model.model_id)
     return len(runs) + len(pending)

@@ -1,6 +1,7 @@
-"""Logs a pipeline run to MLflow: one run, with a child run for each stage and each target.
+"""Logs a pipeline run to MLflow: one run, with a child run for each stage, each target and each sweep.
 
-Parts that are logged already are skipped, so that a resumed or repeated pipeline run adds only new parts.
+A sweep's run has a child run for each trial. What is logged already is skipped, so that a resumed or repeated
+pipeline run adds only what is new.
 """
 
 from __future__ import annotations
@@ -14,13 +15,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lana_ray.registry._session import pages
+from lana_ray.registry._session import Experiment, in_experiment
+from lana_ray.run_dir.tables import TrialRow
 
 PARENT = "mlflow.parentRunId"
 """The tag with which MLflow nests runs."""
 _KEY, _PART = "pipeline", "part"
 _BATCH = 100
 """The most parameters that MLflow takes at a time; it takes more metrics."""
+_TRIAL_PARAMETERS = {
+    "method": "method",
+    "lambda": "multiplier",
+    "seed": "seed",
+    "budget": "budget",
+    "cost": "cost",
+}
+"""Name in MLflow -> field of ``TrialRow``."""
+_TRIAL_METRICS = (
+    "measured_cost",
+    "predicted_cost",
+    "measured_ms",
+    "predicted_ms",
+    "accuracy",
+    "loss",
+    "search_s",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,42 +78,91 @@ class Part:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def update(
-    client: Any,
-    experiment: str,
+def track(
     pipeline: Pipeline,
+    *,
     parts: Iterable[Part],
     files: Mapping[str, bytes],
     status: str,
+    tracking_uri: str,
+    prefix: str,
 ) -> str:
     """Finds or creates the MLflow run of a pipeline run, logs what is missing, and returns its id.
 
     Args:
-        files: files of the run itself; they replace earlier ones.
-        status: MLflow's ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays finished.
+        parts: logged as child runs unless they already are.
+        files: logged with the run; they replace earlier ones.
+        status: ``RUNNING``, ``FINISHED`` or ``FAILED``; a finished run stays finished.
     """
-    runs = search_runs(client, experiment, f"tags.{_KEY} = '{pipeline.key}'")
-    tags = {**pipeline.tags, _KEY: pipeline.key}
-    run = runs[0] if runs else client.create_run(experiment, run_name=pipeline.name, tags=tags)
-    run_id = str(run.info.run_id)
-    _log_parameters(client, run, pipeline.parameters)
-    if not run.inputs.dataset_inputs:
-        _log_data(client, run_id, pipeline.data)
+    with in_experiment(tracking_uri, prefix) as experiment:
+        client = experiment.client
+        runs = experiment.search_runs(f"tags.{_KEY} = '{pipeline.key}'")
+        run = runs[0] if runs else experiment.create_run(pipeline.name, {**pipeline.tags, _KEY: pipeline.key})
+        run_id = str(run.info.run_id)
+        _log_parameters(client, run, pipeline.parameters)
+        if not run.inputs.dataset_inputs:
+            _log_data(client, run_id, pipeline.data)
+        logged = {
+            child.data.tags[_PART]: child
+            for child in experiment.search_runs(f"tags.`{PARENT}` = '{run_id}'")
+            if _PART in child.data.tags and child.info.status != "KILLED"
+        }
+        for part in parts:
+            if (earlier := logged.get(part.name)) is None or earlier.info.status != "FINISHED":
+                if earlier is not None:
+                    client.set_terminated(earlier.info.run_id, "KILLED")
+                _log_part(experiment, run_id, part)
+        _log_files(client, run_id, files)
+        if run.info.status not in ("FINISHED", status):
+            set_status = client.update_run if status == "RUNNING" else client.set_terminated
+            set_status(run_id, status)
+        return run_id
+
+
+def log_trials(trials: Sequence[TrialRow], *, parent: str, tracking_uri: str, prefix: str) -> int:
+    """Logs each trial of a sweep as a child run of a run for its target; returns how many were new.
+
+    Trials are identified by their ``key``; a trial that a killed process logged incompletely is logged again.
+
+    Args:
+        parent: id of the pipeline's run, from ``track``.
+    """
+    with in_experiment(tracking_uri, prefix) as experiment:
+        return sum(
+            _log_sweep(experiment, parent, target, [row for row in trials if row.target == target])
+            for target in dict.fromkeys(row.target for row in trials)
+        )
+
+
+def _log_sweep(experiment: Experiment, parent: str, target: str, trials: Sequence[TrialRow]) -> int:
     logged = {
-        child.data.tags[_PART]: child
-        for child in search_runs(client, experiment, f"tags.`{PARENT}` = '{run_id}'")
-        if _PART in child.data.tags and child.info.status != "KILLED"
+        run.data.tags["trial"]
+        for run in experiment.search_runs(f"tags.target = '{target}' and tags.trial LIKE '%'")
+        if run.info.status == "FINISHED"
     }
-    for part in parts:
-        if (earlier := logged.get(part.name)) is None or earlier.info.status != "FINISHED":
-            if earlier is not None:
-                client.set_terminated(earlier.info.run_id, "KILLED")
-            _log_part(client, experiment, run_id, part)
-    _log_files(client, run_id, files)
-    if run.info.status not in ("FINISHED", status):
-        set_status = client.update_run if status == "RUNNING" else client.set_terminated
-        set_status(run_id, status)
-    return run_id
+    missing = [trial for trial in trials if trial.key not in logged]
+    if not missing:
+        return 0
+    tags = {"search_target": target, "target": target, PARENT: parent}
+    sweeps = experiment.search_runs(f"tags.search_target = '{target}' and tags.`{PARENT}` = '{parent}'")
+    sweep = sweeps[0] if sweeps else experiment.create_run(f"search {target}", tags)
+    for trial in missing:
+        _log_trial(experiment, sweep.info.run_id, trial)
+    experiment.client.set_terminated(sweep.info.run_id)
+    return len(missing)
+
+
+def _log_trial(experiment: Experiment, parent: str, trial: TrialRow) -> None:
+    client = experiment.client
+    tags = {PARENT: parent, "trial": trial.key, "target": trial.target, "architecture": trial.architecture}
+    run = experiment.create_run(f"{trial.method} {trial.key[:6]}", tags).info.run_id
+    for name, column in _TRIAL_PARAMETERS.items():
+        if (value := getattr(trial, column)) is not None:
+            client.log_param(run, name, value)
+    for name in _TRIAL_METRICS:
+        if (value := getattr(trial, name)) is not None and math.isfinite(value):
+            client.log_metric(run, name, value)
+    client.set_terminated(run)
 
 
 def log_curve(client: Any, run: str, curve: Iterable[Mapping[str, float]]) -> None:
@@ -116,15 +184,6 @@ def _batches(entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH))
 
 
-def search_runs(client: Any, experiment: str, query: str) -> list[Any]:
-    """Returns all runs of an experiment that match a query, the newest first."""
-
-    def page(filter_string: str, page_token: str | None) -> Any:
-        return client.search_runs([experiment], filter_string, page_token=page_token)
-
-    return list(pages(page, query))
-
-
 def _log_parameters(client: Any, run: Any, parameters: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
@@ -141,9 +200,9 @@ def _log_data(client: Any, run: str, data: DataSet) -> None:
     client.log_inputs(run, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
 
 
-def _log_part(client: Any, experiment: str, parent: str, part: Part) -> None:
-    tags = {**part.tags, PARENT: parent, _PART: part.name}
-    run = client.create_run(experiment, run_name=part.name, tags=tags).info.run_id
+def _log_part(experiment: Experiment, parent: str, part: Part) -> None:
+    client = experiment.client
+    run = experiment.create_run(part.name, {**part.tags, PARENT: parent, _PART: part.name}).info.run_id
     for key, value in part.metrics.items():
         client.log_metric(run, key, value)
     log_curve(client, run, part.curve)
@@ -152,8 +211,9 @@ def _log_part(client: Any, experiment: str, parent: str, part: Part) -> None:
 
 
 def _log_files(client: Any, run: str, files: Mapping[str, bytes]) -> None:
+    if not files:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in files.items():
             Path(scratch, name).write_bytes(content)
-        if files:
-            client.log_artifacts(run, scratch)
+        client.log_artifacts(run, scratch)

@@ -1,23 +1,20 @@
-"""Versions in the registry: names, look-up and aliases."""
+"""Versions in the registry: names, look-up, results of verification, and aliases."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lana_ray.config import LatencyBudget
 from lana_ray.errors import UserError
-from lana_ray.registry._moved import existing
-from lana_ray.registry._session import database, pages
+from lana_ray.registry._session import pages, session
 
 CHAMPION = "champion"
 _PASSED = "passed"
 _COMPARABLE = ("teacher_fingerprint", "target_settings", "processor", "runtime")
 _LONGEST_VERDICT = 500
-_TEACHER_URI = re.compile(r"models:/(?P<id>m-[0-9a-f]{32})")
-"""URI of a model that is not registered, by the id that MLflow assigns."""
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
 
 
@@ -65,6 +62,60 @@ def budget_alias(budget: str) -> str:
     return "budget-" + re.sub(r"[^\w-]", "_", budget.replace("%", "pct"), flags=re.ASCII)
 
 
+def find(model_uri: str, tracking_uri: str) -> Version:
+    """The version of ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; UserError if there is none."""
+    with session(tracking_uri) as client:
+        return find_version(client, model_uri)
+
+
+def list_models(tracking_uri: str, target: str | None = None) -> list[Version]:
+    """Returns all versions that ``register`` finished, sorted by name and version.
+
+    Args:
+        target: return only the versions of this target.
+
+    Raises:
+        UserError: no model is for ``target``.
+    """
+    with session(tracking_uri) as client:
+        models = [model for model in pages(client.search_registered_models) if "target" in model.tags]
+        targets = sorted({model.tags["target"] for model in models})
+        if target is not None and targets and target not in targets:
+            raise UserError(
+                "unknown_name",
+                f"no model is registered for target {target!r}; use one of {', '.join(targets)}",
+            )
+        names = sorted(model.name for model in models if target in (None, model.tags["target"]))
+        return [version for name in names for version in finished_versions(client, name)]
+
+
+def promote(
+    verified: Sequence[tuple[Version, str | None]], *, tracking_uri: str, default_budget: str
+) -> list[Version]:
+    """Records the results of verification, and sets the aliases to the best versions that passed.
+
+    Only versions with the newest version's teacher, data and hardware are compared, by their accuracy on the
+    validation images. ``budget-…`` is the most accurate version of each budget; ``champion`` is the most
+    accurate of all that were measured within ``default_budget`` (of all versions if none was). The newest
+    version wins a tie.
+
+    Args:
+        verified: versions, each with its problem, or None if it passed.
+
+    Returns:
+        The versions with their aliases, in the order of ``verified``.
+    """
+    with session(tracking_uri) as client:
+        for version, problem in verified:
+            verdict = _PASSED if problem is None else f"failed: {problem}"[:_LONGEST_VERDICT]
+            if version.tags.get("verified") != verdict:
+                client.set_model_version_tag(version.name, str(version.version), "verified", verdict)
+        for name in dict.fromkeys(version.name for version, _ in verified):
+            client.set_registered_model_tag(name, "default_budget", default_budget)
+            _set_aliases(client, name, default_budget)
+        return [find_version(client, version.model_uri) for version, _ in verified]
+
+
 def finished_versions(client: Any, name: str) -> list[Version]:
     """Returns the versions of ``name`` that ``register`` finished, the oldest first."""
     aliases = client.get_registered_model(name).aliases
@@ -99,34 +150,13 @@ def find_version(client: Any, model_uri: str) -> Version:
         ) from None
 
 
-def files_uri(client: Any, model_uri: str) -> str:
-    """The URI of the files of a version or teacher; raises UserError if the version or files are missing."""
-    file = database(client.tracking_uri)
-    # MLflow cannot resolve single files below a teacher's URI.
-    if teacher := _TEACHER_URI.fullmatch(model_uri):
-        uri = str(client.get_logged_model(teacher["id"]).artifact_location)
-    else:
-        version = find_version(client, model_uri)
-        if file is None:
-            return version.model_uri
-        uri = str(client.get_model_version_download_uri(version.name, str(version.version)))
-    return existing(uri, file, model_uri) if file else uri
-
-
 def _version(entry: Any, aliases: Mapping[str, Any]) -> Version:
     number = int(entry.version)
     own = tuple(sorted(alias for alias, version in aliases.items() if int(version) == number))
     return Version(name=entry.name, version=number, aliases=own, tags=dict(entry.tags))
 
 
-def record_verification(client: Any, version: Version, problem: str | None) -> None:
-    """Sets a version's tag ``verified``: it passed, or failed with ``problem``."""
-    verdict = _PASSED if problem is None else f"failed: {problem}"[:_LONGEST_VERDICT]
-    if version.tags.get("verified") != verdict:
-        client.set_model_version_tag(version.name, str(version.version), "verified", verdict)
-
-
-def set_aliases(client: Any, name: str, default_budget: str) -> None:
+def _set_aliases(client: Any, name: str, default_budget: str) -> None:
     """Sets every alias to its version, computed from all versions, so that repeating it changes nothing.
 
     Versions that have not passed verification get no aliases, and lose the ones they had.

@@ -11,7 +11,7 @@ import torch
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from lana_ray import registry
-from lana_ray.registry._moved import location, present
+from lana_ray.registry._session import artifacts_uri, present_uri
 
 from ..errors import refuses
 from .students import CLASSES, SHAPE, model, register, student
@@ -88,16 +88,16 @@ def test_artifacts_lie_where_they_are(tmp_path: Path) -> None:
     (new / "mlartifacts" / "r2").mkdir(parents=True)
     (new / "mlartifacts" / "r3").mkdir()
     (old / "mlartifacts" / "r3").mkdir()
-    uri, here = location(old / "mlflow.db"), location(database)
-    assert present(uri, database) == here
-    assert present(f"{uri}/r1/artifacts", database) == f"{here}/r1/artifacts"  # nothing was logged there
-    assert present(f"{uri}/r1", database) == f"{uri}/r1"
-    assert present(f"{uri}/r2", database) == f"{here}/r2"
-    assert present(f"{uri}/r3", database) == f"{here}/r3"
+    uri, here = artifacts_uri(old / "mlflow.db"), artifacts_uri(database)
+    assert present_uri(uri, database) == here
+    assert present_uri(f"{uri}/r1/artifacts", database) == f"{here}/r1/artifacts"  # nothing was logged there
+    assert present_uri(f"{uri}/r1", database) == f"{uri}/r1"
+    assert present_uri(f"{uri}/r2", database) == f"{here}/r2"
+    assert present_uri(f"{uri}/r3", database) == f"{here}/r3"
     for elsewhere in ("s3://bucket/mlartifacts/r1", "mlflow-artifacts:/1/r1", f"{old.as_uri()}/mlruns/r1"):
-        assert present(elsewhere, database) == elsewhere
+        assert present_uri(elsewhere, database) == elsewhere
     (tmp_path / "link").symlink_to(new)
-    assert present(f"{here}/r2", tmp_path / "link" / "mlflow.db") == f"{here}/r2"
+    assert present_uri(f"{here}/r2", tmp_path / "link" / "mlflow.db") == f"{here}/r2"
 
 
 def test_a_deleted_experiment_is_named_with_its_number(uri: str) -> None:
