@@ -3,7 +3,7 @@
 from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget, LatencyBudget
 from lana_ray.config.config import Config
 from lana_ray.config.data import DataConfig
-from lana_ray.config.finetune import FinetuneConfig
+from lana_ray.config.finetune import FinetuneConfig, TrainConfig
 from lana_ray.config.load import load_config
 from lana_ray.config.ray import RayConfig
 from lana_ray.config.registry import RegistryConfig
@@ -12,7 +12,6 @@ from lana_ray.config.search import SearchConfig
 from lana_ray.config.select import SelectConfig
 from lana_ray.config.targets import MeasureConfig, Target
 from lana_ray.config.teacher import TeacherConfig
-from lana_ray.config.training import TrainConfig
 
 __all__ = [
     "Budget",

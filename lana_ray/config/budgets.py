@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
-from lana_ray.config.section import Section, format_value, refusal
-
-_MS_PER_UNIT = {"": 1.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
-_MB_PER_UNIT = {"": 1.0, "MB": 1.0, "kB": 1e-3, "GB": 1e3}
-_MJ_PER_UNIT = {"": 1.0, "mJ": 1.0, "uJ": 1e-3, "µJ": 1e-3, "J": 1e3}
-_COUNT_PER_UNIT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+from lana_ray.config.section import Section, format_value, quantity, refusal
 
 
 class Budget(Section):
@@ -30,16 +24,18 @@ class Budget(Section):
     @classmethod
     def parse(cls, text: Any) -> Self:
         """Reads a share of the teacher's, ``50%``, or a number with or without a unit: ``12.5ms``."""
-        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\D*?)\s*", str(text))
-        try:
-            number = float(match[1]) if match else float("nan")
-        except ValueError:
-            number = float("nan")
-        if match is None or match[2] not in {"%", *cls.units} or not 0 < number < float("inf"):
+        read = quantity(str(text), {"%", *cls.units})
+        if read is None or not 0 < read[0] < math.inf:
             raise ValueError(f"{format_value(text)} is not a valid budget; use e.g. 50% or {cls.example}")
-        if match[2] == "%":
+        number, unit = read
+        if unit == "%":
             return cls(value=number / 100, relative=True)
-        return cls(value=number * cls.units[match[2]], relative=False)
+        return cls(value=number * cls.units[unit], relative=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _from_text(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        return validate(value) if isinstance(value, cls | dict | None) else cls.parse(value)
 
     def limit(self, teacher: float) -> float:
         """Returns the bound given the teacher's cost, in the cost's unit."""
@@ -55,28 +51,28 @@ class Budget(Section):
 class LatencyBudget(Budget):
     """An upper bound in milliseconds: ``12.5ms``, ``800us``, ``0.02s``."""
 
-    units = _MS_PER_UNIT
+    units: ClassVar = {"": 1.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
     example = "12.5ms"
 
 
 class MemoryBudget(Budget):
     """An upper bound in megabytes (10⁶ bytes): ``40MB``, ``1.2GB``."""
 
-    units = _MB_PER_UNIT
+    units: ClassVar = {"": 1.0, "MB": 1.0, "kB": 1e-3, "GB": 1e3}
     example = "40MB"
 
 
 class EnergyBudget(Budget):
     """An upper bound in millijoules: ``80mJ``, ``0.2J``."""
 
-    units = _MJ_PER_UNIT
+    units: ClassVar = {"": 1.0, "mJ": 1.0, "uJ": 1e-3, "µJ": 1e-3, "J": 1e3}
     example = "80mJ"
 
 
 class CountBudget(Budget):
     """An upper bound on a number: ``2.5M``, ``300k``, ``1.2G``."""
 
-    units = _COUNT_PER_UNIT
+    units: ClassVar = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
     example = "2.5M"
 
     @classmethod
@@ -91,29 +87,21 @@ class CountBudget(Budget):
         return budget
 
 
-def _parsed_as(kind: type[Budget]) -> BeforeValidator:
-    return BeforeValidator(
-        lambda value: value if isinstance(value, kind | dict | None) else kind.parse(value)
-    )
-
-
 class BudgetsConfig(Section):
     """Upper bounds on the costs of students."""
 
-    latency_ms: tuple[Annotated[LatencyBudget, _parsed_as(LatencyBudget)], ...] = Field(
-        min_length=1, examples=["[70%, 50%]"]
-    )
+    latency_ms: tuple[LatencyBudget, ...] = Field(min_length=1, examples=["[70%, 50%]"])
     """Latencies per call, each as a share of the teacher's on the same target (``50%``) or absolute
     (``12.5ms``). Every target gets one student per budget."""
-    peak_memory_mb: Annotated[MemoryBudget | None, _parsed_as(MemoryBudget)] = None
+    peak_memory_mb: MemoryBudget | None = None
     """Maximum peak memory of every student on every target: ``40MB``, or a share of the teacher's. A few
     seconds a network are spent on reading it."""
-    energy_mj: Annotated[EnergyBudget | None, _parsed_as(EnergyBudget)] = None
+    energy_mj: EnergyBudget | None = None
     """Maximum energy per batch of every student on every target: ``80mJ``, or a share of the teacher's. Needs
     a node that counts energy, see ``lana-ray doctor``."""
-    params: Annotated[CountBudget | None, _parsed_as(CountBudget)] = None
+    params: CountBudget | None = None
     """Maximum number of parameters of every student: ``2.5M``, or a share of the teacher's."""
-    macs: Annotated[CountBudget | None, _parsed_as(CountBudget)] = None
+    macs: CountBudget | None = None
     """Maximum number of multiply-accumulates of every student for one input: ``60M``, or a share of the
     teacher's."""
 

@@ -42,40 +42,28 @@ class Config(Section):
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")
-    def _check_target_names(self) -> Config:
+    def _check_targets(self) -> Config:
+        shape = (3, self.data.image_size, self.data.image_size)
         for place, target in enumerate(self.targets):
             for other in self.targets[:place]:
                 if target.name.lower() == other.name.lower():
                     case = "" if target.name == other.name else ", as some disks ignore case"
-                    raise refusal(
-                        f"{target.name} is the name of two targets{case}; choose another",
-                        "targets",
-                        place,
-                        "name",
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _check_input_shapes(self) -> Config:
-        shape = (3, self.data.image_size, self.data.image_size)
-        for place, target in enumerate(self.targets):
+                    text = f"{target.name} is the name of two targets{case}; choose another"
+                    raise refusal(text, "targets", place, "name")
             if target.input_shape not in (None, shape):
-                raise refusal(
+                text = (
                     f"{list(target.input_shape or ())} is not the data's {list(shape)}; remove it or "
-                    "change data.image_size",
-                    *("targets", place, "input_shape"),
+                    "change data.image_size"
                 )
+                raise refusal(text, "targets", place, "input_shape")
         return self
 
     @model_validator(mode="after")
     def _check_default_budget(self) -> Config:
         default, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latency_ms]
         if default not in (None, *budgets):
-            raise refusal(
-                f"{default} is none of budgets.latency_ms; choose one of {', '.join(budgets)}",
-                "registry",
-                "default_budget",
-            )
+            text = f"{default} is none of budgets.latency_ms; choose one of {', '.join(budgets)}"
+            raise refusal(text, "registry", "default_budget")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
@@ -32,14 +32,6 @@ class Mistake:
     code: Code = "invalid_setting"
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """The type of a value, with its constraints and descriptions."""
-
-    annotation: Any
-    metadata: tuple[Any, ...] = ()
-
-
 def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> Mistake:
     """Returns the mistake that the user should fix first.
 
@@ -59,7 +51,7 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> M
         return Mistake(at, text, "unknown_name")
     if first["type"] == "missing" and isinstance(at[-1], int):  # the list is too short
         at, key = at[:-1], place(at[:-1], data)
-        expected = _expected(_kind_at(root, at), None)
+        expected = _expected(_field_at(root, at), None)
         return Mistake(at, f"{key}: {format_value(first['input'])} is not valid; {expected}")
     if first["type"] == "missing":
         example = _example(root, at)
@@ -72,13 +64,8 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> M
     value = context["value"] if "value" in context else _value_at(at, data, first["input"])
     expected = "expected text, not blank and without control characters"
     if first["type"] != "unprintable":
-        expected = _expected(_kind_at(root, at), value)
+        expected = _expected(_field_at(root, at), value)
     return Mistake(at, f"{key}: {format_value(value)} is not valid; {expected}")
-
-
-def allowed(field: FieldInfo) -> str:
-    """Returns the allowed values of a setting in words: ``a whole number, at least 1``."""
-    return _allowed(_of_field(field))
 
 
 def sections(annotation: Any) -> Iterator[type[Section]]:
@@ -139,11 +126,14 @@ def _owner(at: Location) -> str:
     return {"targets": "target", "budgets": "run", "latency_ms": "budget"}.get(owner, owner)
 
 
+def _section_of(root: type[Section], at: Location) -> type[Section]:
+    """Returns the section that a key is in."""
+    return next(sections(_field_at(root, at[:-1]).annotation), root)
+
+
 def _hint_for_key(root: type[Section], at: Location) -> str:
     """Returns the keys that an unknown key may be meant to be, in words."""
-    owner = _kind_at(root, at[:-1]).annotation
-    section = next(sections(owner), root)
-    name, keys = str(at[-1]), sorted(section.model_fields)
+    name, keys = str(at[-1]), sorted(_section_of(root, at).model_fields)
     elsewhere = [path for path in _paths(root) if path.split(".")[-1] == name]
     if near := nearest(name, keys, cutoff=0.75 if elsewhere else 0.6):
         return f"did you mean {near}?"
@@ -162,37 +152,24 @@ def _paths(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _example(root: type[Section], at: Location) -> str:
-    section = next(sections(_kind_at(root, at[:-1]).annotation), root)
-    field = section.model_fields.get(str(at[-1]))
+    field = _section_of(root, at).model_fields.get(str(at[-1]))
     return f"{at[-1]}: {field.examples[0]}" if field and field.examples else ""
 
 
-def _kind_at(root: type[Section], at: Location) -> _Kind:
-    kind = _Kind(root)
+def _field_at(root: type[Section], at: Location) -> FieldInfo:
+    """Returns the type, constraints and descriptions of the value at a path."""
+    field = FieldInfo(annotation=root)
     for part in at:
-        inner = _without_null(kind.annotation)
+        inner = _without_null(field.annotation)
         if isinstance(part, str):
             section = next(sections(inner), None)
             if section is None or part not in section.model_fields:
-                return kind
-            kind = _of_field(section.model_fields[part])
+                return field
+            field = section.model_fields[part]
         elif get_origin(inner) is tuple:
             items = [item for item in get_args(inner) if item is not Ellipsis]
-            kind = _annotated(items[min(part, len(items) - 1)])
-    return kind
-
-
-def _of_field(field: FieldInfo) -> _Kind:
-    return _Kind(field.annotation, tuple(field.metadata))
-
-
-def _annotated(annotation: Any) -> _Kind:
-    """Returns an annotation's type and constraints, which may be in an ``Annotated`` or in its ``Field``."""
-    if get_origin(annotation) is not Annotated:
-        return _Kind(annotation)
-    inner, *metadata = get_args(annotation)
-    flat = [x for data in metadata for x in (data.metadata if isinstance(data, FieldInfo) else [data])]
-    return _Kind(inner, tuple(flat))
+            field = FieldInfo.from_annotation(items[min(part, len(items) - 1)])
+    return field
 
 
 def _without_null(annotation: Any) -> Any:
@@ -202,54 +179,61 @@ def _without_null(annotation: Any) -> Any:
     return others[0] if len(others) == 1 else annotation
 
 
-def _expected(kind: _Kind, value: Any) -> str:
+def _not_null(field: FieldInfo) -> FieldInfo:
+    """Returns a field's type without null, with the constraints of both."""
+    inner = FieldInfo.from_annotation(_without_null(field.annotation))
+    inner.metadata = [*field.metadata, *inner.metadata]
+    return inner
+
+
+def _expected(field: FieldInfo, value: Any) -> str:
     """Returns what to write instead of a value: the nearest of the allowed words, and all that is allowed."""
-    inner = _annotated(_without_null(kind.annotation)).annotation
-    words = _words(kind)
+    words = _words(field)
     near = nearest(value, words) if isinstance(value, str) else None
     hint = f"did you mean {near}? " if near else ""
-    quotes = "; put it in quotes" if inner is str and isinstance(value, int | float) else ""
-    return f"{hint}expected {_allowed(kind)}{quotes}"
+    quotes = (
+        "; put it in quotes" if _not_null(field).annotation is str and isinstance(value, int | float) else ""
+    )
+    return f"{hint}expected {allowed(field)}{quotes}"
 
 
-def _words(kind: _Kind) -> list[str]:
+def _words(field: FieldInfo) -> list[str]:
     """Returns the allowed words of a type that only allows some."""
-    within = _annotated(_without_null(kind.annotation))
-    if get_origin(within.annotation) is Literal:
-        return [str(option) for option in get_args(within.annotation)]
-    marks = [mark for mark in (*kind.metadata, *within.metadata) if isinstance(mark, OneOf)]
-    return [name for mark in marks for name in mark.names()]
+    inner = _not_null(field)
+    if get_origin(inner.annotation) is Literal:
+        return [str(option) for option in get_args(inner.annotation)]
+    return [name for mark in inner.metadata if isinstance(mark, OneOf) for name in mark.names()]
 
 
-def _allowed(kind: _Kind) -> str:
-    inner = _without_null(kind.annotation)
-    if inner is not kind.annotation:
-        within = _annotated(inner)
-        return f"{_allowed(_Kind(within.annotation, kind.metadata + within.metadata))}, or null"
-    for mark in kind.metadata:
+def allowed(field: FieldInfo) -> str:
+    """Returns the allowed values of a setting in words: ``a whole number, at least 1``."""
+    inner: Any = field.annotation
+    if _without_null(inner) is not inner:
+        return f"{allowed(_not_null(field))}, or null"
+    for mark in field.metadata:
         if isinstance(mark, ValueDescription):
-            return mark.text + _bounds(kind.metadata)
-    if names := _words(kind):
+            return mark.text + _bounds(field.metadata)
+    if names := _words(field):
         return listed(names)
     if get_origin(inner) is tuple:
-        return _allowed_list(get_args(inner), kind.metadata)
+        return _allowed_list(get_args(inner), field.metadata)
     if isinstance(inner, type) and issubclass(inner, Section):
         if issubclass(inner, Budget):
             return f"a budget, e.g. 50% or {inner.example}"
         return f"a block with keys among {', '.join(sorted(inner.model_fields))}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return words.get(inner, str(inner)) + _bounds(kind.metadata)
+    return words.get(inner, str(inner)) + _bounds(field.metadata)
 
 
-def _allowed_list(items: tuple[Any, ...], metadata: tuple[Any, ...]) -> str:
-    each = _allowed(_annotated(items[0]))
+def _allowed_list(items: tuple[Any, ...], metadata: Sequence[Any]) -> str:
+    each = allowed(FieldInfo.from_annotation(items[0]))
     if Ellipsis not in items:
         return f"a list of {len(items)}, each {each}"
     least = next((mark.min_length for mark in metadata if isinstance(mark, MinLen)), 0)
     return f"a list{f' of at least {least}' if least else ''}, each {each}"
 
 
-def _bounds(metadata: tuple[Any, ...]) -> str:
+def _bounds(metadata: Sequence[Any]) -> str:
     words = []
     for mark in metadata:
         match mark:

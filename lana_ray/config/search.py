@@ -99,22 +99,14 @@ class SearchConfig(Section):
     """Number of trials that run at the same time. Several trials on one machine disturb its measurements."""
 
     @model_validator(mode="after")
-    def _check_lambdas(self) -> SearchConfig:
+    def _check_sweep(self) -> SearchConfig:
         low, high = self.lambdas
         if low >= high:
             raise refusal(f"[{low:g}, {high:g}] is empty; give the smaller end first", "lambdas")
-        return self
-
-    @model_validator(mode="after")
-    def _check_methods(self) -> SearchConfig:
         if len(set(self.methods)) < len(self.methods):
             raise refusal("a method is given twice; list each method once", "methods")
         if self.cells is not None and "differentiable" not in self.methods:
             raise refusal("only differentiable searches search.cells; add it", "methods")
-        return self
-
-    @model_validator(mode="after")
-    def _check_grid(self) -> SearchConfig:
         if self.grid is None:
             if self.seeds > 1:
                 raise refusal(f"{self.seeds} seeds need values of λ to repeat; set search.grid", "seeds")

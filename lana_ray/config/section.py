@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
@@ -17,7 +17,6 @@ from lana_ray.redact import without_passwords
 LOCATION = "location"
 """Marks fields with one or more paths, which are relative to the file that names them."""
 
-_SECONDS_PER_UNIT = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LONGEST = 80
 """Most characters of a value that a message repeats."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -30,31 +29,32 @@ class ValueDescription:
     text: str
 
 
-def _per_cent(value: Any) -> Any:
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*%\s*", value) if isinstance(value, str) else None
-    return _scaled(match[1], 0.01, value) if match else value
-
-
-def _seconds(value: Any) -> Any:
-    match = (
-        re.fullmatch(r"\s*([0-9.eE+-]*[0-9.])\s*(ms|s|min|h)\s*", value) if isinstance(value, str) else None
-    )
-    return _scaled(match[1], _SECONDS_PER_UNIT[match[2]], value) if match else value
-
-
-def _scaled(number: str, by: float, otherwise: Any) -> Any:
-    """Returns ``number * by``; if it is not a number, returns ``otherwise``, which the field refuses."""
+def quantity(text: str, units: Container[str]) -> tuple[float, str] | None:
+    """Splits ``12.5 ms`` into its number and its unit; None if it is not a number with one of the units."""
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\D*?)\s*", text)
     try:
-        return float(number) * by
+        return (float(match[1]), match[2]) if match and match[2] in units else None
     except ValueError:
-        return otherwise
+        return None
 
 
-Share = Annotated[float, BeforeValidator(_per_cent), ValueDescription("a share, e.g. 0.02 or 2%")]
+def _scaled_by(units: Mapping[str, float]) -> BeforeValidator:
+    """Converts text with one of the units, each with its size; leaves other values to the field."""
+
+    def convert(value: Any) -> Any:
+        read = quantity(value, units) if isinstance(value, str) else None
+        return read[0] * units[read[1]] if read else value
+
+    return BeforeValidator(convert)
+
+
+Share = Annotated[float, _scaled_by({"%": 0.01}), ValueDescription("a share, e.g. 0.02 or 2%")]
 """A share that may be written as a percentage."""
 Fraction = Annotated[Share, Field(ge=0, lt=1)]
 Seconds = Annotated[
-    float, BeforeValidator(_seconds), ValueDescription("a time in seconds, e.g. 10, 500ms or 2min")
+    float,
+    _scaled_by({"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}),
+    ValueDescription("a time in seconds, e.g. 10, 500ms or 2min"),
 ]
 """A time in seconds that may be written with a unit: ms, s, min or h."""
 

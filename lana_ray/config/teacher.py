@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
+from lana_ray.config.finetune import TrainConfig
 from lana_ray.config.section import Section, location
-from lana_ray.config.training import TrainConfig
 
 
 class TeacherConfig(Section):
