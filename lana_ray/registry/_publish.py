@@ -19,21 +19,10 @@ from lana_ray.registry._versions import Version, find_version, finished_versions
 _OWNER = "run_directory"
 _METRICS = ("latency_ms", "teacher_latency_ms", "predicted_ms", "speedup", "accuracy", "teacher_accuracy")
 _REQUIRED = (
-    "latency_ms",
-    "teacher_latency_ms",
-    "budget_ms",
-    "speedup",
-    "accuracy",
-    "validation_accuracy",
-    "teacher_accuracy",
-    "architecture",
-    "student_fingerprint",
-    "teacher_fingerprint",
-    "target_fingerprint",
-    "target_settings",
-    "processor",
-    "runtime",
-    _OWNER,
+    *("latency_ms", "teacher_latency_ms", "budget_ms", "speedup"),
+    *("accuracy", "validation_accuracy", "teacher_accuracy"),
+    *("architecture", "student_fingerprint", "teacher_fingerprint", "target_fingerprint"),
+    *("target_settings", "processor", "runtime", _OWNER),
 )
 
 

@@ -23,23 +23,9 @@ PARENT = "mlflow.parentRunId"
 _KEY, _PART = "pipeline", "part"
 _BATCH = 100
 """The most parameters that MLflow takes at a time; it takes more metrics."""
-_TRIAL_PARAMETERS = {
-    "method": "method",
-    "lambda": "multiplier",
-    "seed": "seed",
-    "budget": "budget",
-    "cost": "cost",
-}
+_PARAMETERS = {"method": "method", "lambda": "multiplier", "seed": "seed", "budget": "budget", "cost": "cost"}
 """Name in MLflow -> field of ``TrialRow``."""
-_TRIAL_METRICS = (
-    "measured_cost",
-    "predicted_cost",
-    "measured_ms",
-    "predicted_ms",
-    "accuracy",
-    "loss",
-    "search_s",
-)
+_METRICS = ("measured_cost", "predicted_cost", "measured_ms", "predicted_ms", "accuracy", "loss", "search_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,10 +142,10 @@ def _log_trial(experiment: Experiment, parent: str, trial: TrialRow) -> None:
     client = experiment.client
     tags = {PARENT: parent, "trial": trial.key, "target": trial.target, "architecture": trial.architecture}
     run = experiment.create_run(f"{trial.method} {trial.key[:6]}", tags).info.run_id
-    for name, column in _TRIAL_PARAMETERS.items():
+    for name, column in _PARAMETERS.items():
         if (value := getattr(trial, column)) is not None:
             client.log_param(run, name, value)
-    for name in _TRIAL_METRICS:
+    for name in _METRICS:
         if (value := getattr(trial, name)) is not None and math.isfinite(value):
             client.log_metric(run, name, value)
     client.set_terminated(run)

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lana_ray.monitoring.progress import say
 from lana_ray.run_dir.digest import seal, unseal
 from lana_ray.run_dir.storage import Storage
 
@@ -74,13 +73,7 @@ class Checkpoint:
 def checkpoint_in(storage: Storage, file: str) -> Checkpoint:
     """A checkpoint in a file of the run directory; a damaged file is reported and counts as missing."""
 
-    def load() -> Any:
-        if not storage.exists(file):
-            return None
-        try:
-            return unpack(storage.read_bytes(file))
-        except ValueError as error:
-            say(f"{storage.url(file)}: {error}; its training starts again")
-            return None
-
-    return Checkpoint(load=load, save=lambda state: storage.write_bytes(file, pack(state)))
+    return Checkpoint(
+        load=lambda: storage.intact(file, unpack, "its training starts again"),
+        save=lambda state: storage.write_bytes(file, pack(state)),
+    )

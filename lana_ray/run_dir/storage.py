@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
@@ -138,21 +138,23 @@ class Storage:
         return json.loads(self.read_text(name))
 
     def kept(self, name: str, read: Callable[[Any], T], then: str = "it is recreated") -> T | None:
-        """Applies ``read`` to a JSON file; None if there is none, or after a message if it is damaged.
+        """As ``intact``, but ``read`` gets the content of a JSON file."""
+        return self.intact(name, lambda data: read(json.loads(data)), then)
+
+    def intact(self, name: str, read: Callable[[bytes], T], then: str = "it is recreated") -> T | None:
+        """Applies ``read`` to a file; None if there is none, or after a message if it is damaged.
 
         Args:
             then: end of the message, which says what happens next.
         """
         if not self.exists(name):
             return None
+        data = self.read_bytes(name)
         try:
-            return read(self.read_json(name))
+            return read(data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self._say_damaged(name, f"{type(error).__name__}: {one_line(error)}", then)
+            say(f"{self.url(name)}: damaged ({type(error).__name__}: {one_line(error)}); {then}")
             return None
-
-    def _say_damaged(self, name: str, reason: str, then: str = "it is recreated") -> None:
-        say(f"{self.url(name)}: damaged ({reason}); {then}")
 
     def write_table(self, name: str, table: pa.Table, fingerprint: str) -> None:
         metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY.encode(): fingerprint.encode()}
@@ -185,13 +187,13 @@ class Storage:
         try:
             metadata = self._table(name).schema.metadata or {}
         except (pa.ArrowException, OSError, ValueError) as error:
-            self._say_damaged(name, one_line(error))
+            say(f"{self.url(name)}: damaged ({one_line(error)}); it is recreated")
             return None
         value = metadata.get(FINGERPRINT_KEY.encode())
         return value.decode() if value else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Writes a weights file with its digest, see ``sealed``."""
+        """Writes a weights file with its digest."""
         self.write_bytes(name, seal(tensors, metadata))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
@@ -204,14 +206,8 @@ class Storage:
             ) from None
 
     def intact_metadata(self, name: str) -> dict[str, str] | None:
-        """Metadata of a weights file whose digest was checked; None if it is missing or (said) damaged."""
-        if not self.exists(name):
-            return None
-        try:
-            return unseal(self.read_bytes(name))[1]
-        except ValueError as error:
-            self._say_damaged(name, str(error))
-            return None
+        """Metadata of a weights file whose digest was checked; None as for ``intact``."""
+        return self.intact(name, lambda data: unseal(data)[1])
 
     def tensor_metadata(self, name: str) -> dict[str, str] | None:
         """Metadata of a weights file without checking its content; None if it cannot be read."""
@@ -246,9 +242,3 @@ def _sync_folder(folder: str) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
-
-
-def concat_tables(tables: Iterable[pa.Table]) -> pa.Table | None:
-    """All rows of ``tables``; None if there are no tables."""
-    parts = list(tables)
-    return pa.concat_tables(parts, promote_options="default") if parts else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -83,7 +83,45 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class _Artifact:
+    """Results in a JSON file of the run directory."""
+
+    _file: ClassVar[str]
+    _command: ClassVar[str]
+    """The command that writes the file."""
+
+    def write(self, storage: Storage) -> None:
+        storage.write_json(self._file, self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the file."""
+        return dict(TypeAdapter(type(self)).dump_python(self, mode="json"))
+
+    @classmethod
+    def read(cls, storage: Storage) -> Self:
+        """Raises UserError if the file is missing or damaged; names the command that writes it."""
+        file = storage.url(cls._file)
+        if not storage.exists(cls._file):
+            raise UserError("not_run_yet", f"{file}: missing; run `{cls._command}` first")
+        try:
+            return TypeAdapter(cls).validate_json(storage.read_bytes(cls._file))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "JSON"
+            raise UserError(
+                "damaged_file",
+                f"{file}: damaged or written by another version ({where}: {problem['msg']}); rerun "
+                f"`{cls._command}` to recreate it",
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(_Artifact):
+    """The results of ``lana-ray run``."""
+
+    _file = layout.SUMMARY
+    _command = "lana-ray run CONFIG.yaml"
+
     teacher: TeacherFacts
     data: DataFacts
     targets: tuple[TargetFacts, ...]
@@ -95,53 +133,14 @@ class Summary:
     seconds: dict[str, float]
     """Time of every stage in the last invocation."""
 
-    def write(self, storage: Storage) -> None:
-        storage.write_json(layout.SUMMARY, self.as_dict())
-
-    @classmethod
-    def read(cls, storage: Storage) -> Summary:
-        """Raises UserError if the file is missing or damaged; names the command that writes it."""
-        return _read(cls, storage, layout.SUMMARY, "lana-ray run CONFIG.yaml")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The content of the file."""
-        return _as_dict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSummary:
+class SearchSummary(_Artifact):
     """The fully trained students of ``lana-ray search``."""
+
+    _file = layout.SEARCH_SUMMARY
+    _command = "lana-ray search CONFIG.yaml"
 
     teacher: str
     results: tuple[Result, ...]
     unmet: tuple[str, ...]
-
-    def write(self, storage: Storage) -> None:
-        storage.write_json(layout.SEARCH_SUMMARY, _as_dict(self))
-
-    @classmethod
-    def read(cls, storage: Storage) -> SearchSummary:
-        """Raises UserError if the file is missing or damaged; names the command that writes it."""
-        return _read(cls, storage, layout.SEARCH_SUMMARY, "lana-ray search CONFIG.yaml")
-
-
-T = TypeVar("T")
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    return dict(TypeAdapter(type(value)).dump_python(value, mode="json"))
-
-
-def _read(kind: type[T], storage: Storage, file: str, command: str) -> T:
-    if not storage.exists(file):
-        raise UserError("not_run_yet", f"{storage.url(file)}: missing; run `{command}` first")
-    try:
-        return TypeAdapter(kind).validate_json(storage.read_bytes(file))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "JSON"
-        raise UserError(
-            "damaged_file",
-            f"{storage.url(file)}: damaged or written by another version ({where}: {problem['msg']}); "
-            f"rerun `{command}` to recreate it",
-        ) from None

@@ -15,7 +15,7 @@ import torch
 from lana_ray.config import RunConfig
 from lana_ray.errors import UserError
 from lana_ray.run_dir.fingerprint import fingerprint
-from lana_ray.run_dir.storage import Storage, concat_tables
+from lana_ray.run_dir.storage import Storage
 
 TABLE = pa.table({"layer": [0, 1], "cost": [0.5, float("inf")]})
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3).T, "steps": torch.tensor(3)}
@@ -236,10 +236,3 @@ def test_fingerprints_tell_values_apart() -> None:
     different = [fingerprint(*parts) for parts in ([1], ["1"], [1, 2], [[1, 2]], [None], [], [config])]
     assert len(set(different)) == len(different)
     assert fingerprint("lana") == "4d82351b2ddcf081"  # the same in every process and version
-
-
-def test_tables_are_joined() -> None:
-    whole = concat_tables([TABLE, pa.table({"layer": [2], "note": ["x"]})])
-    assert whole is not None
-    assert whole.column("layer").to_pylist() == [0, 1, 2]
-    assert concat_tables([]) is None
