@@ -13,20 +13,18 @@ from typing import Any
 
 import yaml
 
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_FLAG = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_WHOLE = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
-_NUMBER = re.compile(
+_NUMBER = (
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 _RESOLVED = (
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("bool", _FLAG, list("tTfF")),
-    ("int", _WHOLE, list("-+0123456789")),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
     ("float", _NUMBER, list("-+0123456789.")),
-    ("merge", re.compile(r"^<<$"), ["<"]),
+    ("merge", r"^<<$", ["<"]),
 )
+"""Types of words without quotes: name, pattern, first characters."""
 
 
 class NotYaml(Exception):
@@ -57,7 +55,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _name, _pattern, _first in _RESOLVED:
     for _kind in (_Loader, _Dumper):
-        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), _first)
 
 
 def read(text: str | bytes) -> Any:

@@ -49,11 +49,13 @@ def method_version(*modules: str) -> str:
 def method_files(*modules: str) -> list[Path]:
     """The files that ``method_version`` covers."""
     root = Path(lana_ray.__file__).parent
-    starts, carrying = (
-        [_python_file(root.joinpath(*name.split("."))) for name in names] for names in (modules, _CARRYING)
-    )
-    assert None not in (*starts, *carrying), f"no such module among {modules} and {_CARRYING}"
-    return closure(filter(None, starts), root.parent, top=root.name, without=list(filter(None, carrying)))
+
+    def file_of(module: str) -> Path:
+        file = _python_file(root.joinpath(*module.split(".")))
+        assert file is not None, f"no such module: {module}"
+        return file
+
+    return closure(map(file_of, modules), root.parent, top=root.name, without=list(map(file_of, _CARRYING)))
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
 
 _EVERY_S = 60.0
+"""Seconds between two writes; the nodes are counted again each time."""
 
 
 @dataclass(kw_only=True)
@@ -42,18 +43,11 @@ class Invocation:
 
 
 class Hours:
-    """Records the time of this invocation."""
+    """Records the time of this invocation; ``count_nodes`` returns the cluster's nodes, None if unknown."""
 
-    def __init__(
-        self, storage: Storage, count_nodes: Callable[[], int | None], every_s: float = _EVERY_S
-    ) -> None:
-        """
-        Args:
-            count_nodes: returns the number of nodes in the cluster, None if unknown.
-            every_s: seconds between two writes; the nodes are counted again each time.
-        """
+    def __init__(self, storage: Storage, count_nodes: Callable[[], int | None]) -> None:
         self.stages: dict[str, StageTime] = {}
-        self._storage, self._count_nodes, self._every_s = storage, count_nodes, every_s
+        self._storage, self._count_nodes = storage, count_nodes
         self._file = layout.hours()
         self._nodes = 1  # this machine, until the cluster is known
 
@@ -74,7 +68,7 @@ class Hours:
             since = now
 
         def keep() -> None:
-            while not ended.wait(self._every_s):
+            while not ended.wait(_EVERY_S):
                 add()
                 self._look()
                 self._write(running=name)

@@ -59,7 +59,6 @@ def readings(target_key: str) -> str:
 
 
 def reading(target_key: str, cost: str, structure: str) -> str:
-    """One reading of a meter."""
     return f"{readings(target_key)}/{cost}-{structure}.json"
 
 
@@ -69,12 +68,10 @@ def candidate(candidate: CandidateId) -> str:
 
 
 def candidate_state(candidate: CandidateId) -> str:
-    """Training state of a candidate."""
     return f"{CANDIDATE_STATES}/{candidate.layer}--{candidate.op}.safetensors"
 
 
 def scores(layer: str) -> str:
-    """Scores of one layer's candidates."""
     return f"scores/{layer}.parquet"
 
 
@@ -99,7 +96,6 @@ def network_states(space: str) -> str:
 
 
 def network_state(space: str, key: str) -> str:
-    """Training state of a network."""
     return f"{network_states(space)}/{key}.safetensors"
 
 
@@ -114,17 +110,14 @@ def predictor_facts(space: str, of: CostId) -> str:
 
 
 def predictor_plot(space: str, of: CostId, ending: str = "") -> str:
-    """Plot of a predictor."""
     return f"predictors/{space}/{of.cost}/{of.target}{ending}.svg"
 
 
 def trials(sweep: str) -> str:
-    """Folder of a sweep's trials."""
     return f"search/{sweep}"
 
 
 def trial(sweep: str, key: str) -> str:
-    """Result of one trial."""
     return f"{trials(sweep)}/{key}.json"
 
 
@@ -149,7 +142,6 @@ def trial_weights(state: str) -> str:
 
 
 def search_plot(target: str, name: str) -> str:
-    """Plot of a target's searches."""
     return f"search/{target}-{name}.svg"
 
 

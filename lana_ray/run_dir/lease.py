@@ -20,7 +20,6 @@ BEAT_S = 15.0
 """Seconds between renewals of the lease."""
 EXPIRES_S = 60.0
 """Seconds without a renewal after which the holder counts as dead."""
-_LOOK_S = 1.0
 _SETTLE_S = 0.2
 """Seconds to wait after writing a lease, to notice a driver that started at the same moment."""
 
@@ -85,16 +84,18 @@ def holder(storage: Storage) -> str | None:
 def _await_free(storage: Storage) -> None:
     """Returns when the lease is free; raises UserError as soon as its holder proves to be alive."""
     first = _read(storage)
-    if first is None or not _may_live(first):
+    if first is None:
         return
-    if _is_here(first):
-        raise UserError("busy", _taken(storage, first))
+    if first["machine"] == _machine():
+        if _started(first["pid"]) == first["started"]:
+            raise UserError("busy", _taken(storage, first))
+        return
     say(
         f"run.dir {storage.root}: waiting up to {EXPIRES_S:g} s to see whether its last driver is still alive"
     )
     end = time.monotonic() + EXPIRES_S
     while time.monotonic() < end:
-        time.sleep(min(_LOOK_S, EXPIRES_S / 10))
+        time.sleep(EXPIRES_S / 60)
         now = _read(storage)
         if now is None:
             return
@@ -116,15 +117,6 @@ def _read(storage: Storage) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return lease if isinstance(lease, dict) and {"id", *_this_process()} <= lease.keys() else None
-
-
-def _may_live(holder: dict[str, Any]) -> bool:
-    """False only if the holder was a process on this machine that has ended."""
-    return not _is_here(holder) or _started(holder["pid"]) == holder["started"]
-
-
-def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(holder["machine"] == _machine())
 
 
 def _this_process() -> dict[str, Any]:

@@ -37,9 +37,12 @@ def fail(hours: Hours) -> None:
         raise ValueError("broken")
 
 
-def test_nodes_that_come_count_from_when_they_are_seen(tmp_path: Path) -> None:
+def test_nodes_that_come_count_from_when_they_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lana_ray.run_dir.hours._EVERY_S", 0.1)
     nodes = chain([None, 3], repeat(None))
-    hours = Hours(Storage(str(tmp_path)), lambda: next(nodes), every_s=0.1)
+    hours = Hours(Storage(str(tmp_path)), lambda: next(nodes))
     with hours.stage("distill"):
         time.sleep(0.25)
     spent = hours.stages["distill"]
@@ -50,9 +53,12 @@ def test_nodes_that_come_count_from_when_they_are_seen(tmp_path: Path) -> None:
     assert spent.node_seconds == pytest.approx(3 * spent.seconds)
 
 
-def test_what_is_counted_so_far_is_there_if_the_process_is_killed(tmp_path: Path) -> None:
+def test_what_is_counted_so_far_is_there_if_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lana_ray.run_dir.hours._EVERY_S", 0.01)
     storage = Storage(str(tmp_path))
-    hours = Hours(storage, lambda: 2, every_s=0.01)
+    hours = Hours(storage, lambda: 2)
     with hours.stage("distill"):
         for _ in range(500):
             (left_behind,) = read_hours(storage)
