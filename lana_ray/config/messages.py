@@ -13,12 +13,19 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lana_ray.config.budgets import Budget
-from lana_ray.config.section import Section, ValueDescription, format_value
+from lana_ray.config.section import Section, ValueDescription, format_value, kinds
 from lana_ray.errors import Code
 from lana_ray.registries import OneOf
 
 Location = tuple[int | str, ...]
 _UNKNOWN = ("extra_forbidden", "invalid_key")
+_BOUNDS = {
+    Ge: "at least {0.ge}",
+    Gt: "above {0.gt}",
+    Le: "at most {0.le}",
+    Lt: "below {0.lt}",
+    MaxLen: "at most {0.max_length} characters",
+}
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,8 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> M
 
 
 def sections(annotation: Any) -> Iterator[type[Section]]:
-    """Yields the sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from sections(argument)
+    """Returns the sections in an annotation such as ``tuple[Annotated[Budget, ...], ...]``."""
+    return (kind for kind in kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section))
 
 
 def place(at: Location, data: Any) -> str:
@@ -95,8 +99,8 @@ def nearest(name: str, among: Iterable[str], cutoff: float = 0.6) -> str | None:
     options = {option.lower(): option for option in among}
     name = name.lower()
     near = difflib.get_close_matches(name, options, n=1, cutoff=cutoff)
-    longer = [option for option in options if len(name) >= 3 and (name in option or option in name)]
-    return options[near[0]] if near else options[longer[0]] if len(longer) == 1 else None
+    near = near or [option for option in options if len(name) >= 3 and (name in option or option in name)]
+    return options[near[0]] if len(near) == 1 else None
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:
@@ -234,17 +238,5 @@ def _allowed_list(items: tuple[Any, ...], metadata: Sequence[Any]) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    words = []
-    for mark in metadata:
-        match mark:
-            case Ge(ge=low):
-                words.append(f"at least {low}")
-            case Gt(gt=low):
-                words.append(f"above {low}")
-            case Le(le=high):
-                words.append(f"at most {high}")
-            case Lt(lt=high):
-                words.append(f"below {high}")
-            case MaxLen(max_length=most):
-                words.append(f"at most {most} characters")
+    words = [_BOUNDS[type(mark)].format(mark) for mark in metadata if type(mark) in _BOUNDS]
     return f", {listed(words, 'and')}" if words else ""

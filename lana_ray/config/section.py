@@ -92,23 +92,23 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if value is None and isinstance(annotation, type) and issubclass(annotation, Section):
             return {}
-        kinds = set(_kinds(annotation))
+        expected = set(kinds(annotation))
         for place, item in enumerate(value) if isinstance(value, list | tuple) else [((), value)]:
             at = (place,) if isinstance(place, int) else place
-            if isinstance(item, bool) and bool not in kinds:
+            if isinstance(item, bool) and bool not in expected:
                 raise PydanticCustomError("flag", "not a flag", {"at": at, "value": item})
-            if isinstance(item, str) and str in kinds and (not item.strip() or _CONTROL.search(item)):
+            if isinstance(item, str) and str in expected and (not item.strip() or _CONTROL.search(item)):
                 raise PydanticCustomError("unprintable", "no text", {"at": at, "value": item})
         return value
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def kinds(annotation: Any) -> Iterator[Any]:
     """Yields the types in an annotation such as ``tuple[Annotated[float, ...], ...] | None``."""
     arguments = get_args(annotation)
     if not arguments:
         yield annotation
     for argument in arguments:
-        yield from _kinds(argument)
+        yield from kinds(argument)
 
 
 def location(**extra: Any) -> Any:
