@@ -213,18 +213,14 @@ class Storage:
         """Metadata of a weights file without checking its content; None if it cannot be read."""
         if not self.exists(name):
             return None
-        size = int.from_bytes(self._head(name, 8), "little")
-        if size > _LONGEST_HEADER:
-            return None
+        with self._fs.open(self.path(name), "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            text = file.read(size) if size <= _LONGEST_HEADER else b""
         try:
-            header = json.loads(self._head(name, 8 + size)[8:])
+            header = json.loads(text)
         except ValueError:
             return None
         return dict(header.get("__metadata__", {})) if isinstance(header, dict) else None
-
-    def _head(self, name: str, length: int) -> bytes:
-        with self._fs.open(self.path(name), "rb") as file:
-            return bytes(file.read(length))
 
 
 def _shape(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
