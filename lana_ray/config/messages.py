@@ -61,8 +61,8 @@ def explain(root: type[Section], data: Any, errors: Sequence[ErrorDetails]) -> M
         expected = _expected(_field_at(root, at), None)
         return Mistake(at, f"{key}: {format_value(first['input'])} is not valid; {expected}")
     if first["type"] == "missing":
-        example = _example(root, at)
-        hint = f", e.g. {example}" if example else ""
+        field = _section_of(root, at).model_fields.get(str(at[-1]))
+        hint = f", e.g. {at[-1]}: {field.examples[0]}" if field and field.examples else ""
         return Mistake(at, f"{key}: missing; every {_owner(at)} needs it{hint}")
     if first["type"] == "refusal":
         return Mistake(at, f"{key}: {context['text']}" if key else context["text"])
@@ -153,11 +153,6 @@ def _paths(section: type[Section], prefix: str = "") -> Iterator[str]:
         inner = _without_null(field.annotation)
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _paths(inner, f"{prefix}{name}.")
-
-
-def _example(root: type[Section], at: Location) -> str:
-    field = _section_of(root, at).model_fields.get(str(at[-1]))
-    return f"{at[-1]}: {field.examples[0]}" if field and field.examples else ""
 
 
 def _field_at(root: type[Section], at: Location) -> FieldInfo:

@@ -154,4 +154,7 @@ def _files_uri(client: Any, model_uri: str) -> str:
         if file is None:
             return version.model_uri
         uri = str(client.get_model_version_download_uri(version.name, str(version.version)))
-    return existing_uri(uri, file, model_uri) if file else uri
+    if file is None:
+        return uri
+    with accessing(client.tracking_uri):
+        return existing_uri(uri, file, model_uri)

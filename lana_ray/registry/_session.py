@@ -89,7 +89,8 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             mlflow.set_tracking_uri(tracking_uri)
             if create and (file := database(tracking_uri)) and file.exists():
-                _settle(file)
+                with accessing(tracking_uri):
+                    _settle(file)
             yield _Client(tracking_uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         # MLflow's own error would show the URI's password.
@@ -105,7 +106,7 @@ def session(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def accessing(tracking_uri: str) -> Iterator[None]:
-    """Turns what a single call of MLflow raises because of a disk, a network or a package into a UserError.
+    """Turns what one access raises because of a disk, a network or a missing package into a UserError.
 
     It does not cover a whole session, whose other code uses files and packages that are not the registry's.
     """
