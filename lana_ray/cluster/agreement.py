@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
-from lana_ray.cluster.all_nodes import ask_nodes
-from lana_ray.cluster.connection import Node, nodes
+from lana_ray.cluster.connection import Node, ask_nodes, nodes
 from lana_ray.errors import UserError
 from lana_ray.run_dir import lease
 from lana_ray.run_dir.code_version import check_code, installed_code
@@ -66,7 +65,7 @@ def _ask(asked: Sequence[Node], agreement: Agreement) -> None:
     what = f"whether it shares run.dir {agreement.run_dir}"
     for node, _, error in ask_nodes(Agreement.check, (agreement,), asked, what=what, limit_s=_ANSWER_S):
         # A node that has left the cluster need not agree.
-        if error is None or all(other.id != node.id for other in nodes()):
+        if error is None or node.id not in {other.id for other in nodes()}:
             continue
         if isinstance(error, TimeoutError):
             raise UserError(

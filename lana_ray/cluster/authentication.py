@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-from ray._raylet import Config as RayletConfig  # type: ignore[attr-defined]
-
+from lana_ray.cluster.ray_internals import reread_authentication
 from lana_ray.errors import UserError
 
 _MODE, _TOKEN, _PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -49,7 +47,7 @@ def authenticated(*, create: bool) -> Iterator[None]:
                 path = stack.enter_context(_temporary_token())
             if path is not None:
                 stack.enter_context(_named(path))
-        _reread()
+        reread_authentication()
         yield
 
 
@@ -110,10 +108,4 @@ def _named(path: Path) -> Iterator[None]:
             del os.environ[_PATH]
         else:
             os.environ[_PATH] = before
-        _reread()
-
-
-def _reread() -> None:
-    """Makes Ray read the environment variables again, which it read when it was imported."""
-    RayletConfig.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+        reread_authentication()

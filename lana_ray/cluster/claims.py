@@ -7,7 +7,6 @@ nodes that measure only if no other node has a CPU.
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -55,12 +54,9 @@ class Claim:
         return int(min(count, node.memory / self.memory)) if self.memory else count
 
     def __str__(self) -> str:
-        parts = [f"{self.cpus} CPU{'s' * (self.cpus != 1)}"]
-        if self.gpus:
-            parts.append(f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}")
-        if self.memory:
-            parts.append(f"{self.memory / GIB:.1f} GiB")
-        return ", ".join(parts)
+        gpus = f", {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
+        memory = f", {self.memory / GIB:.1f} GiB" if self.memory else ""
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{gpus}{memory}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +177,7 @@ def await_room(claim: Claim, config: Config, *, count: int = 1, wait_s: float | 
         UserError: no such node came; names what a worker needs, and what the largest node has.
     """
     limit_s = config.ray.label_wait_s if wait_s is None else wait_s
-    start, said = time.monotonic(), -_SAY_EVERY_S
-    asked = False
+    start, said, asked = time.monotonic(), -_SAY_EVERY_S, False
     try:
         while held(nodes := cluster.nodes(gone=True), claim) < count:
             passed = time.monotonic() - start
@@ -216,16 +211,14 @@ def no_room(claim: Claim, config: RayConfig, nodes: Sequence[Node], count: int =
         )
     key = "cpus_per_worker" if any(node.fits(1, claim.gpus) for node in able) else "gpus_per_worker"
     largest = max(able, key=lambda node: (node.gpus, node.cpus) if claim.gpus else node.cpus, default=None)
-    offer = f"the largest is {largest.name} with {_offer(largest)}" if largest else "there is none"
+    offer = "there is none"
+    if largest:
+        memory = 0 if largest.memory == math.inf else int(largest.memory)
+        has = Claim(cpus=largest.cpus, gpus=largest.gpus, memory=memory)
+        offer = f"the largest is {largest.name} with {has}"
     return (
         f"ray.{key} {getattr(config, key)}: no node that trains has room for a worker of {claim} ({offer}); "
         f"lower ray.{key}, or set ray.label_wait_s if an autoscaler brings such a node"
-    )
-
-
-def _offer(node: Node) -> str:
-    return str(
-        Claim(cpus=node.cpus, gpus=node.gpus, memory=0 if node.memory == math.inf else int(node.memory))
     )
 
 
@@ -242,8 +235,7 @@ def placed(claim: Claim, config: Config) -> dict[str, Any]:
 
 def threads(cpus: int) -> int:
     """Returns the threads of a worker that claims ``cpus``; fewer if this machine has fewer CPUs."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, here)
+    return min(cpus, cluster.usable_cpus())
 
 
 def with_cpus(config: Config, cpus: int) -> Config:

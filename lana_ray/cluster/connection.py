@@ -13,21 +13,24 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray._private.services import find_bootstrap_address
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lana_ray.cluster.authentication import authenticated
-from lana_ray.cluster.scratch import ray_folder
+from lana_ray.cluster.ray_internals import folder_option, on_loopback, started_cluster
 from lana_ray.config import RayConfig
 from lana_ray.errors import UserError
-from lana_ray.monitoring.progress import muted
+from lana_ray.monitoring.progress import muted, say
 from lana_ray.monitoring.signals import terminated_as_before
 
 LABEL = "lana.target"
@@ -48,7 +51,13 @@ _DEFAULTS = {
     "RAY_worker_niceness": "0",  # Ray's own default is 15, with which any process disturbs a sampler
 }
 """Environment variables that are set unless the user has set them."""
+_FOLDERS = ("RAY_TMPDIR", "TMPDIR")
+_SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_LONGEST = (103 if sys.platform == "darwin" else 107) - _SOCKET
+"""Longest usable folder in bytes: the system refuses longer paths of sockets."""
 _REACH_S = 5.0
+_SAY_S = 30.0
+"""Time between two lines that name the nodes still waited for."""
 _NOT_OBJECTS = 0.7
 """Share of a machine's memory that Ray leaves to processes; its object store takes the rest."""
 
@@ -122,17 +131,10 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
     for variable, value in _DEFAULTS.items():
         os.environ.setdefault(variable, value)
     address = find_cluster(config.address)
-    machine: dict[str, Any] = {}
-    if address is None:
-        machine = {
-            "num_cpus": num_cpus or _pinned_cpus(),
-            "resources": {DEVICE: 1},
-            "include_dashboard": False,
-            "_temp_dir": ray_folder(),
-        }
+    machine = _local_cluster(num_cpus) if address is None else {}
     with authenticated(create=address is None):
         try:
-            with terminated_as_before(), _on_loopback(address is None or _is_local(address)):
+            with terminated_as_before(), on_loopback(address is None or _is_local(address)):
                 ray.init(
                     address=address or "local",
                     logging_level=logging.WARNING,
@@ -163,15 +165,44 @@ def connect(config: RayConfig, *, num_cpus: int | None = None) -> Iterator[None]
             ray.shutdown()
 
 
-@contextmanager
-def _on_loopback(enabled: bool) -> Iterator[None]:
-    """Makes Ray use only loopback here and in a cluster it starts, as it does on macOS by default."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = before and not enabled
+def _local_cluster(num_cpus: int | None) -> dict[str, Any]:
+    """Returns the arguments of ``ray.init`` that start a cluster on this machine."""
+    # Ray counts CPUs unless this process may use only some: it knows the limits of containers.
+    pinned = usable_cpus() if usable_cpus() != os.cpu_count() else None
+    machine = {"num_cpus": num_cpus or pinned, "resources": {DEVICE: 1}, "include_dashboard": False}
+    return machine | folder_option(ray_folder())
+
+
+def ray_folder() -> str:
+    """Returns the folder in which a local cluster keeps its sockets and logs.
+
+    It is in ``RAY_TMPDIR`` or ``TMPDIR``, else in another usable folder; raises UserError if there is none.
+    """
+    variable = next((name for name in _FOLDERS if os.environ.get(name)), None)
+    first = os.path.abspath(os.environ[variable]) if variable else "/tmp"
+    reasons = {place: _useless(place) for place in (first, "/tmp", tempfile.gettempdir())}
+    place = next((place for place, reason in reasons.items() if reason is None), None)
+    if place is None:
+        tried = "; ".join(f"{place} {reason}" for place, reason in reasons.items())
+        raise UserError(
+            "not_writable", f"no folder for Ray's sockets: {tried}; set TMPDIR to a short, writable folder"
+        )
+    if place != first:
+        named = f"{variable or 'the folder'} {first}"
+        say(f"{named} {reasons[first]}; Ray keeps its sockets and logs in {place}/ray")
+    return f"{place}/ray"
+
+
+def _useless(place: str) -> str | None:
+    """Returns why Ray cannot use a folder, such as ``cannot be written``; None if it can."""
+    if len(os.fsencode(place)) > _LONGEST:
+        return f"is longer than the {_LONGEST} bytes that sockets allow"
     try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        Path(place).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
 
 
 def _is_local(address: str) -> bool:
@@ -187,10 +218,9 @@ def is_on_loopback() -> bool:
     return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
-def _pinned_cpus() -> int | None:
-    """Returns the number of CPUs that this process may use; None if it may use all, then Ray counts them."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return allowed if allowed != os.cpu_count() else None
+def usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_cluster(address: str) -> str | None:
@@ -210,7 +240,7 @@ def find_cluster(address: str) -> str | None:
     if address == "local":
         return None
     if address == "auto":
-        started: str | None = find_bootstrap_address(None)
+        started = started_cluster()
         return started if started and _answers(started) else None
     if "://" in address:
         raise UserError(
@@ -252,6 +282,51 @@ def nodes(*, gone: bool = False) -> list[Node]:
     return sorted(listed, key=lambda node: (node.name, node.id))
 
 
+def ask_nodes(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    asked: Sequence[Node],
+    *,
+    what: str,
+    limit_s: float,
+) -> Iterator[tuple[Node, Any, BaseException | None]]:
+    """Calls ``function(*arguments)`` on each node without claiming resources, whatever else runs there.
+
+    Args:
+        what: what the nodes have to say, for lines such as "waiting for NODE to say WHAT".
+        limit_s: time limit for all nodes together, in seconds.
+
+    Yields:
+        The node, its answer, and the exception if there is no answer; in the order in which nodes answer.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    strategies = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in asked]
+    calls = [task.options(scheduling_strategy=strategy).remote(*arguments) for strategy in strategies]
+    waiting = dict(zip(calls, asked, strict=True))
+    start = time.monotonic()
+    try:
+        while waiting and time.monotonic() - start < limit_s:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=min(_SAY_S, limit_s))
+            for ended in ready:
+                yield waiting.pop(ended), *_answer(ended)
+            if not ready:
+                say(f"waiting for {', '.join(sorted(node.name for node in waiting.values()))} to say {what}")
+        for node in waiting.values():
+            yield node, None, TimeoutError(f"no answer within {limit_s:g} s")
+    finally:
+        for left in waiting:
+            ray.cancel(left, force=True)
+
+
+def _answer(ended: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return ray.get(ended), None
+    except RayTaskError as error:
+        return None, error.cause
+    except RayError as error:
+        return None, error
+
+
 def node_count() -> int | None:
     """Returns the number of living machines of the cluster; None if no cluster is connected."""
     return len(nodes()) if ray.is_initialized() else None
@@ -261,11 +336,10 @@ def this_machine() -> Node:
     """Returns the node that a local cluster on this machine would have, without starting Ray."""
     import torch
 
-    cpus = _pinned_cpus() or os.cpu_count() or 1
     memory = _NOT_OBJECTS * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Node(
         id="local",
         name=socket.gethostname(),
         labels={},
-        resources={"CPU": cpus, "GPU": torch.cuda.device_count(), "memory": memory, DEVICE: 1},
+        resources={"CPU": usable_cpus(), "GPU": torch.cuda.device_count(), "memory": memory, DEVICE: 1},
     )

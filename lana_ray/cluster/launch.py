@@ -1,4 +1,4 @@
-"""Entry points of the processes of a Ray Train job; imports only the standard library at first.
+"""Entry points of the threads and processes of a job; imports only the standard library at first.
 
 Ray Train's controller imports its arguments before it starts a worker, and the board runs alongside both.
 The worker's function therefore travels as bytes that only the workers unpickle: torch and timm take seconds
@@ -8,8 +8,10 @@ to import, and the controller needs neither.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 
@@ -124,3 +126,17 @@ def run_worker(setting: dict[str, Any]) -> None:
     except UserError as mistake:
         ray.get(board.refuse.remote(mistake))
         raise
+
+
+def in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Calls a function in a thread that does not keep this process from ending; returns its result."""
+    future = Future[Any]()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -6,9 +6,9 @@ import itertools
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from lana_ray.cluster.launch import in_background
 from lana_ray.errors import UserError
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
@@ -91,14 +92,8 @@ class Sweep:
         )
 
 
-def uniform(low: float, high: float) -> Any:
-    """Returns the distribution of a setting that is drawn between two numbers."""
-    return tune.uniform(low, high)
-
-
-def log_uniform(low: float, high: float) -> Any:
-    """Returns the distribution of a setting that is drawn between two numbers, on a log scale."""
-    return tune.loguniform(low, high)
+uniform, log_uniform = tune.uniform, tune.loguniform
+"""Distributions of a setting that is drawn between two numbers, evenly or on a log scale."""
 
 
 def each_of(values: Iterable[Any]) -> Any:
@@ -146,25 +141,13 @@ def run_sweep(
 
 
 def _run(tuner: tune.Tuner, on_tick: Callable[[], None]) -> None:
-    ended: list[Any] = []
-
-    def fit() -> None:
-        try:
-            ended.append(tuner.fit())
-        except BaseException as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=fit, name="tune", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
+    fit = in_background(tuner.fit)
+    while not wait([fit], _POLL_S).done:
         on_tick()
-    (results,) = ended
-    if isinstance(results, BaseException):
-        raise results
-    for result in results:
+    for result in fit.result():
         if result.error is not None:
-            raise _user_error(result.error) or result.error
+            causes = getattr(result.error, "cause", None), result.error.__cause__
+            raise next((cause for cause in causes if isinstance(cause, UserError)), result.error)
 
 
 def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
@@ -249,11 +232,11 @@ def _begun(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
     """Returns the settings of trials that were begun but not finished."""
     folder = layout.trials(sweep.name)
     done = {file.removesuffix(".json") for file in storage.list(folder, ".json")}
-    begun = [
-        file for file in storage.list(folder, layout.BEGUN) if file.removesuffix(layout.BEGUN) not in done
+    notes = [
+        note for note in storage.list(folder, layout.BEGUN) if note.removesuffix(layout.BEGUN) not in done
     ]
-    settings = [storage.kept(file, dict) for file in begun]
-    return [entry for entry in settings if entry is not None and sweep.holds(entry)]
+    begun = [storage.kept(note, dict) for note in notes]
+    return [settings for settings in begun if settings is not None and sweep.holds(settings)]
 
 
 def _proposals(
@@ -263,15 +246,12 @@ def _proposals(
     metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
     distributions = OptunaSearch.convert_search_space(dict(sweep.space))
     memory = optuna.storages.InMemoryStorage()
-    minimize, maximize = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
-    directions = [minimize if mode == "min" else maximize for mode in modes]
+    directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
     study = optuna.create_study(storage=memory, study_name=_STUDY, directions=directions)
     for row in finished:
-        values = [float(row[name]) for name in metrics]
+        settings, values = dict(row["settings"]), [float(row[name]) for name in metrics]
         study.add_trial(
-            optuna.trial.create_trial(
-                params=dict(row["settings"]), distributions=distributions, values=values
-            )
+            optuna.trial.create_trial(params=settings, distributions=distributions, values=values)
         )
     done = [row["settings"] for row in finished]
     first = [dict(s) for s in (*begun, *sweep.first) if s not in done]
@@ -285,9 +265,3 @@ def _proposals(
         study_name=_STUDY,
         storage=memory,
     )
-
-
-def _user_error(error: BaseException) -> UserError | None:
-    """Returns the user's mistake that made a trial fail; None if there is none."""
-    causes: list[Any] = [getattr(error, "cause", None), error.__cause__, error]
-    return next((cause for cause in causes if isinstance(cause, UserError)), None)

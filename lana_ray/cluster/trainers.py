@@ -6,20 +6,26 @@ import itertools
 import logging
 import os
 import pickle
-import threading
+import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import ray
+import torch
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, WorkerGroupError
 from ray.train.backend import BackendConfig
+from ray.train.torch import TorchConfig
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lana_ray.cluster.agreement import Agreement, of_driver
+from lana_ray.cluster.agreement import of_driver
 from lana_ray.cluster.claims import (
     Ask,
     await_room,
@@ -31,10 +37,9 @@ from lana_ray.cluster.claims import (
     trainers,
     with_cpus,
 )
-from lana_ray.cluster.connection import TRAINING_ENV, Node, nodes
-from lana_ray.cluster.groups import FINISHED, MAX_FAILURES, WAITING, GroupTrainer, Placing, WorkerGroup, free
-from lana_ray.cluster.launch import Board, run_worker
-from lana_ray.cluster.rendezvous import torch_config
+from lana_ray.cluster.connection import TRAINING_ENV, Node, is_on_loopback, nodes
+from lana_ray.cluster.groups import FINISHED, MAX_FAILURES, WAITING, Placing, WorkerGroup, free, group_trainer
+from lana_ray.cluster.launch import Board, in_background, run_worker
 from lana_ray.config import Config, RayConfig, TrainConfig
 from lana_ray.errors import Code, UserError, is_fault, one_line
 from lana_ray.monitoring.progress import progress, say
@@ -52,6 +57,90 @@ _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(_POLL_S),  # how soon the end is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process: our workers save their state anyway
 }
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the workers of a Ray Train job do.
+
+    Workers save finished work to the run directory themselves, so a failed or killed run loses only unsaved
+    work.
+    """
+
+    title: str
+    worker: Callable[[dict[str, Any]], None]
+    """Runs on every worker."""
+    setting: Mapping[str, Any]
+    """The worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added."""
+    groups: Sequence[WorkerGroup]
+    """Each gets its own trainer."""
+    total: int
+    """Number of steps, for the progress shown."""
+    rounds: Iterable[Any] = ()
+    """Work that the workers take from the board."""
+
+    def fit(self, group: WorkerGroup, config: Config, board: Any) -> None:
+        """Trains one group until it ends; raises the errors of Ray Train."""
+        own = {
+            **self.setting,
+            "config": with_cpus(config, group.claim.cpus),
+            "group": (group.name, group.claim.gpus),
+        }
+        call = pickle.dumps((self.worker, own, of_driver(config.run.dir)))
+        ahead = tuple(itertools.takewhile(lambda other: other is not group, self.groups))
+        # Ray Train silently resumes an earlier run of the same name, so the name includes what is trained.
+        trained = fingerprint(config, [repr(self.setting[key]) for key in sorted(self.setting)])
+        run = RunConfig(
+            name=f"{self.title}-{group.name}-{trained}",
+            storage_path=f"{config.run.dir}/ray",
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env=TRAINING_ENV,
+        )
+        group_trainer(
+            Placing(group=group, ahead=ahead, targets=node_labels(config), board=board),
+            run,
+            train_loop_per_worker=run_worker,
+            train_loop_config={"call": call, "board": board},
+            backend_config=_backend(group),
+        ).fit()
+
+
+def _backend(group: WorkerGroup) -> BackendConfig:
+    """Returns the process group of workers that train one network, over loopback on a local cluster."""
+    if group.parts is None:
+        return BackendConfig()
+    kind = _LoopbackConfig if is_on_loopback() else TorchConfig
+    return kind(backend="nccl" if group.claim.gpus else "gloo")
+
+
+@dataclass
+class _LoopbackConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> Any:
+        return _LoopbackBackend
+
+
+_TorchBackend: Any = TorchConfig().backend_cls
+
+
+class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+    """Connects processes of one machine through a file: torch's TCP store listens on every interface."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        group = {
+            "backend": backend_config.backend,
+            "world_size": len(worker_group),
+            "init_method": f"file://{tempfile.gettempdir()}/lana_ray-{uuid.uuid4().hex}",
+            "timeout": timedelta(seconds=backend_config.timeout_s),
+        }
+        ranks = range(len(worker_group))
+        ray.get([worker_group.execute_single_async(rank, _join, rank=rank, **group) for rank in ranks])
+
+
+def _join(**group: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _LOOPBACK
+    torch.distributed.init_process_group(**group)
 
 
 def worker_group(
@@ -77,76 +166,44 @@ def elastic(name: str, ask: Ask, config: RayConfig, cluster: Sequence[Node]) -> 
     """
     count, claim = share(ask, cluster)
     most = size(ask.most, ask.parts) if config.workers else max(count, 1)
-    sizes = [n for n in range(1, most + 1) if size(n, ask.parts) == n]
-    fewest = next((n for n in sizes if n >= config.min_workers), most)
-    return WorkerGroup(
-        name=name,
-        workers=(fewest, most) if fewest < most else most,
-        cpus=claim.cpus,
-        gpus=claim.gpus,
-        memory=claim.memory,
-        parts=ask.parts,
-    )
+    sizes = (n for n in range(config.min_workers, most + 1) if size(n, ask.parts) == n)
+    return WorkerGroup(name=name, fewest=next(sizes, most), most=most, claim=claim, parts=ask.parts)
 
 
 def describe(group: WorkerGroup, config: RayConfig) -> str:
     """Returns a line for people: how many workers a group has and what each claims."""
     fewest, most = group.fewest, group.most
     count = f"{most} {group.name}{'s' * (most != 1)}"
-    count = f"{fewest} to {count}" if 1 < fewest < most else f"up to {count}" if fewest < most else count
-    workers = config.workers if group.gpus or group.parts or not config.gpus_per_worker else None
+    if fewest < most:
+        count = f"{fewest} to {count}" if fewest > 1 else f"up to {count}"
+    workers = config.workers if group.claim.gpus or group.parts or not config.gpus_per_worker else None
     fewer = f"; ray.workers {workers} is more than the work has parts" if workers and workers > most else ""
     return f"{count} of {group.claim}{fewer}"
 
 
-def run_training(
-    worker: Callable[[dict[str, Any]], None],
-    setting: dict[str, Any],
-    config: Config,
-    *,
-    title: str,
-    total: int,
-    groups: Sequence[WorkerGroup],
-    process_group: bool,
-    rounds: Iterable[Any] = (),
-) -> None:
-    """Runs ``worker`` on every Ray Train worker and shows how many of ``total`` steps are done.
+def run_training(training: Training, config: Config) -> None:
+    """Runs a training's worker on every Ray Train worker and shows how many steps are done.
 
-    Workers save finished work to the run directory themselves, so a failed or killed run loses only unsaved
-    work. A group restarts if one of its workers dies, as long as it gets further than before
-    (``MAX_FAILURES``). The first group that fails ends the others.
-
-    Args:
-        setting: the worker's argument; ``config``, ``board`` and ``group`` (its name and its GPUs) are added.
-        groups: each gets its own trainer.
-        process_group: whether the workers of a group train the same network and communicate.
-        rounds: work that the workers take from the board.
+    A group restarts if one of its workers dies, as long as it gets further than before (``MAX_FAILURES``).
+    The first group that fails ends the others.
 
     Raises:
         UserError: a mistake of the user that only a worker could detect; no node has room for a worker;
             workers keep dying.
     """
-    for group in groups:
+    title = training.title
+    for group in training.groups:
         await_room(group.claim, config, count=group.fewest)
         say(f"{title}: {describe(group, config.ray)}")
-    board = _board(rounds)
-    training = _Training(
-        title=title,
-        call=(worker, setting, of_driver(config.run.dir)),
-        config=config,
-        groups=tuple(groups),
-        process_group=process_group,
-        board=board,
-    )
-    failures: list[BaseException] = []
-    threads = training.start(failures)
-    watch = _Watch(title, groups, config)
+    board = _board(training.rounds)
+    fits = _start(training, config, board)
+    watch = _Watch(title, training.groups, config)
     try:
-        with progress(title, total) as show:
-            while any(thread.is_alive() for thread in threads) and not failures:
+        with progress(title, training.total) as show:
+            while not all(fit.done() for fit in fits) and _failure(fits) is None:
                 time.sleep(_POLL_S)
                 (done, lost), (states, mistake) = ray.get([board.news.remote(), board.groups.remote()])
-                show(min(total, done))
+                show(min(training.total, done))
                 for name in lost:
                     say(f"{title}: {name} died; its work since the last save is repeated")
                 if mistake is not None:
@@ -154,9 +211,9 @@ def run_training(
                 if not watch.look(states):
                     break
         # Ending the other groups adds failures of its own.
-        failed = next(iter(failures), None)
+        failed = _failure(fits)
     finally:
-        _end(board, threads)
+        _end(board, fits)
     if failed is not None:
         _fail(title, failed, config)
 
@@ -168,63 +225,21 @@ def _board(rounds: Iterable[Any]) -> Any:
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote(rounds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Training:
-    """The settings that the groups of one training share."""
-
-    title: str
-    call: tuple[Callable[[dict[str, Any]], None], Mapping[str, Any], Agreement]
-    """The workers' function, its setting, and the driver's code and run directory to check against."""
-    config: Config
-    groups: tuple[WorkerGroup, ...]
-    process_group: bool
-    board: Any
-
-    def start(self, failures: list[BaseException]) -> list[threading.Thread]:
-        """Starts a thread for each group, which ends with it; its exceptions are added to ``failures``."""
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
-        for variable, value in _RAY_TRAIN.items():
-            os.environ.setdefault(variable, value)
-
-        def fit(group: WorkerGroup) -> None:
-            try:
-                self._trainer(group).fit()
-            except BaseException as error:
-                failures.append(error)
-
-        names = [f"{self.title} {group.name}" for group in self.groups]
-        threads = [
-            threading.Thread(target=fit, args=(group,), name=name, daemon=True)
-            for group, name in zip(self.groups, names, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def _trainer(self, group: WorkerGroup) -> GroupTrainer:
-        worker, setting, agreement = self.call
-        config, ahead = self.config, itertools.takewhile(lambda other: other is not group, self.groups)
-        own = {**setting, "config": with_cpus(config, group.cpus), "group": (group.name, group.gpus)}
-        # Ray Train silently resumes an earlier run of the same name, so the name includes what is trained.
-        trained = fingerprint(config, [repr(setting[key]) for key in sorted(setting)])
-        backend = torch_config("nccl" if group.gpus else "gloo") if self.process_group else BackendConfig()
-        return GroupTrainer(
-            Placing(group=group, ahead=tuple(ahead), targets=node_labels(config), board=self.board),
-            train_loop_per_worker=run_worker,
-            train_loop_config={"call": pickle.dumps((worker, own, agreement)), "board": self.board},
-            backend_config=backend,
-            run_config=RunConfig(
-                name=f"{self.title}-{group.name}-{trained}",
-                storage_path=f"{config.run.dir}/ray",
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                worker_runtime_env=TRAINING_ENV,
-            ),
-        )
+def _start(training: Training, config: Config, board: Any) -> list[Future[Any]]:
+    """Starts a trainer for each group in a thread of its own."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    for variable, value in _RAY_TRAIN.items():
+        os.environ.setdefault(variable, value)
+    return [in_background(training.fit, group, config, board) for group in training.groups]
 
 
-def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
+def _failure(fits: Sequence[Future[Any]]) -> BaseException | None:
+    return next((fit.exception() for fit in fits if fit.done() and fit.exception()), None)
+
+
+def _end(board: Any, fits: Sequence[Future[Any]]) -> None:
     """Ends the remaining groups, their placement groups and the board."""
-    if any(thread.is_alive() for thread in threads):
+    if not all(fit.done() for fit in fits):
         (states, _), (controllers, places) = ray.get([board.groups.remote(), board.held.remote()])
         # A controller that waits for room does not answer; one that starts workers answers afterwards.
         aborts = [c.abort.remote() for name, c in controllers.items() if states.get(name) not in WAITING]
@@ -234,8 +249,7 @@ def _end(board: Any, threads: Sequence[threading.Thread]) -> None:
             ray.kill(controller)
         for placed in places:
             remove_placement_group(placed)
-        for thread in threads:
-            thread.join(_ABORT_S)
+        wait(fits, _ABORT_S)
     ray.kill(board)
 
 

@@ -15,9 +15,8 @@ from rich.text import Text
 
 from lana_ray.cluster import connection as cluster
 from lana_ray.cluster import leases
-from lana_ray.cluster.all_nodes import ask_nodes
 from lana_ray.cluster.claims import trainers
-from lana_ray.cluster.connection import Node
+from lana_ray.cluster.connection import Node, ask_nodes
 from lana_ray.config import RayConfig, Target
 from lana_ray.costs.registry import METERS, unavailable
 from lana_ray.deploy.runtimes import RUNTIMES

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lana_ray.cluster.claims import PROCESS_BYTES, Ask, occupied, share
+from lana_ray.cluster.claims import PROCESS_BYTES, Ask, Claim, occupied, share
 from lana_ray.cluster.connection import Node, nodes
 from lana_ray.cluster.distill_worker import GIB, Ending, distill_worker, ending
 from lana_ray.cluster.groups import WorkerGroup
-from lana_ray.cluster.trainers import elastic, run_training
+from lana_ray.cluster.trainers import Training, elastic, run_training
 from lana_ray.config import RayConfig
 from lana_ray.distill.rounds import Demand, demand, memory, plan_rounds
 from lana_ray.errors import UserError
@@ -100,16 +100,15 @@ def train(workspace: Workspace, times: dict[CandidateId, float], *, overhead: fl
         workers=sum(group.most for group in groups),
         most=settings.group_size,
     )
-    run_training(
-        distill_worker,
-        {"demands": demands},
-        config,
+    training = Training(
         title="distill",
-        total=len(times) * settings.steps,
+        worker=distill_worker,
+        setting={"demands": demands},
         groups=groups,
-        process_group=False,
+        total=len(times) * settings.steps,
         rounds=rounds,
     )
+    run_training(training, config)
 
 
 def worker_groups(
@@ -137,13 +136,8 @@ def worker_groups(
 
     cpus = max(map(both, widths))[-1]
     main = elastic(name, replace(ask, cpus=cpus), config, cluster)
-    others = WorkerGroup(
-        name="cpu worker",
-        workers=(1, config.cpu_workers) if config.cpu_workers > 1 else 1,
-        cpus=cpus,
-        memory=main.memory,
-    )
-    return [main, others]
+    claim = Claim(cpus=cpus, memory=main.claim.memory)
+    return [main, WorkerGroup(name="cpu worker", most=config.cpu_workers, claim=claim)]
 
 
 def find_demands(workspace: Workspace, pending: Sequence[CandidateId]) -> dict[CandidateId, Demand]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lana_ray.cluster.train_worker import is_trained, train_worker
-from lana_ray.cluster.trainers import run_training, worker_group
+from lana_ray.cluster.trainers import Training, run_training, worker_group
 from lana_ray.costs.table import MeasuredCost
 from lana_ray.costs.work import Work, student_work
 from lana_ray.evaluation.deployed import StudentAccuracy, student_accuracies
@@ -179,16 +179,14 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
     pending = [job for job in jobs if not is_trained(workspace.storage, job)]
     say(f"finetune: {len(pending)} networks to train, {len(jobs) - len(pending)} reused")
     if pending:
-        total = len(pending) * steps_of(config.finetune, workspace.data.sizes["train"])
-        run_training(
-            train_worker,
-            {"jobs": pending},
-            config,
+        training = Training(
             title="finetune",
-            total=total,
+            worker=train_worker,
+            setting={"jobs": pending},
             groups=[worker_group(config.ray, config.finetune)],
-            process_group=True,
+            total=len(pending) * steps_of(config.finetune, workspace.data.sizes["train"]),
         )
+        run_training(training, config)
 
 
 def plan(planned: Planned) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lana_ray.cluster.train_worker import is_trained, train_worker
-from lana_ray.cluster.trainers import run_training, worker_group
+from lana_ray.cluster.trainers import Training, run_training, worker_group
 from lana_ray.monitoring.progress import say
 from lana_ray.networks.factories import factory_files
 from lana_ray.networks.preparation import example_images
@@ -70,16 +70,14 @@ def run(workspace: Workspace) -> Teacher:
         say(f"teacher: {teacher.name}")
     else:
         say(f"teacher: {teacher.name} is trained for {adapt.epochs:g} epochs, since {teacher.untrained}")
-        total = steps_of(adapt, workspace.data.sizes["train"])
-        run_training(
-            train_worker,
-            {"jobs": [job]},
-            config,
+        adaptation = Training(
             title="teacher",
-            total=total,
+            worker=train_worker,
+            setting={"jobs": [job]},
             groups=[worker_group(config.ray, adapt)],
-            process_group=True,
+            total=steps_of(adapt, workspace.data.sizes["train"]),
         )
+        run_training(adaptation, config)
     return teacher
 
 

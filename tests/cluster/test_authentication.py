@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from lana_ray.cluster.authentication import _reread, authenticated
+from lana_ray.cluster.authentication import authenticated
+from lana_ray.cluster.ray_internals import reread_authentication
 
 from ..errors import refuses
 
@@ -23,7 +24,7 @@ def found() -> bool:
 def the_process_s_own_token() -> Iterator[None]:
     """Has Ray look again once all variables are as before: other tests of this process use a cluster."""
     yield
-    _reread()
+    reread_authentication()
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_workers_of_one_network_share_a_machine_as_their_batch_allows(
     cpus: int, workers: int, threads: int
 ) -> None:
     group = worker_group(RayConfig(), batches(64), [node("a", cpus)])
-    assert (group.most, group.fewest, group.cpus) == (workers, 1, threads)
+    assert (group.most, group.fewest, group.claim.cpus) == (workers, 1, threads)
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 24, 48, 64, 96, 256])
@@ -84,8 +84,9 @@ def test_more_workers_than_the_batch_takes_are_told() -> None:
 
 def test_cpus_of_a_worker_are_as_configured() -> None:
     group = worker_group(RayConfig(cpus_per_worker=3), batches(256), [node("a", 64)])
-    assert (group.most, group.cpus) == (16, 3)
-    assert worker_group(RayConfig(workers=1, cpus_per_worker=2), batches(256), [node("a", 64)]).workers == 1
+    assert (group.most, group.claim.cpus) == (16, 3)
+    group = worker_group(RayConfig(workers=1, cpus_per_worker=2), batches(256), [node("a", 64)])
+    assert (group.fewest, group.most) == (1, 1)
 
 
 def test_memory_bounds_workers_and_they_take_the_cpus_that_are_left() -> None:
@@ -118,7 +119,8 @@ def test_gpus_are_all_used_and_share_the_cpus() -> None:
 def test_the_fewest_of_a_group_divides_the_work_too() -> None:
     group = worker_group(RayConfig(workers=8, min_workers=3), batches(128), [node("a", 64)])
     assert (group.fewest, group.most) == (4, 8)
-    assert worker_group(RayConfig(min_workers=16), batches(64), [node("a", 64)]).workers == 4
+    fixed = worker_group(RayConfig(min_workers=16), batches(64), [node("a", 64)])
+    assert (fixed.fewest, fixed.most) == (4, 4)
     assert [group.room([node("a", cpus)], []) for cpus in (31, 33, 56, 64)] == [0, 4, 4, 8]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -69,6 +70,60 @@ def test_a_dashboards_address_points_to_jobs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with refuses("invalid_setting", "RAY_ADDRESS http://127.0.0.1:8265", "ray job submit"):
         cluster.find_cluster("auto")
+
+
+# The folder of a local cluster
+
+
+@pytest.fixture
+def no_folder_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_folder_set")
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_the_folder_is_the_environments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", "/proc/nothing")
+        monkeypatch.setenv(name, folder)
+        assert cluster.ray_folder() == f"{folder}/ray"
+
+
+@pytest.mark.usefixtures("no_folder_set")
+@pytest.mark.parametrize("empty", ["RAY_TMPDIR", "TMPDIR"])
+def test_an_empty_variable_names_no_folder(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(empty, "")
+    assert cluster.ray_folder() == "/tmp/ray"
+
+
+@pytest.mark.usefixtures("no_folder_set")
+@pytest.mark.parametrize("kind", ["long", "a file", "not writable"])
+def test_a_folder_of_no_use_is_told_and_another_taken(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"long": str(tmp_path / ("d" * 60)), "a file": "/etc/passwd", "not writable": "/proc/sys"}[kind]
+    monkeypatch.setenv("TMPDIR", place)
+    assert cluster.ray_folder() == "/tmp/ray"
+    said = capsys.readouterr().out
+    assert said.startswith(f"TMPDIR {place} ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_folder_set")
+def test_a_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("TMPDIR", "own")
+        assert cluster.ray_folder() == f"{folder}/own/ray"
+
+
+@pytest.mark.usefixtures("no_folder_set")
+def test_where_no_folder_is_of_use_each_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/sys")
+    monkeypatch.setattr(cluster, "_useless", lambda place: "is full")
+    with refuses("not_writable", "/proc/sys is full", "/tmp is full", "TMPDIR"):
+        cluster.ray_folder()
 
 
 # Being connected

@@ -15,8 +15,9 @@ import torch
 
 from lana_ray.cluster import distill_worker as worker_module
 from lana_ray.cluster.distill_worker import GIB, distill_round, distill_worker, ending
+from lana_ray.cluster.claims import Claim
 from lana_ray.cluster.groups import WorkerGroup
-from lana_ray.cluster.trainers import run_training
+from lana_ray.cluster.trainers import Training, run_training
 from lana_ray.config import Config, load_config
 from lana_ray.distill.rounds import Demand, parts
 from lana_ray.ids import CandidateId
@@ -185,16 +186,15 @@ def test_what_a_killed_worker_had_in_hand_is_done_again_and_nothing_else(
     kept: dict[str, int] = {}
     train(workspace, [EVERY[0]])
     kept = times(tmp_path / "run", "candidates/*")
-    run_training(
-        _dies_once,
-        {"demands": DEMANDS, "marker": str(tmp_path / "died")},
-        config,
+    training = Training(
         title="distill",
+        worker=_dies_once,
+        setting={"demands": DEMANDS, "marker": str(tmp_path / "died")},
+        groups=[WorkerGroup(name=name, claim=Claim(cpus=1)) for name in ("quick", "slow")],
         total=len(EVERY) * 8,
-        groups=[WorkerGroup(name="quick", workers=1, cpus=1), WorkerGroup(name="slow", workers=1, cpus=1)],
-        process_group=False,
         rounds=[EVERY[:2], EVERY[2:4], EVERY[4:]],
     )
+    run_training(training, config)
     assert (tmp_path / "died").exists()
     assert all(ending(workspace, candidate) for candidate in EVERY)
     assert kept.items() <= times(tmp_path / "run", "candidates/*").items()

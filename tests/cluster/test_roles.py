@@ -13,6 +13,7 @@ from ..runs import TOKEN, printed
 
 SCRIPT = """
     import sys, time
+    from dataclasses import replace
     from pathlib import Path
 
     import ray
@@ -21,7 +22,7 @@ SCRIPT = """
     from lana_ray.cluster import connection as cluster
     from lana_ray.config import TrainConfig, load_config
     from lana_ray.cluster.tasks import run_tasks
-    from lana_ray.cluster.trainers import run_training, worker_group
+    from lana_ray.cluster.trainers import Training, run_training, worker_group
     from tests.runs import settings
     from tests.cluster.test_roles import worker
 
@@ -45,12 +46,13 @@ SCRIPT = """
         names = {node.id: node.target or "head" for node in cluster.nodes()}
         print("roles", sorted((names[node.id], node.role) for node in cluster.nodes()))
         group = worker_group(config.ray, TrainConfig(batch_size=256))
-        print("group", group.workers, group.cpus)
+        print("group", (group.fewest, group.most), group.claim.cpus)
 
         def train(name):
+            independent = replace(group, parts=None)
             setting = {"folder": here}
             run_training(
-                worker, setting, config, title=name, total=1, groups=[group], process_group=False
+                Training(title=name, worker=worker, setting=setting, groups=[independent], total=1), config
             )
             files = [file.name.split() for file in here.iterdir() if file.is_file()]
             print(name, sorted(names[node] for _, node in files))

@@ -12,8 +12,9 @@ from ray import train
 from ray.train import WorkerGroupError
 
 from lana_ray.cluster import trainers as driver
+from lana_ray.cluster.claims import Claim
 from lana_ray.cluster.groups import WorkerGroup
-from lana_ray.cluster.trainers import run_training
+from lana_ray.cluster.trainers import Training, run_training
 from lana_ray.config import Config, load_config
 from lana_ray.errors import UserError
 
@@ -29,7 +30,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def _run(config: Config, worker: Any, groups: list[WorkerGroup], **setting: Any) -> None:
-    run_training(worker, setting, config, title="try", total=1, groups=groups, process_group=False)
+    run_training(Training(title="try", worker=worker, setting=setting, groups=groups, total=1), config)
 
 
 def _all_is_given_back(seconds: float = 60) -> bool:
@@ -54,7 +55,7 @@ def test_a_worker_uses_the_cpus_it_claims_but_no_more_than_there_are(
     import os
 
     here = len(os.sched_getaffinity(0))
-    groups = [WorkerGroup(name="two", workers=1, cpus=2)]
+    groups = [WorkerGroup(name="two", claim=Claim(cpus=2))]
     _run(config, _threads, groups, folder=str(tmp_path))
     assert (tmp_path / "0").read_text() == repr((min(2, here), min(2, here)))
 
@@ -67,7 +68,7 @@ def _fails_or_sleeps(setting: dict[str, Any]) -> None:
 
 
 def test_a_group_that_fails_ends_the_others(config: Config) -> None:
-    groups = [WorkerGroup(name=name, workers=1, cpus=1) for name in ("sleeping", "failing")]
+    groups = [WorkerGroup(name=name, claim=Claim(cpus=1)) for name in ("sleeping", "failing")]
     with refuses("invalid_data", "this is the user's"):
         _run(config, _fails_or_sleeps, groups)
     assert _all_is_given_back()
@@ -101,14 +102,14 @@ def test_a_group_starts_again_as_long_as_it_gets_further(
     config: Config, tmp_path: Path, impatient: int
 ) -> None:
     deaths = impatient + 1
-    groups = [WorkerGroup(name="one", workers=1, cpus=1)]
+    groups = [WorkerGroup(name="one", claim=Claim(cpus=1))]
     _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=deaths + 1, deaths=deaths)
     assert len((tmp_path / "starts").read_text()) == deaths + 1
 
 
 @pytest.mark.slow
 def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path, impatient: int) -> None:
-    groups = [WorkerGroup(name="one", workers=1, cpus=1)]
+    groups = [WorkerGroup(name="one", claim=Claim(cpus=1))]
     with refuses("failed", "try: ", f"{impatient + 1} times"):
         _run(config, _dies_until_done, groups, folder=str(tmp_path), parts=2, deaths=99)
     # The second start got further than the first; the failures after it were too many.
@@ -116,10 +117,10 @@ def test_a_group_that_gets_no_further_ends(config: Config, tmp_path: Path, impat
 
 
 def test_a_group_that_no_node_holds_is_refused_before_anything_starts(config: Config) -> None:
-    wide = WorkerGroup(name="wide", workers=1, cpus=512)
+    wide = WorkerGroup(name="wide", claim=Claim(cpus=512))
     with refuses("no_node", "ray.cpus_per_worker", "512 CPUs"):
         _run(config, _fails_or_sleeps, [wide])
-    many = WorkerGroup(name="many", workers=(3, 4), cpus=1)
+    many = WorkerGroup(name="many", fewest=3, most=4, claim=Claim(cpus=1))
     with refuses("no_node", "ray.min_workers 3"):
         _run(config, _fails_or_sleeps, [many])
 
@@ -138,7 +139,7 @@ def test_what_is_missing_is_said_and_the_wait_ends(
     other = ray.remote(Other).options(num_cpus=1).remote()
     assert ray.get(other.ready.remote())
     with refuses("busy", "try: no worker for", "1 CPUs and 0 GPUs"):
-        _run(config, _fails_or_sleeps, [WorkerGroup(name="worker", workers=1, cpus=2)])
+        _run(config, _fails_or_sleeps, [WorkerGroup(name="worker", claim=Claim(cpus=2))])
     assert "try: no worker for" in capsys.readouterr().out
     ray.kill(other)
     assert _all_is_given_back()
@@ -153,7 +154,7 @@ def test_a_group_that_finds_no_room_next_to_another_is_told_of_and_not_waited_fo
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(driver, "_SAY_S", 2.0)
-    groups = [WorkerGroup(name="first", workers=1, cpus=1), WorkerGroup(name="wide", workers=1, cpus=2)]
+    groups = [WorkerGroup(name="first", claim=Claim(cpus=1)), WorkerGroup(name="wide", claim=Claim(cpus=2))]
     _run(config, _takes_a_while, groups)
     said = capsys.readouterr().out
     assert "try: no wide for" in said
@@ -168,4 +169,4 @@ def _is_wrong(setting: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_what_a_worker_raises_keeps_its_traceback(config: Config) -> None:
     with pytest.raises(WorkerGroupError, match=r"in _is_wrong\n.*\n.*KeyError: 'a bug'"):
-        _run(config, _is_wrong, [WorkerGroup(name="one", workers=1, cpus=1)])
+        _run(config, _is_wrong, [WorkerGroup(name="one", claim=Claim(cpus=1))])

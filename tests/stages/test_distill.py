@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lana_ray.cluster.claims import Claim
 from lana_ray.cluster.connection import Node
 from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.config import RayConfig
@@ -24,35 +25,39 @@ def group_of(config: RayConfig, candidates: int, known: Node) -> WorkerGroup:
     return group
 
 
+def bounds(group: WorkerGroup) -> tuple[int, int]:
+    return group.fewest, group.most
+
+
 def test_never_more_workers_than_candidates_cpus_and_memory() -> None:
-    assert group_of(RayConfig(), 20, node(64)).workers == (1, 16)
-    assert group_of(RayConfig(), 20, node(64)).cpus == 4
-    assert group_of(RayConfig(), 20, node(2)).workers == (1, 2)
+    assert bounds(group_of(RayConfig(), 20, node(64))) == (1, 16)
+    assert group_of(RayConfig(), 20, node(64)).claim.cpus == 4
+    assert bounds(group_of(RayConfig(), 20, node(2))) == (1, 2)
     small = group_of(RayConfig(), 20, node(64, gib=16))
-    assert (small.workers, small.cpus, small.memory) == ((1, 4), 16, 4 * GIB)
-    assert group_of(RayConfig(workers=8), 20, node(64)).workers == (1, 8)
-    assert group_of(RayConfig(workers=8), 3, node(64)).workers == (1, 3)
+    assert (bounds(small), small.claim) == ((1, 4), Claim(cpus=16, memory=4 * GIB))
+    assert bounds(group_of(RayConfig(workers=8), 20, node(64))) == (1, 8)
+    assert bounds(group_of(RayConfig(workers=8), 3, node(64))) == (1, 3)
 
 
 def test_workers_may_follow_the_cluster() -> None:
     group = group_of(RayConfig(workers=8, min_workers=2), 20, node(64))
-    assert (group.workers, group.most) == ((2, 8), 8)
+    assert bounds(group) == (2, 8)
     group = group_of(RayConfig(workers=8, min_workers=4), 3, node(64))
-    assert (group.workers, group.most) == (3, 3)
-    assert group_of(RayConfig(workers=1), 20, node(64)).workers == 1
+    assert bounds(group) == (3, 3)
+    assert bounds(group_of(RayConfig(workers=1), 20, node(64))) == (1, 1)
 
 
 def test_cpus_help_gpus() -> None:
     config = RayConfig(workers=2, gpus_per_worker=0.5, cpus_per_worker=4, cpu_workers=6)
     assert worker_groups(config, 99, GIB, [node(64, 1)]) == [
-        WorkerGroup(name="gpu worker", workers=(1, 2), cpus=4, gpus=0.5, memory=GIB),
-        WorkerGroup(name="cpu worker", workers=(1, 6), cpus=4, memory=GIB),
+        WorkerGroup(name="gpu worker", most=2, claim=Claim(cpus=4, gpus=0.5, memory=GIB)),
+        WorkerGroup(name="cpu worker", most=6, claim=Claim(cpus=4, memory=GIB)),
     ]
 
 
 def test_both_kinds_share_the_cpus() -> None:
     main, others = worker_groups(RayConfig(gpus_per_worker=1, cpu_workers=4), 99, GIB, [node(64, 8)])
-    assert (main.most, others.most, main.cpus, others.cpus) == (8, 4, 5, 5)
+    assert (main.most, others.most, main.claim.cpus, others.claim.cpus) == (8, 4, 5, 5)
     assert others.room([node(64, 8)], [main]) == 4
 
 
