@@ -33,8 +33,8 @@ _SETTLE_S = 20.0
 """How long to wait for resources of tasks and workers that are about to end, before fewer workers start."""
 
 
-_ElasticPolicy = ray_internals.elastic_policy()
-_FailurePolicy = ray_internals.failure_policy()
+_ElasticPolicy: Any = ray_internals.elastic_policy()
+_FailurePolicy: Any = ray_internals.failure_policy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def free(nodes: Sequence[Node], own: Sequence[str] = (), claim: Claim | None = N
     return unused
 
 
-class _Policy(_ElasticPolicy):  # type: ignore[misc]
+class _Policy(_ElasticPolicy):
     """Sizes a group by the nodes that may train, and reports its states to the board."""
 
     def __init__(self, scaling: ScalingConfig, placing: Placing) -> None:
@@ -132,7 +132,7 @@ class _Policy(_ElasticPolicy):  # type: ignore[misc]
         return selector(cluster.nodes(gone=True), self._group.claim, self._placing.targets)
 
 
-class _ProgressPolicy(_FailurePolicy):  # type: ignore[misc]
+class _ProgressPolicy(_FailurePolicy):
     """Resets a group's count of failures whenever it has got further than before.
 
     Long work on many machines fails more often than any fixed number; work that is broken gets no further.

@@ -246,7 +246,8 @@ def _proposals(
     metrics, modes = list(sweep.objectives), list(sweep.objectives.values())
     distributions = OptunaSearch.convert_search_space(dict(sweep.space))
     memory = optuna.storages.InMemoryStorage()
-    directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
+    direction = optuna.study.StudyDirection
+    directions = [direction.MINIMIZE if mode == "min" else direction.MAXIMIZE for mode in modes]
     study = optuna.create_study(storage=memory, study_name=_STUDY, directions=directions)
     for row in finished:
         settings, values = dict(row["settings"]), [float(row[name]) for name in metrics]

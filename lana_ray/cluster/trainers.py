@@ -124,7 +124,7 @@ class _LoopbackConfig(TorchConfig):
 _TorchBackend: Any = TorchConfig().backend_cls
 
 
-class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+class _LoopbackBackend(_TorchBackend):
     """Connects processes of one machine through a file: torch's TCP store listens on every interface."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

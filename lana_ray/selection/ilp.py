@@ -94,8 +94,7 @@ def _select(
         if missed or not found:
             share = 1.0 if missed and not found else max(share, 1 / 2)
         now = time.monotonic()
-        until = now + share * (deadline - now)
-        prove_until = until
+        until = prove_until = now + share * (deadline - now)
         if found:
             prove_until = min(until, now + max(_UNPROVEN_SHARE, 1 / left) * max(unproven_s, 0))
         solution, program = _solve_within(problem, budgets, program, relaxation, until, prove_until)
@@ -198,10 +197,6 @@ def _clash(problem: Problem, budgets: Mapping[str, float], seconds: float) -> Ex
     Raises the error itself if the budgets cannot be met even without the first.
     """
     (name, budget), *others = budgets.items()
-    values = [
-        np.where(np.isfinite(scores), costs, np.inf)
-        for scores, costs in zip(problem.scores, problem.costs[name], strict=True)
-    ]
-    alone = Problem.check(values, problem.costs)
-    cheapest = _select(alone, dict(others), 1, 1.0, seconds)[0].score
+    by_cost = replace(problem, scores=problem.costs[name])
+    cheapest = _select(by_cost, dict(others), 1, 1.0, seconds)[0].score
     return InfeasibleBudget(name, budget, cheapest, tuple(other for other, _ in others))

@@ -1,4 +1,4 @@
-"""The selections that a choice's program has, under the settings of ``select``."""
+"""The students that the integer program proposes for a choice, or why there are none."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lana_ray.config import SelectConfig
+from lana_ray.config.messages import listed
 from lana_ray.ids import CostId
 from lana_ray.ops.registry import TEACHER
 from lana_ray.run_dir import layout
@@ -19,11 +19,14 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.selection.choice import Choice, Limit, Proposal
 from lana_ray.selection.ilp import select
 from lana_ray.selection.loop import Proposed, Tables
-from lana_ray.selection.max_ops import of_few_operations
-from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Selection, TooFewOperations
-from lana_ray.selection.statement import Statement, layer_without_candidate, state, unmet
-
-Scores = Sequence[NDArray[np.float64]]
+from lana_ray.selection.max_ops import FewOperations, of_few_operations
+from lana_ray.selection.problem import (
+    Floats,
+    InfeasibleBudget,
+    NoSelectionFound,
+    Selection,
+    TooFewOperations,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,46 @@ class Pool:
     """Names of the layers."""
     ops: Sequence[Sequence[str]]
     """Per layer, the names of its candidates."""
-    scores: Scores
+    scores: Sequence[Floats]
     """Per layer, shape [candidates]; infinite for a candidate that may not be chosen."""
     exact: Mapping[CostId, Limit]
     """Limits on costs that need not be measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """Costs and limits of one choice as the program is given them, by ``str(CostId)``."""
+
+    costs: dict[str, Sequence[Floats]]
+    """Per layer, shape [candidates]."""
+    limits: dict[str, float]
+    """The most that a sum of these costs may be."""
+    limit_of: Mapping[CostId, Limit]
+    """Every limit of the choice, of exact costs too."""
+    rest: Mapping[CostId, float]
+    """What every student costs outside of its layers. A regression may find it below zero, where no cost
+    is, so it comes off the limit."""
+
+    def id_of(self, name: str) -> CostId:
+        """The cost of this name."""
+        return next(of for of in self.limit_of if str(of) == name)
+
+
+def state(choice: Choice, tables: Tables, exact: Mapping[CostId, Limit]) -> Statement:
+    """The choice with the tables as they are now.
+
+    Args:
+        exact: limits on costs that need not be measured.
+    """
+    aims = {of: choice.aim * limit.value() for of, limit in choice.limits.items()}
+    aims |= {of: limit.value() for of, limit in exact.items()}
+    rest = {of: tables[of].table.rest for of in aims}
+    return Statement(
+        costs={str(of): tables[of].table.costs for of in aims},
+        limits={str(of): aim - rest[of] for of, aim in aims.items()},
+        limit_of={**choice.limits, **exact},
+        rest=rest,
+    )
 
 
 def propose(pool: Pool, settings: SelectConfig, storage: Storage, choice: Choice, tables: Tables) -> Proposed:
@@ -85,20 +124,46 @@ def reason_unmet(pool: Pool, settings: SelectConfig, choice: Choice, tables: Tab
 
 
 def _without_candidate(pool: Pool, choice: Choice, statement: Statement) -> str:
-    layer = layer_without_candidate(pool.layers, pool.scores, statement)
-    if layer is None:
-        return ""
-    why = f"none of the candidates that may be chosen for layer {layer} runs there"
-    return f"target {choice.place}: budget {choice.name} cannot be met: {why}"
+    """Names a layer of which no candidate both may be chosen and runs on every target; empty if none is."""
+    for i, layer in enumerate(pool.layers):
+        tables = (pool.scores, *statement.costs.values())
+        if not np.all([np.isfinite(table[i]) for table in tables], axis=0).any():
+            why = f"none of the candidates that may be chosen for layer {layer} runs there"
+            return f"target {choice.place}: budget {choice.name} cannot be met: {why}"
+    return ""
 
 
 def _explained(
     choice: Choice, error: InfeasibleBudget | TooFewOperations, statement: Statement, settings: SelectConfig
 ) -> str:
-    if isinstance(error, InfeasibleBudget):
-        return unmet(choice, error, statement, settings)
-    why = f"select.max_ops {error.most} is less than the {error.needed} operations that its layers need"
-    return f"target {choice.place}: budget {choice.name} cannot be met: {why}; raise select.max_ops"
+    """Why no student keeps a budget: what it is, the least that can be had, and the fix."""
+    if isinstance(error, TooFewOperations):
+        why = f"select.max_ops {error.most} is less than the {error.needed} operations that its layers need"
+        return f"target {choice.place}: budget {choice.name} cannot be met: {why}; raise select.max_ops"
+    broken = statement.id_of(error.name)
+    limit = statement.limit_of[broken]
+    setting, others = _setting(broken), [_setting(statement.id_of(name)) for name in error.others]
+    which = f" that keeps {' and '.join(others)}" if others else ""
+    bound = broken.written(limit.value()) + (" with the margin" if limit.value() < limit.budget else "")
+    is_latency = broken.cost == "latency_ms"
+    budget = f"budget {choice.name}" if is_latency else f"budget {choice.name} with {setting}"
+    raised = ["the budget" if is_latency else setting, *others]
+    if error.most_operations is not None:
+        which += f" of at most {settings.max_ops} operations"
+        raised.append("select.max_ops")
+    least = broken.written(error.cheapest + statement.rest[broken])
+    fixes = [f"raise {listed(raised)}"]
+    fixes += ["loosen select.force and select.forbid"] if settings.force or settings.forbid else []
+    last = " or " if len(fixes) == 1 and len(raised) == 1 else ", or "
+    place = repr(broken.target) if broken.target else choice.place
+    return (
+        f"target {place}: {budget} ({bound}) cannot be met: the cheapest student{which} takes about {least}; "
+        f"{', '.join(fixes)}{last}add cheaper operations to the pool"
+    )
+
+
+def _setting(of: CostId) -> str:
+    return f"budgets.{of}" if of.cost != "latency_ms" else f"the budget on {of.target}"
 
 
 def _kept(pool: Pool, settings: SelectConfig, storage: Storage, statement: Statement) -> list[Selection]:
@@ -124,16 +189,10 @@ def _selections(rows: Any) -> list[Selection]:
     return [Selection(**{**row, "choices": tuple(row["choices"])}) for row in rows]
 
 
-def _of_few(pool: Pool, settings: SelectConfig, statement: Statement) -> Scores:
+def _of_few(pool: Pool, settings: SelectConfig, statement: Statement) -> Sequence[Floats]:
     """The scores of the best ``select.max_ops`` operations."""
     if settings.max_ops is None:
         return pool.scores
-    return of_few_operations(
-        pool.scores,
-        statement.costs,
-        statement.limits,
-        pool.ops,
-        settings.max_ops,
-        free=[TEACHER],
-        time_limit_s=settings.time_limit_s,
-    )
+    few = FewOperations(ops=pool.ops, most=settings.max_ops, free=[TEACHER])
+    limits = statement.costs, statement.limits, few
+    return of_few_operations(pool.scores, *limits, time_limit_s=settings.time_limit_s)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lana_ray.cluster import distill_worker as worker_module
-from lana_ray.cluster.distill_worker import GIB, distill_round, distill_worker, ending
 from lana_ray.cluster.claims import Claim
+from lana_ray.cluster.distill_worker import GIB, distill_round, distill_worker, ending
 from lana_ray.cluster.groups import WorkerGroup
 from lana_ray.cluster.trainers import Training, run_training
 from lana_ray.config import Config, load_config

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lana_ray.selection import InfeasibleBudget, TooFewOperations, select
-from lana_ray.selection.max_ops import fewest_operations, of_few_operations
+from lana_ray.selection.max_ops import FewOperations, fewest_operations, of_few_operations
 
 from .brute import Instance, every, instances, sum_of, within
 
@@ -34,7 +34,10 @@ def test_the_best_selection_of_few_operations_equals_brute_force(
     best = min(fitting.values(), default=math.inf)
     try:
         left = of_few_operations(
-            instance.scores, instance.costs, instance.budgets, ops, most, free=["teacher"]
+            instance.scores,
+            instance.costs,
+            instance.budgets,
+            FewOperations(ops=ops, most=most, free=["teacher"]),
         )
     except (InfeasibleBudget, TooFewOperations):
         assert best == math.inf
@@ -52,7 +55,9 @@ def test_more_operations_are_never_worse_at_a_real_size() -> None:
     costs = {"ms": [np.append(1.0, rng.random(19)) for _ in range(16)]}
     found = []
     for most in (1, 2, 4, 8, 19):
-        left = of_few_operations(scores, costs, {"ms": 8.0}, ops, most, free=["teacher"])
+        left = of_few_operations(
+            scores, costs, {"ms": 8.0}, FewOperations(ops=ops, most=most, free=["teacher"])
+        )
         found.append(select(left, costs, {"ms": 8.0})[0].score)
     assert found == sorted(found, reverse=True)
     assert found[-1] == pytest.approx(select(scores, costs, {"ms": 8.0})[0].score)
@@ -80,7 +85,9 @@ def test_budgets_that_so_few_cannot_keep_say_what_they_can(
     few = few_enough(instance, ops, most)
     error: InfeasibleBudget | TooFewOperations | None = None
     try:
-        left = of_few_operations(zero, instance.costs, instance.budgets, ops, most, free=["teacher"])
+        left = of_few_operations(
+            zero, instance.costs, instance.budgets, FewOperations(ops=ops, most=most, free=["teacher"])
+        )
         select(left, instance.costs, instance.budgets)
     except (InfeasibleBudget, TooFewOperations) as raised:
         error = raised
@@ -111,16 +118,16 @@ def test_too_few_operations_say_so() -> None:
     scores, costs = [np.array([0.0, 1.0])] * 2, {"ms": [np.array([2.0, 1.0])] * 2}
     ops = [["teacher", "a"]] * 2
     with pytest.raises(InfeasibleBudget, match="at most 0 operations") as caught:
-        of_few_operations(scores, costs, {"ms": 3.0}, ops, 0, free=["teacher"])
+        of_few_operations(scores, costs, {"ms": 3.0}, FewOperations(ops=ops, most=0, free=["teacher"]))
     assert caught.value.code == "infeasible"
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.name, again.cheapest, again.most_operations) == ("ms", 4.0, 0)
     with pytest.raises(InfeasibleBudget, match=r"budget ms = 1 .* costs 2;") as alone:
-        of_few_operations(scores, costs, {"ms": 1.0}, ops, 1)
+        of_few_operations(scores, costs, {"ms": 1.0}, FewOperations(ops=ops, most=1))
     assert alone.value.most_operations is None
     with pytest.raises(TooFewOperations, match="at least 2 operations") as needs:
-        of_few_operations(scores, costs, {"ms": 9.0}, [["a", "b"], ["c", "d"]], 1)
+        of_few_operations(scores, costs, {"ms": 9.0}, FewOperations(ops=[["a", "b"], ["c", "d"]], most=1))
     assert needs.value.code == "infeasible"
     assert pickle.loads(pickle.dumps(needs.value)).needed == 2
     with pytest.raises(ValueError, match="zero or more"):
-        of_few_operations(scores, costs, {"ms": 3.0}, ops, -1)
+        of_few_operations(scores, costs, {"ms": 3.0}, FewOperations(ops=ops, most=-1))

@@ -19,8 +19,7 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.selection import propose as solve
 from lana_ray.selection.choice import Choice, Limit
 from lana_ray.selection.margin import Noise
-from lana_ray.selection.propose import Pool, propose, reason_unmet
-from lana_ray.selection.statement import state
+from lana_ray.selection.propose import Pool, propose, reason_unmet, state
 
 OPS = [["teacher", "identity", "mbconv_e1_k3"]] * 2 + [["teacher", "mbconv_e1_k3"]]
 SIZES = [len(ops) for ops in OPS]
