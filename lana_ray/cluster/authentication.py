@@ -44,9 +44,13 @@ def authenticated(*, create: bool) -> Iterator[None]:
                 )
             path = Path(variable) if variable else _home_token(create)
             if path is None and create:
-                path = stack.enter_context(_temporary_token())
+                folder = tempfile.TemporaryDirectory(prefix="lana_ray-", ignore_cleanup_errors=True)
+                path = Path(stack.enter_context(folder), "auth_token")
+                _write_token(path)
             if path is not None:
-                stack.enter_context(_named(path))
+                # Ray's processes find the home directory by HOME only.
+                os.environ[_PATH] = str(path)
+                stack.callback(_restore, variable)
         reread_authentication()
         yield
 
@@ -88,24 +92,9 @@ def _write_token(path: Path) -> None:
         os.unlink(part)
 
 
-@contextmanager
-def _temporary_token() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="lana_ray-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "auth_token")
-        _write_token(path)
-        yield path
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Makes Ray's processes read the token from ``path``: they find the home directory by ``HOME`` only."""
-    before = os.environ.get(_PATH)
-    os.environ[_PATH] = str(path)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_PATH]
-        else:
-            os.environ[_PATH] = before
-        reread_authentication()
+def _restore(variable: str | None) -> None:
+    if variable is None:
+        del os.environ[_PATH]
+    else:
+        os.environ[_PATH] = variable
+    reread_authentication()

@@ -126,8 +126,8 @@ def occupied(nodes: Sequence[Node], claim: Claim, count: int) -> list[Node]:
     for node in nodes:
         here = min(count, claim.fits(node)) if node in able else 0
         count -= here
-        taken = {name: here * amount for name, amount in claim.resources.items()}
-        free = {name: amount - taken.get(name, 0) for name, amount in node.resources.items()}
+        taken = claim.resources
+        free = {name: amount - here * taken.get(name, 0) for name, amount in node.resources.items()}
         left.append(replace(node, resources=free))
     return left
 
@@ -225,12 +225,8 @@ def no_room(claim: Claim, config: RayConfig, nodes: Sequence[Node], count: int =
 def placed(claim: Claim, config: Config) -> dict[str, Any]:
     """Returns keyword arguments of a task's ``options``: what it claims and where it may run."""
     rules = selector(cluster.nodes(gone=True), claim, node_labels(config))
-    return {
-        "num_cpus": claim.cpus,
-        "num_gpus": claim.gpus,
-        "memory": claim.memory,
-        **({"label_selector": rules} if rules else {}),
-    }
+    resources = {"num_cpus": claim.cpus, "num_gpus": claim.gpus, "memory": claim.memory}
+    return resources | ({"label_selector": rules} if rules else {})
 
 
 def threads(cpus: int) -> int:

@@ -97,8 +97,7 @@ class _Policy(_ElasticPolicy):
         self._board.controlled.remote(self._group.name, ray.get_runtime_context().current_actor)
         super().after_controller_start(train_run_context)
 
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        state = ray_internals.state_name(current_state)
+    def enter(self, state: str) -> None:
         if state != self._state:
             self._state = state
             self._board.state.remote(self._group.name, state)

@@ -1,14 +1,18 @@
 """The private names of Ray that this package uses, each in one function that says why and which tests notice.
 
-They are those of Ray 2.60, which ``pyproject.toml`` pins because of them.
+They are those of Ray 2.60, which ``pyproject.toml`` pins because of them. Those of Ray Train are imported
+only where they are used: they take a second.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ray._private import ray_constants, services, state
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 
 def reread_authentication() -> None:
@@ -17,8 +21,6 @@ def reread_authentication() -> None:
     Private: ``ray._raylet.Config`` and ``AuthenticationTokenLoader``. Ray has no public way to change the
     token of a running process. Noticed by ``tests/cluster/test_authentication.py``.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -26,13 +28,11 @@ def reread_authentication() -> None:
 def started_cluster() -> str | None:
     """Returns the address of the cluster that ``ray start`` last started on this machine; None without one.
 
-    Private: ``ray._private.services.find_bootstrap_address``. ``ray.init(address="auto")`` connects at once:
-    it waits for minutes if that cluster is dead, and joins another process's local cluster if there is none.
-    Noticed by ``tests/cluster/test_connection.py``.
+    Private: ``ray._private.services.find_bootstrap_address``. ``ray.init(address="auto")`` waits for minutes
+    if that cluster is dead, and joins another process's local cluster if there is none. Noticed by
+    ``tests/cluster/test_connection.py``.
     """
-    from ray._private.services import find_bootstrap_address
-
-    address: str | None = find_bootstrap_address(None)
+    address: str | None = services.find_bootstrap_address(None)
     return address
 
 
@@ -44,8 +44,6 @@ def on_loopback(enabled: bool) -> Iterator[None]:
     it is imported, and takes ``_node_ip_address="127.0.0.1"`` for this machine's address in the network.
     Noticed by ``tests/test_processes.py``.
     """
-    from ray._private import ray_constants
-
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = before and not enabled
     try:
@@ -57,8 +55,8 @@ def on_loopback(enabled: bool) -> Iterator[None]:
 def folder_option(folder: str) -> dict[str, str]:
     """Returns the argument of ``ray.init`` for the folder of a local cluster's sockets and logs.
 
-    Private: ``_temp_dir``. Its public counterpart, ``RAY_TMPDIR``, would change the environment of every
-    process that this one starts. Noticed by ``tests/test_processes.py``.
+    Private: ``_temp_dir``. The public ``RAY_TMPDIR`` would change the environment of every process that this
+    one starts. Noticed by ``tests/test_processes.py``.
     """
     return {"_temp_dir": folder}
 
@@ -69,20 +67,19 @@ def available_resources() -> dict[str, dict[str, float]]:
     Private: ``ray._private.state.available_resources_per_node``. ``ray.available_resources`` gives only the
     sum of all nodes. Noticed by ``tests/cluster/test_trainers.py``.
     """
-    from ray._private.state import available_resources_per_node
-
-    available: dict[str, dict[str, float]] = available_resources_per_node()
+    available: dict[str, dict[str, float]] = state.available_resources_per_node()
     return available
 
 
 def elastic_policy() -> Any:
     """Returns the base class of a policy that sizes a group of Ray Train workers.
 
-    It has ``scaling_config`` and the hooks of Ray Train's controller. Subclasses define ``count_workers()``,
-    the number of workers that fit now, and ``selector()``, the nodes they may run on.
+    It has the hooks of Ray Train's controller. Subclasses define ``count_workers()``, the number of workers
+    that fit now, ``selector()``, the nodes they may run on, and ``enter(state)``, which gets Ray Train's name
+    of the controller's state.
 
-    Private: ``ElasticScalingPolicy``, its ``_count_possible_workers`` and ``NoopDecision`` below
-    ``ray.train.v2._internal``. Ray Train counts all nodes, and no public argument tells it to leave some out.
+    Private: ``ElasticScalingPolicy``, its ``_count_possible_workers``, ``NoopDecision`` and ``_state_type``
+    of the controller's states. Ray Train counts all nodes, and no public argument tells it to leave some out.
     Noticed by ``tests/cluster/test_trainers.py`` and ``test_roles.py``.
     """
     from ray.train.v2._internal.execution import scaling_policy
@@ -93,9 +90,12 @@ def elastic_policy() -> Any:
             self.scaling_config.label_selector = self.selector()
             super().after_controller_start(train_run_context)
 
-        def make_decision_for_running_worker_group(self, *state: Any, **named: Any) -> Any:
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            self.enter(current_state._state_type.state_name)
+
+        def make_decision_for_running_worker_group(self, *group: Any, **named: Any) -> Any:
             self.scaling_config.label_selector = self.selector()
-            return super().make_decision_for_running_worker_group(*state, **named)
+            return super().make_decision_for_running_worker_group(*group, **named)
 
         def make_decision_for_non_running_worker_group(self) -> Any:
             self.scaling_config.label_selector = self.selector()
@@ -105,13 +105,11 @@ def elastic_policy() -> Any:
                 time.sleep(self.GET_RESERVED_RESOURCES_INTERVAL_S)
             return decision
 
-        def on_controller_start_worker_group(self, **_: Any) -> dict[str, str]:
-            selector: dict[str, str] = self.selector()
-            return selector
+        def on_controller_start_worker_group(self, **_: Any) -> Any:
+            return self.selector()
 
-        def _count_possible_workers(self, reserved_resources: Any) -> int:
-            count: int = self.count_workers()
-            return count
+        def _count_possible_workers(self, reserved_resources: Any) -> Any:
+            return self.count_workers()
 
     return Elastic
 
@@ -119,24 +117,15 @@ def elastic_policy() -> Any:
 def failure_policy() -> Any:
     """Returns the class that decides whether a failed group of Ray Train workers starts again.
 
-    Private: ``DefaultFailurePolicy`` below ``ray.train.v2._internal``. Ray Train has no public way to count
-    failures since the last progress. Noticed by ``tests/cluster/test_trainers.py`` (slow).
+    Private: ``DefaultFailurePolicy``. Ray Train has no public way to count failures since the last progress.
+    Noticed by ``tests/cluster/test_trainers.py`` (slow).
     """
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
     return DefaultFailurePolicy
 
 
-def state_name(controller_state: Any) -> str:
-    """Returns Ray Train's name of a state of its controller, such as ``RUNNING``.
-
-    Private: ``_state_type``, which no method returns. Noticed by ``tests/cluster/test_trainers.py``.
-    """
-    name: str = controller_state._state_type.state_name
-    return name
-
-
-def trainer_with(policies: Mapping[str, Any], **options: Any) -> Any:
+def trainer_with(policies: dict[str, Any], **options: Any) -> Any:
     """Returns Ray Train's ``DataParallelTrainer`` with a ``scaling_policy`` and a ``failure_policy`` of ours.
 
     Private: ``DataParallelTrainer._initialize_and_run_controller``. No public argument takes a policy.
@@ -146,6 +135,6 @@ def trainer_with(policies: Mapping[str, Any], **options: Any) -> Any:
 
     class Trainer(DataParallelTrainer):
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            return super()._initialize_and_run_controller(**{**arguments, **policies})
+            return super()._initialize_and_run_controller(**arguments | policies)
 
     return Trainer(**options)

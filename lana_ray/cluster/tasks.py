@@ -49,10 +49,8 @@ def run_tasks(
     """
     if not arguments:
         return []
-    ray_config = config.ray
-    ask = Ask(
-        most=len(arguments), gpus=ray_config.gpus_per_worker, cpus=ray_config.cpus_per_worker, memory=memory
-    )
+    cpus, gpus = config.ray.cpus_per_worker, config.ray.gpus_per_worker
+    ask = Ask(most=len(arguments), cpus=cpus, gpus=gpus, memory=memory)
     _, claim = share(ask, nodes(gone=True))
     await_room(claim, config)
     agreement = of_driver(config.run.dir)
@@ -74,7 +72,7 @@ def run_tasks(
                 ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
                 # Ray would wait forever for tasks that no longer fit on any node.
                 if not ready:
-                    await_room(claim, config, wait_s=max(_ABSENT_S, ray_config.label_wait_s))
+                    await_room(claim, config, wait_s=max(_ABSENT_S, config.ray.label_wait_s))
                 for ended in ready:
                     results[waiting.pop(ended)] = _result(ended, title, claim)
                 show(len(arguments) - len(waiting))
@@ -127,7 +125,7 @@ def run_on_targets(
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
             # Ray would wait forever for targets that no node serves any longer.
             if not ready:
-                _placed([asked[position][0] for position in waiting.values()], config)
+                _placed([asked[k][0] for k in waiting.values()], config)
             for ended in ready:
                 yield waiting.pop(ended), *_outcome(ended)
     finally:
@@ -135,12 +133,9 @@ def run_on_targets(
             ray.cancel(left, force=True)
 
 
-def shared(value: Any) -> Any:
-    """Returns a reference to an argument of several calls, which is sent to each node only once.
-
-    The called functions get the value itself.
-    """
-    return ray.put(value)
+shared = ray.put
+"""Returns a reference to an argument of several calls, which is sent to each node only once; the called
+functions get the argument itself."""
 
 
 def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -> Any:

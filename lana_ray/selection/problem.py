@@ -13,6 +13,7 @@ from lana_ray.errors import UserError
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+_LOWEST = float(np.finfo(np.float64).min)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,31 +96,26 @@ class Problem:
     @classmethod
     def check(cls, scores: Sequence[Any], costs: Mapping[str, Sequence[Any]]) -> Problem:
         """Raises ValueError naming what is empty, ragged, NaN, negative (costs) or has nothing available."""
-        arrays = [_layer_values("scores", i, values) for i, values in enumerate(scores)]
+        arrays = [_layer_values("scores", i, values, _LOWEST) for i, values in enumerate(scores)]
         if not arrays:
             raise ValueError("scores: there are no layers to select for")
         tables: dict[str, list[Floats]] = {}
         for name, table in costs.items():
             if len(table) != len(arrays):
                 raise ValueError(f"costs of {name}: {len(table)} layers, but scores have {len(arrays)}")
-            tables[name] = [_layer_values(f"costs of {name}", i, values) for i, values in enumerate(table)]
+            tables[name] = [
+                _layer_values(f"costs of {name}", i, values, 0.0) for i, values in enumerate(table)
+            ]
             for i, (values, wanted) in enumerate(zip(tables[name], arrays, strict=True)):
-                if values.shape != wanted.shape:
+                if len(values) != len(wanted):
                     raise ValueError(
                         f"costs of {name}, layer {i}: {len(values)} candidates, but scores have {len(wanted)}"
                     )
-                if (values < 0).any():
-                    _refuse(f"costs of {name}", i, values, values < 0)
-        available = []
-        for i, values in enumerate(arrays):
-            if (values == -np.inf).any():
-                _refuse("scores", i, values, values == -np.inf)
-            finite = np.isfinite(values)
-            for table in tables.values():
-                finite &= np.isfinite(table[i])
-            if not finite.any():
+        layers = zip(arrays, *tables.values(), strict=True)
+        available = [np.flatnonzero(np.isfinite(values).all(axis=0)) for values in layers]
+        for i, candidates in enumerate(available):
+            if not len(candidates):
                 raise ValueError(f"layer {i}: no candidate is available; each has an infinite score or cost")
-            available.append(np.flatnonzero(finite))
         return cls(scores=arrays, costs=tables, available=available)
 
     def selection(self, choices: Sequence[int], bound: float | None = None) -> Selection:
@@ -151,16 +147,13 @@ def total(table: Sequence[Floats], choices: Sequence[int]) -> float:
     return math.fsum(values[j] for values, j in zip(table, choices, strict=True))
 
 
-def _layer_values(what: str, layer: int, values: Any) -> Floats:
+def _layer_values(what: str, layer: int, values: Any, least: float) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{what}, layer {layer}: expected one value per candidate, got shape {array.shape}")
-    if np.isnan(array).any():
-        _refuse(what, layer, array, np.isnan(array))
+    # NaN is not at least anything.
+    if len(wrong := np.flatnonzero(~(array >= least))):
+        allowed = "a score is a number or inf" if what == "scores" else "a cost is zero, positive or inf"
+        j = wrong[0]
+        raise ValueError(f"{what}, layer {layer}, candidate {j}: {array[j]} is not allowed; {allowed}")
     return array
-
-
-def _refuse(what: str, layer: int, values: Floats, wrong: Any) -> None:
-    j = int(np.flatnonzero(wrong)[0])
-    allowed = "a score is a number or inf" if what == "scores" else "a cost is zero, positive or inf"
-    raise ValueError(f"{what}, layer {layer}, candidate {j}: {values[j]} is not allowed; {allowed}")

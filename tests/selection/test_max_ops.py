@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from lana_ray.selection.max_ops import FewOperations, fewest_operations, of_few_
 from .brute import Instance, every, instances, sum_of, within
 
 OPS = ("teacher", "mbconv", "bottleneck", "identity")
+
+
+def limited(ops: Sequence[Sequence[str]], most: int) -> FewOperations:
+    """At most so many operations besides the teacher's."""
+    return FewOperations(ops=ops, most=most, free=["teacher"])
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -37,7 +43,7 @@ def test_the_best_selection_of_few_operations_equals_brute_force(
             instance.scores,
             instance.costs,
             instance.budgets,
-            FewOperations(ops=ops, most=most, free=["teacher"]),
+            limited(ops, most),
         )
     except (InfeasibleBudget, TooFewOperations):
         assert best == math.inf
@@ -55,9 +61,7 @@ def test_more_operations_are_never_worse_at_a_real_size() -> None:
     costs = {"ms": [np.append(1.0, rng.random(19)) for _ in range(16)]}
     found = []
     for most in (1, 2, 4, 8, 19):
-        left = of_few_operations(
-            scores, costs, {"ms": 8.0}, FewOperations(ops=ops, most=most, free=["teacher"])
-        )
+        left = of_few_operations(scores, costs, {"ms": 8.0}, limited(ops, most))
         found.append(select(left, costs, {"ms": 8.0})[0].score)
     assert found == sorted(found, reverse=True)
     assert found[-1] == pytest.approx(select(scores, costs, {"ms": 8.0})[0].score)
@@ -85,9 +89,7 @@ def test_budgets_that_so_few_cannot_keep_say_what_they_can(
     few = few_enough(instance, ops, most)
     error: InfeasibleBudget | TooFewOperations | None = None
     try:
-        left = of_few_operations(
-            zero, instance.costs, instance.budgets, FewOperations(ops=ops, most=most, free=["teacher"])
-        )
+        left = of_few_operations(zero, instance.costs, instance.budgets, limited(ops, most))
         select(left, instance.costs, instance.budgets)
     except (InfeasibleBudget, TooFewOperations) as raised:
         error = raised
@@ -118,7 +120,7 @@ def test_too_few_operations_say_so() -> None:
     scores, costs = [np.array([0.0, 1.0])] * 2, {"ms": [np.array([2.0, 1.0])] * 2}
     ops = [["teacher", "a"]] * 2
     with pytest.raises(InfeasibleBudget, match="at most 0 operations") as caught:
-        of_few_operations(scores, costs, {"ms": 3.0}, FewOperations(ops=ops, most=0, free=["teacher"]))
+        of_few_operations(scores, costs, {"ms": 3.0}, limited(ops, 0))
     assert caught.value.code == "infeasible"
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.name, again.cheapest, again.most_operations) == ("ms", 4.0, 0)
