@@ -17,7 +17,7 @@ import numpy as np
 
 from lana_ray.selection.highs import Relaxation, Solution, solve_binary
 from lana_ray.selection.problem import InfeasibleBudget, NoSelectionFound, Problem, Selection
-from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_program, over
+from lana_ray.selection.program import EXCLUSIONS, TOLERANCE, Program, build_program
 from lana_ray.selection.tabu import search
 
 # The relaxation's duals are exact to 1e-7.
@@ -97,7 +97,7 @@ def _select(
         until = prove_until = now + share * (deadline - now)
         if found:
             prove_until = min(until, now + max(_UNPROVEN_SHARE, 1 / left) * max(unproven_s, 0))
-        solution, program = _solve_within(problem, budgets, program, relaxation, until, prove_until)
+        solution, program = _solve_within(program, relaxation, until, prove_until)
         if solution.columns is None:
             if solution.proven or missed:
                 break
@@ -137,12 +137,7 @@ def _check_options(
 
 
 def _solve_within(
-    problem: Problem,
-    budgets: Mapping[str, float],
-    program: Program,
-    relaxation: Relaxation,
-    until: float,
-    prove_until: float,
+    program: Program, relaxation: Relaxation, until: float, prove_until: float
 ) -> tuple[Solution, Program]:
     """Solves until the solution is within the budgets by its exactly rounded sums.
 
@@ -150,14 +145,13 @@ def _solve_within(
     """
     solution = _solve(program, relaxation, until, prove_until)
     for _ in range(EXCLUSIONS):
-        if solution.columns is None or not over(problem, budgets, program, solution.columns):
+        if solution.columns is None or not program.over(solution.columns):
             return solution, program
         program = program.unlike(solution.columns, program.layers - 1)
         solution = _solve(program, relaxation, until, prove_until)
     bound, tight = solution.bound, program
     while solution.columns is not None:
-        exceeded = over(problem, budgets, program, solution.columns)
-        if not exceeded:
+        if not (exceeded := program.over(solution.columns)):
             return replace(solution, bound=min(bound, solution.objective)), program
         tight = tight.tightened(exceeded, solution.columns)
         solution = _solve(tight, relaxation, until, prove_until)

@@ -20,7 +20,7 @@ from lana_ray.selection.problem import (
     TooFewOperations,
     total,
 )
-from lana_ray.selection.program import EXCLUSIONS, Program, build_program, over
+from lana_ray.selection.program import EXCLUSIONS, Program, build_program
 
 _EXPLAINING_S = 1.0
 """Minimum seconds for the search for a budget that could be met, to explain budgets that clash."""
@@ -100,8 +100,7 @@ def _best(problem: Problem, budgets: Mapping[str, float], few: FewOperations, de
             raise NoSelectionFound(
                 f"no selection of at most {few.most} operations found in time; raise time_limit_s"
             )
-        exceeded = over(problem, budgets, program, solution.columns)
-        if not exceeded:
+        if not (exceeded := program.over(solution.columns)):
             return program.choices(solution.columns)
         excluded += 1
         if excluded <= EXCLUSIONS:

@@ -38,6 +38,8 @@ class Program:
     whether costs are in seconds or microseconds.
     """
 
+    problem: Problem
+    budgets: Mapping[str, float]
     layers: int
     """Number of layers, N."""
     layer: Ints
@@ -68,13 +70,17 @@ class Program:
 
     def tightened(self, budgets: Collection[str | None], columns: Ints) -> Program:
         """Returns the program with some budgets' rows lowered until they exclude the solution ``columns``."""
-        rows = (self._below(row, columns) if row.budget in budgets else row for row in self.rows)
+        rows = list(self.rows)
+        for r, row in enumerate(rows):
+            if row.budget in budgets:
+                used = math.fsum(row.value[np.isin(row.index, columns)])
+                rows[r] = replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
         return replace(self, rows=tuple(rows))
 
-    @staticmethod
-    def _below(row: Row, columns: Ints) -> Row:
-        used = math.fsum(row.value[np.isin(row.index, columns)])
-        return replace(row, upper=max(min(row.upper, used) - 2 * TOLERANCE, 0.0))
+    def over(self, columns: Ints) -> set[str]:
+        """Returns the budgets that a selection exceeds by its exactly rounded sums."""
+        costs, choices = self.problem.costs, self.choices(columns)
+        return {name for name, budget in self.budgets.items() if total(costs[name], choices) > budget}
 
     def score(self, objective: float) -> float:
         """Converts a value of the objective to a score in the user's unit."""
@@ -110,6 +116,8 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         value = extra[fits][index] / slack
         rows.append(Row(index=index, value=value, upper=1.0, budget=name))
     return Program(
+        problem=problem,
+        budgets=budgets,
         layers=len(least),
         layer=layer[fits],
         candidate=candidate[fits],
@@ -118,12 +126,6 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         offset=math.fsum(least),
         rows=tuple(rows),
     )
-
-
-def over(problem: Problem, budgets: Mapping[str, float], program: Program, columns: Ints) -> set[str]:
-    """Returns the budgets that the selection ``columns`` exceeds."""
-    choices = program.choices(columns)
-    return {name for name, budget in budgets.items() if total(problem.costs[name], choices) > budget}
 
 
 def _flat(table: list[Floats], problem: Problem) -> Floats:
