@@ -30,7 +30,6 @@ _POLL_S = 2.0
 _SAY_EVERY_S = 30.0
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 """Pattern of the label values that Ray accepts; no node can carry any other."""
-NODE_ID = "ray.io/node-id"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +154,7 @@ def selector(nodes: Sequence[Node], claim: Claim, targets: Iterable[str]) -> dic
     rules = {
         ROLE: ["measure"],
         LABEL: sorted(label for label in excluded - both if label),
-        NODE_ID: [node.id for node in measuring if node.alive and node.target in both],
+        "ray.io/node-id": [node.id for node in measuring if node.alive and node.target in both],
     }
     return {key: f"!in({', '.join(values)})" for key, values in rules.items() if values}
 

@@ -195,7 +195,8 @@ def run_training(training: Training, config: Config) -> None:
     for group in training.groups:
         await_room(group.claim, config, count=group.fewest)
         say(f"{title}: {describe(group, config.ray)}")
-    board = _board(training.rounds)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(training.rounds)
     fits = _start(training, config, board)
     watch = _Watch(title, training.groups, config)
     try:
@@ -216,13 +217,6 @@ def run_training(training: Training, config: Config) -> None:
         _end(board, fits)
     if failed is not None:
         _fail(title, failed, config)
-
-
-def _board(rounds: Iterable[Any]) -> Any:
-    """Starts a board on this node and returns its handle."""
-    here = ray.get_runtime_context().get_node_id()
-    strategy = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote(rounds)
 
 
 def _start(training: Training, config: Config, board: Any) -> list[Future[Any]]:

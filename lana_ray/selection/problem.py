@@ -141,6 +141,10 @@ class Problem:
         """Returns the smallest value of each layer among its available candidates, shape [N]."""
         return np.array([values[keep].min() for values, keep in zip(table, self.available, strict=True)])
 
+    def flat(self, table: list[Floats]) -> Floats:
+        """Returns the available candidates' values of all layers in one array."""
+        return np.concatenate([values[keep] for values, keep in zip(table, self.available, strict=True)])
+
 
 def total(table: Sequence[Floats], choices: Sequence[int]) -> float:
     """Returns the exactly rounded sum of one value per layer, whatever the layers' order."""

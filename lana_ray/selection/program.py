@@ -40,8 +40,6 @@ class Program:
 
     problem: Problem
     budgets: Mapping[str, float]
-    layers: int
-    """Number of layers, N."""
     layer: Ints
     """Layer of each column, ascending, shape [n]."""
     candidate: Ints
@@ -53,6 +51,11 @@ class Program:
     offset: float
     """Sum of the layers' least scores."""
     rows: tuple[Row, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, N."""
+        return len(self.problem.scores)
 
     @property
     def has_empty_layer(self) -> bool:
@@ -91,11 +94,10 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
     """Builds the program of ``problem`` within ``budgets``; each must be at least the cheapest selection."""
     least = problem.least(problem.scores)
     layer = np.repeat(np.arange(len(least)), [len(keep) for keep in problem.available])
-    candidate = np.concatenate(problem.available)
-    flat_costs = [_flat(table, problem) for table in problem.costs.values()]
-    order = np.lexsort((*flat_costs, _flat(problem.scores, problem), layer))
-    candidate = candidate[order]
-    objective = _flat(problem.scores, problem)[order] - least[layer]
+    scores, costs = problem.flat(problem.scores), {n: problem.flat(t) for n, t in problem.costs.items()}
+    order = np.lexsort((*costs.values(), scores, layer))
+    candidate = np.concatenate(problem.available)[order]
+    objective = scores[order] - least[layer]
     stated: dict[str, tuple[Floats, float]] = {}
     fits = np.ones(len(layer), dtype=bool)
     for name, budget in budgets.items():
@@ -104,7 +106,7 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         cheapest = problem.least(problem.costs[name])
         rounding = 4 * len(least) * float(np.finfo(np.float64).eps) * budget
         slack = budget - math.fsum(cheapest) + rounding
-        extra = _flat(problem.costs[name], problem)[order] - cheapest[layer]
+        extra = costs[name][order] - cheapest[layer]
         fits &= extra <= slack
         stated[name] = extra, slack
     objective = objective[fits]
@@ -118,7 +120,6 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
     return Program(
         problem=problem,
         budgets=budgets,
-        layers=len(least),
         layer=layer[fits],
         candidate=candidate[fits],
         objective=objective / scale,
@@ -126,8 +127,3 @@ def build_program(problem: Problem, budgets: Mapping[str, float]) -> Program:
         offset=math.fsum(least),
         rows=tuple(rows),
     )
-
-
-def _flat(table: list[Floats], problem: Problem) -> Floats:
-    """Returns the available candidates' values of all layers in one array."""
-    return np.concatenate([values[keep] for values, keep in zip(table, problem.available, strict=True)])
