@@ -58,7 +58,6 @@ class Board:
         return self._held[worker]
 
     def add(self, steps: int, worker: str) -> None:
-        """Counts steps that a worker has done."""
         group = _group(worker)
         self._steps[worker] += steps
         self._done[group] += steps

@@ -75,11 +75,9 @@ class Sweep:
 
     @property
     def size(self) -> int:
-        """The total number of trials."""
         return len(self.combinations()) if self.is_grid else self.trials
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Returns every combination of a grid's values."""
         values = itertools.product(*(of_setting["grid_search"] for of_setting in self.space.values()))
         return [dict(zip(self.space, chosen, strict=True)) for chosen in values]
 
@@ -131,23 +129,21 @@ def run_sweep(
         trainable = _trainable(sweep, trial, shared, storage)
         # Tune keeps its own state as pickles, which nothing may load later: it is deleted with this process.
         with tempfile.TemporaryDirectory(prefix="lana_ray-") as scratch:
-            _run(
-                _tuner(sweep, trainable, finished, left, storage, scratch),
-                lambda: on_trial(len(_finished(sweep, storage))),
-            )
+            fit = in_background(_tuner(sweep, trainable, finished, left, storage, scratch).fit)
+            while not wait([fit], _POLL_S).done:
+                on_trial(len(_finished(sweep, storage)))
+            _check(fit.result())
         finished = _finished(sweep, storage)
     on_trial(len(finished))
     return finished
 
 
-def _run(tuner: tune.Tuner, on_tick: Callable[[], None]) -> None:
-    fit = in_background(tuner.fit)
-    while not wait([fit], _POLL_S).done:
-        on_tick()
-    for result in fit.result():
-        if result.error is not None:
-            causes = getattr(result.error, "cause", None), result.error.__cause__
-            raise next((cause for cause in causes if isinstance(cause, UserError)), result.error)
+def _check(results: tune.ResultGrid) -> None:
+    """Raises the first trial's error, or the user's mistake that caused it."""
+    if results.errors:
+        error = results.errors[0]
+        causes = getattr(error, "cause", None), error.__cause__
+        raise next((cause for cause in causes if isinstance(cause, UserError)), error)
 
 
 def _finished(sweep: Sweep, storage: Storage) -> list[dict[str, Any]]:
@@ -162,7 +158,6 @@ def _row(kept: Any) -> dict[str, Any]:
 
 
 def _trainable(sweep: Sweep, trial: Trial, shared: Sequence[Any], storage: Storage) -> Any:
-    """Returns the trial as a function that Tune can call."""
     references = [ray.put(argument) for argument in shared]
     gpus = sweep.resources.get("GPU", 0)
     # A process that has used a GPU keeps memory of it.

@@ -62,11 +62,7 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What the workers of a Ray Train job do.
-
-    Workers save finished work to the run directory themselves, so a failed or killed run loses only unsaved
-    work.
-    """
+    """What the workers of a Ray Train job do; they save finished work to the run directory themselves."""
 
     title: str
     worker: Callable[[dict[str, Any]], None]
@@ -82,12 +78,8 @@ class Training:
 
     def fit(self, group: WorkerGroup, config: Config, board: Any) -> None:
         """Trains one group until it ends; raises the errors of Ray Train."""
-        own = {
-            **self.setting,
-            "config": with_cpus(config, group.claim.cpus),
-            "group": (group.name, group.claim.gpus),
-        }
-        call = pickle.dumps((self.worker, own, of_driver(config.run.dir)))
+        own = {"config": with_cpus(config, group.claim.cpus), "group": (group.name, group.claim.gpus)}
+        call = pickle.dumps((self.worker, {**self.setting, **own}, of_driver(config.run.dir)))
         ahead = tuple(itertools.takewhile(lambda other: other is not group, self.groups))
         # Ray Train silently resumes an earlier run of the same name, so the name includes what is trained.
         trained = fingerprint(config, [repr(self.setting[key]) for key in sorted(self.setting)])
@@ -220,7 +212,6 @@ def run_training(training: Training, config: Config) -> None:
 
 
 def _start(training: Training, config: Config, board: Any) -> list[Future[Any]]:
-    """Starts a trainer for each group in a thread of its own."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     for variable, value in _RAY_TRAIN.items():
         os.environ.setdefault(variable, value)

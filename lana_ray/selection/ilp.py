@@ -75,7 +75,6 @@ def select(
 def _select(
     problem: Problem, budgets: Mapping[str, float], count: int, max_overlap: float, time_limit_s: float
 ) -> list[Selection]:
-    """Runs ``select`` on checked input."""
     deadline = time.monotonic() + time_limit_s
     problem.check_each(budgets)
     program = build_program(problem, budgets)

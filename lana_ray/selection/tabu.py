@@ -67,8 +67,6 @@ class _Grid:
 
 @dataclass(kw_only=True, slots=True)
 class _State:
-    """The state of all searches."""
-
     chosen: Ints
     """Cells, shape [searches, N]."""
     score: Floats
