@@ -11,6 +11,7 @@ from typing import Any
 
 import highspy
 import numpy as np
+import scipy.sparse
 
 from lana_ray.selection.problem import Floats, Ints
 from lana_ray.selection.program import TOLERANCE, Program, Row
@@ -139,29 +140,24 @@ def _solution(highs: Any, program: Program, columns: Ints, seconds: float) -> So
 
 def _highs(program: Program, columns: Ints) -> Any:
     """Returns a solver with the relaxation of ``program`` over ``columns``, passed sparse and column-wise."""
-    position = np.full(len(program.layer), -1)
-    position[columns] = np.arange(len(columns))
-    at, row, value = [position[columns]], [program.layer[columns]], [np.ones(len(columns))]
-    for r, constraint in enumerate(program.rows):
-        present = position[constraint.index] >= 0
-        at.append(position[constraint.index[present]])
-        row.append(np.full(int(present.sum()), program.layers + r))
-        value.append(constraint.value[present])
-    column = np.concatenate(at)
-    order = np.argsort(column, kind="stable")
-    size = np.bincount(column, minlength=len(columns))
+    count, layers = len(program.layer), program.layers
+    entries = [(program.layer, np.arange(count), np.ones(count))]
+    entries += [
+        (np.full(len(row.index), layers + r), row.index, row.value) for r, row in enumerate(program.rows)
+    ]
+    row, column, value = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    shape = layers + len(program.rows), count
+    matrix = scipy.sparse.csc_array((value, (row, column)), shape=shape)[:, columns]
 
     lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(columns), program.layers + len(program.rows)
+    lp.num_row_, lp.num_col_ = matrix.shape
     lp.col_cost_ = program.objective[columns]
     lp.col_lower_ = np.zeros(len(columns))
     lp.col_upper_ = np.ones(len(columns))
-    lp.row_lower_ = np.concatenate([np.ones(program.layers), np.full(len(program.rows), -np.inf)])
-    lp.row_upper_ = np.concatenate([np.ones(program.layers), [r.upper for r in program.rows]])
+    lp.row_lower_ = np.concatenate([np.ones(layers), np.full(len(program.rows), -np.inf)])
+    lp.row_upper_ = np.concatenate([np.ones(layers), [r.upper for r in program.rows]])
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(size)]).astype(np.int32)
-    lp.a_matrix_.index_ = np.concatenate(row)[order].astype(np.int32)
-    lp.a_matrix_.value_ = np.concatenate(value)[order]
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
 
     highs = _SilentHighs()
     options = {
