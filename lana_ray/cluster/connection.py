@@ -1,4 +1,4 @@
-"""Connects to Ray: finds a cluster or starts a local one, and lists its nodes.
+"""Connects to Ray: finds a cluster or starts a local one, lists its nodes and calls functions on them.
 
 A node serves a target if it carries the label ``lana.target=<name>`` and one resource ``lana_device`` per
 device that can be measured on at a time: the label names the hardware, the resource keeps other measurements

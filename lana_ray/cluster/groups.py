@@ -32,7 +32,6 @@ MAX_FAILURES = 3
 _SETTLE_S = 20.0
 """How long to wait for resources of tasks and workers that are about to end, before fewer workers start."""
 
-
 _ElasticPolicy: Any = ray_internals.elastic_policy()
 _FailurePolicy: Any = ray_internals.failure_policy()
 

@@ -25,6 +25,7 @@ def pareto(scores: Sequence[Any], costs: Sequence[Any], *, max_points: int | Non
     sums. Its length depends on the data. Measured at N = 46, M = 197 on one core: independent uniform scores
     and costs give 2,800 points in 0.2 s; if no candidate of any layer is dominated by another, 230,000
     points in 150 s and 2.5 GB.
+
     Raises:
         ValueError: for NaN, negative costs, ragged input, a layer without a candidate, ``max_points < 1``.
     """
