@@ -126,13 +126,17 @@ class _LoopbackBackend(_TorchBackend):
             "init_method": f"file://{tempfile.gettempdir()}/lana_ray-{uuid.uuid4().hex}",
             "timeout": timedelta(seconds=backend_config.timeout_s),
         }
-        ranks = range(len(worker_group))
-        ray.get([worker_group.execute_single_async(rank, _join, rank=rank, **group) for rank in ranks])
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _join, world_rank=rank, **group)
+                for rank in range(len(worker_group))
+            ]
+        )
 
 
-def _join(**group: Any) -> None:
+def _join(world_rank: int, **group: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _LOOPBACK
-    torch.distributed.init_process_group(**group)
+    torch.distributed.init_process_group(rank=world_rank, **group)
 
 
 def worker_group(
