@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_the_teacher_must_fit_data_and_pool(tmp_path: Path) -> None:
 
 
 def test_operations_of_the_users_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(registry, "FAMILIES", copy(registry.FAMILIES))
     monkeypatch.setattr(registry, "_FILES", set())
     (tmp_path / "my_ops.py").write_text(
         "from torch import nn\n"

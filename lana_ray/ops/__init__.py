@@ -4,10 +4,10 @@ from lana_ray.ops import attention, convs, grouped, identity, lambdas, mbconv, r
 from lana_ray.ops.presets import PRESETS, candidates, pool
 from lana_ray.ops.pruning import pruned
 from lana_ray.ops.registry import (
+    FAMILIES,
     Op,
     build_op,
     count_weights,
-    families,
     fits,
     is_trained,
     parse_op,
@@ -17,6 +17,7 @@ from lana_ray.ops.registry import (
 from lana_ray.ops.warmstart import warm_start
 
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "Op",
     "attention",
@@ -24,7 +25,6 @@ __all__ = [
     "candidates",
     "convs",
     "count_weights",
-    "families",
     "fits",
     "grouped",
     "identity",

@@ -50,6 +50,7 @@ from lana_ray.errors import Code, UserError
 from lana_ray.networks.factories import import_file
 from lana_ray.networks.layers import Layer
 from lana_ray.networks.layouts import Layout, Rearranged
+from lana_ray.registries import Registry
 from lana_ray.run_dir.code_version import closure, code_version
 from lana_ray.run_dir.fingerprint import fingerprint
 
@@ -65,6 +66,7 @@ TEACHER = "teacher"
 class Family:
     """A registered family of operations: its constructor and what ``register`` was called with."""
 
+    name: str
     build: Constructor
     parameters: Mapping[str, Kind]
     defaults: Mapping[str, float]
@@ -77,7 +79,8 @@ class Family:
     """Identity of the user's file that registered the family; empty for our own."""
 
 
-_FAMILIES: dict[str, Family] = {}
+FAMILIES: Registry[Family] = Registry("operation")
+"""All families by name, ``teacher`` first."""
 _FILES: set[Path] = set()
 
 
@@ -96,18 +99,18 @@ class Op:
     @property
     def key(self) -> str:
         """The identity: the name and, for an operation from a user's file, a hash of the file's content."""
-        source = _FAMILIES[self.family].source
+        source = FAMILIES[self.family].source
         return f"{self.name} {source}" if source else self.name
 
     @property
     def of_teacher(self) -> bool:
         """Whether it is made from the layer's own module, so that its structure differs between layers."""
-        return _FAMILIES[self.family].of_teacher
+        return FAMILIES[self.family].of_teacher
 
     @property
     def is_ours(self) -> bool:
         """Whether it is part of lana_ray, not the user's own."""
-        return _FAMILIES[self.family].own
+        return FAMILIES[self.family].own
 
     def __str__(self) -> str:
         return self.name
@@ -154,7 +157,7 @@ def register(
     def keep(build: Constructor) -> Constructor:
         defaults = _check_declaration(name, kinds, build, of_teacher)
         own = getattr(build, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
-        _FAMILIES[name] = Family(build, kinds, defaults, fits, of_teacher, any_layout or of_teacher, own)
+        FAMILIES[name] = Family(name, build, kinds, defaults, fits, of_teacher, any_layout or of_teacher, own)
         return build
 
     return keep
@@ -164,7 +167,7 @@ def _check_declaration(
     name: str, kinds: Mapping[str, Kind], build: Constructor, of_teacher: bool
 ) -> dict[str, float]:
     """Checks the arguments of ``register`` and returns the parameters' defaults."""
-    if name in _FAMILIES:
+    if name in FAMILIES:
         raise ValueError(f"operation {name!r} is registered already")
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -202,26 +205,21 @@ def register_files(files: Sequence[str]) -> None:
     for file in (Path(file).resolve() for file in files):
         if file in _FILES:
             continue
-        before = dict(_FAMILIES)
+        before = dict(FAMILIES)
         try:
             module = import_file(file)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            _FAMILIES.clear()
-            _FAMILIES.update(before)
+            FAMILIES.clear()
+            FAMILIES.update(before)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             code: Code = "invalid_extension" if file.exists() else "missing_file"
             raise UserError(code, f"pool.modules: {file}: {reason}") from error
         source = code_version(closure([file], file.parent), file.parent)
-        for name, family in _FAMILIES.items():
+        for name, family in FAMILIES.items():
             # teacher.factory may be in the same file, which then was run before.
             if name not in before or family.build.__module__ == module.__name__:
-                _FAMILIES[name] = replace(family, source=source)
+                FAMILIES[name] = replace(family, source=source)
         _FILES.add(file)
-
-
-def families() -> tuple[str, ...]:
-    """Returns the names of all registered families, ``teacher`` first."""
-    return tuple(_FAMILIES)
 
 
 def odd(value: float) -> float:
@@ -259,20 +257,18 @@ def parse_op(name: str) -> Op:
         UserError: for an unknown family (with the nearest name) or parameter, a missing parameter or an
             impossible value.
     """
-    family = max((f for f in families() if f"{name}_".startswith(f"{f}_")), key=len, default=None)
+    family = max((f for f in FAMILIES if f"{name}_".startswith(f"{f}_")), key=len, default=None)
     if family is None:
-        near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), families(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), FAMILIES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            "unknown_name", f"unknown operation {name!r}; {hint}available: {', '.join(families())}"
-        )
+        raise UserError("unknown_name", f"unknown operation {name!r}; {hint}available: {', '.join(FAMILIES)}")
     arguments: dict[str, float] = {}
     for part in name[len(family) :].split("_")[1:]:
         match = re.fullmatch(r"([a-z]+)(\d{1,6}(?:\.\d{1,12})?)", part)
         if match is None or match[1] in arguments:
             raise UserError("invalid_setting", f"operation {name!r}: cannot parse {part!r}; {_usage(family)}")
         arguments[match[1]] = float(match[2])
-    kinds, defaults = _FAMILIES[family].parameters, _FAMILIES[family].defaults
+    kinds, defaults = FAMILIES[family].parameters, FAMILIES[family].defaults
     for key in arguments:
         if key not in kinds:
             raise UserError(
@@ -296,7 +292,7 @@ def parse_op(name: str) -> Op:
 
 def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
     """Whether the operation can replace the layer; operations made from ``teacher`` fit none without it."""
-    family = _FAMILIES[op.family]
+    family = FAMILIES[op.family]
     if family.of_teacher:
         return teacher is not None and family.fits(layer, teacher=teacher, **op.parameters)
     if family.any_layout:
@@ -320,7 +316,7 @@ def build_op(
         ValueError: if the operation does not fit the layer, or if it needs a teacher and none is passed.
         UserError: if its constructor does not return a module.
     """
-    family = _FAMILIES[op.family]
+    family = FAMILIES[op.family]
     if family.of_teacher and teacher is None:
         raise ValueError(f"layer {layer.name}: the operation {op.name!r} needs the layer's module")
     if not fits(op, layer, teacher):
@@ -348,7 +344,7 @@ def count_weights(op: Op, layer: Layer) -> int:
     # The constructor of a user's own operation may compute with its weights, which meta tensors cannot do.
     device = "meta" if op.is_ours else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        candidate = _FAMILIES[op.family].build(layer.usual, act=nn.ReLU, **op.parameters)
+        candidate = FAMILIES[op.family].build(layer.usual, act=nn.ReLU, **op.parameters)
     return sum(weight.numel() for weight in candidate.parameters())
 
 
@@ -367,9 +363,9 @@ def teacher(layer: Layer, *, act: Activation, teacher: nn.Module) -> nn.Module:
 
 
 def _usage(family: str) -> str:
-    if not _FAMILIES[family].parameters:
+    if not FAMILIES[family].parameters:
         return f"{family} takes no parameters"
-    declared = _FAMILIES[family]
+    declared = FAMILIES[family]
     needed = "".join(f"_{key}…" for key in declared.parameters if key not in declared.defaults)
     optional = "".join(f"[_{key}…]" for key in declared.parameters if key in declared.defaults)
     return f"write {family}{needed}{optional}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from lana_ray.ops import (
     candidates,
     check,
     count_weights,
-    families,
     is_trained,
     parse_op,
     register_files,
@@ -41,7 +41,7 @@ def conv(layer: Layer, *, act: Activation, k: int) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _forgotten_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(registry, "FAMILIES", copy(registry.FAMILIES))
     monkeypatch.setattr(registry, "_FILES", set())
     monkeypatch.setattr(check, "_checked", set())
 
@@ -63,15 +63,15 @@ def test_a_file_of_ten_lines_adds_a_family(tmp_path: Path) -> None:
 
 def test_files_of_one_name_stand_side_by_side(tmp_path: Path) -> None:
     register_files([_file(tmp_path, CONV), _file(tmp_path, CONV.replace('"conv"', '"other"'), "b/my_ops.py")])
-    assert {"conv", "other"} < set(families())
+    assert {"conv", "other"} < set(registry.FAMILIES)
 
 
 def test_what_the_file_says_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = dict(registry._FAMILIES)
+    ours = copy(registry.FAMILIES)
     register_files([_file(tmp_path, CONV)])
     before = parse_op("conv_k3").key
     assert parse_op("mbconv_e3_k3").key == "mbconv_e3_k3"
-    monkeypatch.setattr(registry, "_FAMILIES", ours)
+    monkeypatch.setattr(registry, "FAMILIES", ours)
     monkeypatch.setattr(registry, "_FILES", set())
     register_files([_file(tmp_path, CONV.replace("k // 2)", "k // 2, bias=False)"))])
     assert parse_op("conv_k3").key != before
@@ -88,9 +88,9 @@ def test_a_file_that_makes_the_teacher_too_is_known_by_what_it_says(tmp_path: Pa
 def test_a_neighbour_is_part_of_the_identity_and_shadows_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, keys = dict(registry._FAMILIES), []
+    ours, keys = copy(registry.FAMILIES), []
     for size in (1, 2):
-        monkeypatch.setattr(registry, "_FAMILIES", dict(ours))
+        monkeypatch.setattr(registry, "FAMILIES", copy(ours))
         monkeypatch.setattr(registry, "_FILES", set())
         _file(tmp_path, f"size = {size}\n", "timm.py")
         register_files([_file(tmp_path, f"from .timm import size\nimport timm\ntimm.create_model\n{CONV}")])
@@ -129,12 +129,12 @@ def test_a_neighbour_is_part_of_the_identity_and_shadows_nothing(
     ],
 )
 def test_a_file_that_fails_is_named_and_leaves_nothing(tmp_path: Path, text: str, says: str) -> None:
-    before, modules = families(), set(sys.modules)
+    before, modules = list(registry.FAMILIES), set(sys.modules)
     file = _file(tmp_path, text)
     for _ in range(2):
         with refuses("invalid_extension", f"pool.modules: {file}: {says}"):
             register_files([file])
-    assert families() == before
+    assert list(registry.FAMILIES) == before
     assert set(sys.modules) == modules
 
 
