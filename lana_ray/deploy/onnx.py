@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lana_ray.deploy.folding import deployed
+from lana_ray.deploy.program import deployed
 from lana_ray.errors import Unsupported, UserError, first_line, is_fault
 from lana_ray.monitoring.progress import muted
 from lana_ray.networks.layers import evaluating

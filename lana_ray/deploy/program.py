@@ -1,4 +1,7 @@
-"""Exports networks as PyTorch programs: flat lists of operators and tensors, without the networks' code."""
+"""Exports networks as PyTorch programs: flat lists of operators and tensors, without the networks' code.
+
+``deployed`` folds a network before it is exported, as any program.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,14 @@ import traceback
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lana_ray.deploy.folding import deployed
-from lana_ray.errors import Unsupported, first_line, is_fault
-from lana_ray.networks.layers import evaluating
+from lana_ray.errors import Unsupported, first_line, is_fault, one_line
+from lana_ray.networks.layers import evaluating, replace
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -26,6 +28,20 @@ _CONVOLUTIONS = {
     for convolution in (_aten.conv1d, _aten.conv2d, _aten.conv3d)
     for overload in (convolution.default, convolution.padding)
 }
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that is trained in another form than it is deployed in, such as RepVGG's stages."""
+
+    def folded(self) -> nn.Module:
+        """Returns a smaller module with the same outputs in evaluation mode; leaves this one unchanged."""
+
+
+def deployed(network: nn.Module) -> nn.Module:
+    """Returns a copy with every foldable module folded; the network itself if there is none."""
+    folded = {name: m.folded() for name, m in network.named_modules() if isinstance(m, Foldable)}
+    return replace(network, folded) if folded else network
 
 
 def to_program(network: nn.Module, example: Tensor, *, dynamic_batch: bool) -> fx.GraphModule:

@@ -16,7 +16,7 @@ from lana_ray.cluster.tasks import run_on_targets, shared
 from lana_ray.config import Config, Target
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session, load, program
-from lana_ray.deploy.runtimes.tensors import in_batches
+from lana_ray.deploy.runtimes.runtime import in_batches
 from lana_ray.errors import UserError
 from lana_ray.evaluation.networks import accuracies, weights_digest
 from lana_ray.measurement.latencies import Sampled

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lana_ray.config import Target
 from lana_ray.deploy.runtimes import prepare
-from lana_ray.deploy.runtimes.tensors import typed_onnx
+from lana_ray.deploy.runtimes.runtime import typed_onnx
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

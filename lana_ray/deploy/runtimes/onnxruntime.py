@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lana_ray.config import Target
-from lana_ray.deploy.runtimes.runtime import Runtime
-from lana_ray.deploy.runtimes.tensors import DTYPES, in_batches, typed_onnx
+from lana_ray.deploy.runtimes.runtime import DTYPES, Runtime, in_batches, typed_onnx
 from lana_ray.errors import UserError
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_onnx
-from lana_ray.deploy.runtimes.runtime import Runtime
-from lana_ray.deploy.runtimes.tensors import in_batches
+from lana_ray.deploy.runtimes.runtime import Runtime, in_batches
 from lana_ray.errors import UserError
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}

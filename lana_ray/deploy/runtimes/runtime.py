@@ -1,4 +1,7 @@
-"""The interface of runtimes; to add one, write a module with a ``Runtime`` and list it in ``RUNTIMES``."""
+"""The interface of runtimes, and what they share: tensor types, typed programs and batches.
+
+To add a runtime, write a module with a ``Runtime`` and list it in ``RUNTIMES``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
+from lana_ray.deploy import to_onnx
+from lana_ray.deploy.half import cast_onnx
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""A target's precision -> torch's type."""
 
 
 class Session(Protocol):
@@ -60,3 +69,17 @@ class Runtime:
     def missing(self) -> str | None:
         """The command that installs it; None if it is installed."""
         return None if self.version else f"pip install 'lana-ray[{self.extra}]'"
+
+
+def typed_onnx(module: nn.Module, example: Tensor, target: Target) -> bytes:
+    """Exports ``module`` as an ONNX program in the target's precision, including its input and output."""
+    traced = to_onnx(module, example, dynamic_batch=False)
+    dtype = DTYPES[target.precision]
+    return traced if dtype == torch.float32 else cast_onnx(traced, dtype)
+
+
+def in_batches(call: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """Outputs for any number of images; ``call`` takes exactly ``size``, so the last batch is padded."""
+    missing = -len(images) % size
+    padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    return torch.cat([call(part) for part in torch.split(padded, size)])[: len(images)]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy.runtimes import torch_eager
-from lana_ray.deploy.runtimes.runtime import Runtime
-from lana_ray.deploy.runtimes.tensors import in_batches
+from lana_ray.deploy.runtimes.runtime import Runtime, in_batches
 from lana_ray.deploy.runtimes.torch_eager import EagerSession
 from lana_ray.errors import UserError
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_program
-from lana_ray.deploy.runtimes.runtime import Runtime
-from lana_ray.deploy.runtimes.tensors import DTYPES
+from lana_ray.deploy.runtimes.runtime import DTYPES, Runtime
 
 
 class EagerSession:
