@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lana_ray.errors import Unsupported, first_line, is_fault, one_line
+from lana_ray.errors import Unsupported, first_line, is_fault
 from lana_ray.networks.layers import evaluating, replace
 
 _aten = torch.ops.aten

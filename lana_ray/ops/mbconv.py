@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from timm.layers import SqueezeExcite
+from torch import nn
 
 from lana_ray.networks.layers import Layer
 from lana_ray.ops.blocks import Block, conv_bn, width
 from lana_ray.ops.registry import Activation, fraction, odd, positive, register
 
+# Not timm's InvertedResidual and EdgeResidual, which pad alike on both sides and decide on the residual.
 _PARAMETERS = {"e": positive, "k": odd, "se": fraction}
 
 
-class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (Hu et al., arXiv 1709.01507): scales each channel by a gate of the whole image.
+def _squeeze_excite(channels: int, ratio: float, act: Activation) -> list[nn.Module]:
+    """Returns squeeze-and-excitation (Hu et al., arXiv 1709.01507), or nothing if ``ratio`` is 0.
 
     Args:
         ratio: width of its bottleneck relative to ``channels``.
     """
-
-    def __init__(self, channels: int, ratio: float, act: Activation) -> None:
-        super().__init__()
-        reduced = max(1, round(channels * ratio))
-        self.gate = nn.Sequential(
-            nn.Conv2d(channels, reduced, 1), act(), nn.Conv2d(reduced, channels, 1), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate: Tensor = self.gate(x.mean((2, 3), keepdim=True))
-        return x * gate
+    if not ratio:
+        return []
+    reduced = max(1, round(channels * ratio))
+    # timm would make the activation work in place, which is another operator of the exported program.
+    return [
+        SqueezeExcite(channels, rd_channels=reduced, act_layer=lambda inplace: act(), gate_layer=nn.Sigmoid)
+    ]
 
 
 @register("mbconv", parameters=_PARAMETERS)
@@ -44,7 +42,7 @@ def mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float = 0) ->
         layer,
         *([] if e == 1 else [conv_bn(layer.in_channels, hidden, act=act)]),
         conv_bn(hidden, hidden, k, strided=layer, groups=hidden, act=act),
-        *([SqueezeExcite(hidden, se, act)] if se else []),
+        *_squeeze_excite(hidden, se, act),
         conv_bn(hidden, layer.out_channels),
     )
 
@@ -65,6 +63,6 @@ def fused_mbconv(layer: Layer, *, act: Activation, e: float, k: int, se: float =
     return Block(
         layer,
         conv_bn(layer.in_channels, hidden, k, strided=layer, act=act),
-        *([SqueezeExcite(hidden, se, act)] if se else []),
+        *_squeeze_excite(hidden, se, act),
         conv_bn(hidden, layer.out_channels),
     )

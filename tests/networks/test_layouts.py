@@ -9,13 +9,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, SqueezeExcite
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import find_layers
 from lana_ray.networks.layouts import Layout, Rearranged, find_offset
-from lana_ray.ops.mbconv import SqueezeExcite
 
 FIRST, LAST, UNKNOWN = Layout.CHANNELS_FIRST, Layout.CHANNELS_LAST, Layout.UNKNOWN
 _STAGES = ["layers.*.blocks.*"]
@@ -259,8 +258,13 @@ class _Attends(nn.Module):
         (nn.MaxPool2d(3, 2, 1), 0),
         (nn.AvgPool2d(2), 0.5),
         (nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.AvgPool2d(3, 2, 1)), 0),
-        (nn.Sequential(Conv2dSame(8, 16, 3, 2), nn.ReLU(), SqueezeExcite(16, 0.25, nn.SiLU)), 1),
-        (nn.Sequential(SqueezeExcite(8, 1, nn.ReLU), nn.Conv2d(8, 16, 5, 2, 2), nn.Hardswish()), 0),
+        (
+            nn.Sequential(
+                Conv2dSame(8, 16, 3, 2), nn.ReLU(), SqueezeExcite(16, rd_channels=4, act_layer=nn.SiLU)
+            ),
+            1,
+        ),
+        (nn.Sequential(SqueezeExcite(8, rd_channels=8), nn.Conv2d(8, 16, 5, 2, 2), nn.Hardswish()), 0),
         (_Sum(Conv2dSame(8, 8, 3, 2), nn.Conv2d(8, 8, 1, 2)), 1),
         (_Sum(nn.Conv2d(8, 8, 3, 2, 1), nn.AvgPool2d(2)), 0),
         (nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, 1, 1)), 0.5),
