@@ -47,6 +47,7 @@ def _heads(value: float) -> float:
     return int(value)
 
 
+# Not timm's Attention: exported ONNX programs would compute its shapes and scale in every call.
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., arXiv 1706.03762); [N, T, D] to [N, T, D].
 
@@ -73,6 +74,7 @@ class SelfAttention(nn.Module):
         return projected
 
 
+# Not timm's Block: its dropouts stay in exported programs.
 class TransformerBlock(nn.Module):
     """Pre-norm attention, then an MLP four times as wide, each with a shortcut; [N, T, D] to [N, T, D]."""
 
@@ -138,6 +140,7 @@ def vit(layer: Layer, *, act: Activation, d: int, h: int, n: int) -> nn.Module:
     )
 
 
+# Not timm's BottleneckAttn: it pads and slices the relative logits, which exports more operators.
 class RelativeAttention(nn.Module):
     """Self-attention over an image's pixels with relative positions; [N, C, H, W] to [N, C, H, W].
 

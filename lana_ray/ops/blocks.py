@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import Layer
@@ -58,6 +59,7 @@ def conv_bn(
         strided: the layer whose stride and padding the convolution takes over, so that it maps images of
             the layer's input size to its output size.
     """
+    # Not timm's ConvNormAct: it pads alike on both sides, and its batch-norm contains the activation.
     conv: nn.Conv2d
     if strided is None or strided.offset is None or not any(map(math.floor, strided.offset)):
         stride = strided.stride if strided else 1
@@ -89,6 +91,5 @@ def width(channels: int, factor: float, multiple: int = 8) -> int:
 
     This is the rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
     """
-    exact = channels * factor
-    rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
-    return rounded + multiple if rounded < 0.9 * exact else rounded
+    rounded: int = make_divisible(channels * factor, multiple)
+    return rounded

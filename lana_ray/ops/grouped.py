@@ -33,6 +33,7 @@ def grouped_bottleneck(layer: Layer, *, act: Activation, w: float, k: int, g: in
     )
 
 
+# Not timm's SplitAttn: it computes the softmax over two logits and pads alike on both sides.
 class SplitAttention(nn.Module):
     """Split attention (ResNeSt, Zhang et al., arXiv 2004.08955) of radix 2 and cardinality 1.
 

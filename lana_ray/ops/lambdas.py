@@ -19,6 +19,7 @@ _KEYS = 16
 _SCOPE = 7
 
 
+# Not timm's LambdaLayer: it has a 3-D convolution, which is another exported operator.
 class LambdaLayer(nn.Module):
     """The lambda convolution of LambdaNetworks (Bello, arXiv 2102.08602); [N, C, H, W] to [N, C, H, W].
 

@@ -14,6 +14,7 @@ from lana_ray.ops.blocks import Block, Sum, conv_bn, width
 from lana_ray.ops.registry import Activation, odd, positive, register
 
 
+# Not timm's RepVggBlock: it pads alike on both sides and contains the activation.
 class RepConv(Sum):
     """A stage of RepVGG without its activation: k x k, 1x1 and, if the shapes are equal, the input.
 
