@@ -10,10 +10,10 @@ import io
 import logging
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
@@ -92,17 +92,13 @@ def _fold_batch_norms(program: fx.GraphModule) -> None:
             continue
         images, weight, *more = convolution.args
         bias, *rest = more or [None]
-        nodes = (weight, bias, mean, variance, scale, shift)
-        if any(node is not None and node.op != "get_attr" for node in nodes):
-            continue  # computed during the call, as in weight standardisation
-        w, b, m, v, s, t = (cast(Tensor, node and attrgetter(node.target)(program)) for node in nodes)
+        constants = _constants(program, weight, bias, mean, variance, scale, shift)
+        if constants is None:
+            continue
+        w, b, m, v, s, t = constants
         folded = fuse_conv_bn_weights(w, b, m, v, epsilon, s, t)
-        with graph.inserting_before(convolution):
-            parts = []
-            for kind, tensor in zip(("weight", "bias"), folded, strict=True):
-                name = f"{convolution.name}_folded_{kind}"
-                program.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
-                parts.append(graph.get_attr(name))
+        names = (f"{convolution.name}_folded_{kind}" for kind in ("weight", "bias"))
+        parts = _add(program, convolution, dict(zip(names, folded, strict=True)))
         convolution.args = (images, *parts, *rest)
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)
@@ -114,21 +110,34 @@ def _absorb_statistics(program: fx.GraphModule) -> None:
     graph = program.graph
     for norm in graph.find_nodes(op="call_function", target=_aten.batch_norm.default):
         scale, shift, mean, variance, training, _, epsilon = norm.args[1:8]
-        nodes = (scale, shift, mean, variance)
-        if training or not epsilon or any(node is not None and node.op != "get_attr" for node in nodes):
+        constants = _constants(program, scale, shift, mean, variance)
+        if training or not epsilon or constants is None:
             continue
-        s, t, m, v = (cast(Tensor, node and attrgetter(node.target)(program)) for node in nodes)
+        s, t, m, v = constants
         factor = (1 if s is None else s.detach()) / torch.sqrt(v + epsilon)
         moved = (0 if t is None else t.detach()) - m * factor
         absorbed = {"scale": factor, "shift": moved, "mean": torch.zeros_like(m), "var": torch.ones_like(v)}
-        with graph.inserting_before(norm):
-            parts = []
-            for kind, tensor in absorbed.items():
-                name = f"{norm.name}_absorbed_{kind}"
-                program.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-                parts.append(graph.get_attr(name))
+        parts = _add(program, norm, {f"{norm.name}_absorbed_{kind}": x for kind, x in absorbed.items()})
         norm.args = (norm.args[0], *parts, training, norm.args[6], 0.0, *norm.args[8:])
     graph.eliminate_dead_code()
+
+
+def _constants(program: fx.GraphModule, *nodes: Any) -> list[Any] | None:
+    """Returns the tensors of nodes (None for none); None if one is computed during the call.
+
+    Weight standardisation computes its weights during the call.
+    """
+    if any(node is not None and node.op != "get_attr" for node in nodes):
+        return None
+    return [node and attrgetter(node.target)(program) for node in nodes]
+
+
+def _add(program: fx.GraphModule, before: fx.Node, tensors: Mapping[str, Tensor]) -> list[fx.Node]:
+    """Adds tensors to a program as parameters, by name, and returns nodes that read them."""
+    for name, tensor in tensors.items():
+        program.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
+    with program.graph.inserting_before(before):
+        return [program.graph.get_attr(name) for name in tensors]
 
 
 def _flattened(program: fx.GraphModule) -> fx.GraphModule:

@@ -257,18 +257,19 @@ def parse_op(name: str) -> Op:
         UserError: for an unknown family (with the nearest name) or parameter, a missing parameter or an
             impossible value.
     """
-    family = max((f for f in FAMILIES if f"{name}_".startswith(f"{f}_")), key=len, default=None)
-    if family is None:
+    matching = [family for family in FAMILIES if f"{name}_".startswith(f"{family}_")]
+    if not matching:
         near = difflib.get_close_matches(re.sub(r"(_[a-z]+[\d.]+)+$", "", name), FAMILIES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError("unknown_name", f"unknown operation {name!r}; {hint}available: {', '.join(FAMILIES)}")
+    family = FAMILIES[max(matching, key=len)]
     arguments: dict[str, float] = {}
-    for part in name[len(family) :].split("_")[1:]:
+    for part in name[len(family.name) :].split("_")[1:]:
         match = re.fullmatch(r"([a-z]+)(\d{1,6}(?:\.\d{1,12})?)", part)
         if match is None or match[1] in arguments:
             raise UserError("invalid_setting", f"operation {name!r}: cannot parse {part!r}; {_usage(family)}")
         arguments[match[1]] = float(match[2])
-    kinds, defaults = FAMILIES[family].parameters, FAMILIES[family].defaults
+    kinds, defaults = family.parameters, family.defaults
     for key in arguments:
         if key not in kinds:
             raise UserError(
@@ -287,7 +288,7 @@ def parse_op(name: str) -> Op:
             raise UserError("invalid_setting", f"operation {name!r}: {key} {error}") from None
         if value != defaults.get(key):
             checked[key] = value
-    return Op(family, checked)
+    return Op(family.name, checked)
 
 
 def fits(op: Op, layer: Layer, teacher: nn.Module | None = None) -> bool:
@@ -362,13 +363,12 @@ def teacher(layer: Layer, *, act: Activation, teacher: nn.Module) -> nn.Module:
     return copy.deepcopy(teacher).train()
 
 
-def _usage(family: str) -> str:
-    if not FAMILIES[family].parameters:
-        return f"{family} takes no parameters"
-    declared = FAMILIES[family]
-    needed = "".join(f"_{key}…" for key in declared.parameters if key not in declared.defaults)
-    optional = "".join(f"[_{key}…]" for key in declared.parameters if key in declared.defaults)
-    return f"write {family}{needed}{optional}"
+def _usage(family: Family) -> str:
+    if not family.parameters:
+        return f"{family.name} takes no parameters"
+    needed = "".join(f"_{key}…" for key in family.parameters if key not in family.defaults)
+    optional = "".join(f"[_{key}…]" for key in family.parameters if key in family.defaults)
+    return f"write {family.name}{needed}{optional}"
 
 
 def _written(value: float) -> str:

@@ -62,10 +62,6 @@ class OnnxSession:
         return torch.from_numpy(output).float()
 
 
-def load(program: bytes, example: Tensor, target: Target) -> OnnxSession:
-    return OnnxSession(program, example, target)
-
-
 RUNTIME = Runtime(
     name="onnxruntime",
     title="ONNX Runtime",
@@ -74,5 +70,5 @@ RUNTIME = Runtime(
     precisions={"cpu": ("fp32",), "cuda": ("fp32", "fp16")},
     loads_onnx=True,
     program=typed_onnx,
-    load=load,
+    load=OnnxSession,
 )

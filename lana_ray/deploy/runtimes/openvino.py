@@ -65,10 +65,6 @@ def program(module: nn.Module, example: Tensor, target: Target) -> bytes:
     return to_onnx(module, example, dynamic_batch=False)
 
 
-def load(program: bytes, example: Tensor, target: Target) -> OpenVINOSession:
-    return OpenVINOSession(program, example, target)
-
-
 @cache
 def _core() -> Any:
     """Returns the process's only core, because each core would load its own CPU plugin."""
@@ -85,5 +81,5 @@ RUNTIME = Runtime(
     precisions={"cpu": ("fp32", "fp16", "bf16")},
     loads_onnx=True,
     program=program,
-    load=load,
+    load=OpenVINOSession,
 )

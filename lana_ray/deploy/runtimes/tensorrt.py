@@ -63,10 +63,6 @@ class TensorRTSession:
         return self._output.to("cpu", torch.float32, copy=True)
 
 
-def load(program: bytes, example: Tensor, target: Target) -> TensorRTSession:
-    return TensorRTSession(program, example, target)
-
-
 def _build(tensorrt: Any, logger: Any, program: bytes, example: Tensor, target: Target) -> Any:
     """Returns the serialized engine of an ONNX program, for batches of the example's shape."""
     builder = tensorrt.Builder(logger)
@@ -97,5 +93,5 @@ RUNTIME = Runtime(
     precisions={"cuda": ("fp32", "fp16", "bf16")},
     loads_onnx=True,
     program=typed_onnx,
-    load=load,
+    load=TensorRTSession,
 )
