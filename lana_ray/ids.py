@@ -50,6 +50,15 @@ def write_label(candidates: tuple[CandidateId, ...]) -> str:
     return "|".join(map(str, candidates))
 
 
+QUANTILES = ("p50", "p90", "p99")
+"""The quantiles of a latency that a budget may bound."""
+
+
+def latency_cost(quantile: str) -> str:
+    """The cost's name: ``latency_ms`` for the median, else such as ``latency_p99_ms``."""
+    return "latency_ms" if quantile == QUANTILES[0] else f"latency_{quantile}_ms"
+
+
 class CostId(NamedTuple):
     """One cost on one target, such as ``latency_ms on edge``."""
 
@@ -57,6 +66,11 @@ class CostId(NamedTuple):
     """As in ``budgets``, with the unit at its end."""
     target: str | None = None
     """None for a cost that is the same on every target, such as ``params``."""
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether it is some quantile of the latency."""
+        return self.cost in map(latency_cost, QUANTILES)
 
     def __str__(self) -> str:
         return self.cost if self.target is None else f"{self.cost} on {self.target}"

@@ -132,10 +132,13 @@ class Workspace:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """The targets with their input shape."""
-        shape = (3, self.config.data.image_size, self.config.data.image_size)
+        """The targets with their input shape, and measured as the budgets need it."""
+        size, budgets = self.config.data.image_size, self.config.budgets.latencies
         return tuple(
-            t.model_copy(update={"input_shape": t.input_shape or shape}) for t in self.config.targets
+            target.judged_by(budgets).model_copy(
+                update={"input_shape": target.input_shape or (3, size, size)}
+            )
+            for target in self.config.targets
         )
 
     def candidate_key(self, candidate: CandidateId) -> str:

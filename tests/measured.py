@@ -14,6 +14,8 @@ TAKEN = Sample(
     key="c0",
     what="blocks.0=identity",
     median_ms=1.25,
+    p90_ms=1.25,
+    p99_ms=1.25,
     iqr_ms=0.5,
     raw_ms=1.5,
     drift=1.2,

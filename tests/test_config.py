@@ -84,6 +84,44 @@ def test_budgets_survive_being_written(value: float, relative: bool) -> None:
     assert again.value == pytest.approx(value, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ({"p50": "70%", "p99": ["12ms", "8ms"]}, ["70%", "p99:12ms", "p99:8ms"]),
+        (["50%", "p90:50%"], ["50%", "p90:50%"]),
+    ],
+)
+def test_budgets_bound_quantiles(given: Any, written: list[str]) -> None:
+    config = load_config(changed(budgets={"latency_ms": given}))
+    assert [str(budget) for budget in config.budgets.latencies] == written
+    again = load_config(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert [budget.cost for budget in again.budgets.latencies][-1] in ("latency_p90_ms", "latency_p99_ms")
+
+
+def test_a_throughput_is_a_latency_of_the_batch() -> None:
+    config = load_config(changed(budgets={"throughput_ips": [1000, "150%"]}))
+    assert [str(budget) for budget in config.budgets.latencies] == ["1000ips", "150%ips"]
+    assert [b.limit_ms(6.0, 4) for b in config.budgets.latencies] == [pytest.approx(4.0)] * 2
+    assert [b.is_absolute for b in config.budgets.latencies] == [True, False]
+    assert config.budgets.bounds == {}
+    assert load_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_budgets_decide_how_long_a_session_is() -> None:
+    target = load_config(SMALLEST).targets[0]
+    kinds = {text: LatencyBudget.parse(text) for text in ("50%", "p90:50%", "p99:9ms", "1000ips")}
+    measured = {text: target.judged_by([budget]).measure for text, budget in kinds.items()}
+    assert {text: measure.calls for text, measure in measured.items()} == {
+        "50%": 0,
+        "p90:50%": 40,
+        "p99:9ms": 200,
+        "1000ips": 0,
+    }
+    assert [text for text, measure in measured.items() if measure.soak_s] == ["p99:9ms", "1000ips"]
+    assert target.judged_by(list(kinds.values())).measure.calls == 200
+
+
 def test_one_budget_needs_no_list() -> None:
     assert len(load_config(SMALLEST).budgets.latency_ms) == 1
 
@@ -132,6 +170,9 @@ def test_an_unknown_key_is_refused_with_the_nearest(settings: dict[str, Any], ke
         (changed(targets=[{"name": "a", "runtime": "abacus"}]), "targets[0] (a).runtime"),
         (changed(targets=[{"name": "a", "device": "cuda:x"}]), "targets[0] (a).device"),
         (changed(budgets={"latency_ms": []}), "budgets.latency_ms"),
+        (changed(budgets={"latency_ms": {"p98": "9ms"}}), "budgets.latency_ms"),
+        (changed(budgets={"latency_ms": "p99:90ips"}), "budgets.latency_ms[0]"),
+        (changed(budgets={"throughput_ips": ["9", "9ips"]}), "budgets.throughput_ips[1]"),
         (changed(data={"source": "digits", "image_size": "big"}), "data.image_size"),
         (changed(search={"grid": [0.1, -0.1]}), "search.grid[1]"),
         (changed(search={"grid": []}), "search.grid"),

@@ -58,6 +58,8 @@ _LONGEST = (103 if sys.platform == "darwin" else 107) - _SOCKET
 _REACH_S = 5.0
 _SAY_S = 30.0
 """Time between two lines that name the nodes still waited for."""
+_AT_ONCE = 2
+"""Most measurements at a time on a machine without a cluster; more would slow one another down."""
 _NOT_OBJECTS = 0.7
 """Share of a machine's memory that Ray leaves to processes; its object store takes the rest."""
 
@@ -169,7 +171,8 @@ def _local_cluster(num_cpus: int | None) -> dict[str, Any]:
     """Returns the arguments of ``ray.init`` that start a cluster on this machine."""
     # Ray counts CPUs unless this process may use only some: it knows the limits of containers.
     pinned = usable_cpus() if usable_cpus() != os.cpu_count() else None
-    machine = {"num_cpus": num_cpus or pinned, "resources": {DEVICE: 1}, "include_dashboard": False}
+    devices = {DEVICE: _devices(num_cpus or usable_cpus())}
+    machine = {"num_cpus": num_cpus or pinned, "resources": devices, "include_dashboard": False}
     return machine | folder_option(ray_folder())
 
 
@@ -341,5 +344,14 @@ def this_machine() -> Node:
         id="local",
         name=socket.gethostname(),
         labels={},
-        resources={"CPU": usable_cpus(), "GPU": torch.cuda.device_count(), "memory": memory, DEVICE: 1},
+        resources={
+            "CPU": usable_cpus(),
+            "GPU": torch.cuda.device_count(),
+            "memory": memory,
+            DEVICE: _devices(usable_cpus()),
+        },
     )
+
+
+def _devices(cpus: int) -> int:
+    return min(_AT_ONCE, cpus)

@@ -86,7 +86,10 @@ def run_jobs(
     for job in jobs:
         if job.target_key:
             job.recall(store)
-    fleets = [_Fleet(job, store, samplers) for job in jobs if not job.target_key or job.pending()]
+    fleets: list[_Fleet] = []
+    fleets += [_Fleet(job, store, samplers, fleets) for job in jobs if not job.target_key or job.pending()]
+    for fleet in fleets:
+        fleet.fill()
     answered = ticked = time.monotonic()
     try:
         while any(not fleet.closed for fleet in fleets):
@@ -133,12 +136,14 @@ class _Worker:
 class _Fleet:
     """The samplers of one job."""
 
-    def __init__(self, job: Job, store: SampleStore, samplers: Samplers) -> None:
+    def __init__(self, job: Job, store: SampleStore, samplers: Samplers, fleets: Sequence[_Fleet]) -> None:
         self.job = job
         self.closed = False
         self.workers: list[_Worker] = []
         self._store = store
         self._samplers = samplers
+        self._fleets = fleets
+        """Those of all jobs; the ones on the same nodes share them."""
         self._queue: deque[Work] | None = None
         """None until the first sampler reports the target's key."""
         self._block: list[Sample] = []
@@ -152,7 +157,6 @@ class _Fleet:
         self._said = time.monotonic()
         self._odd: set[str] = set()
         """Ids of nodes that are of another kind than the target's first."""
-        self._fill()
 
     def place(self) -> bool:
         """Starts samplers that have found a place; whether some have none yet."""
@@ -188,7 +192,7 @@ class _Fleet:
             if worker.busy and now - worker.since > _ITEM_S:
                 self._on_end(worker, f"no answer for {_ITEM_S / 60:.0f} minutes")
                 self._advance()
-        self._fill()
+        self.fill()
         if self.closed or any(worker.busy for worker in self.workers):
             self._said = now
             return
@@ -217,7 +221,7 @@ class _Fleet:
                 worker.hired.end()
         self.workers = []
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         """Hires missing samplers, as far as nodes serve the target."""
         while not self.closed and len(self.workers) < self._wanted():
             if (hired := self._samplers.hire(self.job, self._odd)) is None:
@@ -227,6 +231,9 @@ class _Fleet:
     def _wanted(self) -> int:
         """How many samplers have work and room."""
         room = self._samplers.room(self.job, self._odd)
+        own = set(self.job.placement.nodes)
+        sharing = sum(not f.closed and not own.isdisjoint(f.job.placement.nodes) for f in self._fleets)
+        room = math.ceil(room / max(sharing, 1))
         if self._queue is None:
             return max(1, min(room, len(self.job.pending())))
         return min(room, len(self._queue) + sum(worker.busy for worker in self.workers))
@@ -240,7 +247,7 @@ class _Fleet:
             self.close()
             return
         self._queue = deque(self.job.pending())
-        self._fill()
+        self.fill()
         for worker in self.workers:
             # A sampler that has not started yet may never find a place.
             if worker.share is not None:
@@ -267,7 +274,7 @@ class _Fleet:
         if worker.hired.is_kept:
             self.workers.remove(worker)
             worker.hired.end()
-            self._fill()
+            self.fill()
             return
         # While other samplers measure, this one may wait silently.
         if any(other.busy for other in self.workers):
@@ -287,7 +294,7 @@ class _Fleet:
             advice = "give each kind of node a label and a target of its own"
             raise UserError("invalid_setting", f"{differs}; {advice}")
         say(f"{differs}; nothing is measured on node {worker.node_id}")
-        self._fill()
+        self.fill()
 
     def _dispatch(self, worker: _Worker) -> None:
         """Dispatches the next share to a worker; shares shrink so that all workers end together.
@@ -339,7 +346,7 @@ class _Fleet:
         if self._queue is not None:
             self._queue.extendleft(reversed(left))
         self._check_row(reason)
-        self._fill()
+        self.fill()
         self._dispatch_idle()
 
     def _leave_out(self, left: list[Work], reason: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lana_ray.cluster.placement import Placement
 from lana_ray.config import Target
 from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.timing import FAILED
 from lana_ray.costs.work import Work
 
 
@@ -61,19 +62,12 @@ class Job:
 
     def unknown(self, work: Work, why: str) -> Sample:
         """The sample of a structure that could not be measured; it is valid for this run alone."""
-        nan = float("nan")
         return dataclasses.replace(
             self.references["teacher"],
             kind=work.kind,
             key=work.key,
             what=work.what,
-            median_ms=nan,
-            iqr_ms=nan,
-            raw_ms=nan,
-            drift=nan,
-            repeats=0,
-            seconds=0.0,
-            settled=False,
+            **dataclasses.asdict(FAILED),
             error=why,
             time=time.time(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.autoscaler.sdk import request_resources
@@ -34,6 +34,13 @@ class Placement:
     num_gpus: int
     stand_in: bool
     """Whether the only machine of an unlabelled cluster stands in for the target."""
+    devices: int = 1
+    """The least number of measurements that may run at a time on one of these nodes."""
+
+    @property
+    def alone(self) -> Placement:
+        """The same for what must not run beside a measurement."""
+        return replace(self, resources={DEVICE: float(self.devices)} if self.resources else {})
 
     @property
     def claim(self) -> dict[str, float]:
@@ -146,6 +153,7 @@ def _place(target: Target, serving: Sequence[Node]) -> Placement:
         num_cpus=target.threads,
         num_gpus=gpus,
         stand_in=stand_in,
+        devices=max(1, min(node.devices for node in serving if fits[node.id])),
     )
 
 

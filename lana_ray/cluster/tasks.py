@@ -106,8 +106,8 @@ def run_on_targets(
 ) -> Iterator[tuple[int, Any, str | None]]:
     """Calls ``function(*arguments)`` on a node of the target, for every (target, arguments).
 
-    A call claims the resources of a sampler, so that nothing is measured at the same time; a target's nodes
-    share its calls, and targets on the same device wait for one another. A call is retried if its worker or
+    A call claims all devices of a node, so that nothing is measured at the same time; a target's nodes share
+    its calls, and targets on the same device wait for one another. A call is retried if its worker or
     node dies.
 
     Yields:
@@ -143,7 +143,7 @@ def _on_nodes_of(target: Target, function: Callable[..., Any], config: Config) -
     environment = {"env_vars": {"OMP_NUM_THREADS": str(target.threads)}}
     # A process that has used a GPU keeps some of its memory, and its faults: it calls the function once.
     return ray.remote(max_calls=1 if placement.num_gpus else 0)(function).options(
-        max_retries=MAX_RETRIES, runtime_env=environment, **placement.options()
+        max_retries=MAX_RETRIES, runtime_env=environment, **placement.alone.options()
     )
 
 

@@ -60,9 +60,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_default_budget(self) -> Config:
-        default, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latency_ms]
+        default, budgets = self.registry.default_budget, [str(budget) for budget in self.budgets.latencies]
         if default not in (None, *budgets):
-            text = f"{default} is none of budgets.latency_ms; choose one of {', '.join(budgets)}"
+            text = f"{default} is none of the budgets; choose one of {', '.join(budgets)}"
             raise refusal(text, "registry", "default_budget")
         return self
 
@@ -83,6 +83,8 @@ class Config(Section):
 
     def _data(self, only_set: bool) -> dict[str, Any]:
         data = self.model_dump(mode="json", exclude_unset=only_set)
-        data["budgets"] |= {"latency_ms": [str(budget) for budget in self.budgets.latency_ms]}
+        for name in ("latency_ms", "throughput_ips"):
+            if name in data["budgets"]:
+                data["budgets"][name] = [str(budget) for budget in getattr(self.budgets, name)]
         data["budgets"] |= {name: str(budget) for name, budget in self.budgets.bounds.items()}
         return data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from lana_ray.config.budgets import CALLS, LatencyBudget
 from lana_ray.config.section import Seconds, Section, Share, ValueDescription, refusal
 from lana_ray.registries import OneOf
 
@@ -31,6 +33,12 @@ class MeasureConfig(Section):
     to the median."""
     time_limit_s: Seconds = Field(default=0.5, gt=0)
     """Time limit in seconds for one measurement. It is marked if it ends wider than ``rel_error``."""
+    calls: int = Field(default=0, ge=0)
+    """Fewest timed calls of a measurement, whatever the time limit. A budget on p90 raises it to 40, one on
+    p99 to 200."""
+    soak_s: Seconds = Field(default=60.0, ge=0)
+    """With an absolute budget: time limit in seconds to run the teacher before a session, until the device
+    gets no slower. So budgets are kept at the speed that it sustains, even while it throttles."""
 
 
 class Target(Section):
@@ -60,6 +68,13 @@ class Target(Section):
     def node_label(self) -> str:
         """The value of the node label ``lana.target``."""
         return self.label or self.name
+
+    def judged_by(self, budgets: Sequence[LatencyBudget]) -> Target:
+        """The same, measured as these budgets need it."""
+        calls = max(self.measure.calls, *(CALLS[budget.quantile] for budget in budgets))
+        soak_s = self.measure.soak_s if any(budget.is_absolute for budget in budgets) else 0.0
+        measure = self.measure.model_copy(update={"calls": calls, "soak_s": soak_s})
+        return self.model_copy(update={"measure": measure})
 
     @field_validator("name")
     @classmethod

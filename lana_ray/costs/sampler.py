@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from math import sqrt
 from typing import Any
 
@@ -16,7 +17,7 @@ from lana_ray.config import Target
 from lana_ray.costs.hardware import own_cpus, processor
 from lana_ray.costs.samples import Sample
 from lana_ray.costs.session_process import SessionProcess, Timing
-from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.costs.timing import FAILED, Measurement, Reference, soak, time_calls
 from lana_ray.costs.work import OtherStructure, Work, empty_structure
 from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.programs import Programs
@@ -113,6 +114,7 @@ class Sampler:
     def _baselines(self) -> Iterator[tuple[str, Measurement, Reference]]:
         """The references' first measurements: the floor's, if it is clearly faster, then the teacher's."""
         teacher, *floors = self._sessions
+        soak(teacher.run, self._target.measure.soak_s)
         measured = self._quickest(teacher)
         reference = Reference(run=teacher.run, baseline_ms=measured.median_ms)
         for floor in floors:
@@ -230,35 +232,24 @@ class Sampler:
     def _timing(self, patience: float) -> Timing:
         measure = self._target.measure
         return Timing(
-            rel_error=measure.rel_error / sqrt(patience), time_limit_s=measure.time_limit_s * patience
+            rel_error=measure.rel_error / sqrt(patience),
+            time_limit_s=measure.time_limit_s * patience,
+            calls=measure.calls,
         )
 
     def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
-        timing = self._timing(patience)
-        return time_calls(
-            session.run,
-            rel_error=timing.rel_error,
-            time_limit_s=timing.time_limit_s,
-            references=references,
-        )
+        return time_calls(session.run, **asdict(self._timing(patience)), references=references)
 
     def _record(
         self, kind: str, key: str, what: str, m: Measurement | None, error: str | None, process: int
     ) -> Sample:
-        nan = float("nan")
         return Sample(
+            **asdict(m or FAILED),
             target=self._target.name,
             target_key=self.target_key(),
             kind=kind,
             key=key,
             what=what,
-            median_ms=m.median_ms if m else nan,
-            iqr_ms=m.iqr_ms if m else nan,
-            raw_ms=m.raw_ms if m else nan,
-            drift=m.drift if m else nan,
-            repeats=m.repeats if m else 0,
-            seconds=m.seconds if m else 0.0,
-            settled=m.settled if m else False,
             error=error,
             node=self._node,
             processor=self._processor,

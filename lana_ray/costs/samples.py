@@ -16,7 +16,7 @@ from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.storage import Storage
 from lana_ray.run_dir.tables import schema_of
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Changes whenever columns or their meaning change."""
 _VERSION_KEY = b"lana_ray.samples"
 

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.costs.timing import Measurement, Reference, soak, time_calls
 from lana_ray.deploy.program import portable
 from lana_ray.deploy.runtimes import load
 from lana_ray.errors import Unsupported, UserError, one_line
@@ -39,6 +39,7 @@ class Timing:
 
     rel_error: float
     time_limit_s: float
+    calls: int = 0
 
 
 class SessionProcess:
@@ -129,6 +130,8 @@ def main() -> None:
         for session, baseline_ms in zip(sessions, baselines_ms, strict=True)
     ]
     _send(answers, None)
+    if references:
+        soak(references[0].run, target.measure.soak_s)
     while True:
         try:
             program, example, timing = _receive(requests)
@@ -156,9 +159,7 @@ def _timed(
         return Unsupported("refused", str(error))
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
-    return time_calls(
-        session.run, rel_error=timing.rel_error, time_limit_s=timing.time_limit_s, references=references
-    )
+    return time_calls(session.run, **asdict(timing), references=references)
 
 
 def _send(stream: IO[bytes], message: Any) -> None:

@@ -56,14 +56,17 @@ class MeasuredCost:
     value: float
     """Median over the sessions; NaN if the network does not run."""
     iqr: float = 0.0
+    drift: float = 1.0
+    """How much slower the target was than at its baseline, to which the value is corrected."""
     sessions: tuple[float, ...] = ()
     """Median of each session, where the cost was measured in several."""
     error: str | None = None
     """Why the network does not run."""
 
-    def keeps(self, limit: float) -> bool:
-        """Whether the network runs, at most at this cost."""
-        return self.error is None and self.value <= limit
+    @property
+    def sustained(self) -> float:
+        """The cost by the clock if the target was slower than at its baseline, else the value."""
+        return self.value * max(1.0, self.drift)
 
     def with_sessions(self, more: MeasuredCost) -> MeasuredCost:
         """The median over the sessions of both; ``more`` alone if it has none, or failed."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import numpy as np
+
 from lana_ray.cluster.connection import nodes
 from lana_ray.cluster.fleet import run_jobs
 from lana_ray.cluster.job import Job
@@ -15,16 +17,15 @@ from lana_ray.cluster.samplers import Samplers
 from lana_ray.config import Target
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.table import MeasuredCost
-from lana_ray.costs.timing import middle
 from lana_ray.costs.work import Work, in_sessions, network_work
-from lana_ray.ids import Architecture, CostId
+from lana_ray.ids import QUANTILES, Architecture, CostId, latency_cost
 from lana_ray.monitoring.progress import progress_of, say
 from lana_ray.selection.choice import FIRST_SESSIONS
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace
 
-LATENCY = "latency_ms"
+LATENCY = latency_cost("p50")
 SESSIONS = range(FIRST_SESSIONS)
 """Sessions of a student's first measurement against a budget; later sessions confirm the result."""
 FINAL_SESSIONS = range(5)
@@ -41,15 +42,16 @@ class Sampled:
     placement: Placement
     target_key: str
     """Identity of its hardware, runtime and settings, and of the teacher's structure."""
-    teacher_ms: float
-    """The teacher's latency when this target was first sampled, the baseline of all drift."""
-    floor_ms: float | None
-    """Latency of the second reference of drift, the teacher without its removable layers, if there is one."""
-    processor: str
-    runtime: str
-    """The runtime and its version."""
+    teacher: Sample
+    """The teacher when this target was first sampled, the baseline of all drift."""
+    floor: Sample | None
+    """The second reference of drift, the teacher without its removable layers, if there is one."""
     space: str = LayerwiseSpace.name
     """Name of the sampled space of students."""
+
+    @property
+    def teacher_ms(self) -> float:
+        return self.teacher.median_ms
 
     @property
     def latency(self) -> CostId:
@@ -142,14 +144,24 @@ def ran(job: Job, work: Mapping[Architecture, Work]) -> dict[Architecture, float
     return {a: sample.median_ms for a, sample in samples.items() if sample.error is None}
 
 
-def measured(sample: Sample, sessions: Sequence[Sample] = ()) -> MeasuredCost:
-    """Converts a sample to a cost."""
+def measured(sessions: Sequence[Sample], quantile: str = QUANTILES[0]) -> MeasuredCost:
+    """The median over the sessions of one network, or the reason why it failed in one."""
+    for session in sessions:
+        if session.error is not None:
+            return MeasuredCost(value=session.median_ms, error=session.error)
+    values = [session.at(quantile) for session in sessions]
     return MeasuredCost(
-        value=sample.median_ms,
-        iqr=sample.iqr_ms,
-        sessions=tuple(session.median_ms for session in sessions),
-        error=sample.error,
+        value=float(np.median(values)),
+        iqr=float(np.median([session.iqr_ms for session in sessions])),
+        drift=float(np.median([session.drift for session in sessions])),
+        sessions=tuple(values) if len(values) > 1 else (),
     )
+
+
+def quantiles_of(workspace: Workspace) -> tuple[str, ...]:
+    """The quantiles of latency that matter: the median, and those that have a budget."""
+    asked = {budget.quantile for budget in workspace.config.budgets.latencies}
+    return tuple(quantile for quantile in QUANTILES if quantile in {QUANTILES[0], *asked})
 
 
 def sessions_of(attempt: int) -> range:
@@ -177,9 +189,3 @@ def in_many_sessions(
         for name, work in networks.items()
         for architecture, item in work.items()
     }
-
-
-def judged(sessions: Sequence[Sample]) -> Sample:
-    """The session with the median latency, or one that failed."""
-    failed = next((sample for sample in sessions if sample.error is not None), None)
-    return failed or middle(sessions)

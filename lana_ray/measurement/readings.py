@@ -15,8 +15,8 @@ from lana_ray.cluster.tasks import run_on_targets
 from lana_ray.config import Config, Target
 from lana_ray.costs.registry import metered, unavailable
 from lana_ray.errors import Unsupported, UserError, one_line
-from lana_ray.ids import Architecture
-from lana_ray.measurement.latencies import LATENCY, Sampled
+from lana_ray.ids import QUANTILES, Architecture, latency_cost
+from lana_ray.measurement.latencies import Sampled
 from lana_ray.monitoring.progress import progress_of, say
 from lana_ray.run_dir import layout
 from lana_ray.spaces.space import StudentSpace
@@ -132,8 +132,9 @@ def _reading(kept: Any) -> dict[str, Any]:
 
 def teacher_cost(workspace: Workspace, cost: str, sampled: Sampled) -> float:
     """The teacher's cost on a target, in the cost's unit; raises UserError if it cannot be read."""
-    if cost == LATENCY:
-        return sampled.teacher_ms
+    for quantile in QUANTILES:
+        if cost == latency_cost(quantile):
+            return sampled.teacher.at(quantile)
     name, space = sampled.target.name, workspace.space
     costs = readings(workspace, space, cost, {name: sampled}, {name: [space.teacher]}, "teacher")[name]
     if not costs:

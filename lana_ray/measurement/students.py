@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from lana_ray.costs.registry import COUNTED
 from lana_ray.costs.table import MeasuredCost
 from lana_ray.costs.work import Work
-from lana_ray.ids import Architecture, CostId
-from lana_ray.measurement.latencies import Sampled, in_many_sessions, judged, measured
+from lana_ray.errors import UserError
+from lana_ray.ids import Architecture, CostId, latency_cost
+from lana_ray.measurement.latencies import Sampled, in_many_sessions, measured, quantiles_of
 from lana_ray.measurement.readings import readings
+from lana_ray.monitoring.progress import say
 from lana_ray.spaces.space import StudentSpace
 from lana_ray.workspace import Workspace
+
+_SLOWER, _TOO_SLOW = 1.1, 4.0
+"""How much slower than at its baseline a target may be before that is said, and before the run ends."""
 
 
 def measure_students(
@@ -26,8 +33,12 @@ def measure_students(
     costs: dict[CostId, dict[Architecture, MeasuredCost]] = {}
     samples = in_many_sessions(workspace, students, sampled, sessions, title)
     for (name, architecture), taken in samples.items():
-        of = sampled[name].latency
-        costs.setdefault(of, {})[architecture] = measured(judged(taken), taken)
+        for quantile in quantiles_of(workspace):
+            of = CostId(latency_cost(quantile), name)
+            costs.setdefault(of, {})[architecture] = measured(taken, quantile)
+    if any(budget.is_absolute for budget in workspace.config.budgets.latencies):
+        for name in students:
+            _check_drift(name, list(costs.get(sampled[name].latency, {}).values()))
     for cost in (cost for cost in workspace.config.budgets.bounds if cost not in COUNTED):
         architectures = {name: list(work) for name, work in students.items()}
         read = readings(workspace, space, cost, sampled, architectures, title)
@@ -36,6 +47,25 @@ def measure_students(
             failed = {a: _failed(cost) for a in some if a not in read[name]}
             costs[CostId(cost, name)] = values | failed
     return costs
+
+
+def _check_drift(target: str, costs: Sequence[MeasuredCost]) -> None:
+    """Says by how much a target became slower, since absolute budgets must be kept at that speed.
+
+    Raises UserError if it is so slow that something else must be wrong with it.
+    """
+    drift = float(np.median([cost.drift for cost in costs if cost.error is None] or [1.0]))
+    if drift > _TOO_SLOW:
+        raise UserError(
+            "busy",
+            f"target {target!r}: runs {drift:.1f} times slower than when it was first measured; see what "
+            "else runs on it, or whether it overheats, and rerun the same command",
+        )
+    if drift > _SLOWER:
+        say(
+            f"target {target}: runs {drift:.2f} times slower than when it was first measured; absolute "
+            "budgets are judged at this speed"
+        )
 
 
 def _failed(cost: str) -> MeasuredCost:

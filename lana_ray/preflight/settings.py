@@ -97,12 +97,12 @@ def allowed_choices(config: Config, space: LayerwiseSpace) -> Choices:
 
 def _check_teacher_alone(config: Config) -> None:
     """Raises UserError if the teacher is the only student and all budgets are less than its own latency."""
-    budgets, free = config.budgets.latency_ms, 1 - config.select.margin
-    if all(budget.relative and budget.value * free < 1 for budget in budgets):
+    budgets, free = config.budgets.latencies, 1 - config.select.margin
+    if all(budget.relative and budget.limit_ms(1.0, 1) * free < 1 for budget in budgets):
         raise UserError(
             "infeasible",
             "pool.ops, select.force, select.forbid and select.max_ops only allow the teacher, which keeps "
-            f"none of budgets.latency_ms: {', '.join(map(str, budgets))}; allow other operations",
+            f"none of the budgets {', '.join(map(str, budgets))}; allow other operations",
         )
 
 

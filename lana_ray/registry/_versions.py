@@ -180,8 +180,12 @@ def _set_aliases(client: Any, name: str, default_budget: str) -> None:
 
 def _keeps(version: Version, budget: str) -> bool:
     """Whether a version's measured latency is within a budget, even one that it was not made for."""
-    limit_ms = LatencyBudget.parse(budget).limit(float(version.tags["teacher_latency_ms"]))
-    return float(version.tags["latency_ms"]) <= limit_ms
+    asked = LatencyBudget.parse(budget)
+    if asked.quantile != "p50" or asked.per_second:
+        return version.tags["budget"].split()[0] == budget
+    limit_ms = asked.limit(float(version.tags["teacher_latency_ms"]))
+    latency = version.tags["sustained_latency_ms" if asked.is_absolute else "latency_ms"]
+    return float(latency) <= limit_ms
 
 
 def _comparable(versions: Iterable[Version]) -> list[Version]:

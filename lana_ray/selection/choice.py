@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lana_ray.costs.table import MeasuredCost
+from lana_ray.config import Config, LatencyBudget, Target
+from lana_ray.costs.registry import COUNTED
+from lana_ray.costs.table import CostTables, MeasuredCost
 from lana_ray.ids import Architecture, CostId
-from lana_ray.selection.margin import Noise
+from lana_ray.selection.margin import Noise, noise_of
 from lana_ray.selection.problem import Selection
 
 _MANY = 10**6
@@ -42,19 +44,25 @@ class Limit:
     """As the user set it."""
     noise: Noise = field(default_factory=Noise)
     """How measurements of one network vary."""
+    is_absolute: bool = False
+    """Whether it bounds what the clock shows, however slow the target has become; costs are corrected."""
 
     def value(self, sessions: int = FIRST_SESSIONS) -> float:
         """What the median of so many sessions must keep, for a further one to keep the budget."""
-        return self.budget * (1 - self.noise.share(sessions))
-
-    @property
-    def final(self) -> float:
-        """What a student's last measurement must keep: it was chosen by others, so it counts as certain."""
-        return self.value(_MANY)
+        slowdown = self.noise.slowdown if self.is_absolute else 1.0
+        return self.budget / slowdown * (1 - self.noise.share(sessions))
 
     def kept_by(self, cost: MeasuredCost) -> bool:
         """Whether a measurement is low enough for a further one to keep the budget."""
-        return cost.keeps(self.value(len(cost.sessions)))
+        return cost.error is None and cost.value <= self.value(len(cost.sessions))
+
+    def kept_at_last(self, cost: MeasuredCost) -> bool:
+        """The same for a last measurement: the student was chosen by others, so it counts as certain."""
+        return cost.error is None and self.of(cost) <= self.budget * (1 - self.noise.share(_MANY))
+
+    def of(self, cost: MeasuredCost) -> float:
+        """The part of a measurement that the budget bounds."""
+        return cost.sustained if self.is_absolute else cost.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +140,8 @@ class Choice:
     def is_tighter(self, than: Choice) -> bool:
         """Whether a student that keeps this choice's limits keeps the other's as well."""
         return all(
-            of in self.limits and self.limits[of].budget <= limit.budget for of, limit in than.limits.items()
+            of in self.limits and self.limits[of].value() <= limit.value()
+            for of, limit in than.limits.items()
         )
 
     def with_students(self, more: Mapping[Architecture, Proposal], round: int) -> Choice:
@@ -155,3 +164,23 @@ class Choice:
         """The same without this student: the next best is chosen, if there is one."""
         left = [a for a in self.candidates() if a != student]
         return replace(self, given_up=self.given_up | {student}, chosen=left[0] if left else None)
+
+
+def limits_of(
+    config: Config, tables: Mapping[CostId, CostTables], targets: Sequence[Target], latency: LatencyBudget
+) -> dict[CostId, Limit]:
+    """The limits on all measured costs of one budget, by cost."""
+    limits = {}
+    for target in targets:
+        of = CostId(latency.cost, target.name)
+        limits[of] = Limit(
+            budget=latency.limit_ms(tables[of].teacher, target.batch_size),
+            noise=noise_of(config.select, tables[of]),
+            is_absolute=latency.is_absolute,
+        )
+        for cost, bound in config.budgets.bounds.items():
+            if cost not in COUNTED:
+                of = CostId(cost, target.name)
+                noise = noise_of(config.select, tables[of])
+                limits[of] = Limit(budget=bound.limit(tables[of].teacher), noise=noise)
+    return limits

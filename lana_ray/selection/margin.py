@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.stats import t
 
 from lana_ray.config import SelectConfig
 from lana_ray.costs.table import CostTables
 from lana_ray.costs.timing import spread
 
+_LATEST = 8
+"""Number of networks measured last whose drift is the target's present one."""
 _PRIOR, _PRIOR_FREEDOM = 0.015, 4
 """The deviation expected before any session was measured, and the number of sessions that it counts for."""
 
@@ -25,6 +28,8 @@ class Noise:
     """Relative standard deviation of a session: between processes and within."""
     quantile: float = 0.0
     """Number of deviations that a session may lie above the network's latency."""
+    slowdown: float = 1.0
+    """How much slower than at its baseline the target was in its last sessions."""
 
     def share(self, sessions: int) -> float:
         """Share of a budget to keep free of a network that was measured in so many sessions.
@@ -43,8 +48,10 @@ def noise_of(settings: SelectConfig, costs: CostTables) -> Noise:
     has no sessions: ``select.margin`` of its budget is kept free.
     """
     sessions = [one.sessions for one in costs.networks.values() if one.sessions]
-    if settings.confidence is None or not _varies(costs):
-        return Noise(floor=settings.margin)
+    drifts = [one.drift for one in costs.networks.values() if one.sessions]
+    slowdown = max(1.0, float(np.median(drifts[-_LATEST:]))) if drifts else 1.0
+    if settings.confidence is None or not costs.id.is_latency:
+        return Noise(floor=settings.margin, slowdown=slowdown)
     deviation, freedom = spread(sessions)
     squares = freedom * deviation**2 + _PRIOR_FREEDOM * _PRIOR**2
     freedom += _PRIOR_FREEDOM
@@ -52,11 +59,8 @@ def noise_of(settings: SelectConfig, costs: CostTables) -> Noise:
         floor=settings.margin,
         deviation=math.sqrt(squares / freedom),
         quantile=float(t.ppf(settings.confidence, freedom)),
+        slowdown=slowdown,
     )
-
-
-def _varies(costs: CostTables) -> bool:
-    return costs.id.cost == "latency_ms"
 
 
 def _of_median(count: int) -> float:

@@ -145,7 +145,7 @@ def _explained(
     setting, others = _setting(broken), [_setting(statement.id_of(name)) for name in error.others]
     which = f" that keeps {' and '.join(others)}" if others else ""
     bound = broken.written(limit.value()) + (" with the margin" if limit.value() < limit.budget else "")
-    is_latency = broken.cost == "latency_ms"
+    is_latency = broken.is_latency
     budget = f"budget {choice.name}" if is_latency else f"budget {choice.name} with {setting}"
     raised = ["the budget" if is_latency else setting, *others]
     if error.most_operations is not None:
@@ -163,7 +163,7 @@ def _explained(
 
 
 def _setting(of: CostId) -> str:
-    return f"budgets.{of}" if of.cost != "latency_ms" else f"the budget on {of.target}"
+    return f"budgets.{of}" if not of.is_latency else f"the budget on {of.target}"
 
 
 def _kept(pool: Pool, settings: SelectConfig, storage: Storage, statement: Statement) -> list[Selection]:

@@ -17,7 +17,7 @@ from lana_ray.measurement.latencies import FINAL_SESSIONS, Sampled
 from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned, in_words
-from lana_ray.selection.choice import Choice
+from lana_ray.selection.choice import Choice, Limit
 from lana_ray.selection.loop import Loop, Measurements, World, replace_missed
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
@@ -36,8 +36,10 @@ class FinishedStudent:
     target: Sampled
     budget: str
     """Name of the budget; says if the student must keep it on all targets."""
-    budgets: Mapping[CostId, float]
-    """The budget of every measured cost, in its unit."""
+    limits: Mapping[CostId, Limit]
+    """The budget of every measured cost."""
+    teacher_ms: float
+    """The teacher's latency at the quantile that the budget bounds."""
     architecture: str
     """Label of the architecture."""
     job: TrainJob
@@ -45,7 +47,7 @@ class FinishedStudent:
     calibration: int | None
     """Number of the cost table behind the predicted latency; None without a table."""
     costs: Mapping[CostId, MeasuredCost]
-    """Costs with the final weights; latency was measured alternately with the teacher's."""
+    """Costs with the final weights; latency, also the median, was measured alternately with the teacher's."""
     counts: Mapping[str, float]
     """Counted costs: ``params`` and ``macs``."""
     accuracy_before: float | None
@@ -53,22 +55,28 @@ class FinishedStudent:
     tested: StudentAccuracy
 
     @property
+    def bounded(self) -> CostId:
+        """The quantile of latency that the budget bounds."""
+        return next(of for of in self.limits if of.is_latency)
+
+    @property
     def latency(self) -> MeasuredCost:
-        return self.costs[self.target.latency]
+        return self.costs[self.bounded]
 
     @property
     def budget_ms(self) -> float:
-        return self.budgets[self.target.latency]
+        return self.limits[self.bounded].budget
 
     @property
     def problem(self) -> str | None:
         """Why the student must not be registered; None if it may."""
-        for of, budget in self.budgets.items():
+        for of, limit in self.limits.items():
             cost = self.costs[of]
             if cost.error is not None:
                 return cost.error
-            if not cost.keeps(budget):
-                return f"measured {of.written(cost.value)}, over the budget of {of.written(budget)}"
+            if limit.of(cost) > limit.budget:
+                took = of.written(limit.of(cost))
+                return f"measured {took}, over the budget of {of.written(limit.budget)}"
         return None
 
 
@@ -120,12 +128,16 @@ def _finished(
         FinishedStudent(
             target=sampled[target],
             budget=choice.name,
-            budgets={of: choice.limits[of].budget for of in _of_target(choice, target)},
+            limits={of: choice.limits[of] for of in _of_target(choice, target)},
+            teacher_ms=loop.tables[_bounded(choice, target)].teacher,
             architecture=space.label(a),
             job=jobs[a],
             predicted=choice.students[a].predicted,
-            calibration=choice.students[a].calibrations.get(sampled[target].latency),
-            costs={of: measured[of][a] for of in _of_target(choice, target)},
+            calibration=choice.students[a].calibrations.get(_bounded(choice, target)),
+            costs={
+                of: measured[of][a]
+                for of in dict.fromkeys((*_of_target(choice, target), sampled[target].latency))
+            },
             counts=counts[a],
             accuracy_before=before.get(a),
             tested=results[target, jobs[a]],
@@ -138,11 +150,15 @@ def _of_target(choice: Choice, target: str) -> list[CostId]:
     return [of for of in choice.limits if of.target == target]
 
 
+def _bounded(choice: Choice, target: str) -> CostId:
+    return next(of for of in _of_target(choice, target) if of.is_latency)
+
+
 def _is_over(choice: Choice, measured: Measurements) -> bool:
     """Whether the chosen student misses its budget on some target."""
     student = choice.chosen
     return student is not None and not all(
-        measured[of][student].keeps(limit.final) for of, limit in choice.limits.items()
+        limit.kept_at_last(measured[of][student]) for of, limit in choice.limits.items()
     )
 
 
@@ -192,7 +208,7 @@ def train(workspace: Workspace, jobs: Sequence[TrainJob]) -> None:
 def plan(planned: Planned) -> list[str]:
     """The numbers of students and steps."""
     config = planned.config
-    most = len(config.budgets.latency_ms) * (len(config.targets) + planned.is_joint)
+    most = len(config.budgets.latencies) * (len(config.targets) + planned.is_joint)
     row = f"at most {most} students for {config.finetune.epochs:g} epochs"
     if planned.sizes is None:
         return [row]

@@ -39,7 +39,7 @@ VERIFICATION_BYTES = 4 << 20
 
 def default_budget(config: Config) -> str:
     """The budget whose best student becomes ``champion``."""
-    return config.registry.default_budget or str(config.budgets.latency_ms[0])
+    return config.registry.default_budget or str(config.budgets.latencies[0])
 
 
 def run(
@@ -103,12 +103,12 @@ def _result(f: FinishedStudent, uri: str | None) -> Result:
         target=f.target.target.name,
         budget=f.budget,
         budget_ms=f.budget_ms,
-        predicted_ms=f.predicted.get(f.target.latency),
+        predicted_ms=f.predicted.get(f.bounded),
         calibration=f.calibration,
         measured_ms=f.latency.value,
         iqr_ms=f.latency.iqr,
-        teacher_ms=f.target.teacher_ms,
-        speedup=f.target.teacher_ms / f.latency.value,
+        teacher_ms=f.teacher_ms,
+        speedup=f.teacher_ms / f.latency.value,
         costs={of.cost: cost.value for of, cost in f.costs.items()},
         params=f.counts["params"],
         macs=f.counts["macs"],
@@ -166,7 +166,7 @@ def _target_facts(sampling: Sampling, loop: Loop, name: str) -> TargetFacts:
         runtime=target.runtime,
         threads=target.threads,
         batch_size=target.batch_size,
-        processor=sampled.processor,
+        processor=sampled.teacher.processor,
         teacher_ms=sampled.teacher_ms,
         error=table.error,
         error_isolated=table.error_isolated,
@@ -212,23 +212,24 @@ def _student(
     floor: registry.Model | None,
     files: Mapping[str, Path],
 ) -> registry.Student:
-    target, latency = f.target, f.target.latency
+    target, median = f.target, f.costs[f.target.latency]
     predicted = {
-        **({"predicted_ms": f"{f.predicted[latency]:.6g}"} if latency in f.predicted else {}),
+        **({"predicted_ms": f"{f.predicted[f.bounded]:.6g}"} if f.bounded in f.predicted else {}),
         **({} if f.calibration is None else {"calibration": str(f.calibration)}),
     }
     identity = (f.tested.weights, f.job.key, target.target_key, f.budget, f.latency.value, predicted)
-    others = {of: cost for of, cost in f.costs.items() if of != latency}
+    others = {of: cost for of, cost in f.costs.items() if of != target.latency}
     tags = {
-        "latency_ms": f"{f.latency.value:.6g}",
-        "latency_iqr_ms": f"{f.latency.iqr:.6g}",
+        "latency_ms": f"{median.value:.6g}",
+        "latency_iqr_ms": f"{median.iqr:.6g}",
+        "sustained_latency_ms": f"{median.sustained:.6g}",
         **predicted,
         "budget_ms": f"{f.budget_ms:.6g}",
         "teacher_latency_ms": f"{target.teacher_ms:.6g}",
-        **({} if target.floor_ms is None else {"floor_latency_ms": f"{target.floor_ms:.6g}"}),
+        **({} if target.floor is None else {"floor_latency_ms": f"{target.floor.median_ms:.6g}"}),
         **{of.cost: f"{cost.value:.6g}" for of, cost in others.items()},
         **{name: f"{value:.0f}" for name, value in f.counts.items()},
-        "speedup": f"{target.teacher_ms / f.latency.value:.4g}",
+        "speedup": f"{target.teacher_ms / median.value:.4g}",
         "accuracy": f"{f.tested.accuracy:.6g}",
         "validation_accuracy": f"{f.tested.validation_accuracy:.6g}",
         "teacher_accuracy": f"{f.tested.teacher_accuracy:.6g}",
@@ -237,8 +238,8 @@ def _student(
         "run_directory": run_directory(workspace),
         "teacher_fingerprint": fingerprint(workspace.teacher_key, workspace.data.fingerprint),
         "target_fingerprint": target.target_key,
-        "processor": target.processor,
-        "runtime": target.runtime,
+        "processor": target.teacher.processor,
+        "runtime": target.teacher.runtime,
         "target_settings": target.target.model_dump_json(exclude={"measure", "label"}),
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),
@@ -275,7 +276,7 @@ def _model(
 
 def _floor(workspace: Workspace, sampled: Sampled, tests: tuple[Tensor, Tensor]) -> registry.Model | None:
     """The teacher without its removable layers, if it served as a reference."""
-    if sampled.floor_ms is None:
+    if sampled.floor is None:
         return None
     spare = {layer.name: nn.Identity() for layer in removable(workspace.layers)}
     return _model(workspace, replace(workspace.teacher, spare), sampled.target, tests)
@@ -310,5 +311,5 @@ def _first_test_images(workspace: Workspace) -> tuple[Tensor, Tensor]:
 def plan(planned: Planned) -> list[str]:
     """The number of versions."""
     targets = len(planned.config.targets)
-    versions = len(planned.config.budgets.latency_ms) * targets * (1 + planned.is_joint)
+    versions = len(planned.config.budgets.latencies) * targets * (1 + planned.is_joint)
     return [f"at most {versions} versions in {targets} registered models of MLflow"]

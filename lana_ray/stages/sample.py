@@ -18,9 +18,9 @@ from lana_ray.costs.table import CostTable, CostTables, MeasuredCost, first_cost
 from lana_ray.costs.work import Work, candidate_work, empty_work, network_work
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.errors import UserError
-from lana_ray.ids import Architecture, CandidateId, Choices, CostId
+from lana_ray.ids import Architecture, CandidateId, Choices, CostId, latency_cost
 from lana_ray.measurement.counts import exact_costs
-from lana_ray.measurement.latencies import Sampled, measure, measured, placements
+from lana_ray.measurement.latencies import Sampled, measure, measured, placements, quantiles_of
 from lana_ray.measurement.readings import readings
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned
@@ -79,8 +79,11 @@ def run(workspace: Workspace, costs: Sequence[str]) -> Sampling:
     measure(workspace, jobs, "sample", more={t.name: t.measure.architectures for t in workspace.targets})
     targets = {job.target.name: _sampled(workspace, job) for job in jobs}
     latency = {
-        targets[job.target.name].latency: _latency_tables(workspace, job, targets[job.target.name])
+        CostId(latency_cost(quantile), job.target.name): _latency_tables(
+            workspace, job, targets[job.target.name], quantile
+        )
         for job in jobs
+        for quantile in quantiles_of(workspace)
     }
     sampling = Sampling(targets=targets, tables=latency)
     sampling = Sampling(targets=targets, tables={**latency, **_other_tables(workspace, costs, sampling)})
@@ -202,17 +205,15 @@ def _planned_networks(workspace: Workspace, target: Target, samples: Mapping[str
 
 
 def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
-    space, reference = workspace.space, job.references["teacher"]
+    space = workspace.space
     isolated = _isolated(space, job.target, job.samples)
     _say_failed_empties(space, job.target, job.samples)
     return SampledCandidates(
         target=job.target,
         placement=job.placement,
         target_key=job.target_key,
-        teacher_ms=reference.median_ms,
-        floor_ms=job.references["floor"].median_ms if "floor" in job.references else None,
-        processor=reference.processor,
-        runtime=reference.runtime,
+        teacher=job.references["teacher"],
+        floor=job.references.get("floor"),
         candidates=tuple(
             tuple(job.samples[candidate_work(space, layer, choice).key] for choice in range(len(ops)))
             for layer, ops in enumerate(space.ops)
@@ -221,17 +222,17 @@ def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
     )
 
 
-def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates) -> CostTables:
+def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates, quantile: str) -> CostTables:
     space = workspace.space
     networks = _networks(workspace, job.target, sampled.considered)
     samples = {a: job.samples[network_work(space, a).key] for a in networks}
-    ran = {a: measured(sample) for a, sample in samples.items() if sample.error is None}
+    ran = {a: measured([sample], quantile) for a, sample in samples.items() if sample.error is None}
     if len(ran) < 2:
         reason = next((s.error for s in samples.values() if s.error), "too few networks")
         raise UserError("refused", f"target {job.target.name!r}: no student runs: {reason}")
-    costs = {space.teacher: measured(job.references["teacher"]), **ran}
+    costs = {space.teacher: measured([sampled.teacher], quantile), **ran}
     isolated = _isolated(space, job.target, job.samples)
-    return first_costs(sampled.latency, isolated, costs, space.teacher)
+    return first_costs(CostId(latency_cost(quantile), job.target.name), isolated, costs, space.teacher)
 
 
 def _other_tables(workspace: Workspace, costs: Sequence[str], sampling: Sampling) -> dict[CostId, CostTables]:

@@ -9,7 +9,6 @@ from lana_ray import registry
 from lana_ray.cluster.claims import node_labels, selector
 from lana_ray.cluster.connection import nodes
 from lana_ray.cluster.sweeps import Sweep, each_of, log_uniform, run_sweep, uniform
-from lana_ray.config import Budget
 from lana_ray.costs.table import CostTable
 from lana_ray.measurement.latencies import LATENCY
 from lana_ray.measurement.readings import teacher_cost
@@ -131,10 +130,12 @@ def _budgets_asked(ready: Prepared, space: Mapping[str, Any]) -> list[dict[str, 
     if "budget" not in space:
         return []
     config, of = ready.setup.config, ready.setup.of
-    budgets: Sequence[Budget] = [config.budgets.bounds[of.cost]] if of.cost in config.budgets.bounds else []
+    budgets = config.budgets
+    limits = [budgets.bounds[of.cost].limit(ready.teacher)] if of.cost in budgets.bounds else []
     if of.cost == LATENCY:
-        budgets = config.budgets.latency_ms
-    limits = [(1 - config.select.margin) * budget.limit(ready.teacher) for budget in budgets]
+        batch_size = ready.setup.sampled.target.batch_size
+        limits = [budget.limit_ms(ready.teacher, batch_size) for budget in budgets.latencies]
+    limits = [(1 - config.select.margin) * limit for limit in limits]
     low, high = ready.budgets
     return [{"budget": limit} for limit in limits if low <= limit <= high]
 

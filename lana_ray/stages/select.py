@@ -11,14 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lana_ray.config import Budget, SelectConfig
 from lana_ray.costs.registry import COUNTED
-from lana_ray.costs.table import CostTables
 from lana_ray.costs.work import network_work
 from lana_ray.errors import UserError
 from lana_ray.evaluation.networks import losses
 from lana_ray.ids import Architecture, CostId
-from lana_ray.measurement.latencies import LATENCY, sessions_of
+from lana_ray.measurement.latencies import sessions_of
 from lana_ray.measurement.students import measure_students
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned
@@ -26,7 +24,7 @@ from lana_ray.preflight.settings import allowed_choices, check_smallest
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import SELECTIONS, SelectionRow
-from lana_ray.selection.choice import Choice, Limit, State
+from lana_ray.selection.choice import Choice, Limit, State, limits_of
 from lana_ray.selection.constraints import constrained
 from lana_ray.selection.loop import Loop, Measurements, Tables, World, close_loop
 from lana_ray.selection.margin import Noise, noise_of
@@ -79,25 +77,14 @@ def world_of(workspace: Workspace, sampling: Sampling, scores: Scores) -> World:
 
 def open_choices(workspace: Workspace, sampling: Sampling) -> tuple[Choice, ...]:
     """A choice for every target and budget, and with ``select.joint`` for all targets together."""
-    settings, budgets = workspace.config.select, workspace.config.budgets
-
-    def limits(targets: Sequence[str], latency: Budget) -> dict[CostId, Limit]:
-        bounds = {LATENCY: latency, **{c: b for c, b in budgets.bounds.items() if c not in COUNTED}}
-        costs = {CostId(cost, name): bounds[cost] for name in targets for cost in bounds}
-        return {of: _limit(settings, bound, sampling.tables[of]) for of, bound in costs.items()}
-
-    places = [[name] for name in sampling.targets]
-    if settings.joint and len(places) > 1:
-        places.append(list(sampling.targets))
+    places = [[target] for target in workspace.targets]
+    if workspace.config.select.joint and len(places) > 1:
+        places.append(list(workspace.targets))
     return tuple(
-        Choice(budget=str(budget), limits=limits(targets, budget))
+        Choice(budget=str(budget), limits=limits_of(workspace.config, sampling.tables, targets, budget))
         for targets in places
-        for budget in budgets.latency_ms
+        for budget in workspace.config.budgets.latencies
     )
-
-
-def _limit(settings: SelectConfig, bound: Budget, costs: CostTables) -> Limit:
-    return Limit(budget=bound.limit(costs.teacher), noise=noise_of(settings, costs))
 
 
 def check(workspace: Workspace, sampling: Sampling) -> None:
@@ -217,10 +204,10 @@ def write(workspace: Workspace, sampling: Sampling, loop: Loop) -> None:
 def plan(planned: Planned) -> list[str]:
     """The budgets, and the numbers of students and architectures."""
     config, settings = planned.config, planned.config.select
-    latencies = config.budgets.latency_ms
+    latencies = config.budgets.latencies
     on_all = " and on all" if planned.is_joint else ""
     left = math.prod(map(len, allowed_choices(config, planned.space)))
-    wide = [str(budget) for budget in latencies if budget.relative and budget.value >= 1]
+    wide = [str(budget) for budget in latencies if budget.relative and budget.limit_ms(1.0, 1) >= 1]
     few = "" if settings.max_ops is None else f" of at most {settings.max_ops} different operations"
     bounds = [
         f"; at most {bound}{' of the teacher’s' if bound.relative else ''} {cost}"

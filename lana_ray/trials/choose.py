@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from lana_ray.config import Budget
 from lana_ray.costs.registry import COUNTED
 from lana_ray.costs.table import CostTables
 from lana_ray.costs.work import network_work
 from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.counts import count_network
-from lana_ray.measurement.latencies import LATENCY, Sampled, sessions_of
+from lana_ray.measurement.latencies import Sampled, sessions_of
 from lana_ray.measurement.readings import teacher_cost
 from lana_ray.measurement.students import measure_students
 from lana_ray.run_dir.tables import TrialRow
-from lana_ray.selection.choice import Choice, Limit, Proposal
+from lana_ray.selection.choice import Choice, Proposal, limits_of
 from lana_ray.selection.loop import Loop, Measurements, Proposed, Tables, World
 from lana_ray.selection.margin import noise_of
 from lana_ray.spaces.space import StudentSpace
@@ -47,29 +46,16 @@ def hypervolume(points: Sequence[Point], *, most: float) -> float:
 def choices_among(workspace: Workspace, sampled: Mapping[str, Sampled]) -> Loop:
     """The loop as it begins: one choice for every target and budget."""
     budgets = workspace.config.budgets
-    bounds = {cost: bound for cost, bound in budgets.bounds.items() if cost not in COUNTED}
+    bounds = [cost for cost in budgets.bounds if cost not in COUNTED]
     tables = {
-        of: CostTables(id=of, teacher=teacher_cost(workspace, cost, target))
+        of: CostTables(id=of, teacher=teacher_cost(workspace, of.cost, target))
         for name, target in sampled.items()
-        for cost in (LATENCY, *bounds)
-        for of in [CostId(cost, name)]
+        for of in (CostId(cost, name) for cost in (*(budget.cost for budget in budgets.latencies), *bounds))
     }
-
-    def limit(of: CostId, bound: Budget) -> Limit:
-        noise = noise_of(workspace.config.select, tables[of])
-        return Limit(budget=bound.limit(tables[of].teacher), noise=noise)
-
     choices = tuple(
-        Choice(
-            budget=str(budget),
-            limits={
-                of: limit(of, bound)
-                for cost, bound in {LATENCY: budget, **bounds}.items()
-                for of in [CostId(cost, name)]
-            },
-        )
-        for name in sampled
-        for budget in budgets.latency_ms
+        Choice(budget=str(budget), limits=limits_of(workspace.config, tables, [target.target], budget))
+        for target in sampled.values()
+        for budget in budgets.latencies
     )
     return Loop(choices=choices, tables=tables)
 

@@ -140,10 +140,8 @@ def _sample_cells(
             target=job.target,
             placement=job.placement,
             target_key=job.target_key,
-            teacher_ms=job.references["teacher"].median_ms,
-            floor_ms=job.references["floor"].median_ms if "floor" in job.references else None,
-            processor=job.references["teacher"].processor,
-            runtime=job.references["teacher"].runtime,
+            teacher=job.references["teacher"],
+            floor=job.references.get("floor"),
             space=students.name,
         )
         for job in jobs

@@ -13,7 +13,7 @@ from lana_ray.cluster.connection import nodes
 from lana_ray.cluster.sweeps import Trial
 from lana_ray.config import Config
 from lana_ray.costs.work import network_work
-from lana_ray.measurement.latencies import LATENCY, SESSIONS, in_many_sessions, judged
+from lana_ray.measurement.latencies import LATENCY, SESSIONS, in_many_sessions, measured
 from lana_ray.measurement.readings import readings
 from lana_ray.trials.methods import METHODS
 from lana_ray.trials.problem import PROBLEMS, Problem, Setup
@@ -64,8 +64,8 @@ def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup, _: s
     architecture, name = tuple(found["choices"]), sampled.target.name
     asked = {name: {architecture: network_work(space, architecture)}}
     sessions = in_many_sessions(workspace, asked, {name: sampled}, SESSIONS, "search")
-    sample = judged(sessions[name, architecture])
-    cost = sample.median_ms
+    latency = measured(sessions[name, architecture])
+    cost = latency.value
     if setup.of.cost != LATENCY:
         only = {name: [architecture]}
         read = readings(workspace, space, setup.of.cost, {name: sampled}, only, "search")
@@ -73,8 +73,8 @@ def _judge(found: dict[str, Any], settings: dict[str, float], setup: Setup, _: s
     return {
         "architecture": space.label(architecture),
         "measured_cost": cost,
-        "measured_ms": sample.median_ms,
-        "iqr_ms": sample.iqr_ms,
+        "measured_ms": latency.value,
+        "iqr_ms": latency.iqr,
     }
 
 

@@ -130,7 +130,7 @@ def test_where_no_folder_is_of_use_each_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_local_cluster_offers_one_device_and_training_is_quiet() -> None:
+def test_a_local_cluster_offers_two_devices_and_training_is_quiet() -> None:
     @ray.remote
     def environment() -> tuple[str | None, str | None]:
         return os.environ.get("OMP_WAIT_POLICY"), os.environ.get("RAY_AUTH_MODE")
@@ -138,7 +138,7 @@ def test_a_local_cluster_offers_one_device_and_training_is_quiet() -> None:
     training = environment.options(runtime_env=cluster.TRAINING_ENV)
 
     (node,) = cluster.nodes()
-    assert (node.cpus, node.devices, node.labels) == (2, 1, {})
+    assert (node.cpus, node.devices, node.labels) == (2, 2, {})
     assert ray.get([environment.remote(), training.remote()]) == [(None, "token"), ("PASSIVE", "token")]
 
 

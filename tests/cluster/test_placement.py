@@ -27,6 +27,9 @@ def test_labelled_nodes_serve_their_target() -> None:
     xeon = placements["xeon"]
     assert xeon.nodes == ("a", "b")
     assert xeon.actors == 2  # b has two devices, but CPUs for one
+    assert xeon.alone == xeon
+    both = [_node("b", "xeon", devices=2), _node("c", "xeon", devices=3)]
+    assert assign_targets([_target()], both)["xeon"].alone.claim == {"CPU": 1, "lana_device": 2}
     assert not xeon.stand_in
     assert xeon.options() == {
         "num_cpus": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,10 @@ def measuring(folder: Path) -> bool:
     return any(str(folder) in holder for holder in leases.held())
 
 
+def _pinned(_: Any) -> set[int]:
+    return os.sched_getaffinity(0)
+
+
 def free(resource: str) -> float:
     return float(ray.available_resources().get(resource, 0.0))
 
@@ -61,15 +66,21 @@ def test_a_released_sampler_frees_all_it_claims_and_is_given_to_the_next_job(tmp
     actor = started(first)
     assert not first.is_kept
     assert measuring(tmp_path)
+    other = samplers.hire(asked, ())
+    assert other is not None
+    assert started(other) is not actor
     until(lambda: free("lana_device") == 0)
     second = samplers.hire(asked, ())
     assert second is not None
-    assert second.actor() is None  # the device is taken
+    assert second.actor() is None  # both devices are taken
+    cpus = ray.get([each.__ray_call__.remote(_pinned) for each in (actor, other.actor())])
+    assert cpus[0].isdisjoint(cpus[1])
+    other.end()
     first.release()
     assert until(second.actor) is actor
     assert second.is_kept
     second.release()
-    until(lambda: free("lana_device") == 1 and free("CPU") == 2)
+    until(lambda: free("lana_device") == 2 and free("CPU") == 2)
     until(lambda: not measuring(tmp_path))
     ray.get(actor.__ray_ready__.remote())
     samplers.close()
@@ -94,4 +105,4 @@ def test_no_room_is_left_where_the_only_node_is_left_out(tmp_path: Path) -> None
     config = Config.model_validate(settings(tmp_path))
     samplers, asked = Samplers(config, 10), job(config)
     (node,) = nodes()
-    assert (samplers.room(asked, ()), samplers.room(asked, {node.id})) == (1, 0)
+    assert (samplers.room(asked, ()), samplers.room(asked, {node.id})) == (2, 0)

@@ -291,7 +291,15 @@ def test_the_floor_is_the_teacher_without_the_layers_that_can_be_left_out(
         median_ms = 2.0 if session is sampler._sessions[0] else floor_ms
         beside = sum(reference.baseline_ms for reference in references)
         return Measurement(
-            median_ms=median_ms, iqr_ms=0, repeats=7, seconds=1, settled=True, raw_ms=1, drift=beside
+            median_ms=median_ms,
+            p90_ms=median_ms,
+            p99_ms=median_ms,
+            iqr_ms=0,
+            repeats=7,
+            seconds=1,
+            settled=True,
+            raw_ms=1,
+            drift=beside,
         )
 
     monkeypatch.setattr(sampler, "_time", time)
@@ -325,7 +333,15 @@ def test_a_busy_moment_is_no_baseline(
     def time(*_: object) -> Measurement:
         median_ms, settled = next(left)
         return Measurement(
-            median_ms=median_ms, iqr_ms=0, repeats=7, seconds=1, settled=settled, raw_ms=1, drift=1
+            median_ms=median_ms,
+            p90_ms=median_ms,
+            p99_ms=median_ms,
+            iqr_ms=0,
+            repeats=7,
+            seconds=1,
+            settled=settled,
+            raw_ms=1,
+            drift=1,
         )
 
     monkeypatch.setattr(sampler, "_time", time)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lana_ray.costs import timing
-from lana_ray.costs.timing import MIN_ROUNDS, Call, Measurement, Reference, middle, time_calls
+from lana_ray.costs.timing import MIN_ROUNDS, Call, Measurement, Reference, middle, soak, time_calls
 
 
 class Machine:
@@ -208,7 +208,15 @@ def test_where_every_round_is_interrupted_all_count(machine: Machine) -> None:
 def test_of_several_sessions_the_median_counts(count: int) -> None:
     sessions = [
         Measurement(
-            median_ms=ms, iqr_ms=ms / 10, repeats=7, seconds=2, settled=ms != 4, raw_ms=2 * ms, drift=2
+            median_ms=ms,
+            p90_ms=ms,
+            p99_ms=ms,
+            iqr_ms=ms / 10,
+            repeats=7,
+            seconds=2,
+            settled=ms != 4,
+            raw_ms=2 * ms,
+            drift=2,
         )
         for ms in (5.0, 1.0, 4.0, 3.0, 2.0)[:count]
     ]
@@ -216,3 +224,81 @@ def test_of_several_sessions_the_median_counts(count: int) -> None:
     assert found.median_ms == np.quantile([s.median_ms for s in sessions], 0.5, method="lower")
     assert (found.iqr_ms, found.raw_ms) == (found.median_ms / 10, 2 * found.median_ms)
     assert (found.repeats, found.seconds, found.settled) == (7 * count, 2 * count, count < 3)
+
+
+def test_quantiles_are_of_single_calls_and_those_that_were_interrupted_count(machine: Machine) -> None:
+    """Every 21st call takes ten times as long: 5 % of the calls, which the median does not show."""
+    slow = itertools.cycle([0.5] * 20 + [5.0])
+    m = time_calls(machine.call(slow), rel_error=1e-9, time_limit_s=2.0)
+    assert m.median_ms < 1.1
+    assert [m.at(q) for q in ("p50", "p90", "p99")] == pytest.approx([m.median_ms, 0.5, 5.0])
+    m = time_calls(machine.interrupted(0.5, every=20), rel_error=1e-9, time_limit_s=2.0)
+    assert (m.median_ms, m.p90_ms, m.p99_ms) == pytest.approx((0.5, 0.5, 50.5))
+
+
+def test_a_slower_machine_slows_quantiles_too(machine: Machine) -> None:
+    machine.slowdown = 2.0
+    m = time_calls(
+        machine.call(itertools.cycle([1.0] * 20 + [4.0])),
+        references=[Reference(run=machine.call(1.0), baseline_ms=1.0)],
+        calls=400,
+    )
+    assert (m.p90_ms, m.p99_ms) == pytest.approx((1.0, 4.0))
+
+
+@pytest.mark.parametrize("cost_ms", [0.5, 3.0])
+def test_high_quantiles_get_the_calls_that_they_need(machine: Machine, cost_ms: float) -> None:
+    m = time_calls(machine.call(cost_ms), time_limit_s=0.0, calls=200)
+    assert m.repeats >= 200
+    assert m.settled
+
+
+@pytest.mark.parametrize("large_ms", [100.0, 1000.0])
+def test_a_small_call_beside_a_large_reference_has_half_of_the_time(
+    machine: Machine, large_ms: float
+) -> None:
+    large = Reference(run=machine.call(large_ms), baseline_ms=large_ms)
+    m = time_calls(machine.call(noise(1.0, 0.1)), references=[large], rel_error=1e-9, time_limit_s=0.0)
+    assert m.median_ms == pytest.approx(1.0, rel=0.02)
+    assert 1.5e-3 * m.repeats > 0.3 * m.seconds  # with the untimed calls
+    assert m.seconds < 10 * large_ms / 1e3
+
+
+def test_the_reference_of_a_calls_own_size_tracks_it(machine: Machine) -> None:
+    """One that is far larger would only take time."""
+    ran: list[str] = []
+
+    def reference(name: str, ms: float) -> Reference:
+        def run() -> None:
+            ran.append(name)
+            machine.spend(ms)
+
+        return Reference(run=run, baseline_ms=ms)
+
+    both = [reference("large", 50.0), reference("small", 5.0)]
+    for cost_ms, nearer in ((1.0, {"small"}), (80.0, {"large"}), (20.0, {"small", "large"})):
+        ran.clear()
+        time_calls(machine.call(cost_ms), references=both, time_limit_s=0.0)
+        assert set(ran) == nearer
+
+
+def test_a_soak_ends_once_the_machine_gets_no_slower(machine: Machine) -> None:
+    """It heats up for ten seconds, and is 1.5 times as slow from then on."""
+    begin = machine.perf_counter()
+
+    def run() -> None:
+        machine.slowdown = 1.0 + min(machine.perf_counter() - begin, 10.0) / 20
+        machine.spend(5.0)
+
+    soak(run, 60.0)
+    assert machine.slowdown == 1.5
+    assert 10.0 < machine.perf_counter() - begin < 14.0
+
+
+def test_a_soak_has_a_time_limit(machine: Machine) -> None:
+    machine.wear = 0.1
+    begin = machine.perf_counter()
+    soak(machine.call(5.0), 8.0)
+    assert 8.0 <= machine.perf_counter() - begin < 10.5
+    soak(machine.call(5.0), 0.0)
+    assert machine.perf_counter() - begin < 10.5

@@ -24,6 +24,7 @@ from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.workspace import Workspace, cell_space, structural_space
 
+from ..measured import sample
 from ..runs import settings, times
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -48,10 +49,8 @@ def sampled(config: Config, **changes: Any) -> Sampled:
         target=target,
         placement=placement,
         target_key="k",
-        teacher_ms=1.0,
-        floor_ms=None,
-        processor="a processor",
-        runtime="torch",
+        teacher=sample(kind="reference", key="teacher", median_ms=1.0),
+        floor=None,
     )
 
 

@@ -23,6 +23,8 @@ def sample(time: float, seconds: float = 0.1, node: str = "a", cpus: str = "0") 
         key=str(time),
         what="cells",
         median_ms=1.0,
+        p90_ms=1.0,
+        p99_ms=1.0,
         iqr_ms=0.1,
         raw_ms=1.0,
         drift=1.0,

@@ -248,6 +248,8 @@ class _Run:
                 key=f"{target}-{n}",
                 what="teacher" if n == 0 else f"candidate {n}",
                 median_ms=slow,
+                p90_ms=slow,
+                p99_ms=slow,
                 iqr_ms=0.01,
                 raw_ms=slow,
                 drift=1.0 if n == 0 else 0.97 + 0.15 * n / 40,

@@ -110,6 +110,20 @@ def test_a_student_that_fails_the_second_time_gives_way() -> None:
     assert chosen.chosen == A
 
 
+def test_an_absolute_budget_is_kept_by_the_clock_of_a_target_that_throttles() -> None:
+    """All latencies are corrected to the speed at first; the target is 1.3 times as slow since then."""
+    of = toy([0.5, 0.75, 0.76, 0.97], at_once=True)
+    world = replace(of.world(), noise=lambda costs: Noise(floor=0.02, slowdown=1.3))
+    absolute = replace(choice(1.0), limits={EDGE: Limit(budget=1.0, is_absolute=True)})
+    by_the_clock, corrected = close_loop(start(absolute, choice(1.0)), world, rounds=1).choices
+    assert (by_the_clock.chosen, corrected.chosen) == (B, D)
+    limit = by_the_clock.limits[EDGE]
+    assert limit.value() == pytest.approx(0.98 / 1.3)
+    kept = [limit.kept_at_last(MeasuredCost(value=0.75, drift=drift)) for drift in (0.9, 1.0, 1.3, 1.4)]
+    assert kept == [True, True, True, False]
+    assert corrected.limits[EDGE].kept_at_last(MeasuredCost(value=0.75, drift=1.4))
+
+
 def test_the_same_sessions_serve_all_budgets_of_a_target() -> None:
     of = toy([0.5, 0.8], at_once=True)
     close_loop(start(choice(1.0), choice(0.9)), of.world(), rounds=1)
@@ -284,13 +298,13 @@ def test_registered_students_keep_their_budget_in_another_process(deviation: flo
         loop = close_loop(start(choice(1.0)), world, rounds=3)
         for attempt in (1, 2):
             student = loop.choices[0].chosen
-            if student is None or sessions(student, 5).keeps(loop.choices[0].limits[EDGE].final):
+            if student is None or loop.choices[0].limits[EDGE].kept_at_last(sessions(student, 5)):
                 break
             loop = replace_missed(loop, {0: student}, world, attempt)
         if (student := loop.choices[0].chosen) is not None:
             runs += 1
             used += true[student] > 0.9  # type: ignore[index]
-            kept += sessions(student, 1).keeps(1.0)
+            kept += sessions(student, 1).value <= 1.0
     assert runs > 140
     assert kept / runs >= 0.94  # 95 %, less what 150 runs scatter
     assert used / runs > 0.5

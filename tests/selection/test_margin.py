@@ -46,3 +46,16 @@ def test_before_anything_was_measured_a_usual_spread_is_expected() -> None:
     assert expected.share(9) < expected.share(3) < expected.share(1)
     one = noise_of(SelectConfig(), costs((1.0, 1.0, 1.0)))
     assert one.share(3) < expected.share(3)
+
+
+def test_the_present_drift_of_a_target_is_that_of_its_last_networks() -> None:
+    def drifting(drifts: list[float]) -> CostTables:
+        networks: dict[Architecture, MeasuredCost] = {
+            (n,): MeasuredCost(value=1.0, sessions=(1.0, 1.0), drift=drift) for n, drift in enumerate(drifts)
+        }
+        return replace(costs(), networks=networks)
+
+    assert noise_of(SelectConfig(), costs()).slowdown == 1.0
+    assert noise_of(SelectConfig(), drifting([0.8] * 9)).slowdown == 1.0  # absolute budgets gain nothing
+    assert noise_of(SelectConfig(), drifting([1.0] * 20 + [1.4] * 8)).slowdown == 1.4
+    assert noise_of(SelectConfig(confidence=None), drifting([1.2])).slowdown == 1.2

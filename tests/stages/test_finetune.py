@@ -127,7 +127,8 @@ def test_a_student_that_misses_any_budget_is_not_registered(
     finished = FinishedStudent(
         target=cast(Any, SimpleNamespace(latency=EDGE)),
         budget="1ms",
-        budgets={EDGE: 1.0, MEMORY: 2.5},
+        limits={EDGE: Limit(budget=1.0), MEMORY: Limit(budget=2.5)},
+        teacher_ms=2.0,
         architecture="",
         job=job(SPACE, ONE),
         predicted={},
