@@ -72,15 +72,19 @@ class CostId(NamedTuple):
         """Whether it is some quantile of the latency."""
         return self.cost in map(latency_cost, QUANTILES)
 
+    @property
+    def unit(self) -> str:
+        """The unit in which it is written; the cost's name if it is a number of something."""
+        return _UNITS.get(self.cost.rpartition("_")[2], self.cost)
+
     def __str__(self) -> str:
         return self.cost if self.target is None else f"{self.cost} on {self.target}"
 
     def written(self, value: float) -> str:
         """A value of this cost with its unit: ``1.750 ms``, ``2.5e+06 params``."""
-        unit = _UNITS.get(self.cost.rpartition("_")[2])
-        if unit is None:
+        if self.unit == self.cost:
             return f"{value:.6g} {self.cost}"
-        return f"{value:.3f} {unit}" if abs(value) >= 0.01 else f"{value:.3g} {unit}"
+        return f"{value:.3f} {self.unit}" if abs(value) >= 0.01 else f"{value:.3g} {self.unit}"
 
 
 _UNITS = {"ms": "ms", "mb": "MB", "mj": "mJ"}

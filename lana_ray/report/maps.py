@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from lana_ray.costs.registry import METERS
 from lana_ray.ids import CostId, family_of, read_label
 from lana_ray.report.artifacts import LATENCY, LabelledTable
 from lana_ray.report.canvas import ABSENT, FILLS, KEPT, REMOVED, picture
@@ -159,7 +158,7 @@ def cost_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], costs: Float
         costs: shape [ops, layers], in the cost's unit; NaN without a candidate, inf if it does not run.
     """
     most = float(np.nanmax(costs[0]))
-    factor, unit = 1.0, METERS[of.cost].unit.partition(" ")[0]
+    factor, unit = 1.0, of.unit
     if unit == "ms" and most < 1:
         factor, unit = 1e3, "µs"
     top = 2 * most * factor or 1.0
