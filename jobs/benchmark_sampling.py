@@ -15,7 +15,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +24,11 @@ import ray
 import typer
 from rich.table import Table
 
-from lana_ray.cluster.agreement import of_driver
 from lana_ray.cluster.connection import connect
 from lana_ray.cluster.fleet import run_jobs
 from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.placement import Placement
-from lana_ray.cluster.samplers import SamplerActor
+from lana_ray.cluster.samplers import Samplers
 from lana_ray.config import Config, RayConfig, Target
 from lana_ray.costs.cores import physical_cores
 from lana_ray.costs.hardware import own_cpus
@@ -82,6 +81,28 @@ class InstantSampler:
         yield Progress(samples=done)
 
 
+@dataclasses.dataclass(eq=False)
+class _Instant:
+    """One of them, for which there is always a place; and what hires it."""
+
+    is_kept = False
+    _actor: Any = None
+
+    def room(self, job: Job, without: Collection[str]) -> int:
+        return job.placement.actors
+
+    def hire(self, job: Job, without: Collection[str]) -> _Instant:
+        return _Instant(ray.remote(InstantSampler).options(num_cpus=0).remote())
+
+    def actor(self) -> Any:
+        return self._actor
+
+    def release(self) -> None:
+        ray.kill(self._actor)
+
+    end = release
+
+
 def main(
     samples: Annotated[int, typer.Option(min=1, help="Samples that take no time.")] = 100_000,
     actors: Annotated[list[int] | None, typer.Option(help="Actors for them; may be repeated.")] = None,
@@ -128,18 +149,18 @@ def _show(title: str, rows: Sequence[dict[str, float]], formats: dict[str, str])
 
 def _job(target: Target, work: Sequence[Work], actors: int) -> Job:
     placement = Placement(
-        nodes=(),
+        nodes=("here",),
         actors=actors,
         label_selector=None,
         resources={},
-        num_cpus=0,
+        num_cpus=1,
         num_gpus=0,
         stand_in=True,
     )
     return Job(target=target, placement=placement, work=work, space="layers")
 
 
-def _timed(job: Job, start: Any, folder: str) -> float:
+def _timed(job: Job, samplers: Any, folder: str) -> float:
     """Returns the seconds from the first sample to the last, without the start of the actors."""
     began: list[float] = []
     with progress(f"{job.placement.actors} actors", len(job.work)) as show:
@@ -149,7 +170,7 @@ def _timed(job: Job, start: Any, folder: str) -> float:
                 began.append(time.perf_counter())
             show(job.done)
 
-        run_jobs([job], SampleStore(Storage(folder)), start, on_sample)
+        run_jobs([job], SampleStore(Storage(folder)), samplers, on_sample)
     return time.perf_counter() - began[0]
 
 
@@ -171,12 +192,9 @@ def _measure(networks: int, actors: int, runtime: str, time_limit_s: float) -> d
         rng = np.random.default_rng(0)
         work = [network_work(space, space.random(rng)) for _ in range(networks)]
         job = _job(config.targets[0], in_sessions(work, range(SESSIONS)), actors)
-
-        def start(job: Job) -> Any:
-            arguments = (config, CLASSES, job.target, job.space, of_driver(folder))
-            return ray.remote(SamplerActor).options(num_cpus=0).remote(*arguments)
-
-        seconds = _timed(job, start, folder)
+        samplers = Samplers(config, CLASSES)
+        seconds = _timed(job, samplers, folder)
+        samplers.close()
     samples = [job.samples[item.key] for item in job.work]
     latencies = np.array([sample.median_ms for sample in samples]).reshape(SESSIONS, networks)
     deviations = np.abs(latencies[1:] / latencies[0] - 1)
@@ -195,7 +213,7 @@ def _answer(samples: int, actors: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = _timed(
             _job(Target(name="none"), work, actors),
-            lambda job: ray.remote(InstantSampler).options(num_cpus=0).remote(),
+            _Instant(),
             folder,
         )
         assert len(SampleStore(Storage(folder)).read("none")) == samples + 1
