@@ -181,19 +181,22 @@ def test_a_recipe_can_be_planned(
     [
         (
             "{grid: [0, 0.5, 2], seeds: 3, steps: 205}",
-            ["9 differentiable searches, λ of 0, 0.5, 2 with 3 seeds each, 200 steps", "12 integer programs"],
+            [
+                "9 trials of the differentiable search, λ of 0, 0.5, 2 with 3 seeds each, 200 steps",
+                "12 trials of the integer program, each with a drawn budget",
+            ],
         ),
         (
             "{aim: budget, methods: [differentiable]}",
-            ["12 differentiable searches, each with a drawn budget"],
+            ["12 trials of the differentiable search, each with a drawn budget"],
         ),
         (
             "{trials: 4, cells: {space: nasbench201, width: 8, cells: 1, samples: 99999, active: 5}}",
             [
                 "cells of nasbench201: 1.6e+04 architectures",
                 "edge: 15625 random and 5 chosen cells, at most 130 minutes",
-                "4 searches, each with a drawn λ from 0.003 to 3",
-                "is trained for 2 epochs, the best for each budget for 2",
+                "4 trials, each with a drawn λ from 0.003 to 3",
+                "each trial's network is trained for 2 epochs, the best for each budget for 2",
             ],
         ),
     ],
