@@ -307,7 +307,8 @@ class _Fleet:
         references = self.job.references if "teacher" in self.job.references else {}
         if not references and any(other.busy for other in self.workers):
             return
-        workers = len(self.workers)
+        # More samplers come when another job on the same nodes ends.
+        workers = max(len(self.workers), self._samplers.room(self.job, self._odd))
         count = len(self._queue) if workers == 1 else math.ceil(len(self._queue) / (2 * workers))
         if self._queue and self._queue[0].key in self._failures:
             count = 1

@@ -291,14 +291,14 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
     LANA evaluates students before fine-tuning in this way (arXiv 2107.10624, section 3.3).
     """
     norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
-    before = [(module, module.training, module.track_running_stats) for module in norms]
+    before = [(module, module.training, module.track_running_stats, module.momentum) for module in norms]
     for module in norms:
         module.training, module.track_running_stats = True, False
     try:
         yield
     finally:
-        for module, mode, track in before:
-            module.training, module.track_running_stats = mode, track
+        for module, mode, track, momentum in before:
+            module.training, module.track_running_stats, module.momentum = mode, track, momentum
 
 
 def replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:

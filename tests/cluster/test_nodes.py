@@ -25,6 +25,7 @@ SCRIPT = """
     from lana_ray.costs.samples import SampleStore
     from lana_ray.cluster.placement import assign_targets
     from lana_ray.run_dir.storage import Storage
+    from tests.hired import From
     from tests.measured import sample as take
 
     here = Path(sys.argv[1]) / "begun"
@@ -68,9 +69,14 @@ SCRIPT = """
         ]
         print("actors", [where[t.name].actors for t in targets])
 
-        def start(job):
-            placement = assign_targets([job.target], cluster.nodes())[job.target.name]
-            return ray.remote(Sampler).options(**placement.options()).remote()
+        def placement(job):
+            return assign_targets([job.target], cluster.nodes())[job.target.name]
+
+        class OnNodes(From):
+            def room(self, job, without):
+                return placement(job).actors
+
+        samplers = OnNodes(lambda job: ray.remote(Sampler).options(**placement(job).options()).remote())
 
         alive = [doomed]
 
@@ -80,7 +86,7 @@ SCRIPT = """
                 machines.remove_node(alive.pop(), allow_graceful=False)
 
         store = SampleStore(Storage(sys.argv[1]))
-        run_jobs(jobs, store, start, watch)
+        run_jobs(jobs, store, samplers, watch)
         samples = [s for s in store.read() if s.kind != "reference"]
         names = {doomed.node_id: "doomed", other.node_id: "other", lone.node_id: "lone"}
         shares = Counter((s.key[:4], names[s.node]) for s in samples)
