@@ -102,7 +102,7 @@ def _check_teacher_alone(config: Config) -> None:
         raise UserError(
             "infeasible",
             "pool.ops, select.force, select.forbid and select.max_ops only allow the teacher, which keeps "
-            f"none of the budgets {', '.join(map(str, budgets))}; allow other operations",
+            f"none of budgets.latency_ms: {', '.join(map(str, budgets))}; allow other operations",
         )
 
 

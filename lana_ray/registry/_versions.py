@@ -184,7 +184,8 @@ def _keeps(version: Version, budget: str) -> bool:
     if asked.quantile != "p50" or asked.per_second:
         return version.tags["budget"].split()[0] == budget
     limit_ms = asked.limit(float(version.tags["teacher_latency_ms"]))
-    latency = version.tags["sustained_latency_ms" if asked.is_absolute else "latency_ms"]
+    # An earlier lana_ray did not measure sustained latencies.
+    latency = version.tags.get("sustained_latency_ms" if asked.is_absolute else "latency_ms", "inf")
     return float(latency) <= limit_ms
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lana_ray.config import Config, DataConfig, Target, TeacherConfig
+from lana_ray.config import BudgetsConfig, Config, DataConfig, Target, TeacherConfig
+from lana_ray.config.section import Section
 from lana_ray.errors import UserError
 from lana_ray.ids import dotted
 from lana_ray.redact import without_passwords
@@ -21,6 +22,7 @@ from lana_ray.run_dir.hours import Invocation, StageTime
 from lana_ray.run_dir.storage import Storage
 
 _ALWAYS = {
+    "budgets": {"latency_ms"},
     "data": {"image_size"},
     "pool": {"preset"},
     "target": {"runtime", "device", "threads", "batch_size", "precision"},
@@ -92,16 +94,20 @@ def read_settings(storage: Storage) -> dict[str, Any] | None:
         raise UserError(
             "damaged_file", f"{storage.url(layout.SETTINGS)}: damaged ({' '.join(str(error).split())})"
         ) from None
-    defaults, of_teacher, of_data, of_target = (
-        kind.model_construct().model_dump(mode="json") for kind in (Config, TeacherConfig, DataConfig, Target)
-    )
-    defaults |= {"teacher": of_teacher, "data": of_data}
+    kinds: dict[str, type[Section]] = {
+        "teacher": TeacherConfig,
+        "data": DataConfig,
+        "budgets": BudgetsConfig,
+        "target": Target,
+    }
+    defaults = Config.model_construct().model_dump(mode="json")
+    defaults |= {name: kind.model_construct().model_dump(mode="json") for name, kind in kinds.items()}
     sections = {}
     for section in dict.fromkeys((*_FIRST, *settings)):
         if section == "targets":
             for target in settings[section]:
                 name = target.pop("name")
-                sections[f"target {name}"] = list(_settings("target", target, of_target))
+                sections[f"target {name}"] = list(_settings("target", target, defaults["target"]))
         else:
             sections[section] = list(_settings(section, settings[section], defaults.get(section, {})))
     return {"sections": {name: some for name, some in sections.items() if some}, "text": text}

@@ -44,11 +44,11 @@ def samplers(
     keys: Sequence[str | Busy] = ("k",),
     stillborn: int = 0,
     endless: str = "",
-    crew: Path | None = None,
+    crew: tuple[Path, int] | None = None,
 ) -> From:
     """Actors that answer at once, and whose process ends at work called so, the first ones at birth.
 
-    With a folder for the ``crew``, they wait for three of them to be there before they measure anything.
+    With a folder for a ``crew`` and its size, they wait for all of it to start before they measure anything.
 
     A sample's ``node`` is the number of its actor, its ``median_ms`` the sum of its baselines.
     """
@@ -59,10 +59,10 @@ def samplers(
             self._number, self._asked = number, 0
             if number < stillborn:
                 os._exit(1)
-            if crew:
-                (crew / str(number)).touch()
 
         def start(self) -> Ready | Busy:
+            if crew:
+                (crew[0] / str(self._number)).touch()
             key = keys[(self._number + self._asked) % len(keys)]
             self._asked += isinstance(key, Busy)
             if isinstance(key, Busy):
@@ -70,7 +70,7 @@ def samplers(
             return Ready(target_key=key, node_id=ray.get_runtime_context().get_node_id())
 
         def sample(self, work: Sequence[Work], baselines_ms: Sequence[float]) -> Iterator[Progress]:
-            while crew and len(list(crew.iterdir())) < 3:
+            while crew and len(list(crew[0].iterdir())) < crew[1]:
                 time.sleep(0.05)
             common = {
                 "target_key": keys[-1] if isinstance(keys[0], Busy) else keys[0],
@@ -118,7 +118,7 @@ def test_the_actors_of_a_target_share_its_work(store: SampleStore, tmp_path: Pat
     asked, done = job(200, actors=3), []
     crew = tmp_path / "crew"
     crew.mkdir()
-    run_jobs([asked], store, samplers(crew=crew), lambda job: done.append(job.done))
+    run_jobs([asked], store, samplers(crew=(crew, 3)), lambda job: done.append(job.done))
     stored = store.read("k")
     assert Counter(s.key for s in stored) == Counter(["floor", "teacher", *(work.key for work in asked.work)])
     assert {s.median_ms for s in stored if s.kind == "network"} == {2.5}  # the same baselines for all
@@ -351,10 +351,13 @@ def test_a_runtime_that_is_missing_where_the_sampler_runs_is_named(
         run_jobs([asked], store, From(start), lambda _: None)
 
 
-def test_nodes_of_another_kind_are_let_go(store: SampleStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_of_another_kind_are_let_go(
+    store: SampleStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All actors are on one node here, so that the other kind leaves none to hire from."""
-    asked = job(9, actors=2)
-    run_jobs([asked], store, samplers(keys=["k", "other"]), lambda _: None)
+    asked, crew = job(9, actors=2), tmp_path / "crew"
+    crew.mkdir()
+    run_jobs([asked], store, samplers(keys=["k", "other"], crew=(crew, 2)), lambda _: None)
     assert (asked.done, {s.target_key for s in asked.samples.values()}) == (9, {"k"})
     assert "target 'edge': its nodes differ" in capsys.readouterr().out
     again = job(12)

@@ -71,6 +71,7 @@ class Registered:
         model = _model(4, target)
         values = {
             "latency_ms": "0.02",
+            "sustained_latency_ms": "0.02",
             "teacher_latency_ms": "0.04",
             "budget_ms": "1e6",
             "speedup": "2",

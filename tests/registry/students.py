@@ -34,6 +34,7 @@ def student(
 ) -> Student:
     tags = {
         "latency_ms": "0.5",
+        "sustained_latency_ms": "0.5",
         "budget_ms": "0.625",
         "teacher_latency_ms": "1.25",
         "speedup": "2.5",

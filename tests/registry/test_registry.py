@@ -184,7 +184,7 @@ def test_what_was_killed_while_uploading_is_ended(uri: str) -> None:
 
 def test_champion_is_the_most_accurate_within_the_default_budget(uri: str) -> None:
     register(uri, student("a", accuracy=0.9))
-    slow = {**student("c", accuracy=0.99).tags, "latency_ms": "0.8"}
+    slow = {**student("c", accuracy=0.99).tags, "latency_ms": "0.8", "sustained_latency_ms": "0.8"}
     register(uri, student("b", accuracy=0.8), student("c", budget="70%", tags=slow))
     assert _aliases(uri) == {"champion": 1, "budget-50pct": 1, "budget-70pct": 3}
     register(uri, student("d", accuracy=0.9))
