@@ -15,7 +15,7 @@ from lana_ray.costs.work import network_work
 from lana_ray.ids import Architecture, CostId
 from lana_ray.measurement.fitting import MeasuredNetworks, fit_predictors, paced
 from lana_ray.measurement.latencies import LATENCY, Sampled, latencies, measure, placements, ran
-from lana_ray.measurement.readings import readings
+from lana_ray.measurement.readings import readings, teacher_cost
 from lana_ray.monitoring.progress import say
 from lana_ray.predictors.fits import Fit
 from lana_ray.predictors.latency import LatencyPredictor
@@ -111,7 +111,7 @@ def prepare_cells(workspace: Workspace) -> list[Prepared]:
             Prepared(
                 setup=setup,
                 budgets=(min(values), max(values)),
-                teacher=target.teacher_ms,
+                teacher=teacher_cost(workspace, cost, target),
                 identity=(trial_training(workspace.config).model_dump(), values),
             )
         )

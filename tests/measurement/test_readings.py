@@ -22,6 +22,7 @@ from lana_ray.predictors import latency as predictor
 from lana_ray.report.searches import searches_table, write_search_plots
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.trials.prepare import prepare_cells
 from lana_ray.workspace import Workspace, cell_space, structural_space
 
 from ..measured import sample
@@ -83,6 +84,8 @@ def test_cells_are_searched_for_what_they_multiply(
     before = times(tmp_path, "metered/*/*.json")
     assert len(before) >= 25  # random cells and the teacher
     assert search_architectures(config) == rows
+    (prepared,) = prepare_cells(Workspace(config))
+    assert prepared.teacher == rows[0].teacher_cost  # to which relative budgets refer
     assert times(tmp_path, "metered/*/*.json") == before
     assert "multiply-accumulates" in str(searches_table(rows).title)
     assert len(write_search_plots(Storage(str(tmp_path)), rows)) == 2
