@@ -289,6 +289,10 @@ def verify(
         str | None, typer.Option(help="Target that this machine serves; the model must be registered for it.")
     ] = None,
     registry: Registry = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration with the command line of a target with the runtime command."),
+    ] = None,
 ) -> None:
     """Check a registered model's outputs and accuracy, and measure its latency again.
 
@@ -299,7 +303,8 @@ def verify(
     from lana_ray.commands.verify import render
     from lana_ray.commands.verify import verify as check
 
-    verification = check(model_uri, tracking_uri=_tracking_uri(registry), target=target)
+    settings = None if config is None else _load(config, None)
+    verification = check(model_uri, tracking_uri=_tracking_uri(registry), target=target, config=settings)
     console.print(render(verification))
     if not verification.ok:
         raise typer.Exit(1)

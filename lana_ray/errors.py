@@ -68,6 +68,10 @@ class Unsupported(UserError):
     """An exporter or a runtime refuses a program: it would on any machine that has them."""
 
 
+class DeviceError(UserError):
+    """A command failed that measures on another device: because of its program, or the device is away."""
+
+
 def is_fault(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is the machine's: memory, a device, a disk, a network."""
     chain: list[BaseException] = []

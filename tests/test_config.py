@@ -27,6 +27,13 @@ def changed(**sections: Any) -> dict[str, Any]:
     return {**SMALLEST, **sections}
 
 
+COMMAND = {"run": "ssh board bench {program}", "version": "ssh board uname -a"}
+
+
+def with_command(**command: Any) -> dict[str, Any]:
+    return changed(targets=[{"name": "a", "runtime": "command", "command": {**COMMAND, **command}}])
+
+
 def write(folder: Path, settings: Any) -> Path:
     path = folder / "run.yaml"
     path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
@@ -238,6 +245,13 @@ def test_rules_between_settings(settings: dict[str, Any], section: str, named: t
         ),
         (changed(targets=[{"name": "Edge"}, {"name": "edge"}]), "targets[1] (edge).name", "edge"),
         (changed(targets=[{"name": "NUL"}]), "targets[0] (NUL).name", "NUL"),
+        (changed(targets=[{"name": "a", "runtime": "command"}]), "targets[0] (a).command", "missing"),
+        (changed(targets=[{"name": "a", "command": COMMAND}]), "targets[0] (a).command", "runtime: command"),
+        (with_command(run="bench"), "targets[0] (a).command.run", "{program}"),
+        (with_command(run="sh -c 'bench {program}"), "targets[0] (a).command.run", "No closing quotation"),
+        (with_command(version="'' a"), "targets[0] (a).command.version", "no program"),
+        (with_command(timeout_s="10min"), "targets[0] (a).command.timeout_s", "at most 300"),
+        (with_command(version="\n"), "targets[0] (a).command.version", "blank"),
         (changed(targets=[{"name": "com1.x"}]), "targets[0] (com1.x).name", "com1.x"),
         (changed(budgets={"latency_ms": ["70%", "50%", "50 %"]}), "budgets.latency_ms[2]", "50%"),
         (changed(budgets={"latency_ms": [12.5, "12.5ms"]}), "budgets.latency_ms[1]", "12.5ms"),

@@ -17,7 +17,7 @@ from lana_ray.cluster.job import Job, Progress, Ready
 from lana_ray.cluster.leases import Busy, Waiting
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import OtherStructure, Work
-from lana_ray.errors import UserError, first_line, one_line
+from lana_ray.errors import DeviceError, UserError, first_line, one_line
 from lana_ray.monitoring.progress import say
 
 MAX_FAILURES = 3
@@ -34,6 +34,8 @@ _ITEM_S = 1800.0
 """Time limit for building, compiling and measuring one structure."""
 _START_S = 3600.0
 """Longest wait for a sampler to start while no other sampler answers."""
+AWAY_S = 600.0
+"""How long a device that does not answer any more is waited for."""
 _SAY_EVERY_S = 60.0
 _FLUSH_S = 10.0
 
@@ -72,9 +74,10 @@ def run_jobs(
     Targets that share a device wait for one another. Samples stream back and are stored in blocks. Samplers
     are hired as nodes come; on a node of another kind than the first sampler's none is hired again. If a
     sampler dies, or fails with anything but a runtime's refusal, another one is hired in its place, and the
-    target's other samplers take over its work. A structure at which ``MAX_FAILURES`` samplers died, on nodes
-    that are still alive, is left out of this run: it gets a sample with an error, which is not stored. No
-    sampler is hired for a job whose ``target_key`` is set and whose samples are all stored.
+    target's other samplers take over its work; it waits for a device that does not answer any more. A
+    structure at which ``MAX_FAILURES`` samplers died, on nodes that are still alive, is left out of this run:
+    it gets a sample with an error, which is not stored. No sampler is hired for a job whose ``target_key`` is
+    set and whose samples are all stored.
 
     Args:
         on_sample: called with a job when more of it is done.
@@ -154,6 +157,8 @@ class _Fleet:
         """Node and work of each sampler that died since the last sample."""
         self._left_out = 0
         self._cores = Waiting(f"target {job.target.name!r}")
+        self._away: Waiting | None = None
+        """The wait for the target's device, if it has one that answers no more."""
         self._said = time.monotonic()
         self._odd: set[str] = set()
         """Ids of nodes that are of another kind than the target's first."""
@@ -177,13 +182,24 @@ class _Fleet:
         except StopIteration:
             self._dispatch(worker)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, OtherStructure) or (worker.share is None and isinstance(cause, UserError)):
-                raise cause from None
-            self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
+            self._on_error(worker, error.cause)
         except ray.exceptions.RayActorError as error:
             self._on_end(worker, first_line(error))
         self._advance()
+
+    def _on_error(self, worker: _Worker, cause: Exception) -> None:
+        """Waits for a device that has answered before; raises errors of the settings; ends the sampler."""
+        away = isinstance(cause, DeviceError) and "teacher" in self.job.references
+        if away and worker.share is None:
+            self._away = self._away or Waiting("its device is away")
+            self._away.report(str(cause), AWAY_S)
+            worker.awaited = worker.hired.actor().start.remote()
+            return
+        if isinstance(cause, OtherStructure | DeviceError) and not away:
+            raise cause from None
+        if worker.share is None and isinstance(cause, UserError):
+            raise cause from None
+        self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
 
     def tick(self, answered: float) -> None:
         """Ends slow samplers, starts missing ones, reports waits; ``answered``: time of the last answer."""
@@ -258,7 +274,7 @@ class _Fleet:
         if isinstance(answer, Busy):
             self._on_busy(worker, answer)
             return
-        worker.node_id = answer.node_id
+        worker.node_id, self._away = answer.node_id, None
         if not job.target_key:
             job.target_key = answer.target_key
             job.recall(self._store)
@@ -292,6 +308,8 @@ class _Fleet:
         differs = f"target {name!r}: its nodes differ in processor or runtime version"
         if not self.workers and not others:
             advice = "give each kind of node a label and a target of its own"
+            if self.job.target.command is not None:
+                advice = "if its device was replaced or updated, rerun the same command to measure it anew"
             raise UserError("invalid_setting", f"{differs}; {advice}")
         say(f"{differs}; nothing is measured on node {worker.node_id}")
         self.fill()

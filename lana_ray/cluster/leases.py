@@ -77,7 +77,7 @@ class Lease:
 
 @dataclass
 class Waiting:
-    """A wait for cores, which reports now and then who holds them, and has a time limit."""
+    """A wait for cores or a device, which is reported now and then, and has a time limit."""
 
     what: str
     """Who waits, such as ``target 'edge'``; begins the lines."""
@@ -86,17 +86,21 @@ class Waiting:
 
     def say(self, busy: Busy) -> None:
         """Reports who holds the cores; raises UserError once the time limit is reached."""
-        now, minutes = time.monotonic(), round(LIMIT_S / 60)
         if busy.own:
-            self._since = now
-        holders = f"{self.what}: the cores of {busy.node} are held by {', '.join(busy.holders)}"
-        if now - self._since >= LIMIT_S:
+            self._since = time.monotonic()
+        self.report(f"the cores of {busy.node} are held by {', '.join(busy.holders)}", LIMIT_S)
+
+    def report(self, reason: str, limit_s: float) -> None:
+        """Reports the reason of the wait; raises UserError once it has lasted for ``limit_s``."""
+        now, minutes = time.monotonic(), round(limit_s / 60)
+        if now - self._since >= limit_s:
             raise UserError(
-                "busy", f"{holders}; waited {minutes} minutes: rerun the same command when that has ended"
+                "busy",
+                f"{self.what}: {reason}; waited {minutes} minutes: rerun the same command when that ends",
             )
         if now - self._said >= _SAY_EVERY_S:
             self._said = now
-            say(f"{holders}; waiting for at most {minutes} minutes")
+            say(f"{self.what}: {reason}; waiting for at most {minutes} minutes")
 
 
 @contextmanager

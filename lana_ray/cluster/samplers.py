@@ -27,11 +27,11 @@ from lana_ray.config import Config, Target
 from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample
 from lana_ray.costs.work import Work
-from lana_ray.errors import UserError
+from lana_ray.errors import DeviceError, UserError
 from lana_ray.run_dir.storage import Storage
 
 _WAIT_S = 5.0
-"""How long a sampler waits for cores before it reports who holds them."""
+"""How long a sampler waits for cores, or a device, before it reports why."""
 _NODE_ID = "ray.io/node-id"
 
 
@@ -76,7 +76,13 @@ class SamplerActor:
                 return leased
             leased.pin()
             self._lease = leased
-        return Ready(target_key=self._sampler.target_key(), node_id=ray.get_runtime_context().get_node_id())
+        try:
+            target_key = self._sampler.target_key()
+        except DeviceError:
+            # The driver may ask again until the device returns.
+            time.sleep(_WAIT_S)
+            raise
+        return Ready(target_key=target_key, node_id=ray.get_runtime_context().get_node_id())
 
     def release(self) -> None:
         """Frees the cores and ends the process of the last session."""

@@ -36,6 +36,7 @@ PACKAGES = (
 )
 
 _SAME_EVERYWHERE = ("python", "lana-ray", "ray", "torch")  # pickles travel between nodes
+_NO_PACKAGE = "(needs no package)"
 _ANSWER_S = 120.0
 _SMALL_SHM_BYTES = 1 << 30
 _GIB = 1 << 30
@@ -49,7 +50,8 @@ class Machine:
     versions: dict[str, str | None]
     """Python's and the packages' versions; None if a package is not installed."""
     runtimes: dict[str, str | None]
-    """Version of each runtime for which this machine has a device; None if it is not installed."""
+    """Version of each runtime for which this machine has a device, or that it needs none; None if it is not
+    installed."""
     fixes: dict[str, str]
     """How to install each missing runtime."""
     meters: dict[str, dict[str, str]]
@@ -104,7 +106,9 @@ def examine() -> Machine:
     return Machine(
         architecture=platform.machine(),
         versions={name: installed_version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        runtimes={name: RUNTIMES[name].version for name in usable},
+        runtimes={
+            name: RUNTIMES[name].version if RUNTIMES[name].packages else _NO_PACKAGE for name in usable
+        },
         fixes={name: fix for name in usable if (fix := RUNTIMES[name].missing)},
         meters={kind: unavailable(Target(name="this", device=kind)) for kind in kinds},
         cuda=torch.version.cuda,

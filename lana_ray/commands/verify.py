@@ -19,10 +19,10 @@ from rich.text import Text
 
 from lana_ray import registry
 from lana_ray.cluster.leases import leased
-from lana_ray.config import LatencyBudget, Target
+from lana_ray.config import Config, LatencyBudget, Target
 from lana_ray.costs.hardware import processor
-from lana_ray.costs.session_process import SessionProcess, Timing
-from lana_ray.costs.timing import Measurement, middle
+from lana_ray.costs.session_process import SessionProcess
+from lana_ray.costs.timing import Measurement, Timing, middle
 from lana_ray.deploy.inputs import example_input
 from lana_ray.errors import UserError
 from lana_ray.registry import Version
@@ -65,7 +65,9 @@ class Verification:
         return self.measured.median_ms / float(self.version.tags["latency_ms"]) - 1
 
 
-def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> Verification:
+def verify(
+    model_uri: str, *, tracking_uri: str, target: str | None = None, config: Config | None = None
+) -> Verification:
     """Loads a version back, checks its outputs and accuracy, and measures its latency again.
 
     On the processor that it was registered from, latency is corrected by the teacher's registered latency and
@@ -76,13 +78,14 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     Args:
         model_uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
         target: the target that this machine serves; the version must be registered for it.
+        config: has the command line of a target with the runtime ``command``; none is read from a registry.
 
     Raises:
         UserError: no such version, a version of another target or without the necessary tags, damaged files,
             or a runtime or device that this machine lacks.
     """
     version = registry.find(model_uri, tracking_uri)
-    settings = _settings(version, target)
+    settings = _settings(version, target, config)
     with leased(settings.threads, model_uri, f"verify {model_uri}"), ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # runtimes change it
         here = processor(settings)
@@ -115,7 +118,7 @@ def verify(model_uri: str, *, tracking_uri: str, target: str | None = None) -> V
     )
 
 
-def _settings(version: Version, target: str | None) -> Target:
+def _settings(version: Version, target: str | None, config: Config | None) -> Target:
     """Returns the target for which a version was measured; UserError if it cannot be measured here."""
     needed = (
         "target",
@@ -136,7 +139,8 @@ def _settings(version: Version, target: str | None) -> Target:
         raise UserError(
             "invalid_setting", f"{version.model_uri}: is registered for target {own!r}, not for {target!r}"
         )
-    settings = registered_target(version).judged_by([_budget(version)])
+    commands = {each.name: each.command for each in config.targets} if config else {}
+    settings = registered_target(version, commands.get(own)).judged_by([_budget(version)])
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             "unavailable",

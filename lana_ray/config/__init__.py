@@ -1,6 +1,7 @@
 """Defines the settings of a run, one module per block of the YAML file; ``load.py`` reads the file."""
 
 from lana_ray.config.budgets import Budget, BudgetsConfig, CountBudget, LatencyBudget
+from lana_ray.config.command import CommandConfig
 from lana_ray.config.config import Config
 from lana_ray.config.data import DataConfig
 from lana_ray.config.finetune import FinetuneConfig, TrainConfig
@@ -16,6 +17,7 @@ from lana_ray.config.teacher import TeacherConfig
 __all__ = [
     "Budget",
     "BudgetsConfig",
+    "CommandConfig",
     "Config",
     "CountBudget",
     "DataConfig",

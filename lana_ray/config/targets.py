@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lana_ray.config.budgets import CALLS, LatencyBudget
+from lana_ray.config.command import CommandConfig
 from lana_ray.config.section import Seconds, Section, Share, ValueDescription, refusal
 from lana_ray.registries import OneOf
 
@@ -63,6 +64,8 @@ class Target(Section):
     label: Label | None = None
     """Value of the node label ``lana.target``; defaults to the target's name."""
     measure: MeasureConfig = MeasureConfig()
+    command: CommandConfig | None = None
+    """How to reach a device without Python, required by the runtime ``command`` alone."""
 
     @property
     def node_label(self) -> str:
@@ -82,3 +85,14 @@ class Target(Section):
         if name.lower().partition(".")[0] in _RESERVED:
             raise refusal(f"{name} is a reserved file name on Windows; choose another")
         return name
+
+    @model_validator(mode="after")
+    def _check_command(self) -> Target:
+        if self.runtime == "command" and self.command is None:
+            raise refusal("missing; the runtime command needs run and version", "command")
+        if self.runtime != "command" and self.command is not None:
+            raise refusal(
+                f"the runtime {self.runtime} runs no command line; remove it, or set runtime: command",
+                "command",
+            )
+        return self

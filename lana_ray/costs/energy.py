@@ -62,7 +62,7 @@ class Energy:
 
 def unavailable(target: Target) -> str | None:
     """Returns why energy cannot be measured: networks cannot run, or the counter is missing or unreadable."""
-    if reason := latency.unavailable(target):
+    if reason := latency.unavailable(target) or latency.unreachable(target):
         return reason
     return nvml_unavailable(target.device) if target.device.startswith("cuda") else rapl_unavailable()
 

@@ -11,6 +11,7 @@ import torch
 
 from lana_ray.config import Target
 from lana_ray.costs.cores import kind_of
+from lana_ray.deploy.runtimes import RUNTIMES
 
 _ROOT = Path("/")
 _ARM = {"CPU implementer": "implementer", "CPU part": "part", "CPU variant": "variant"}
@@ -28,9 +29,15 @@ def own_cpus() -> tuple[int, ...]:
 def processor(target: Target) -> str:
     """Returns the CPU on which a target's networks run here, preceded by the GPU of a GPU target.
 
+    If they run on another device, returns the line that identifies it instead; raises DeviceError if it does
+    not answer.
+
     A GPU's description includes driver and power limit. If the CPU has several kinds of cores, its
     description includes the kind to which the process is pinned.
     """
+    identity = RUNTIMES[target.runtime].identity
+    if identity is not None:
+        return identity(target)
     host = (
         [cpu(own_cpus()), kind_of(own_cpus())] if target.device == "cpu" else [gpu(target), cpu(own_cpus())]
     )

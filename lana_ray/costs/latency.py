@@ -20,6 +20,12 @@ def unavailable(target: Target) -> str | None:
     return None
 
 
+def unreachable(target: Target) -> str | None:
+    """Returns why only the latency of the target's networks is known here: they run on another device."""
+    remote = runtimes.RUNTIMES[target.runtime].is_remote
+    return f"networks of the runtime {target.runtime} run on another device" if remote else None
+
+
 def read(module: nn.Module, example: Tensor, target: Target) -> float:
     """Returns the median latency of one session in ms, see ``measure``."""
     return measure(module, target, example=example).median_ms

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.costs.timing import Measurement, Reference, time_calls
+from lana_ray.costs.remote_timing import time_session
+from lana_ray.costs.timing import Measurement, Reference, Timing
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import prepare
 
@@ -31,12 +32,12 @@ def measure(
         references: prepared networks that are timed alternately, to correct the machine's drift.
 
     Raises:
-        UserError: as ``runtimes.prepare``.
+        UserError: as ``runtimes.prepare`` and ``time_session``.
     """
     session = prepare(module, example_input(target) if example is None else example, target)
-    return time_calls(
-        session.run,
+    timing = Timing(
         rel_error=rel_error or target.measure.rel_error,
         time_limit_s=time_limit_s or target.measure.time_limit_s,
-        references=references,
+        calls=target.measure.calls,
     )
+    return time_session(session, target, timing, references)

@@ -28,7 +28,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 def unavailable(target: Target) -> str | None:
     """Returns why memory cannot be measured: GPUs need torch's allocator, CPUs need Linux."""
-    if reason := latency.unavailable(target):
+    if reason := latency.unavailable(target) or latency.unreachable(target):
         return reason
     if target.device.startswith("cuda"):
         return None if target.runtime == "torch" else f"{target.runtime} allocates past torch's allocator"

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.costs.hardware import own_cpus, processor
+from lana_ray.costs.remote_timing import time_session
 from lana_ray.costs.samples import Sample
-from lana_ray.costs.session_process import SessionProcess, Timing
-from lana_ray.costs.timing import FAILED, Measurement, Reference, soak, time_calls
+from lana_ray.costs.session_process import SessionProcess
+from lana_ray.costs.timing import FAILED, Measurement, Reference, Timing, soak
 from lana_ray.costs.work import OtherStructure, Work, empty_structure
 from lana_ray.deploy.inputs import example_input, layer_input
 from lana_ray.deploy.programs import Programs
-from lana_ray.deploy.runtimes import RUNTIMES, Session, load, program
+from lana_ray.deploy.runtimes import Session, load, program, software
 from lana_ray.errors import Unsupported, one_line
 from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import say
@@ -57,7 +58,7 @@ class Sampler:
         self._target = target
         self._cpus = own_cpus()
         self._node = platform.node()
-        self._runtime = f"{target.runtime} {RUNTIMES[target.runtime].version}"
+        self._runtime = software(target)
         torch.set_num_threads(target.threads)
         self._programs = Programs(space, target)
         self._layers = {layer.name: i for i, layer in enumerate(space.layers)}
@@ -66,7 +67,7 @@ class Sampler:
         self._sessions = [load(each, example_input(target), target) for each in self._references]
         self._process: tuple[int, SessionProcess] | None = None
         """The process of the last session, with its number."""
-        self._processor = processor(target)  # cannot fail, since the teacher was loaded
+        self._processor = processor(target)  # a GPU is there, since the teacher was loaded
 
     def _floor(self) -> Iterator[nn.Module | bytes]:
         """The teacher without its removable layers, if it has any and the rest runs here."""
@@ -82,8 +83,18 @@ class Sampler:
             say(f"target {self._target.name}: only the teacher measures drift: {error}")
 
     def target_key(self) -> str:
-        """Identity of the settings, hardware, code and references of this process's samples."""
-        other: dict[str, Any] = {"name": True, "label": True, "measure": {"architectures", "active"}}
+        """Identity of the settings, hardware, code and references of this process's samples from now on."""
+        # A device may have got other firmware since this process measured on it.
+        self._processor = processor(self._target)
+        return self._key()
+
+    def _key(self) -> str:
+        other: dict[str, Any] = {
+            "name": True,
+            "label": True,
+            "measure": {"architectures", "active"},
+            "command": {"version", "timeout_s"},
+        }
         settings = self._target.model_dump(exclude=other, mode="json") | {"label": self._target.node_label}
         method = method_version("costs.sampler")
         return fingerprint(settings, self._processor, self._runtime, self._space.fingerprint, method)
@@ -118,7 +129,11 @@ class Sampler:
         measured = self._quickest(teacher)
         reference = Reference(run=teacher.run, baseline_ms=measured.median_ms)
         for floor in floors:
-            timed = self._time(floor, [reference], _PATIENCE)
+            try:
+                timed = self._time(floor, [reference], _PATIENCE)
+            except Unsupported as error:
+                say(f"target {self._target.name}: only the teacher measures drift: {error}")
+                continue
             if timed.median_ms < _FLOOR_SHARE * measured.median_ms:
                 yield "floor", timed, Reference(run=floor.run, baseline_ms=timed.median_ms)
         yield "teacher", measured, reference
@@ -238,7 +253,7 @@ class Sampler:
         )
 
     def _time(self, session: Session, references: Sequence[Reference], patience: float) -> Measurement:
-        return time_calls(session.run, **asdict(self._timing(patience)), references=references)
+        return time_session(session, self._target, self._timing(patience), references)
 
     def _record(
         self, kind: str, key: str, what: str, m: Measurement | None, error: str | None, process: int
@@ -246,7 +261,7 @@ class Sampler:
         return Sample(
             **asdict(m or FAILED),
             target=self._target.name,
-            target_key=self.target_key(),
+            target_key=self._key(),
             kind=kind,
             key=key,
             what=what,

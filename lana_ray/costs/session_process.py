@@ -15,31 +15,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.costs.timing import Measurement, Reference, soak, time_calls
+from lana_ray.costs.remote_timing import time_session
+from lana_ray.costs.timing import Measurement, Reference, Timing, soak
 from lana_ray.deploy.program import portable
 from lana_ray.deploy.runtimes import load
-from lana_ray.errors import Unsupported, UserError, one_line
+from lana_ray.errors import UserError, one_line
 
 Program = tuple[nn.Module | bytes, Tensor]
 """A result of ``runtimes.program``, and an example of its input."""
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("<Q")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How long to time, see ``time_calls``."""
-
-    rel_error: float
-    time_limit_s: float
-    calls: int = 0
 
 
 class SessionProcess:
@@ -83,6 +74,7 @@ class SessionProcess:
 
         Raises:
             Unsupported: the runtime refuses the program.
+            DeviceError: its device is away.
             RuntimeError: the process died, or cannot measure.
         """
         deployed, example = program
@@ -155,11 +147,11 @@ def _timed(
 ) -> Measurement | Exception:
     try:
         session = load(program, example, target)
-    except Unsupported as error:
-        return Unsupported("refused", str(error))
+        return time_session(session, target, timing, references)
+    except UserError as error:
+        return error
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
-    return time_calls(session.run, **asdict(timing), references=references)
 
 
 def _send(stream: IO[bytes], message: Any) -> None:

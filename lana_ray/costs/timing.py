@@ -75,6 +75,15 @@ class Reference:
     """Duration of a call at the machine speed to which all latencies are corrected."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long to time, see ``time_calls``."""
+
+    rel_error: float
+    time_limit_s: float
+    calls: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Round:
     """Some calls, one right after the other."""
@@ -105,7 +114,7 @@ def time_calls(
     After a warm-up, which ends once rounds get no faster, rounds of about 2 ms are timed, each after half as
     many untimed calls. A round is rejected if the system preempted this process (its count of involuntary
     context switches rose), as long as enough other rounds remain. With references, the call runs for as long
-    as a reference's round between two of theirs, and is corrected to their baseline (``_at_baseline``).
+    as a reference's round between two of theirs, and is corrected to their baseline (``at_baseline``).
 
     Two references are better than one, because a slow machine slows small and large networks unequally; the
     nearer one alone tracks a call that is faster or slower than both. The length of a round balances two
@@ -138,11 +147,11 @@ def time_calls(
         after = _reference_round(turns)
         rounds += [_corrected(each, before, after) for each in block]
         before = after
-        settled = len(_quiet(rounds)) >= enough and _half_width(_quiet(rounds)) <= rel_error
+        settled = len(_quiet(rounds)) >= enough and half_width(_means_ms(_quiet(rounds))) <= rel_error
     quiet = _quiet(rounds)
     kept = quiet if len(quiet) >= MIN_ROUNDS else rounds
     raw_ms = float(np.median([each.mean_ms for each in kept]))
-    low, median_ms, high = np.percentile([each.mean_ms * each.factor for each in kept], (25, 50, 75)).tolist()
+    low, median_ms, high = np.percentile(_means_ms(kept), (25, 50, 75)).tolist()
     all_ms = [ms * each.factor for each in rounds for ms in each.calls_ms]
     p90_ms, p99_ms = np.percentile(all_ms, (90, 99)).tolist()
     return Measurement(
@@ -212,14 +221,14 @@ def _corrected(
         return each
     interrupted = each.interrupted or before[1].interrupted or after[1].interrupted
     pairs = [(reference.baseline_ms, one.mean_ms) for reference, one in (before, after)]
-    return replace(each, interrupted=interrupted, factor=_at_baseline(each.mean_ms, *pairs) / each.mean_ms)
+    return replace(each, interrupted=interrupted, factor=at_baseline(each.mean_ms, *pairs) / each.mean_ms)
 
 
-_Pair = tuple[float, float]
+Pair = tuple[float, float]
 """Baseline and measured duration of a reference's call, in milliseconds."""
 
 
-def _at_baseline(took_ms: float, before: _Pair, after: _Pair) -> float:
+def at_baseline(took_ms: float, before: Pair, after: Pair) -> float:
     """Corrects a duration to the references' baseline: linear between two, proportional beyond them."""
     (small, small_ms), (large, large_ms) = sorted((before, after))
     if small == large:
@@ -271,9 +280,15 @@ def _involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _half_width(rounds: Sequence[_Round]) -> float:
-    low, median, high = np.percentile([each.mean_ms * each.factor for each in rounds], (25, 50, 75))
-    return float(1.57 * (high - low) / np.sqrt(len(rounds)) / max(median, 1e-12))
+def _means_ms(rounds: Sequence[_Round]) -> list[float]:
+    """Milliseconds per call of each round, at the references' baseline."""
+    return [each.mean_ms * each.factor for each in rounds]
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half-width of the median's 95 % confidence interval, relative to the median (see ``time_calls``)."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return float(1.57 * (high - low) / np.sqrt(len(values)) / max(median, 1e-12))
 
 
 def _round(call: Call, repeats: int) -> _Round:

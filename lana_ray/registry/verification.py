@@ -6,6 +6,7 @@ the registered ``model.onnx``, or the registered PyTorch program.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lana_ray import registry
-from lana_ray.config import Target
+from lana_ray.config import CommandConfig, Target
 from lana_ray.deploy import runtimes
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import Session
@@ -45,12 +46,27 @@ class Check(NamedTuple):
     detail: str
 
 
-def registered_target(version: Version) -> Target:
-    """The target of a version, from its tags; raises UserError if another package version wrote them."""
+def registered_target(version: Version, command: CommandConfig | None = None) -> Target:
+    """The target of a version, from its tags.
+
+    Args:
+        command: the command line of a target with the runtime ``command``. It is the user's: what a registry
+            says must not be run.
+
+    Raises:
+        UserError: another version of this package wrote the tags, or the command line is missing.
+    """
     try:
-        return Target.model_validate_json(version.tags["target_settings"])
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        settings = {**json.loads(version.tags["target_settings"]), "command": command}
+        if settings.get("runtime") == "command" and command is None:
+            raise UserError(
+                "invalid_setting",
+                f"{version.model_uri}: was measured by a command line, which is not read from a registry; "
+                "name the configuration that has it with --config",
+            )
+        return Target.model_validate(settings)
+    except (TypeError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise UserError(
             "invalid_file",
             f"{version.model_uri}: its tag target_settings does not fit this version of lana-ray ({reason}); "
@@ -90,17 +106,20 @@ class StoredModel:
         return runtimes.load(self.deployed, example_input(self.target), self.target)
 
 
-def problem(version: Version, tracking_uri: str) -> str | None:
+def problem(version: Version, tracking_uri: str, command: CommandConfig | None = None) -> str | None:
     """Loads a version's files and checks its outputs; returns a line with the problem, None if it passes.
 
     These are the checks of ``verify`` for the student, without its latency. If this machine lacks the
     target's runtime or device, only the PyTorch program is checked.
 
+    Args:
+        command: see ``registered_target``.
+
     Raises:
         UserError: the registry is unreachable.
     """
     try:
-        target = registered_target(version)
+        target = registered_target(version, command)
         checks = student_checks(StoredModel(version.model_uri, tracking_uri, target), here=runs_here(target))
         failed = [f"{check.name}: {check.detail}" for check in checks if check.ok is False]
     except (UserError, RuntimeError) as error:  # torch raises RuntimeError for a program that cannot run
@@ -111,9 +130,10 @@ def problem(version: Version, tracking_uri: str) -> str | None:
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine has the target's runtime and device."""
+    """Whether this machine has the target's runtime and device, or what answers in the place of both."""
     lacks_device = target.device != "cpu" and not torch.cuda.is_available()
-    return runtimes.RUNTIMES[target.runtime].missing is None and not lacks_device
+    answering = "onnxruntime" if runtimes.RUNTIMES[target.runtime].is_remote else target.runtime
+    return runtimes.RUNTIMES[answering].missing is None and not lacks_device
 
 
 def student_checks(student: StoredModel, *, here: bool = True) -> Iterator[Check]:

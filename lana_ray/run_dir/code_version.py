@@ -21,6 +21,7 @@ _CARRYING = (
     "ids",
     "monitoring.progress",
     "networks.factories",
+    "redact",
     "run_dir.code_version",
     "run_dir.layout",
     "run_dir.resumable",

@@ -177,7 +177,8 @@ def _target_facts(sampling: Sampling, loop: Loop, name: str) -> TargetFacts:
 
 def _promote(config: Config, registered: Sequence[registry.Version], uri: str) -> None:
     """Loads and verifies every version; gives aliases to those that pass and takes them from the others."""
-    judged = [(version, problem(version, uri)) for version in registered]
+    commands = {target.name: target.command for target in config.targets}
+    judged = [(version, problem(version, uri, commands[version.tags["target"]])) for version in registered]
     for version, reason in judged:
         if reason is not None:
             say(f"register: {version.model_uri} failed verification and gets no alias: {reason}")
@@ -240,7 +241,7 @@ def _student(
         "target_fingerprint": target.target_key,
         "processor": target.teacher.processor,
         "runtime": target.teacher.runtime,
-        "target_settings": target.target.model_dump_json(exclude={"measure", "label"}),
+        "target_settings": target.target.model_dump_json(exclude={"measure", "label", "command"}),
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),
     }

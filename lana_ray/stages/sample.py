@@ -24,6 +24,7 @@ from lana_ray.measurement.latencies import Sampled, measure, measured, placement
 from lana_ray.measurement.readings import readings
 from lana_ray.monitoring.progress import say
 from lana_ray.preflight.planned import Planned
+from lana_ray.redact import without_passwords
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import COSTS, CostRow
@@ -306,7 +307,11 @@ def plan(planned: Planned) -> list[str]:
         lines = [
             f"{target.name} ({target.runtime}, {target.precision}, {target.threads} threads, batch "
             f"{target.batch_size}, {target.device}): {alone} candidates alone and {networks} whole networks, "
-            f"at most {minutes:.0f} minutes of timing, plus the time to build each program",
+            + (
+                f"at most {minutes:.0f} minutes of timing, plus the time to build each program"
+                if target.command is None
+                else f"each between two runs of a reference, by {without_passwords(target.command.run)}"
+            ),
             planned.places[target.name],
         ]
         if fix := RUNTIMES[target.runtime].missing:

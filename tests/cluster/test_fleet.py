@@ -26,7 +26,7 @@ from lana_ray.costs.sampler import Sampler
 from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.work import Work
 from lana_ray.deploy.runtimes import RUNTIMES
-from lana_ray.errors import UserError
+from lana_ray.errors import DeviceError, UserError
 from lana_ray.run_dir.storage import Storage
 from lana_ray.stages.sample import planned_candidates
 from lana_ray.workspace import structural_space
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def samplers(
     deadly: Sequence[str] = (),
-    keys: Sequence[str | Busy] = ("k",),
+    keys: Sequence[str | Busy | DeviceError] = ("k",),
     stillborn: int = 0,
     endless: str = "",
     crew: tuple[Path, int] | None = None,
@@ -64,7 +64,9 @@ def samplers(
             if crew:
                 (crew[0] / str(self._number)).touch()
             key = keys[(self._number + self._asked) % len(keys)]
-            self._asked += isinstance(key, Busy)
+            self._asked += not isinstance(key, str)
+            if isinstance(key, DeviceError):
+                raise key
             if isinstance(key, Busy):
                 return key
             return Ready(target_key=key, node_id=ray.get_runtime_context().get_node_id())
@@ -73,7 +75,7 @@ def samplers(
             while crew and len(list(crew[0].iterdir())) < crew[1]:
                 time.sleep(0.05)
             common = {
-                "target_key": keys[-1] if isinstance(keys[0], Busy) else keys[0],
+                "target_key": keys[0] if isinstance(keys[0], str) else keys[-1],
                 "node": str(self._number),
                 "error": None,
             }
@@ -86,6 +88,8 @@ def samplers(
             done: tuple[Sample, ...] = ()
             for item in work:
                 yield Progress(samples=done, begins=item.key)
+                if item.what == "away" and not self._number:
+                    raise DeviceError("failed", "target 'edge': command.run: no route")
                 if item.what in deadly:
                     time.sleep(0.5)  # until what was yielded has arrived
                     os._exit(1)
@@ -392,6 +396,30 @@ def test_a_sampler_without_free_cores_is_asked_again_and_the_wait_is_told(
     monkeypatch.setattr(leases, "LIMIT_S", 0.0)
     with refuses("busy", "target 'edge'", "process 7 (runs/other)"):
         run_jobs([job(6)], store, samplers(keys=[busy]), lambda _: None)
+
+
+def test_a_device_that_disappears_is_waited_for_and_nothing_of_it_is_stored(
+    store: SampleStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = DeviceError("failed", "target 'edge': command.version: no route")
+    asked = job(5, extra=["away"])
+    run_jobs([asked], store, samplers(keys=["k", away, away, "k"]), lambda _: None)
+    stored = store.read("k")
+    assert {s.what for s in stored if s.kind == "network"} == {work.what for work in asked.work}
+    assert all(s.error is None for s in stored)
+    (waited,) = [line for line in capsys.readouterr().out.splitlines() if "command.version" in line]
+    assert "target 'edge'" in waited
+    assert "at most 10 minutes" in waited
+    monkeypatch.setattr(fleet_module, "AWAY_S", 0.0)
+    with refuses("busy", "target 'edge'", "command.version: no route"):
+        run_jobs([job(5, extra=["away"])], store, samplers(keys=["other", away]), lambda _: None)
+
+
+def test_a_device_that_never_answered_ends_the_run_at_once(store: SampleStore) -> None:
+    away = samplers(keys=[DeviceError("failed", "target 'edge': command.version: no route")])
+    with refuses("failed", "target 'edge'", "command.version: no route"):
+        run_jobs([job(5)], store, away, lambda _: None)
+    assert len(away.started) == 1
 
 
 def test_a_real_sampler_leases_its_cores_until_it_ends(store: SampleStore, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_without_a_cluster_this_machine_is_looked_at(monkeypatch: pytest.MonkeyP
     assert entry.machine is not None
     assert entry.machine.runtimes["torch"] == entry.machine.versions["torch"]
     assert ("tensorrt" in entry.machine.runtimes) == torch.cuda.is_available()
+    assert entry.machine.runtimes["command"] == "(needs no package)"
+    assert "command" not in entry.machine.fixes
     assert "no cluster is running" in report.warnings[0]
     assert "this machine" in _text(report)
     assert "any (stands in)" in _text(report)

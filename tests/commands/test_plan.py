@@ -65,6 +65,14 @@ def test_the_size_of_distillation_and_fine_tuning_is_told(tmp_path: Path) -> Non
     assert f"{steps} steps each: {steps * 64:,} images through the student" in shown
 
 
+def test_the_command_line_of_a_device_is_shown_without_passwords(tmp_path: Path) -> None:
+    command = {"run": "bench http://me:secret@board {program}", "version": "no-such-program"}
+    target = {"name": "board", "runtime": "command", "command": command}
+    shown = _shown(_settings(tmp_path, targets=[target]))
+    assert "board (command, fp32" in shown
+    assert "bench http://***@board {program}" in shown
+
+
 def test_data_that_is_not_here_is_noted_and_unusable_data_is_refused(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     assert "not here: data.folder" in _shown(_settings(tmp_path, data={"folder": str(pictures)}))

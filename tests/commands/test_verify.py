@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from lana_ray import registry
 from lana_ray.commands.verify import Verification, _latency_check, render, verify
-from lana_ray.config import MeasureConfig, Target
+from lana_ray.config import MeasureConfig, Target, load_config
 from lana_ray.costs.hardware import processor
 from lana_ray.deploy import to_onnx
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.registry import Model, Student
 from lana_ray.registry.verification import problem
 
+from ..device import Device
 from ..errors import refuses
+from ..runs import settings
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt")
@@ -225,6 +227,32 @@ def test_what_cannot_be_verified_says_why(registered: Registered, tmp_path: Path
         uri = registered.register("gpu", TORCH, target_settings=gpu.model_dump_json())
         with refuses("unavailable", "target 'torch-1t'", "device cuda"):
             registered.verify(uri)
+
+
+def test_a_command_line_comes_from_the_user_and_never_from_a_registry(
+    registered: Registered, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    device = Device(tmp_path)
+    device.breaks("echo 0.5")
+    target = device.target(name="board", input_shape=SHAPE, measure=QUICK)
+    uri = registered.register("board", target)  # with its command line, as whoever writes there may have it
+    asked = (tmp_path / "asked").read_text()
+    version = registry.find(uri, registered.uri)
+    with refuses("invalid_setting", uri, "command line", "--config"):
+        registered.verify(uri)
+    assert "--config" in (problem(version, registered.uri) or "")
+    assert (tmp_path / "asked").read_text() == asked
+    assert problem(version, registered.uri, device.command) is None
+    config = load_config(
+        settings(tmp_path, targets=[target.model_dump(mode="json", exclude={"input_shape"})])
+    )
+    verification = verify(uri, tracking_uri=registered.uri, config=config)
+    assert verification.ok
+    assert verification.measured.raw_ms == 0.5
+    device.update("board 1, firmware 2\n")
+    verification = verify(uri, tracking_uri=registered.uri, config=config)
+    assert "this is board 1, firmware 2; " in _text(verification)
 
 
 def test_damaged_files_are_named(registered: Registered) -> None:

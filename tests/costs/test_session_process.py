@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lana_ray.config import Target
-from lana_ray.costs.session_process import Program, SessionProcess, Timing
+from lana_ray.costs.session_process import Program, SessionProcess
+from lana_ray.costs.timing import Timing
 from lana_ray.deploy.runtimes import program
 from lana_ray.errors import Unsupported
 

@@ -43,6 +43,7 @@ PLACES = [
     )
     for runtime in RUNTIMES
     for device in RUNTIMES[runtime].precisions
+    if not RUNTIMES[runtime].is_remote  # tests/deploy/test_command.py
 ]
 EXAMPLE = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randn((4, 3, 16, 16), generator=torch.Generator().manual_seed(2))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lana_ray.config import Target
 from lana_ray.costs.registry import METERS
 from lana_ray.deploy.runtimes import RUNTIMES
 from lana_ray.networks.layers import find_layers
@@ -20,7 +21,10 @@ from lana_ray.testing import MeterSuite, RuntimeSuite, SpaceSuite
 
 from ..small_networks import net
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "jobs" / "examples").glob("own_*.py"))
+JOBS = Path(__file__).parents[2] / "jobs" / "examples"
+BENCH = f"sh -c '{sys.executable} {JOBS}/bench.py < $0' {{program}}"
+VERSION = f"{sys.executable} {JOBS}/bench.py --version"
+EXAMPLES = sorted(JOBS.glob("own_*.py"))
 
 
 @pytest.fixture(params=METERS)
@@ -40,7 +44,17 @@ def runtime(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.usefixtures("runtime", "own_process")
 class TestRuntimes(RuntimeSuite):
-    pass
+    @property
+    def target(self) -> Target:
+        if self.runtime.name != "command":
+            return super().target
+        return Target.model_validate(
+            {
+                **super().target.model_dump(),
+                "runtime": "command",
+                "command": {"run": BENCH, "version": VERSION},
+            }
+        )
 
 
 @cache

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Target
-from lana_ray.deploy.runtimes import onnxruntime, openvino, tensorrt, torch_compile, torch_eager
+from lana_ray.deploy.runtimes import command, onnxruntime, openvino, tensorrt, torch_compile, torch_eager
 from lana_ray.deploy.runtimes.runtime import Runtime, Session
 from lana_ray.errors import UserError, refusals
+from lana_ray.redact import without_passwords
 from lana_ray.registries import Registry
 
-__all__ = ["RUNTIMES", "Runtime", "Session", "check", "load", "prepare", "program"]
+__all__ = ["RUNTIMES", "Runtime", "Session", "check", "load", "prepare", "program", "software"]
 
-_MODULES = (torch_eager, torch_compile, onnxruntime, openvino, tensorrt)
+_MODULES = (torch_eager, torch_compile, onnxruntime, openvino, tensorrt, command)
 RUNTIMES = Registry("runtime", (module.RUNTIME for module in _MODULES))
 
 
@@ -32,6 +33,13 @@ def check(target: Target) -> None:
             f"target {target.name!r}: runtime {target.runtime} does not compute in {target.precision} on "
             f"{kind}; set its precision to {' or '.join(supported[kind])}, or choose another runtime",
         )
+
+
+def software(target: Target) -> str:
+    """Returns the target's runtime, with its version on this node or with its command line."""
+    if target.command is not None:
+        return f"{target.runtime} {without_passwords(target.command.run)}"
+    return f"{target.runtime} {RUNTIMES[target.runtime].version}"
 
 
 def program(module: nn.Module, example: Tensor, target: Target) -> nn.Module | bytes:
@@ -57,7 +65,9 @@ def prepare(module: nn.Module, example: Tensor, target: Target) -> Session:
 
 
 def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session:
-    """Loads a deployed program into the target's runtime, with ``example`` bound, and runs it once.
+    """Loads a deployed program into the target's runtime, with ``example`` bound.
+
+    Runs it once, unless it runs on another device.
 
     Args:
         program: a result of ``program``, or an exported PyTorch program.
@@ -83,5 +93,6 @@ def load(program: nn.Module | bytes, example: Tensor, target: Target) -> Session
     with refusals(f"target {target.name!r}: {runtime.title}"):
         session = runtime.load(program, example, target)
         # Some runtimes refuse a network only when it runs.
-        session.run()
+        if not runtime.is_remote:
+            session.run()
     return session

@@ -25,7 +25,11 @@ class Session(Protocol):
     """A network loaded into a runtime with a bound input."""
 
     def run(self) -> object:
-        """Runs one inference of the bound input, which is finished on return."""
+        """Runs one inference of the bound input, which is finished on return.
+
+        If the runtime ``is_remote``, has the device measure the program instead, and returns a list of the
+        calls' milliseconds; raises DeviceError if that fails.
+        """
 
     def predict(self, images: Tensor) -> Tensor:
         """Returns the network's output for another batch, as float32 on the CPU for any precision.
@@ -43,7 +47,7 @@ class Runtime:
     title: str
     """Official spelling of its name."""
     packages: tuple[str, ...]
-    """Distributions that contain it; one is enough."""
+    """Distributions that contain it; one is enough. Empty if it needs none."""
     extra: str
     """The extra of this package that installs one of them."""
     precisions: Mapping[str, tuple[str, ...]]
@@ -54,10 +58,18 @@ class Runtime:
     """Callback ``(module, example, target)``: exports the module; must not need the runtime's packages."""
     load: Callable[[Any, Tensor, Target], Session]
     """Callback ``(program, example, target)``: loads a program; imports the runtime's packages."""
+    identity: Callable[[Target], str] | None = None
+    """Callback ``(target)``: asks the device on which networks run for a line that names it and its software;
+    raises DeviceError if it does not answer. None if networks run in the process that loads them."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether networks run on another device, which times them itself."""
+        return self.identity is not None
 
     @property
     def version(self) -> str | None:
-        """Version of the installed package; None if none is installed."""
+        """Version of the installed package; None if none is installed, or none is needed."""
         for package in self.packages:
             try:
                 return importlib.metadata.version(package)
@@ -67,8 +79,8 @@ class Runtime:
 
     @property
     def missing(self) -> str | None:
-        """The command that installs it; None if it is installed."""
-        return None if self.version else f"pip install 'lana-ray[{self.extra}]'"
+        """The command that installs it; None if it is installed, or needs no package."""
+        return None if self.version or not self.packages else f"pip install 'lana-ray[{self.extra}]'"
 
 
 def typed_onnx(module: nn.Module, example: Tensor, target: Target) -> bytes:
