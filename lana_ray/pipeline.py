@@ -292,6 +292,7 @@ def _run(config: Config, stages: Sequence[Stage], unfinished: Sequence[str] = ()
                         nodes.look()
                     with tracked.stage(stage.name):
                         stage.run(state)
+                        workspace.samples.compact()
 
             with connect(config.ray), samplers(workspace):
                 each([stage for stage in stages if stage.on_cluster])

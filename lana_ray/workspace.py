@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lana_ray.config import Config, Target
+from lana_ray.costs.samples import SampleStore
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture, CandidateId
 from lana_ray.networks.layers import Layer, find_layers
@@ -48,6 +49,11 @@ class Workspace:
     @cached_property
     def storage(self) -> Storage:
         return Storage(self.config.run.dir)
+
+    @cached_property
+    def samples(self) -> SampleStore:
+        """The samples of the run directory."""
+        return SampleStore(self.storage)
 
     @cached_property
     def opened(self) -> ImageData:

@@ -160,12 +160,19 @@ def test_a_registered_model_is_verified_from_the_registry_alone(finished: Path) 
     assert verification.ok, verification.checks
 
 
+def _tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in (folder / "costs").iterdir()}
+
+
 def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
     patterns = ("candidates/*", "students/*", "samples/*", "scores/*", "evaluations/*")
     before = {pattern: times(finished, pattern) for pattern in patterns}
+    assert len(before["samples/*"]) == 2  # blocks are merged, by target
     first, logged = summary_of(finished)["results"], {run.info.run_id for run in _runs(finished).values()}
+    tables = _tables(finished)
     accelerate(run_of(finished))
     assert {pattern: times(finished, pattern) for pattern in patterns} == before
+    assert _tables(finished) == tables
     assert summary_of(finished)["results"] == first
     assert len(list_models(registry_of(finished))) == 4
     assert {run.info.run_id for run in _runs(finished).values()} == logged

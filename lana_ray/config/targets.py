@@ -26,7 +26,8 @@ class MeasureConfig(Section):
     """How costs are measured on a target."""
 
     architectures: int = Field(default=48, ge=8)
-    """Number of entire networks measured to estimate what candidates cost inside a network."""
+    """Number of entire networks measured to estimate what candidates cost inside a network. A higher number
+    later measures only further ones."""
     active: int = Field(default=0, ge=0)
     """Number of further networks measured where the latency predictor is least certain."""
     rel_error: Share = Field(default=0.02, gt=0, lt=1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lana_ray.costs.samples import SampleStore
 from lana_ray.costs.work import network_work
 from lana_ray.errors import UserError
 from lana_ray.ids import Architecture, CostId
@@ -75,7 +74,7 @@ def paced(
 ) -> float | None:
     """Seconds that a sampler of the target spent on each network."""
     keys = {network_work(space, architecture).key for architecture in networks}
-    return pace(s for s in SampleStore(workspace.storage).read(sampled.target_key) if s.key in keys)
+    return pace(s for s in workspace.samples.read(sampled.target_key) if s.key in keys)
 
 
 def fit_predictors(

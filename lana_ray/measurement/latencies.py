@@ -15,7 +15,7 @@ from lana_ray.cluster.job import Job
 from lana_ray.cluster.placement import Placement, assign_targets
 from lana_ray.cluster.samplers import Samplers
 from lana_ray.config import Target
-from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.costs.samples import Sample
 from lana_ray.costs.table import MeasuredCost
 from lana_ray.costs.work import Work, in_sessions, network_work
 from lana_ray.ids import QUANTILES, Architecture, CostId, latency_cost
@@ -105,13 +105,11 @@ def measure(
         more: number of structures by target that a job adds after its first measurements.
     """
     totals = {job.target.name: len(job.work) + (more or {}).get(job.target.name, 0) for job in jobs}
-    store = SampleStore(workspace.storage)
-    store.read()
-    for damaged in store.damaged:
+    for damaged in workspace.samples.update():
         say(f"left out: {damaged}")
     shown = {f"{title} {name}": total for name, total in totals.items()}
     with samplers(workspace) as kept, progress_of(shown) as show:
-        run_jobs(jobs, store, kept, lambda job: show(f"{title} {job.target.name}", job.done))
+        run_jobs(jobs, workspace.samples, kept, lambda job: show(f"{title} {job.target.name}", job.done))
     for job in jobs:
         if not job.work:
             continue  # the job was started for its references alone

@@ -17,6 +17,7 @@ _COMPUTING = {"torch": "torch", "timm": "timm", "PIL": "pillow", "onnx": "onnx",
 """Packages whose version may change a number, by import name. Runtimes are part of a target's identity."""
 _CARRYING = (
     "config",
+    "costs.samples",
     "errors",
     "ids",
     "monitoring.progress",

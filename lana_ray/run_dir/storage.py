@@ -6,6 +6,7 @@ one, so results of different teachers, data or hardware never mix.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -122,7 +123,8 @@ class Storage:
         return sorted(name for name in names if _TEMPORARY.fullmatch(name.rpartition("/")[2]))
 
     def remove(self, name: str) -> None:
-        if self._fs.exists(self.path(name)):
+        """Removes a file; one that is gone, perhaps removed by another driver meanwhile, is no error."""
+        with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(name))
 
     def read_text(self, name: str) -> str:

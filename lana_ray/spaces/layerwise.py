@@ -89,20 +89,6 @@ class LayerwiseSpace(StudentSpace):
         """An architecture whose candidates are drawn uniformly, by default from all."""
         return tuple(choices[rng.integers(len(choices))] for choices in among or self.everything)
 
-    def balanced(
-        self, count: int, rng: np.random.Generator, among: Choices | None = None
-    ) -> list[Architecture]:
-        """``count`` random architectures; each layer uses its candidates (of ``among``) equally often.
-
-        A regression on this design estimates every candidate's cost from ``count / candidates`` networks at
-        once, whereas changing one layer at a time would estimate each from a single difference.
-        """
-        columns = [
-            rng.permutation(np.resize(rng.permutation(choices), count))
-            for choices in among or self.everything
-        ]
-        return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
-
     def discretise(self, scores: Sequence[NDArray[np.floating]]) -> Architecture:
         """The candidate with the highest score at every layer, the first of equals."""
         return tuple(int(part.argmax()) for part in scores)

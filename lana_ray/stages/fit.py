@@ -24,11 +24,12 @@ def _networks(workspace: Workspace, sampling: Sampling, sampled: SampledCandidat
     space, measured = workspace.space, sampling.tables[sampled.latency].networks
     return MeasuredNetworks(
         encode=space.encode,
-        networks={architecture: cost.value for architecture, cost in measured.items()},
+        # Of all stored networks, some were chosen by this very stage.
+        networks={architecture: measured[architecture].value for architecture in sampled.drawn},
         active=sampled.target.measure.active,
         structure=space.network_structure,
         draw=lambda rng: space.random(rng, sampled.considered),
-        sample_s=paced(workspace, space, sampled, measured),
+        sample_s=paced(workspace, space, sampled, sampled.drawn),
     )
 
 

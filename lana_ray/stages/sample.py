@@ -29,6 +29,7 @@ from lana_ray.run_dir import layout
 from lana_ray.run_dir.fingerprint import fingerprint
 from lana_ray.run_dir.tables import COSTS, CostRow
 from lana_ray.selection.loop import Tables
+from lana_ray.spaces.design import balanced
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.offers import offers
 from lana_ray.workspace import Workspace
@@ -45,6 +46,8 @@ class SampledCandidates(Sampled):
     """Samples of each candidate alone, by layer."""
     considered: Choices
     """The candidates worth training for this target, the teacher's own layers first."""
+    drawn: tuple[Architecture, ...]
+    """The teacher and the networks of the design that ran; the table may rest on further stored ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +176,7 @@ def _rows(
             )
 
 
-def _isolated(
+def isolated_latencies(
     space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]
 ) -> list[NDArray[np.float64]]:
     """Latencies of candidates alone in ms by layer, shape [candidates]; infinite if one does not run."""
@@ -196,19 +199,24 @@ def _isolated(
 
 def _networks(workspace: Workspace, target: Target, among: Choices) -> list[Architecture]:
     """The networks of candidates in ``among`` to measure, each once."""
-    rng = np.random.default_rng(workspace.config.run.seed)
-    return list(dict.fromkeys(workspace.space.balanced(target.measure.architectures, rng, among)))
+    return list(dict.fromkeys(balanced(target.measure.architectures, among, workspace.config.run.seed)))
 
 
 def _planned_networks(workspace: Workspace, target: Target, samples: Mapping[str, Sample]) -> list[Work]:
-    among = worth(_isolated(workspace.space, target, samples), workspace.config.pool.max_cost)
+    among = worth(isolated_latencies(workspace.space, target, samples), workspace.config.pool.max_cost)
     return [network_work(workspace.space, a) for a in _networks(workspace, target, among)]
 
 
 def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
     space = workspace.space
-    isolated = _isolated(space, job.target, job.samples)
+    isolated = isolated_latencies(space, job.target, job.samples)
     _say_failed_empties(space, job.target, job.samples)
+    considered = worth(isolated, workspace.config.pool.max_cost)
+    taken = {a: job.samples[network_work(space, a).key] for a in _networks(workspace, job.target, considered)}
+    ran = [architecture for architecture, sample in taken.items() if sample.error is None]
+    if len(ran) < 2:
+        reason = next((s.error for s in taken.values() if s.error), "too few networks")
+        raise UserError("refused", f"target {job.target.name!r}: no student runs: {reason}")
     return SampledCandidates(
         target=job.target,
         placement=job.placement,
@@ -219,21 +227,42 @@ def _sampled(workspace: Workspace, job: Job) -> SampledCandidates:
             tuple(job.samples[candidate_work(space, layer, choice).key] for choice in range(len(ops)))
             for layer, ops in enumerate(space.ops)
         ),
-        considered=worth(isolated, workspace.config.pool.max_cost),
+        considered=considered,
+        drawn=tuple(dict.fromkeys([space.teacher, *ran])),
     )
 
 
 def _latency_tables(workspace: Workspace, job: Job, sampled: SampledCandidates, quantile: str) -> CostTables:
     space = workspace.space
-    networks = _networks(workspace, job.target, sampled.considered)
-    samples = {a: job.samples[network_work(space, a).key] for a in networks}
-    ran = {a: measured([sample], quantile) for a, sample in samples.items() if sample.error is None}
-    if len(ran) < 2:
-        reason = next((s.error for s in samples.values() if s.error), "too few networks")
-        raise UserError("refused", f"target {job.target.name!r}: no student runs: {reason}")
-    costs = {space.teacher: measured([sampled.teacher], quantile), **ran}
-    isolated = _isolated(space, job.target, job.samples)
-    return first_costs(CostId(latency_cost(quantile), job.target.name), isolated, costs, space.teacher)
+    networks = {space.teacher: measured([sampled.teacher], quantile)}
+    networks |= {a: measured([job.samples[network_work(space, a).key]], quantile) for a in sampled.drawn[1:]}
+    networks |= {a: cost for a, cost in _stored(workspace, sampled, quantile).items() if a not in networks}
+    isolated = isolated_latencies(space, job.target, job.samples)
+    of = CostId(latency_cost(quantile), job.target.name)
+    return first_costs(of, isolated, _op_names(space), networks, space.teacher)
+
+
+def _stored(
+    workspace: Workspace, sampled: SampledCandidates, quantile: str
+) -> dict[Architecture, MeasuredCost]:
+    """All stored networks of considered candidates, whichever design or stage had them measured.
+
+    Networks that were measured in sessions do not count. They are students that tables proposed, and a
+    resumed run must begin with the table that it began with at first.
+    """
+    space, considered = workspace.space, [set(choices) for choices in sampled.considered]
+    networks: dict[Architecture, MeasuredCost] = {}
+    for sample in workspace.samples.read(sampled.target_key):
+        if sample.kind != "network" or sample.error is not None:
+            continue
+        try:
+            architecture = space.parse(sample.what)
+        except ValueError:
+            continue  # of another space or pool
+        is_considered = all(choice in some for choice, some in zip(architecture, considered, strict=True))
+        if is_considered and sample.key == space.network_structure(architecture):  # has no session
+            networks.setdefault(architecture, measured([sample], quantile))
+    return dict(sorted(networks.items()))
 
 
 def _other_tables(workspace: Workspace, costs: Sequence[str], sampling: Sampling) -> dict[CostId, CostTables]:
@@ -251,7 +280,7 @@ def _metered_tables(
 ) -> dict[CostId, CostTables]:
     """Tables of a cost that meters can only read of networks; they read those that were timed."""
     space, targets = workspace.space, sampling.targets
-    asked = {name: list(sampling.tables[sampled.latency].networks) for name, sampled in targets.items()}
+    asked = {name: sampled.drawn for name, sampled in targets.items()}
     costs = readings(workspace, space, cost, targets, asked, "sample")
     tables = {}
     for name, sampled in targets.items():
@@ -260,8 +289,12 @@ def _metered_tables(
             raise UserError("failed", f"target {name!r}: {cost} could be read for too few networks")
         priors = [sampling.tables[sampled.latency].isolated, *(one.isolated for one in exact)]
         networks = {a: MeasuredCost(value=value) for a, value in values.items()}
-        tables[of] = proportional_costs(of, priors, networks, space.teacher)
+        tables[of] = proportional_costs(of, priors, _op_names(space), networks, space.teacher)
     return tables
+
+
+def _op_names(space: LayerwiseSpace) -> list[list[str]]:
+    return [[op.name for op in ops] for ops in space.ops]
 
 
 def _say_failed_empties(space: LayerwiseSpace, target: Target, samples: Mapping[str, Sample]) -> None:

@@ -202,7 +202,14 @@ def test_tables_are_calibrated_with_every_student_and_nothing_given_is_changed()
         a: MeasuredCost(value=0.1 + isolated[0][a[0]] + isolated[1][a[1]]) for a in ((0, 0), (2, 1))
     }
     table = CostTable(rest=0.0, costs=isolated)
-    costs = CostTables(id=EDGE, teacher=1.0, isolated=isolated, networks=networks, tables=(table,))
+    costs = CostTables(
+        id=EDGE,
+        teacher=1.0,
+        isolated=isolated,
+        ops=(("teacher", "mbconv_e3_k3", "mbconv_e1_k3"), ("teacher", "identity")),
+        networks=networks,
+        tables=(table,),
+    )
     of = toy([0.9, 0.7])
     before = start(choice(0.8), tables={EDGE: costs})
     after = close_loop(before, of.world(), rounds=2)

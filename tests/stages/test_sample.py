@@ -12,21 +12,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lana_ray.costs.samples import Sample
+from lana_ray.config import load_config
+from lana_ray.costs.samples import Sample, SampleStore
 from lana_ray.costs.table import CostTables
-from lana_ray.costs.work import candidate_work, empty_work
+from lana_ray.costs.work import candidate_work, empty_work, in_sessions, network_work
 from lana_ray.errors import UserError
 from lana_ray.ids import CostId
 from lana_ray.networks.layers import find_layers
+from lana_ray.pipeline import run
 from lana_ray.run_dir import layout
 from lana_ray.run_dir.storage import Storage
-from lana_ray.run_dir.tables import LAYER_SCORES, SCORES, LayerScoreRow
+from lana_ray.run_dir.tables import COSTS, LAYER_SCORES, SCORES, LayerScoreRow
 from lana_ray.spaces import LayerwiseSpace
 from lana_ray.stages import sample as stage
 from lana_ray.stages import score
 from lana_ray.stages.sample import FAILS, SLOW, Sampling, left_out, worth
 
 from ..measured import sample
+from ..runs import settings
 from ..small_networks import net
 
 _TIMES = st.lists(st.floats(0, 10) | st.just(np.inf), min_size=0, max_size=8)
@@ -55,7 +58,7 @@ def measured(empty_ms: float | None = 0.2, **op_ms: float | None) -> dict[str, S
 
 
 def alone_of(samples: dict[str, Sample], op: str) -> set[float]:
-    isolated = stage._isolated(SPACE, TARGET, samples)
+    isolated = stage.isolated_latencies(SPACE, TARGET, samples)
     places = [(i, j) for i, ops in enumerate(SPACE.ops) for j, known in enumerate(ops) if known.name == op]
     return {round(float(isolated[i][j]), 9) for i, j in places}
 
@@ -66,7 +69,7 @@ def test_what_a_call_costs_is_subtracted_where_it_is_known(capsys: pytest.Captur
     assert alone_of(measured(None), "teacher") == {1.2}
     assert alone_of(measured(None), "mbconv_e1_k3") == {0.7}
     for empty_ms in (0.2, None):
-        among = worth(stage._isolated(SPACE, TARGET, measured(empty_ms)), 1.0)
+        among = worth(stage.isolated_latencies(SPACE, TARGET, measured(empty_ms)), 1.0)
         assert among == SPACE.everything
     stage._say_failed_empties(SPACE, TARGET, measured(0.2))
     assert capsys.readouterr().out == ""
@@ -78,14 +81,14 @@ def test_what_a_call_costs_is_subtracted_where_it_is_known(capsys: pytest.Captur
 
 def test_a_layer_that_does_not_run_is_named() -> None:
     with pytest.raises(UserError, match=r"'edge': the teacher's layer blocks\.0 .* no such kernel"):
-        stage._isolated(SPACE, TARGET, measured(teacher=None))
+        stage.isolated_latencies(SPACE, TARGET, measured(teacher=None))
 
 
 def sampling_of(*targets: dict[str, Sample]) -> Sampling:
     known, tables = {}, {}
     for number, samples in enumerate(targets):
         of = CostId("latency_ms", f"t{number}")
-        isolated = stage._isolated(SPACE, TARGET, samples)
+        isolated = stage.isolated_latencies(SPACE, TARGET, samples)
         tables[of] = CostTables(id=of, teacher=1.0, isolated=tuple(isolated))
         known[f"t{number}"] = SimpleNamespace(latency=of, considered=worth(isolated, 1.0))
     return Sampling(targets=cast(Any, known), tables=tables)
@@ -159,3 +162,52 @@ def test_a_candidate_that_one_target_wants_is_kept_for_all() -> None:
     one, other = ((0, 1), (0,)), ((0, 3), (0, 2))
     assert on_targets(one).considered == one
     assert on_targets(one, other).considered == ((0, 1, 3), (0, 2))
+
+
+def test_all_stored_networks_of_considered_candidates_count_but_those_of_sessions(tmp_path: Path) -> None:
+    """A student that a table proposed is measured in sessions; a resumed run begins without it."""
+    workspace = cast(Any, SimpleNamespace(space=SPACE, samples=SampleStore(Storage(str(tmp_path)))))
+
+    def network(*choices: int, **changes: Any) -> Sample:
+        work = network_work(SPACE, choices)
+        return sample(**{"kind": "network", "key": work.key, "what": work.what, "median_ms": 2.0} | changes)
+
+    session = in_sessions([network_work(SPACE, (0, 0, 1))], [0])[0].key
+    workspace.samples.append(
+        [
+            network(0, 1, 0, time=2.0, median_ms=3.0),
+            network(0, 1, 0, time=1.0, median_ms=2.0),  # the first one counts
+            network(0, 0, 0),
+            network(2, 0, 0),
+            network(0, 0, 1, key=session),
+            network(1, 1, 0, target_key="other"),
+            network(1, 1, 1, median_ms=float("nan"), error="no such kernel"),
+            network(1, 0, 1, what="a cell"),
+            network(1, 0, 0, kind="candidate"),
+        ]
+    )
+    sampled = cast(Any, SimpleNamespace(target_key="k", considered=((0, 1), (0, 1), (0, 1, 2))))
+    stored = stage._stored(workspace, sampled, "p50")
+    assert {a: cost.value for a, cost in stored.items()} == {(0, 0, 0): 2.0, (0, 1, 0): 2.0}
+
+
+def test_what_was_measured_for_a_design_serves_a_larger_and_a_smaller_one(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+    def sampled(architectures: int) -> tuple[set[str], int]:
+        """The networks in the store, and how many the table was fitted to."""
+        measure = {"architectures": architectures, "time_limit_s": 0.02}
+        target = {"name": "eager", "runtime": "torch", "measure": measure}
+        run(load_config(settings(tmp_path, targets=[target])), until="sample")
+        store = SampleStore(Storage(str(tmp_path)))
+        rows = COSTS.read(Storage(str(tmp_path)), layout.costs("eager"))
+        return {s.key for s in store.read() if s.kind == "network"}, rows[0].networks
+
+    few, rests_on_few = sampled(8)
+    many, rests_on_many = sampled(30)
+    assert few < many
+    assert rests_on_few < rests_on_many
+    assert sampled(8) == (many, rests_on_many)
+    assert len(list((tmp_path / "samples").iterdir())) == 1
