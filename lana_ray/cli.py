@@ -204,6 +204,7 @@ def search(config: ConfigFile, set: Overrides = None) -> None:
 _stage(
     "finetune", "students trained as a whole, tested and measured", "students/", " --set finetune.epochs=10"
 )
+_stage("profile", "what each layer of teacher and students takes", "profiles/")
 _stage(
     "register",
     "models in the registry, and summary.json",

@@ -35,7 +35,7 @@ from lana_ray.selection.loop import Loop, World, close_loop
 from lana_ray.spaces.cells import CellStudents
 from lana_ray.spaces.layerwise import LayerwiseSpace
 from lana_ray.spaces.space import StudentSpace
-from lana_ray.stages import distill, finetune, fit, register, sample, score, search, select, teacher
+from lana_ray.stages import distill, finetune, fit, profile, register, sample, score, search, select, teacher
 from lana_ray.stages.finetune import FinishedStudent
 from lana_ray.stages.sample import Sampling
 from lana_ray.tracking import Tracking, run_directory, tracking
@@ -202,6 +202,7 @@ RUN = (
     Stage("score", _rank, score.plan),
     Stage("select", _select, select.plan),
     Stage("finetune", _finetune_selected, finetune.plan),
+    Stage("profile", lambda state: profile.run(state.workspace, state.finished), profile.plan),
     Stage("register", _register, register.plan, on_cluster=False),
     Stage(
         "report",

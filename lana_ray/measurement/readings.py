@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ _WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class _Refusal:
+class Refusal:
     """Why the exporter or the runtime refuses a network."""
 
     reason: str
@@ -106,16 +106,16 @@ def _read_missing(
     """
     config, storage, classes = workspace.config, workspace.storage, workspace.data.num_classes
     calls = [
-        (sampled[name].target, (config, classes, space.name, sampled[name].target, cost, a))
+        (sampled[name].target, (config, sampled[name].target, classes, space.name, cost, a))
         for name, a in missing.values()
     ]
     todo, done = Counter(name for name, _ in missing.values()), Counter[str]()
     order, lost = list(missing.items()), dict[str, dict[str, Any]]()
     with progress_of({f"{title} {cost} {name}": count for name, count in todo.items()}) as show:
-        for position, value, error in _read_all(calls, config):
+        for position, value, error in run_on_cores(_read, calls, config):
             file, (name, architecture) = order[position]
             reading = {"target": name, "what": space.label(architecture), "value": value, "error": error}
-            if isinstance(value, _Refusal):
+            if isinstance(value, Refusal):
                 reading |= {"value": None, "error": value.reason}
             if error is None:
                 storage.write_json(file, reading)
@@ -156,16 +156,21 @@ def _unavailable(target: Target, cost: str) -> str | None:
     return unavailable(target, [cost]).get(cost)
 
 
-def _read_all(
-    calls: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
+def run_on_cores(
+    function: Callable[..., Any], calls: Sequence[tuple[Target, tuple[Any, ...]]], config: Config
 ) -> Iterator[tuple[int, Any, str | None]]:
-    """Runs calls as ``run_on_targets`` does; repeats those that failed or found no free cores."""
+    """Runs calls as ``run_on_targets`` does, each on leased cores; repeats those that failed.
+
+    Args:
+        function: its first two arguments are the configuration and the target.
+    """
     waits: dict[str, Waiting] = {}
     failures = Counter[int]()
     left = list(range(len(calls)))
     while left:
         again = []
-        for place, value, error in run_on_targets(_read, [calls[position] for position in left], config):
+        asked = [(calls[position][0], (function, *calls[position][1])) for position in left]
+        for place, value, error in run_on_targets(_on_cores, asked, config):
             name = calls[left[place]][0].name
             if isinstance(value, Busy):
                 waits.setdefault(name, Waiting(f"target {name!r}")).say(value)
@@ -180,20 +185,28 @@ def _read_all(
         left = again
 
 
-def _read(
-    config: Config, num_classes: int, space: str, target: Target, cost: str, architecture: Architecture
-) -> float | Busy | _Refusal:
-    """Takes one reading on leased cores of this node; returns their holder if none are free."""
+def _on_cores(function: Callable[..., Any], config: Config, target: Target, *more: Any) -> Any:
+    """Calls a function on leased cores of this node; returns their holder if none are free.
+
+    What the exporter or the runtime refuses, they would again, so the refusal is a result.
+    """
     own = lease(target.threads, f"target {target.name!r}", config.run.dir, wait_s=_WAIT_S)
     if isinstance(own, Busy):
         return own
     with own.used():
         torch.set_num_threads(target.threads)
-        network = structural_students(config, num_classes, space).build(architecture)
         try:
-            value = metered(network, target, [cost])[cost]
+            return function(config, target, *more)
         except Unsupported as error:
-            return _Refusal(one_line(error))
+            return Refusal(one_line(error))
+
+
+def _read(
+    config: Config, target: Target, num_classes: int, space: str, cost: str, architecture: Architecture
+) -> float:
+    """Takes one reading."""
+    network = structural_students(config, num_classes, space).build(architecture)
+    value = metered(network, target, [cost])[cost]
     if value <= 0:
         raise UserError("failed", f"the meter reads {value:g}; relative errors need a positive cost")
     return value

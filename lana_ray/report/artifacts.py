@@ -18,12 +18,14 @@ from lana_ray.run_dir.summary import Result, Summary, TargetFacts
 from lana_ray.run_dir.tables import (
     COSTS,
     CURVES,
+    PROFILES,
     PROXY,
     SCORES,
     SELECTIONS,
     TRIALS,
     CostRow,
     CurveRow,
+    ProfileRow,
     ProxyRow,
     ScoreRow,
     SelectionRow,
@@ -79,6 +81,8 @@ class RunFiles:
     proxy: list[ProxyRow]
     selections: list[SelectionRow]
     trials: list[TrialRow]
+    profiles: dict[str, list[ProfileRow]]
+    """By target; without those that have none."""
     samples: list[Sample]
     damaged: list[str]
     """The reasons why samples were left out."""
@@ -101,6 +105,11 @@ class RunFiles:
             proxy=PROXY.read_if_there(storage, layout.PROXY) or [],
             selections=SELECTIONS.read_if_there(storage, layout.SELECTIONS) or [],
             trials=TRIALS.read_if_there(storage, layout.TRIALS) or [],
+            profiles={
+                target.name: rows
+                for target in summary.targets
+                if (rows := PROFILES.read_if_there(storage, layout.profile(target.name)))
+            },
             samples=store.read(),
             damaged=store.damaged,
         )

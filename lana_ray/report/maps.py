@@ -20,7 +20,7 @@ from lana_ray.report.canvas import ABSENT, FILLS, KEPT, REMOVED, picture
 from lana_ray.report.numbers import number
 from lana_ray.report.parts import Picture
 from lana_ray.run_dir.summary import Result
-from lana_ray.run_dir.tables import ScoreRow
+from lana_ray.run_dir.tables import ProfileRow, ScoreRow
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +67,21 @@ def costs_picture(of: CostId, labelled: LabelledTable) -> Picture:
         caption=f"{of.cost} of each candidate in the network, fitted to all measured networks; the rest of "
         f"it adds {of.written(labelled.table.rest)}. The first row shows the teacher's own layers; the "
         f"operations that save most follow. Empty: the layer has no such candidate.{some}",
+    )
+
+
+def profile_picture(rows: Sequence[ProfileRow]) -> Picture:
+    """What every layer of the teacher and of the students takes."""
+    took = {(row.network, row.layer): row.ms for row in rows}
+    networks = list(dict.fromkeys(row.network for row in rows))
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    values = np.array([[took[network, layer] for layer in layers] for network in networks])
+    return Picture(
+        title="Where the time goes",
+        svg=profile_map([layer or "rest" for layer in layers], networks, values),
+        caption="What each layer of the teacher and of the student for each budget takes in place, by the "
+        "runtime's profile, scaled to the measured latency. The rest is outside of all layers: stem, head, and what "
+        "the runtime adds.",
     )
 
 
@@ -146,6 +161,15 @@ def score_map(axes: Axes, layers: Sequence[str], ops: Sequence[str], scores: Flo
     bar = _heat(axes, layers, ops, scores, SymLogNorm(_NOISE, vmin=0, vmax=top), _score)
     bar.set_ticks(ticks)
     bar.set_label("score (nats)")
+
+
+@picture
+def profile_map(axes: Axes, layers: Sequence[str], networks: Sequence[str], values: Floats) -> None:
+    """Milliseconds by network (a row each) and layer (a column each), shape [networks, layers]."""
+    factor, unit = (1e3, "µs") if values.max() < 1 else (1.0, "ms")
+    norm = PowerNorm(0.5, vmin=0, vmax=float(values.max()) * factor)
+    bar = _heat(axes, layers, networks, values * factor, norm, _cost)
+    bar.set_label(f"time in place ({unit})")
 
 
 @picture

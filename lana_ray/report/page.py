@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 from lana_ray.ids import family_of
 from lana_ray.report import numbers
 from lana_ray.report.artifacts import LATENCY, RunFiles, grouped
-from lana_ray.report.maps import architectures_picture, costs_picture, scores_picture
+from lana_ray.report.maps import architectures_picture, costs_picture, profile_picture, scores_picture
 from lana_ray.report.notes import SPLITS, notes
 from lana_ray.report.parts import Picture, read_settings, render, spending
 from lana_ray.report.plots import (
@@ -82,9 +82,8 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> dict[str, An
             for title, plot in plots.items()
             if isinstance(plot, tuple)
         ],
-        "maps": [
-            costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == facts.name
-        ],
+        "maps": [profile_picture(run.profiles[facts.name])] * (facts.name in run.profiles)
+        + [costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == facts.name],
         "missing": [f"{title}: {reason}" for title, reason in plots.items() if isinstance(reason, str)],
     }
 

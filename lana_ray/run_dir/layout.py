@@ -53,6 +53,11 @@ def counts(cost: str) -> str:
     return f"counts/{cost}.json"
 
 
+def profile(target: str) -> str:
+    """What the layers of a target's networks take."""
+    return f"profiles/{target}.parquet"
+
+
 def readings(target_key: str) -> str:
     """Folder of the meter readings on one target's hardware."""
     return f"metered/{target_key}"

@@ -194,6 +194,19 @@ class TrialRow:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileRow:
+    """What a layer takes in a network on a target, as its runtime's profile says."""
+
+    network: str
+    """``teacher``, or the budget of a student."""
+    layer: str
+    """Name of the layer; empty for what is outside of all."""
+    op: str
+    ms: float
+    """Milliseconds per batch, scaled so that the rows of a network add up to its measured latency."""
+
+
 R = TypeVar("R", bound="Any")
 
 
@@ -244,6 +257,7 @@ def _as_tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 COSTS = Table(CostRow)
+PROFILES = Table(ProfileRow)
 CURVES = Table(CurveRow)
 LAYER_SCORES = Table(LayerScoreRow)
 SCORES = Table(ScoreRow)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_onnx
-from lana_ray.deploy.runtimes.runtime import Runtime, in_batches
+from lana_ray.deploy.runtimes.runtime import PROFILED_CALLS, Runtime, in_batches
 from lana_ray.errors import UserError
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -24,8 +24,9 @@ _PRECISION = "INFERENCE_PRECISION_HINT"
 class OpenVINOSession:
     """An ONNX program compiled for one request at a time, of the example's shape."""
 
-    def __init__(self, program: bytes, example: Tensor, target: Target) -> None:
+    def __init__(self, program: bytes, example: Tensor, target: Target, *, profile: bool = False) -> None:
         settings = {
+            "PERF_COUNT": profile,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": target.threads,
@@ -49,6 +50,11 @@ class OpenVINOSession:
     def run(self) -> object:
         return self._infer(self._example)
 
+    def profiled(self) -> dict[str, float]:
+        """Milliseconds of each operator in the last call."""
+        operators = enumerate(self._request.get_profiling_info())
+        return {f"{one.node_name}/{i}": 1e3 * one.real_time.total_seconds() for i, one in operators}
+
     def predict(self, images: Tensor) -> Tensor:
         return in_batches(self._outputs, images, len(self._example))
 
@@ -63,6 +69,16 @@ class OpenVINOSession:
 def program(module: nn.Module, example: Tensor, target: Target) -> bytes:
     """Exports a float32 program for any precision: the session's compiler lowers it."""
     return to_onnx(module, example, dynamic_batch=False)
+
+
+def profile(program: bytes, example: Tensor, target: Target) -> dict[str, list[float]]:
+    session = OpenVINOSession(program, example, target, profile=True)
+    took: dict[str, list[float]] = {}
+    for _ in range(PROFILED_CALLS):
+        session.run()
+        for name, ms in session.profiled().items():
+            took.setdefault(name, []).append(ms)
+    return took
 
 
 @cache
@@ -82,4 +98,5 @@ RUNTIME = Runtime(
     loads_onnx=True,
     program=program,
     load=OpenVINOSession,
+    profile=profile,
 )

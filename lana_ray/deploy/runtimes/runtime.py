@@ -6,7 +6,7 @@ To add a runtime, write a module with a ``Runtime`` and list it in ``RUNTIMES``.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from lana_ray.deploy import to_onnx
 from lana_ray.deploy.half import cast_onnx
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PROFILED_CALLS = 50
+"""Calls behind a profile."""
 """A target's precision -> torch's type."""
 
 
@@ -58,6 +60,10 @@ class Runtime:
     """Callback ``(module, example, target)``: exports the module; must not need the runtime's packages."""
     load: Callable[[Any, Tensor, Target], Session]
     """Callback ``(program, example, target)``: loads a program; imports the runtime's packages."""
+    profile: Callable[[Any, Tensor, Target], Mapping[str, Sequence[float]]] | None = None
+    """Callback ``(program, example, target)``: calls a program ``PROFILED_CALLS`` times; returns for each of
+    its operators the milliseconds of every call, by a name that contains the path of its module between
+    slashes. None if the runtime has no profile."""
     identity: Callable[[Target], str] | None = None
     """Callback ``(target)``: asks the device on which networks run for a line that names it and its software;
     raises DeviceError if it does not answer. None if networks run in the process that loads them."""

@@ -28,10 +28,10 @@ class CompiledSession(EagerSession):
             "cpp.threads": target.threads,  # compiled into the kernels, and part of their cache key
             "compile_threads": 1,  # no helper processes that are still running while networks are timed
         }
-        self._module.compile(fullgraph=True, dynamic=False, options=options)
+        self.module.compile(fullgraph=True, dynamic=False, options=options)
 
     def predict(self, images: Tensor) -> Tensor:
-        return in_batches(super().predict, images, len(self._example))
+        return in_batches(super().predict, images, len(self.example))
 
 
 def load(program: nn.Module, example: Tensor, target: Target) -> CompiledSession:

@@ -1,0 +1,71 @@
+"""Stage 7: profiles teacher and students on their targets, so that the report shows where their time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lana_ray.config import Config, Target
+from lana_ray.costs.profile import profile
+from lana_ray.deploy.runtimes import RUNTIMES
+from lana_ray.ids import Architecture
+from lana_ray.measurement.latencies import Sampled
+from lana_ray.measurement.readings import Refusal, run_on_cores
+from lana_ray.monitoring.progress import say
+from lana_ray.preflight.planned import Planned
+from lana_ray.run_dir import layout
+from lana_ray.run_dir.code_version import method_version
+from lana_ray.run_dir.fingerprint import fingerprint
+from lana_ray.run_dir.tables import PROFILES, ProfileRow
+from lana_ray.spaces.layerwise import LayerwiseSpace
+from lana_ray.stages.finetune import FinishedStudent
+from lana_ray.workspace import Workspace, structural_students
+
+_Networks = dict[str, tuple[Architecture, float]]
+"""Architecture and measured milliseconds by the network's name."""
+
+
+def run(workspace: Workspace, finished: Sequence[FinishedStudent]) -> None:
+    """Writes a profile for every target whose runtime has one; unchanged ones are kept."""
+    sampled = {student.target.target.name: student.target for student in finished}
+    for name, target in sampled.items():
+        networks = {"teacher": (workspace.space.teacher, target.teacher_ms)}
+        networks |= {
+            student.budget: (workspace.space.parse(student.architecture), student.latency.value)
+            for student in finished
+            if student.target.target.name == name and student.problem is None
+        }
+        key = fingerprint(target.target_key, networks, method_version("costs.profile"))
+        if workspace.storage.table_fingerprint(layout.profile(name)) != key:
+            rows = list(_profiled(workspace, target, networks))
+            PROFILES.write(workspace.storage, layout.profile(name), rows, key)
+
+
+def _profiled(workspace: Workspace, sampled: Sampled, networks: _Networks) -> Iterator[ProfileRow]:
+    config, target, classes = workspace.config, sampled.target, workspace.data.num_classes
+    calls = [(target, (config, target, classes, a)) for a, _ in networks.values()]
+    for position, took, error in run_on_cores(_profile, calls, config):
+        name, (architecture, measured_ms) = list(networks.items())[position]
+        if error is not None or isinstance(took, Refusal):
+            say(f"profile: {target.name}: not of {name}: {took.reason if error is None else error}")
+            continue
+        ops = {one.layer: one.op for one in workspace.space.chosen(architecture)}
+        all_ms = sum(took.values())
+        for layer, ms in took.items():
+            yield ProfileRow(network=name, layer=layer, op=ops.get(layer, ""), ms=ms / all_ms * measured_ms)
+
+
+def _profile(
+    config: Config, target: Target, num_classes: int, architecture: Architecture
+) -> dict[str, float]:
+    """Profiles a network of untrained weights on this node."""
+    space = structural_students(config, num_classes, LayerwiseSpace.name)
+    return profile(space.build(architecture), target, [layer.name for layer in space.layers])
+
+
+def plan(planned: Planned) -> list[str]:
+    """The targets whose runtimes have a profile."""
+    targets = planned.config.targets
+    able = [target.name for target in targets if RUNTIMES[target.runtime].profile is not None]
+    return [
+        f"the teacher and every student on {', '.join(able)}" if able else "no target's runtime has a profile"
+    ]
