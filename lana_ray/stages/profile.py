@@ -54,18 +54,13 @@ def _profiled(workspace: Workspace, sampled: Sampled, networks: _Networks) -> It
             yield ProfileRow(network=name, layer=layer, op=ops.get(layer, ""), ms=ms / all_ms * measured_ms)
 
 
-def _profile(
-    config: Config, target: Target, num_classes: int, architecture: Architecture
-) -> dict[str, float]:
+def _profile(config: Config, target: Target, classes: int, architecture: Architecture) -> dict[str, float]:
     """Profiles a network of untrained weights on this node."""
-    space = structural_students(config, num_classes, LayerwiseSpace.name)
+    space = structural_students(config, classes, LayerwiseSpace.name)
     return profile(space.build(architecture), target, [layer.name for layer in space.layers])
 
 
 def plan(planned: Planned) -> list[str]:
     """The targets whose runtimes have a profile."""
-    targets = planned.config.targets
-    able = [target.name for target in targets if RUNTIMES[target.runtime].profile is not None]
-    return [
-        f"the teacher and every student on {', '.join(able)}" if able else "no target's runtime has a profile"
-    ]
+    able = [t.name for t in planned.config.targets if RUNTIMES[t.runtime].profile is not None]
+    return [f"the teacher and every student on {', '.join(able)}" if able else "no target has a profile"]

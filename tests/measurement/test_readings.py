@@ -156,12 +156,12 @@ def test_a_reading_that_finds_no_free_cores_is_asked_for_again(
     }
 
     def run(function: object, asked: Sequence[Any], config: Config) -> Iterator[tuple[int, Any, None]]:
-        for place, (_, (name,)) in enumerate(asked):
+        for place, (_, (_, name)) in enumerate(asked):
             yield place, answers[name].pop(0), None
 
     monkeypatch.setattr(module, "run_on_targets", run)
     calls = [(target, ("a",)), (target, ("b",))]
-    assert list(module._read_all(calls, config)) == [(1, 2.0, None), (0, 1.0, None)]
+    assert list(module.run_on_cores(print, calls, config)) == [(1, 2.0, None), (0, 1.0, None)]
     said = capsys.readouterr().out
     assert f"target {target.name!r}" in said
     assert "process 7 (runs/other)" in said
