@@ -195,9 +195,8 @@ class _Fleet:
             self._away.report(str(cause), AWAY_S)
             worker.awaited = worker.hired.actor().start.remote()
             return
-        if isinstance(cause, OtherStructure | DeviceError) and not away:
-            raise cause from None
-        if worker.share is None and isinstance(cause, UserError):
+        fatal = UserError if worker.share is None else (OtherStructure, DeviceError)
+        if isinstance(cause, fatal) and not away:
             raise cause from None
         self._on_end(worker, f"{type(cause).__name__}: {one_line(cause)}")
 

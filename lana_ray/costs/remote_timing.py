@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -57,12 +58,13 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
     corrected: list[float] = []
     turns = itertools.cycle(references)
     before = _reference_pair(turns)
-    settled, enough = False, max(MIN_ROUNDS, timing.calls)
+    settled, enough, fewest = False, max(MIN_ROUNDS, timing.calls), MIN_ROUNDS
     while len(calls) < max(1, timing.calls) or not (
         settled or time.perf_counter() - begin >= timing.time_limit_s
     ):
         took = _calls_ms(run, references)
-        if len(took) < min(timing.calls, MIN_ROUNDS):
+        fewest = min(fewest, len(took))
+        if timing.calls and fewest < MIN_ROUNDS:
             raise DeviceError(
                 "invalid_setting",
                 f"target {target.name!r}: a budget on p90 or p99 needs every call's milliseconds, but "
@@ -74,7 +76,10 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
         before = after
         settled = len(calls) >= enough and half_width(corrected) <= timing.rel_error
     raw_ms = float(np.median(calls))
-    low, median_ms, high, p90_ms, p99_ms = np.percentile(corrected, (25, 50, 75, 90, 99)).tolist()
+    low, median_ms, high = np.percentile(corrected, (25, 50, 75)).tolist()
+    # Means of several calls tell nothing of single ones.
+    is_each = fewest == MIN_ROUNDS
+    p90_ms, p99_ms = np.percentile(corrected, (90, 99)).tolist() if is_each else (math.nan, math.nan)
     return Measurement(
         median_ms=median_ms,
         p90_ms=p90_ms,

@@ -114,6 +114,8 @@ def main() -> None:
     torch.set_num_threads(target.threads)
     try:
         sessions = [load(program, example, target) for program, example in programs]
+        if sessions:
+            soak(sessions[0].run, target.measure.soak_s)
     except UserError as error:
         _send(answers, error)
         return
@@ -122,8 +124,6 @@ def main() -> None:
         for session, baseline_ms in zip(sessions, baselines_ms, strict=True)
     ]
     _send(answers, None)
-    if references:
-        soak(references[0].run, target.measure.soak_s)
     while True:
         try:
             program, example, timing = _receive(requests)

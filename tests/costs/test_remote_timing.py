@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_quantiles_are_those_of_all_calls_that_the_device_prints() -> None:
 
 
 def test_a_device_that_prints_one_average_has_no_quantiles() -> None:
-    assert time_runs(answers([2.0]), BOARD, Timing(rel_error=1.0, time_limit_s=1e-9), ()).p99_ms == 2.0
+    assert math.isnan(time_runs(answers([2.0]), BOARD, Timing(rel_error=1.0, time_limit_s=1e-9), ()).p99_ms)
     with refuses("invalid_setting", "target 'board'", "printed 1 numbers"):
         time_runs(answers([2.0]), BOARD, Timing(rel_error=1.0, time_limit_s=1e-9, calls=200), ())
 
