@@ -1,6 +1,8 @@
 """Measures how long the sample store takes to read and to merge samples that came in small blocks.
 
-python jobs/benchmark_store.py --samples 100000 --json store.json
+    python jobs/benchmark_store.py --samples 100000 --json store.json
+
+Prints a row for each, and how many files are left.
 """
 
 from __future__ import annotations

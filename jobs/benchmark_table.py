@@ -1,12 +1,10 @@
 """Measures how well cost tables predict networks they were not calibrated with, by the number of networks.
 
-    python jobs/benchmark_table.py measured --runtime onnxruntime --pool small --dir runs/table
-    python jobs/benchmark_table.py published PATH/latency
+    python jobs/benchmark_table.py --runtime onnxruntime --pool small --dir runs/table
 
-The first measures every candidate of EfficientNet-Lite0 alone, a design of networks, and random networks to
-test with, all in this process. Samples are kept in the directory, so the command may be stopped and started
-again. The second has the published latencies of FBNet's networks on 15 devices, where what candidates take
-alone is taken to be in proportion to what they multiply. *Independent* is a prior without shared deviations.
+Measures every candidate of EfficientNet-Lite0 alone, a design of networks, and random networks to test with,
+all in this process. Samples are kept in the directory, so the command may be stopped and started again.
+*Independent* is a prior without shared deviations.
 """
 
 from __future__ import annotations
@@ -32,21 +30,16 @@ from lana_ray.ids import Architecture
 from lana_ray.monitoring.progress import console, progress
 from lana_ray.run_dir.storage import Storage
 from lana_ray.spaces.design import balanced
-from lana_ray.spaces.fbnet import BLOCKS, STAGES
 from lana_ray.stages.sample import isolated_latencies, planned_candidates, worth
 from lana_ray.workspace import structural_space
 
 CLASSES, SEED, BLOCK = 10, 0, 20
 COUNTS = (16, 48, 200)
-DRAWS, TESTS = 4, 300
-"""For published latencies: random parts of the networks to calibrate with, and networks to test with."""
 
-app = typer.Typer(add_completion=False)
 Networks = Mapping[Architecture, float]
 
 
-@app.command()
-def measured(
+def main(
     directory: Annotated[str, typer.Option("--dir", help="Folder of the samples.")],
     runtime: Annotated[str, typer.Option(help="Runtime of the networks.")] = "onnxruntime",
     pool: Annotated[str, typer.Option(help="Preset of operations.")] = "small",
@@ -88,62 +81,6 @@ def measured(
     _show(f"{sum(map(len, among))} candidates, {runtime}, {len(left_out)} networks left out", rows)
     if to:
         to.write_text(json.dumps({"runtime": runtime, "pool": pool, "rows": rows}, indent=1))
-
-
-@app.command()
-def published(
-    data: Annotated[Path, typer.Argument(help="Folder with fbnet/latency_ms.npz.")],
-    to: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
-) -> None:
-    """Prints the errors of tables of published latencies."""
-    tables = np.load(data / "fbnet" / "latency_ms.npz", allow_pickle=False)
-    architectures = [tuple(map(int, a)) for a in tables["arch"]]
-    macs, ops = _fbnet_macs(), [list(BLOCKS)] * len(architectures[0])
-    rows: list[dict[str, Any]] = []
-    for count in COUNTS:
-        for device in (name for name in tables.files if name != "arch"):
-            errors = []
-            for draw in range(DRAWS):
-                order = np.random.default_rng(draw).permutation(len(architectures))
-                parts = [
-                    {architectures[k]: float(tables[device][k]) for k in part}
-                    for part in (order[:count], order[-TESTS:])
-                ]
-                errors.append(_errors(_in_proportion(macs, parts[0]), ops, *parts))
-            rows.append({"device": device, "networks": count, **_mean(errors)})
-        of_count = [row for row in rows if row["networks"] == count]
-        rows.append({"device": "mean", "networks": count, **_mean(of_count)})
-    _show("FBNet", rows)
-    if to:
-        to.write_text(json.dumps(rows, indent=1))
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    names = [name for name in rows[0] if name not in ("device", "networks")]
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}
-
-
-def _fbnet_macs() -> list[Floats]:
-    """Multiply-accumulates of FBNet's blocks at 224 pixels, by layer, in millions."""
-    macs, channels, size = [], 16, 112
-    for width, layers, first_stride in STAGES:
-        for layer in range(layers):
-            stride = 1 if layer else first_stride
-            into, out = size**2, (size // stride) ** 2
-            of_layer = [0.0 if stride == 1 and channels == width else channels * width * out]
-            for kernel, expansion, *groups in (block.split("_") for block in BLOCKS[:-1]):
-                middle, parts = channels * int(expansion[1:]), 2 if groups else 1
-                pointwise = middle * (channels * into + width * out) / parts
-                of_layer.insert(-1, pointwise + middle * int(kernel[1:]) ** 2 * out)
-            macs.append(np.array(of_layer) / 1e6)
-            channels, size = width, size // stride
-    return macs
-
-
-def _in_proportion(macs: Sequence[Floats], networks: Networks) -> list[Floats]:
-    """Costs that make up what the networks take together."""
-    counted = sum(float(of_layer[j]) for a in networks for of_layer, j in zip(macs, a, strict=True))
-    return [of_layer * sum(networks.values()) / counted for of_layer in macs]
 
 
 def _measure(sampler: Sampler, store: SampleStore, work: list[Work], title: str) -> dict[str, Sample]:
@@ -195,4 +132,4 @@ def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -29,6 +29,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from lana_ray.costs.samples import Sample, SampleStore
+from lana_ray.run_dir.storage import Storage
+
 from .runs import settings, summary_of, times
 
 pytestmark = [
@@ -234,9 +237,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Iterator[M
 
 
 @pytest.fixture(scope="module")
-def killed(machine: Machine) -> tuple[dict[str, int], dict[str, int]]:
-    """When the candidates and the samples were written that a run left, which finds its data by a URL with
-    secrets and is killed as soon as it has a candidate."""
+def killed(machine: Machine) -> tuple[dict[str, int], set[Sample]]:
+    """When the candidates were written and which samples there are of a run, which finds its data by a URL
+    with secrets and is killed as soon as it has a candidate."""
     process = machine.start("run", str(machine.file), log=subprocess.DEVNULL)
     try:
         end = time.monotonic() + _LONGEST_S
@@ -248,7 +251,11 @@ def killed(machine: Machine) -> tuple[dict[str, int], dict[str, int]]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (machine.run_dir / "summary.json").exists()
-    return times(machine.run_dir, "candidates/*"), times(machine.run_dir, "samples/*")
+    return times(machine.run_dir, "candidates/*"), samples_of(machine)
+
+
+def samples_of(machine: Machine) -> set[Sample]:
+    return set(SampleStore(Storage(str(machine.run_dir))).read())
 
 
 @pytest.fixture(scope="module")
@@ -258,12 +265,12 @@ def said(machine: Machine, killed: object) -> str:
 
 
 def test_a_killed_run_goes_on_where_it_was(
-    machine: Machine, killed: tuple[dict[str, int], dict[str, int]], said: str
+    machine: Machine, killed: tuple[dict[str, int], set[Sample]], said: str
 ) -> None:
     (candidates, samples), after = killed, times(machine.run_dir, "candidates/*")
     assert len(after) == 3
     assert {name: after[name] for name in candidates} == candidates
-    assert samples.items() <= times(machine.run_dir, "samples/*").items()
+    assert samples <= samples_of(machine)
     assert summary_of(machine.run_dir)["results"]
 
 

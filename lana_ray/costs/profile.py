@@ -10,6 +10,7 @@ from torch import nn
 from lana_ray.config import Target
 from lana_ray.deploy.inputs import example_input
 from lana_ray.deploy.runtimes import RUNTIMES, program
+from lana_ray.deploy.runtimes.runtime import ROOT
 from lana_ray.errors import Unsupported
 
 _INTERRUPTED = 0.25
@@ -39,5 +40,11 @@ def profile(network: nn.Module, target: Target, layers: Sequence[str]) -> dict[s
 
 
 def _layer(name: str, layers: Sequence[str]) -> str:
-    """The innermost layer whose path is between slashes in an operator's name; empty if there is none."""
-    return max((layer for layer in layers if f"/{layer}/" in f"/{name}"), key=len, default="")
+    """The innermost layer that an operator is from; empty if it is from none."""
+    path, last, inside = "", "", [""]
+    for part in name.partition(f"/{ROOT}/")[2].split("/"):
+        # Parts of a sequence carry its name before their own.
+        own = part.removeprefix(f"{last}.")
+        path, last = f"{path}.{own}" if path else own, part
+        inside += [path] if path in layers else []
+    return inside[-1]

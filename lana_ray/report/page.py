@@ -82,7 +82,7 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> dict[str, An
             for title, plot in plots.items()
             if isinstance(plot, tuple)
         ],
-        "maps": [profile_picture(run.profiles[facts.name])] * (facts.name in run.profiles)
+        "maps": [profile_picture(rows) for name, rows in run.profiles.items() if name == facts.name]
         + [costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == facts.name],
         "missing": [f"{title}: {reason}" for title, reason in plots.items() if isinstance(reason, str)],
     }

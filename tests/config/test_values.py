@@ -67,6 +67,11 @@ def with_value(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     data["targets"] = [dict(BASE["targets"][0])]
     if path[:2] == ("search", "cells"):
         data["search"] = {"cells": {"space": "nasbench201"}}
+    if "command" in path[:-1]:
+        data["targets"][0] |= {
+            "runtime": "command",
+            "command": {"run": "a {program}", "version": "uname"},
+        }
     node: Any = data
     for part in path[:-1]:
         node = node[part] if isinstance(node, list) else node.setdefault(part, {})

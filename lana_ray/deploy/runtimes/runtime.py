@@ -20,6 +20,8 @@ from lana_ray.deploy.half import cast_onnx
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROFILED_CALLS = 50
 """Calls behind a profile."""
+ROOT = "network"
+"""Name of the whole network in the names of operators."""
 """A target's precision -> torch's type."""
 
 
@@ -62,8 +64,8 @@ class Runtime:
     """Callback ``(program, example, target)``: loads a program; imports the runtime's packages."""
     profile: Callable[[Any, Tensor, Target], Mapping[str, Sequence[float]]] | None = None
     """Callback ``(program, example, target)``: calls a program ``PROFILED_CALLS`` times; returns for each of
-    its operators the milliseconds of every call, by a name that contains the path of its module between
-    slashes. None if the runtime has no profile."""
+    its operators the milliseconds of every call, by a name that contains the names of the modules around it
+    from ``ROOT`` on, between slashes, as ONNX programs have them. None if the runtime has no profile."""
     identity: Callable[[Target], str] | None = None
     """Callback ``(target)``: asks the device on which networks run for a line that names it and its software;
     raises DeviceError if it does not answer. None if networks run in the process that loads them."""

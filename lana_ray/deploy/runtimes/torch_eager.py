@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from lana_ray.config import Target
 from lana_ray.deploy import to_program
-from lana_ray.deploy.runtimes.runtime import DTYPES, PROFILED_CALLS, Runtime
+from lana_ray.deploy.runtimes.runtime import DTYPES, PROFILED_CALLS, ROOT, Runtime
 
 
 class EagerSession:
@@ -60,9 +60,9 @@ class _Timed(fx.Interpreter):
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         if n.op == "call_function":
-            modules = [path for path, _ in n.meta.get("nn_module_stack", {}).values()]
+            modules = [path for path, _ in n.meta.get("nn_module_stack", {}).values() if path]
             took_ms = 1e3 * (time.perf_counter() - begin)
-            self.took.setdefault("/".join(["", *modules, n.name]), []).append(took_ms)
+            self.took.setdefault("/".join(["", ROOT, *modules, n.name]), []).append(took_ms)
         return output
 
 
