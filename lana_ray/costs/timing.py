@@ -148,6 +148,11 @@ def time_calls(
         rounds += [_corrected(each, before, after) for each in block]
         before = after
         settled = len(_quiet(rounds)) >= enough and half_width(_means_ms(_quiet(rounds))) <= rel_error
+    return _combined(rounds, per_round, time.perf_counter() - begin, bool(settled))
+
+
+def _combined(rounds: Sequence[_Round], per_round: int, seconds: float, settled: bool) -> Measurement:
+    """Quiet rounds give the median, all calls the higher quantiles."""
     quiet = _quiet(rounds)
     kept = quiet if len(quiet) >= MIN_ROUNDS else rounds
     raw_ms = float(np.median([each.mean_ms for each in kept]))
@@ -160,8 +165,8 @@ def time_calls(
         p99_ms=p99_ms,
         iqr_ms=high - low,
         repeats=len(kept) * per_round,
-        seconds=time.perf_counter() - begin,
-        settled=bool(settled),
+        seconds=seconds,
+        settled=settled,
         raw_ms=raw_ms,
         drift=raw_ms / median_ms,
     )
