@@ -28,6 +28,10 @@ def run(workspace: Workspace, finished: Sequence[FinishedStudent]) -> None:
     """Writes a profile for every target whose runtime has one; unchanged ones are kept."""
     sampled = {student.target.target.name: student.target for student in finished}
     for name, target in sampled.items():
+        runtime = RUNTIMES[target.target.runtime]
+        if runtime.profile is None:
+            say(f"profile: {name}: {runtime.title} has no profile")
+            continue
         networks = {"teacher": (workspace.space.teacher, target.teacher_ms)}
         networks |= {
             student.budget: (workspace.space.parse(student.architecture), student.latency.value)
