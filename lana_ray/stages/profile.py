@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lana_ray.config import Config, Target
 from lana_ray.costs.profile import profile
@@ -40,22 +40,30 @@ def run(workspace: Workspace, finished: Sequence[FinishedStudent]) -> None:
         }
         key = fingerprint(target.target_key, networks, method_version("costs.profile"))
         if workspace.storage.table_fingerprint(layout.profile(name)) != key:
-            rows = list(_profiled(workspace, target, networks))
-            PROFILES.write(workspace.storage, layout.profile(name), rows, key)
+            rows, is_whole = _profiled(workspace, target, networks)
+            # The next run tries again what failed.
+            PROFILES.write(workspace.storage, layout.profile(name), rows, key if is_whole else "")
 
 
-def _profiled(workspace: Workspace, sampled: Sampled, networks: _Networks) -> Iterator[ProfileRow]:
+def _profiled(workspace: Workspace, sampled: Sampled, networks: _Networks) -> tuple[list[ProfileRow], bool]:
+    """The rows of the networks, in their order, and whether none failed; a refusal is no failure."""
+    rows: dict[str, list[ProfileRow]] = {name: [] for name in networks}
+    is_whole = True
     config, target, classes = workspace.config, sampled.target, workspace.data.num_classes
     calls = [(target, (config, target, classes, a)) for a, _ in networks.values()]
     for position, took, error in run_on_cores(_profile, calls, config):
         name, (architecture, measured_ms) = list(networks.items())[position]
         if error is not None or isinstance(took, Refusal):
+            is_whole = is_whole and error is None
             say(f"profile: {target.name}: not of {name}: {took.reason if error is None else error}")
             continue
         ops = {one.layer: one.op for one in workspace.space.chosen(architecture)}
         all_ms = sum(took.values())
-        for layer, ms in took.items():
-            yield ProfileRow(network=name, layer=layer, op=ops.get(layer, ""), ms=ms / all_ms * measured_ms)
+        rows[name] = [
+            ProfileRow(network=name, layer=layer, op=ops.get(layer, ""), ms=ms / all_ms * measured_ms)
+            for layer, ms in took.items()
+        ]
+    return [row for of_network in rows.values() for row in of_network], is_whole
 
 
 def _profile(config: Config, target: Target, classes: int, architecture: Architecture) -> dict[str, float]:

@@ -18,11 +18,11 @@ from lana_ray.deploy import to_onnx
 from lana_ray.deploy.half import cast_onnx
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""A target's precision -> torch's type."""
 PROFILED_CALLS = 50
 """Calls behind a profile."""
 ROOT = "network"
 """Name of the whole network in the names of operators."""
-"""A target's precision -> torch's type."""
 
 
 class Session(Protocol):
