@@ -25,6 +25,8 @@ from lana_ray.costs.timing import (
 from lana_ray.deploy.runtimes import RUNTIMES, Session
 from lana_ray.errors import DeviceError, Unsupported
 
+_RUNS = 3
+"""Fewest runs of a measurement that settles."""
 _TRIES = 2
 """How often a program must fail, each time with a reference that runs after it, until it is refused."""
 
@@ -46,8 +48,8 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
     """Times a network by the calls that its device reports, in milliseconds.
 
     Each run is between two of the references' and is corrected to their baseline. Runs are repeated until
-    the confidence interval of the median is narrow enough, or until the time limit, but for as many calls as
-    ``timing`` demands.
+    the confidence interval of the median over runs is narrow enough, since what differs between runs is the
+    same for all calls of one; or until the time limit, but for as many calls as ``timing`` demands.
 
     Raises:
         Unsupported: the network's run failed ``_TRIES`` times, and a reference's did not.
@@ -56,6 +58,7 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
     begin = time.perf_counter()
     calls: list[float] = []
     corrected: list[float] = []
+    runs_ms: list[float] = []
     turns = itertools.cycle(references)
     before = _reference_pair(turns)
     settled, enough, fewest = False, max(MIN_ROUNDS, timing.calls), MIN_ROUNDS
@@ -73,8 +76,9 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
         after = _reference_pair(turns)
         calls += took
         corrected += [at_baseline(each, before, after) if before and after else each for each in took]
+        runs_ms.append(float(np.median(corrected[-len(took) :])))
         before = after
-        settled = len(calls) >= enough and half_width(corrected) <= timing.rel_error
+        settled = len(calls) >= enough and len(runs_ms) >= _RUNS and half_width(runs_ms) <= timing.rel_error
     raw_ms = float(np.median(calls))
     low, median_ms, high = np.percentile(corrected, (25, 50, 75)).tolist()
     # Means of several calls tell nothing of single ones.

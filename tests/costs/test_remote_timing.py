@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_every_round_is_corrected_to_the_baseline_of_the_references() -> None:
 def test_it_ends_once_enough_rounds_agree() -> None:
     m = time_runs(answers([2.0] * 4), BOARD, Timing(rel_error=0.01, time_limit_s=60.0), ())
     assert (m.repeats, m.median_ms, m.settled) == (12, 2.0, True)
+
+
+def test_calls_of_one_run_that_agree_do_not_settle_runs_that_differ() -> None:
+    runs = itertools.cycle([[2.0] * 150, [3.0] * 150, [2.5] * 150])
+    m = time_runs(lambda: next(runs), BOARD, Timing(rel_error=0.01, time_limit_s=0.01), ())
+    assert not m.settled
 
 
 def test_quantiles_are_those_of_all_calls_that_the_device_prints() -> None:

@@ -56,6 +56,7 @@ def test_every_line_is_a_round(device: Device, tmp_path: Path) -> None:
         ("echo nan", ["printed 'nan'"]),
         ("echo inf", ["printed 'inf'"]),
         ("kill -9 $$", ["ended with status -9"]),
+        ("yes 1.25 | head -c 1100000", ["printed more than 1 MiB"]),
         ("echo mysql://me:secret@host/ >&2; exit 1", ["mysql://***@host/"]),
     ],
 )

@@ -27,7 +27,7 @@ from lana_ray.deploy.runtimes.runtime import Runtime, Session, typed_onnx
 from lana_ray.errors import DeviceError, UserError, one_line, refusals
 
 _READ_BYTES = 1 << 20
-"""How much of a command's output is read."""
+"""The longest output of a command."""
 _QUOTED = 80
 """Most characters of an output that a message repeats."""
 _BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -108,9 +108,11 @@ def _lines(target: Target, key: str, program: str = "") -> list[str]:
         if status is None:
             raise _failure(target, key, f"did not end within {command.timeout_s:g} s")
         if status:
-            last = ["no message", *_read(errors)][-1]
+            last = ["no message", *_last_lines(errors)][-1]
             raise _failure(target, key, f"ended with status {status} ({one_line(last)})")
-        return _read(output)
+        if output.seek(0, os.SEEK_END) > _READ_BYTES:
+            raise _failure(target, key, f"printed more than {_READ_BYTES >> 20} MiB")
+        return _last_lines(output)
 
 
 def _status(words: Sequence[str], output: IO[bytes], errors: IO[bytes], timeout_s: float) -> int | None:
@@ -129,9 +131,10 @@ def _status(words: Sequence[str], output: IO[bytes], errors: IO[bytes], timeout_
             process.wait()
 
 
-def _read(file: IO[bytes]) -> list[str]:
-    file.seek(0)
-    lines = file.read(_READ_BYTES).decode(errors="replace").splitlines()
+def _last_lines(file: IO[bytes]) -> list[str]:
+    """The lines of the last ``_READ_BYTES`` of a file, without blank ones."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _READ_BYTES))
+    lines = file.read().decode(errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
