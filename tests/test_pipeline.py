@@ -65,6 +65,7 @@ def test_the_run_directory_holds_what_the_design_promises(finished: Path) -> Non
     for name in ("run.yaml", "scores.parquet", "selections.parquet", "summary.json", "report.html"):
         assert (finished / name).is_file(), name
     assert {p.name for p in (finished / "costs").iterdir()} == {"ort.parquet", "eager.parquet"}
+    assert {p.name for p in (finished / "profiles").iterdir()} == {"ort.parquet", "eager.parquet"}
     trained = {p.name for p in (finished / "candidates").iterdir()}
     assert trained == {f"blocks.{i}--mbconv_e1_k3.safetensors" for i in range(3)}
     curves = pq.read_table(finished / "curves.parquet").to_pylist()
@@ -165,7 +166,7 @@ def _tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
-    patterns = ("candidates/*", "students/*", "samples/*", "scores/*", "evaluations/*")
+    patterns = ("candidates/*", "students/*", "samples/*", "scores/*", "evaluations/*", "profiles/*")
     before = {pattern: times(finished, pattern) for pattern in patterns}
     assert len(before["samples/*"]) == 2  # blocks are merged, by target
     first, logged = summary_of(finished)["results"], {run.info.run_id for run in _runs(finished).values()}
@@ -249,7 +250,7 @@ def test_whatever_is_damaged_is_named_and_made_again(
     """Every file in one of three ways, in turn."""
     files = sorted({path for pattern in DERIVED for path in finished.glob(pattern)})
     kinds = {file.parent.name for file in files}
-    assert kinds >= {"candidates", "students", "samples", "scores", "costs", finished.name}
+    assert kinds >= {"candidates", "students", "samples", "scores", "costs", "profiles", finished.name}
     for number, file in enumerate(files):
         damages = (flipped, emptied, halved) if file.suffix in CHECKED else (emptied, halved)
         file.write_bytes(damages[number % len(damages)](file.read_bytes()))

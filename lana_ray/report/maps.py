@@ -80,8 +80,8 @@ def profile_picture(rows: Sequence[ProfileRow]) -> Picture:
         title="Where the time goes",
         svg=profile_map([layer or "rest" for layer in layers], networks, values),
         caption="What each layer of the teacher and of the student for each budget takes in place, by the "
-        "runtime's profile, scaled to the measured latency. The rest is outside of all layers: stem, head "
-        "and what the runtime adds.",
+        "runtime's profile. Profiling slows calls, so each row is scaled to the measured latency. The rest "
+        "is outside of all layers: stem, head and what the runtime adds.",
     )
 
 

@@ -18,11 +18,13 @@ from lana_ray.run_dir.summary import DataFacts, Result, Summary, TargetFacts, Te
 from lana_ray.run_dir.tables import (
     COSTS,
     CURVES,
+    PROFILES,
     PROXY,
     SCORES,
     SELECTIONS,
     CostRow,
     CurveRow,
+    ProfileRow,
     ProxyRow,
     ScoreRow,
     SelectionRow,
@@ -112,6 +114,7 @@ class _Run:
         for target, slow in self.targets.items():
             facts = {"teacher_ms": str(slow)}
             COSTS.write(self.storage, layout.costs(target), self._costs(target, slow), "key", facts)
+            PROFILES.write(self.storage, layout.profile(target), self._profile(slow), "key")
             SampleStore(self.storage).append(self._samples(target, slow))
             for budget, share in BUDGETS.items():
                 rows = self._students(target, budget, share * slow, slow)
@@ -238,6 +241,14 @@ class _Run:
         fails = len(rows) // 2 + 5
         rows[fails] = replace(rows[fails], value=float("inf"), error="RuntimeError: no such kernel")
         return rows
+
+    def _profile(self, slow: float) -> list[ProfileRow]:
+        teacher = dict.fromkeys(self.layers, slow * (1 - _REST) / len(self.layers)) | {"": slow * _REST}
+        return [
+            ProfileRow(network=network, layer=layer, op="", ms=ms * share)
+            for network, share in {"teacher": 1.0, **BUDGETS}.items()
+            for layer, ms in teacher.items()
+        ]
 
     def _samples(self, target: str, slow: float) -> list[Sample]:
         return [

@@ -21,7 +21,7 @@ from lana_ray.run_dir.summary import Summary
 
 from .rundir import DIVERGED
 
-PICTURES_PER_TARGET = 5
+PICTURES_PER_TARGET = 6
 LOADING_TAGS = {"script", "link", "iframe", "object", "embed", "video", "audio", "base"}
 
 
@@ -163,10 +163,11 @@ def test_a_price_makes_money_of_node_hours(run: Storage) -> None:
 @pytest.mark.parametrize(
     ("absent", "pictures", "sentence"),
     [
-        ("scores.parquet", 7, "scores.parquet is missing"),
-        ("selections.parquet", 7, "no student of this target has been measured"),
-        ("costs/ort-1t.parquet", 7, "costs/ort-1t.parquet is missing"),
-        ("run.yaml", 9, "run.yaml is missing"),
+        ("scores.parquet", 8, "scores.parquet is missing"),
+        ("selections.parquet", 8, "no student of this target has been measured"),
+        ("costs/ort-1t.parquet", 8, "costs/ort-1t.parquet is missing"),
+        ("profiles/ort-1t.parquet", 9, "the target's runtime has no profile, or stage profile has not run"),
+        ("run.yaml", 10, "run.yaml is missing"),
     ],
 )
 def test_what_is_missing_is_left_out_with_a_sentence(
