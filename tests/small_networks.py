@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +92,8 @@ def plain(num_classes: int) -> nn.Module:
 
 def small_vit(num_classes: int) -> nn.Module:
     """A vision transformer of timm for images of 48 pixels."""
+    import timm  # takes seconds
+
     options = {"depth": 2, "img_size": 48, "num_classes": num_classes}
     network: nn.Module = timm.create_model("vit_tiny_patch16_224", **options)
     return network

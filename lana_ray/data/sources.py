@@ -12,7 +12,6 @@ from urllib.error import URLError
 
 import numpy as np
 import numpy.typing as npt
-import torchvision
 
 from lana_ray.data.content import content_of_object, digest
 from lana_ray.data.names import listed
@@ -172,6 +171,8 @@ def torchvision_source(class_name: str, root: str, download: bool, *, train: boo
 
 
 def _torchvision_class(class_name: str) -> Any:
+    import torchvision  # takes seconds, and only its data sets need it
+
     if class_name in torchvision.datasets.__all__:
         return getattr(torchvision.datasets, class_name)
     near = difflib.get_close_matches(class_name, torchvision.datasets.__all__, n=1, cutoff=0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from lana_ray.networks.layers import Layer
@@ -91,5 +90,6 @@ def width(channels: int, factor: float, multiple: int = 8) -> int:
 
     This is the rule of MobileNet and EfficientNet, so that an equal expansion gives the teacher's own width.
     """
-    rounded: int = make_divisible(channels * factor, multiple)
-    return rounded
+    exact = channels * factor
+    rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
+    return rounded if rounded >= 0.9 * exact else rounded + multiple

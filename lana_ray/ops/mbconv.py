@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from timm.layers import SqueezeExcite
 from torch import nn
 
 from lana_ray.networks.layers import Layer
@@ -21,6 +20,8 @@ def _squeeze_excite(channels: int, ratio: float, act: Activation) -> list[nn.Mod
     """
     if not ratio:
         return []
+    from timm.layers import SqueezeExcite  # takes seconds, and only blocks with it need it
+
     reduced = max(1, round(channels * ratio))
     # timm would make the activation work in place, which is another operator of the exported program.
     return [
