@@ -86,7 +86,7 @@ def test_cells_are_sampled_searched_trained_and_measured(
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
     cells = {"space": "nasbench201", "width": 4, "cells": 1, "samples": 24, "active": 4, "trial_epochs": 0.1}
     asked = {"trials": 2, "steps": 20, "batch_size": 16, "cells": cells}
-    target = {"name": "eager", "runtime": "torch", "measure": {"time_limit_s": 0.02}}
+    target = {"name": "eager", "runtime": "torch", "measure": {"time_limit_s": 0.02, "soak_s": 0}}
     config = load_config(
         settings(
             tmp_path,
