@@ -181,14 +181,18 @@ def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
 
 def test_a_change_redoes_only_what_depends_on_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     candidates, students = times(finished, "candidates/*"), times(finished, "students/*")
-    accelerate(run_of(finished, finetune={"epochs": 0.6, "batch_size": 64}))
+    changes = {
+        "finetune": {"epochs": 0.6, "batch_size": 64},
+        "select": {"count": 2, "rounds": 2, "joint": True},
+    }
+    accelerate(run_of(finished, **changes))
     assert times(finished, "candidates/*") == candidates
     assert set(times(finished, "students/*")) > set(students)
     assert "finetune.epochs 4.0 → 0.6" in capsys.readouterr().out
 
 
 def test_a_joint_student_is_registered_for_every_target(finished: Path) -> None:
-    accelerate(run_of(finished, select={"count": 2, "rounds": 2, "joint": True}))
+    """By the run of the test before."""
     results = summary_of(finished)["results"]
     for budget in ("1000% on all", "500ms on all"):
         mine = {r["target"]: r for r in results if r["budget"] == budget}

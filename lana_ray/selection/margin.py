@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from lana_ray.config import SelectConfig
 from lana_ray.costs.table import CostTables
@@ -58,7 +58,7 @@ def noise_of(settings: SelectConfig, costs: CostTables) -> Noise:
     return Noise(
         floor=settings.margin,
         deviation=math.sqrt(squares / freedom),
-        quantile=float(t.ppf(settings.confidence, freedom)),
+        quantile=float(stdtrit(freedom, settings.confidence)),
         slowdown=slowdown,
     )
 

@@ -27,7 +27,7 @@ from ..runs import settings
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", "dog", "newt")
-QUICK = MeasureConfig(time_limit_s=0.02)
+QUICK = MeasureConfig(time_limit_s=0.02, soak_s=0)
 ORT = Target(name="ort-1t", runtime="onnxruntime", input_shape=SHAPE, measure=QUICK)
 TORCH = Target(name="torch-1t", runtime="torch", input_shape=SHAPE, measure=QUICK)
 BF16 = TORCH.model_copy(update={"name": "torch-bf16", "precision": "bf16"})

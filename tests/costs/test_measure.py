@@ -17,7 +17,7 @@ from ..errors import refuses
 from ..small_networks import net
 
 pytestmark = pytest.mark.usefixtures("own_process")
-QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
+QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01, soak_s=0)
 
 
 def target(runtime: str = "torch", **settings: object) -> Target:

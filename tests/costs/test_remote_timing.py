@@ -128,7 +128,7 @@ def device(tmp_path: Path) -> Device:
 
 @pytest.fixture
 def target(device: Device) -> Target:
-    return device.target(measure=MeasureConfig(rel_error=0.5, time_limit_s=0.01))
+    return device.target(measure=MeasureConfig(rel_error=0.5, time_limit_s=0.01, soak_s=0))
 
 
 def bytes_of(of: LayerwiseSpace, architecture: Iterable[int], target: Target) -> int:
@@ -228,7 +228,7 @@ def test_a_floor_that_the_device_cannot_run_is_no_reference(
     device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = space()
-    target = device.target(measure=MeasureConfig(rel_error=0.5, time_limit_s=0.01))
+    target = device.target(measure=MeasureConfig(rel_error=0.5, time_limit_s=0.01, soak_s=0))
     floor = program(of.build((1, 0, 1)), torch.zeros(1, 3, 16, 16), target)
     assert isinstance(floor, bytes)
     device.breaks(f'[ "$(wc -c < "$1")" -le {len(floor) + 200} ] && exit 1; echo 2')

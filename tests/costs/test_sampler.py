@@ -39,7 +39,7 @@ from lana_ray.spaces.cells import CellStudents
 from ..small_networks import Block, Net
 
 pytestmark = pytest.mark.usefixtures("own_process")
-QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01)
+QUICK = MeasureConfig(rel_error=0.5, time_limit_s=0.01, soak_s=0)
 POOL = ["identity", "mbconv_e1_k3"]
 
 

@@ -31,7 +31,7 @@ def test_a_predictor_is_fitted_to_what_was_sampled(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "_EPOCHS", 20)  # how well it learns is tested elsewhere
-    measure = {"architectures": 40, "active": 10, "time_limit_s": 0.02}
+    measure = {"architectures": 40, "active": 10, "time_limit_s": 0.02, "soak_s": 0}
     target = {"name": "eager", "runtime": "torch", "measure": measure}
     config = load_config(settings(tmp_path, targets=[target], pool={"preset": "tiny", "max_cost": None}))
     (fitted,) = fit_predictors(config)

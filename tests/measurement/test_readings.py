@@ -35,7 +35,11 @@ CELLS = {"space": "nasbench201", "width": 4, "cells": 1, "samples": 24, "active"
 
 
 def asking(folder: Path, search: dict[str, Any], **changes: Any) -> Config:
-    target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 22, "time_limit_s": 0.02}}
+    target = {
+        "name": "eager",
+        "runtime": "torch",
+        "measure": {"architectures": 22, "time_limit_s": 0.02, "soak_s": 0},
+    }
     small = {"trials": 2, "steps": 20, "batch_size": 16}
     return load_config(settings(folder, targets=[target], search=small | search, **changes))
 

@@ -198,7 +198,7 @@ def test_what_was_measured_for_a_design_serves_a_larger_and_a_smaller_one(
 
     def sampled(architectures: int) -> tuple[set[str], int]:
         """The networks in the store, and how many the table was fitted to."""
-        measure = {"architectures": architectures, "time_limit_s": 0.02}
+        measure = {"architectures": architectures, "time_limit_s": 0.02, "soak_s": 0}
         target = {"name": "eager", "runtime": "torch", "measure": measure}
         run(load_config(settings(tmp_path, targets=[target])), until="sample")
         store = SampleStore(Storage(str(tmp_path)))
