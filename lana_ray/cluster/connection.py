@@ -61,6 +61,9 @@ _SAY_S = 30.0
 """Time between two lines that name the nodes still waited for."""
 _AT_ONCE = 2
 """Most measurements at a time on a machine without a cluster; more would slow one another down."""
+_CPUS_EACH = 2
+"""CPUs for each of them. With one alone, everything else disturbs them: on two virtual CPUs, two at a time
+have up to three times the interquartile range of one ("Measurements at a time" in ``jobs/RESULTS.md``)."""
 _NOT_OBJECTS = 0.7
 """Share of a machine's memory that Ray leaves to processes; its object store takes the rest."""
 
@@ -355,4 +358,4 @@ def this_machine() -> Node:
 
 
 def _devices(cpus: int) -> int:
-    return min(_AT_ONCE, cpus)
+    return max(1, min(_AT_ONCE, cpus // _CPUS_EACH))

@@ -129,8 +129,13 @@ def test_where_no_folder_is_of_use_each_is_named(monkeypatch: pytest.MonkeyPatch
 # Being connected
 
 
+@pytest.mark.parametrize(("cpus", "devices"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 2)])
+def test_a_machine_without_a_cluster_measures_where_others_do_not_disturb_it(cpus: int, devices: int) -> None:
+    assert cluster._devices(cpus) == devices
+
+
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_local_cluster_offers_two_devices_and_training_is_quiet() -> None:
+def test_a_local_cluster_offers_a_device_and_training_is_quiet() -> None:
     @ray.remote
     def environment() -> tuple[str | None, str | None]:
         return os.environ.get("OMP_WAIT_POLICY"), os.environ.get("RAY_AUTH_MODE")
@@ -138,7 +143,7 @@ def test_a_local_cluster_offers_two_devices_and_training_is_quiet() -> None:
     training = environment.options(runtime_env=cluster.TRAINING_ENV)
 
     (node,) = cluster.nodes()
-    assert (node.cpus, node.devices, node.labels) == (2, 2, {})
+    assert (node.cpus, node.devices, node.labels) == (2, 1, {})
     assert ray.get([environment.remote(), training.remote()]) == [(None, "token"), ("PASSIVE", "token")]
 
 
