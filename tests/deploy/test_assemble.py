@@ -98,6 +98,19 @@ def test_a_filled_pytorch_program_is_that_of_the_whole_network(which: int) -> No
         torch.testing.assert_close(again(IMAGES), whole(IMAGES))
 
 
+def test_layers_of_one_program_have_weights_of_their_own() -> None:
+    """Otherwise the caches would hold them, and the network would be faster than a trained one."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))).eval()
+    layers = find_layers(network, IMAGES, ["*"])
+    frame = to_program(open_layers(network, layers, BATCH), IMAGES, dynamic_batch=False)
+    part = to_program(nn.Conv2d(3, 3, 5, padding=2).eval(), IMAGES, dynamic_batch=False)
+    filled = fill_program(frame, [part] * 3)
+    weights = list(filled.state_dict().values())
+    assert sum(weight.numel() for weight in weights) == 3 * (3 * 3 * 5 * 5 + 3)
+    assert len({weight.data_ptr() for weight in weights}) == 6
+
+
 @pytest.mark.parametrize("which", range(3))
 def test_a_filled_onnx_program_is_that_of_the_whole_network(which: int) -> None:
     onnx = pytest.importorskip("onnx")
