@@ -20,13 +20,13 @@ from lana_ray.config import RayConfig
 LONG = (
     "test_pipeline.py",
     "test_search.py",
-    "test_meter.py",
-    "test_fleet.py",
-    "test_fit.py",
     "test_processes.py",
-    "test_sweeps.py",
-    "test_nodes.py",
-    "test_distill_worker.py",
+    "test_readings.py",
+    "test_trainers.py",
+    "test_fleet.py",
+    "test_verify.py",
+    "test_families.py",
+    "test_tasks.py",
     "test_server.py",
 )
 """Modules of a minute and more, the longest first."""
