@@ -64,9 +64,10 @@ def open_layers(network: nn.Module, layers: Sequence[Layer], batch_size: int) ->
 def fill_program(frame: fx.GraphModule, parts: Sequence[fx.GraphModule]) -> fx.GraphModule:
     """Returns the program of a network from those of its frame and its layers, all made by ``to_program``.
 
-    Layers of equal structure have one program but weights of their own, as in a trained network: weights that
-    are used twice stay in the caches, which made EfficientNet-Lite0's students 6 % too fast.
+    A part that fills several layers gives each its own weights, as in a trained network: weights that are
+    used twice stay in the caches, which made EfficientNet-Lite0's students 5 % too fast.
     """
+    parts = [copy.deepcopy(part) if part in parts[:i] else part for i, part in enumerate(parts)]
     graph = copy.deepcopy(frame.graph)
     tensors = {node.target: getattr(frame, node.target) for node in graph.find_nodes(op="get_attr")}
     for place in graph.find_nodes(op="call_function", target=torch.ops.lana_ray.open_layer.default):
@@ -82,9 +83,7 @@ def fill_program(frame: fx.GraphModule, parts: Sequence[fx.GraphModule]) -> fx.G
                     values[node] = graph.node_copy(node, values.__getitem__)
                 if node.op == "get_attr":
                     values[node].target = f"layer_{position}_{node.target}"
-                    weight = getattr(parts[position], node.target)
-                    is_taken = any(weight is other for other in tensors.values())
-                    tensors[values[node].target] = copy.deepcopy(weight) if is_taken else weight
+                    tensors[values[node].target] = getattr(parts[position], node.target)
         graph.erase_node(place)
     return finished(fx.GraphModule(tensors, graph))
 
