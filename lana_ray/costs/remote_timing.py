@@ -74,9 +74,10 @@ def time_runs(run: Call, target: Target, timing: Timing, references: Sequence[Re
                 f"command.run printed {len(took)} numbers; print a line per call, at least {MIN_ROUNDS}",
             )
         after = _reference_pair(turns)
+        own = [at_baseline(each, before, after) if before and after else each for each in took]
         calls += took
-        corrected += [at_baseline(each, before, after) if before and after else each for each in took]
-        runs_ms.append(float(np.median(corrected[-len(took) :])))
+        corrected += own
+        runs_ms.append(float(np.median(own)))
         before = after
         settled = len(calls) >= enough and len(runs_ms) >= _RUNS and half_width(runs_ms) <= timing.rel_error
     raw_ms = float(np.median(calls))

@@ -74,12 +74,12 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> dict[str, An
         "Pareto front as predicted": _front(run, facts),
         "Predicted and measured latency": _prediction(run, facts),
     }
+    missing = [f"{title}: {reason}" for title, reason in plots.items() if isinstance(reason, str)]
     rows = run.profiles.get(facts.name)
-    absent = (
-        {}
-        if rows
-        else {"Where the time goes": "the target's runtime has no profile, or stage profile has not run."}
-    )
+    if not rows:
+        missing.append(
+            "Where the time goes: the target's runtime has no profile, or stage profile has not run."
+        )
     return {
         "facts": facts,
         "searches": searches,
@@ -90,9 +90,7 @@ def _target(storage: Storage, run: RunFiles, facts: TargetFacts) -> dict[str, An
         ],
         "maps": ([profile_picture(rows)] if rows else [])
         + [costs_picture(of, labelled) for of, labelled in run.tables.items() if of.target == facts.name],
-        "missing": [
-            f"{title}: {reason}" for title, reason in (plots | absent).items() if isinstance(reason, str)
-        ],
+        "missing": missing,
     }
 
 
