@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,21 +183,34 @@ def test_the_same_run_again_measures_and_trains_nothing(finished: Path) -> None:
     assert {run.info.run_id for run in _runs(finished).values()} == logged
 
 
-def test_a_change_redoes_only_what_depends_on_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    candidates, students = times(finished, "candidates/*"), times(finished, "students/*")
-    changes = {
-        "finetune": {"epochs": 0.6, "batch_size": 64},
-        "select": {"count": 2, "rounds": 2, "joint": True},
-    }
-    accelerate(run_of(finished, **changes))
-    assert times(finished, "candidates/*") == candidates
-    assert set(times(finished, "students/*")) > set(students)
-    assert "finetune.epochs 4.0 → 0.6" in capsys.readouterr().out
+@dataclass(frozen=True)
+class Rerun:
+    """A run in a finished run's directory, with other settings."""
+
+    said: str
+    before: Mapping[str, Mapping[str, int]]
+    """Times of the files that were there, by pattern."""
+    results: Sequence[Mapping[str, Any]]
 
 
-def test_a_joint_student_is_registered_for_every_target(finished: Path) -> None:
-    """By the run of the test before."""
-    results = summary_of(finished)["results"]
+@pytest.fixture(scope="module")
+def changed(finished: Path) -> Rerun:
+    """With shorter fine-tuning, and one student for all targets."""
+    before = {pattern: times(finished, pattern) for pattern in ("candidates/*", "students/*")}
+    finetune, select = {"epochs": 0.6, "batch_size": 64}, {"count": 2, "rounds": 2, "joint": True}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        accelerate(run_of(finished, finetune=finetune, select=select))
+    return Rerun(said.getvalue(), before, summary_of(finished)["results"])
+
+
+def test_a_change_redoes_only_what_depends_on_it(finished: Path, changed: Rerun) -> None:
+    assert times(finished, "candidates/*") == changed.before["candidates/*"]
+    assert set(times(finished, "students/*")) > set(changed.before["students/*"])
+    assert "finetune.epochs 4.0 → 0.6" in changed.said
+
+
+def test_a_joint_student_is_registered_for_every_target(changed: Rerun) -> None:
+    results = changed.results
     for budget in ("1000% on all", "500ms on all"):
         mine = {r["target"]: r for r in results if r["budget"] == budget}
         assert mine.keys() == {"ort", "eager"}

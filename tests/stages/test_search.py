@@ -28,12 +28,8 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 
 def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: None) -> None:
-    asked = {"trials": 2, "grid": [1.0], "seeds": 2, "steps": 20, "batch_size": 16}
-    target = {
-        "name": "eager",
-        "runtime": "torch",
-        "measure": {"architectures": 8, "time_limit_s": 0.02, "soak_s": 0},
-    }
+    asked = {"trials": 2, "grid": [0.0, 1.0], "seeds": 2, "steps": 20, "batch_size": 16}
+    target = {"name": "eager", "runtime": "torch", "measure": {"architectures": 8, "time_limit_s": 0.02}}
     config = load_config(
         settings(
             tmp_path,
@@ -44,9 +40,9 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         )
     )
     rows = search_architectures(config)
-    assert [row.method for row in rows] == ["differentiable"] * 2 + ["program"] * 2
+    assert [row.method for row in rows] == ["differentiable"] * 4 + ["program"] * 2
     tried = [(row.multiplier, row.seed) for row in rows if row.method == "differentiable"]
-    assert sorted(tried) == [(1.0, 0), (1.0, 1)]
+    assert sorted(tried) == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     space = Workspace(config).space
     for row in rows:
         assert space.label(row.choices) == row.architecture
@@ -56,9 +52,9 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
         if row.method == "program":
             assert (row.predicted_ms or 0) <= (row.budget or 0)
     asked_for = 0.99 * (1 - config.select.margin)
-    assert rows[2].budget == pytest.approx(asked_for * rows[2].teacher_ms)
-    assert rows[3].budget != rows[2].budget
-    assert len({row.key for row in rows}) == 4
+    assert rows[4].budget == pytest.approx(asked_for * rows[4].teacher_ms)
+    assert rows[5].budget != rows[4].budget
+    assert len({row.key for row in rows}) == 6
 
     uri = registry.default_tracking_uri(config.registry, Storage(str(tmp_path)))
     with session(uri) as client:
@@ -74,7 +70,7 @@ def test_both_searches_are_swept_and_judged_alike(tmp_path: Path, ray_cluster: N
     before = times(tmp_path, "search/*/*.json")
     fewer = config.search.model_copy(update={"seeds": 1})  # of no matter to the program's sweep
     again = search_architectures(config.model_copy(update={"search": fewer}))
-    assert [row for row in again if row.method == "program"] == rows[2:]
+    assert [row for row in again if row.method == "program"] == rows[4:]
     assert search_architectures(config) == rows
     after = times(tmp_path, "search/*/*.json")
     assert {name: after[name] for name in before} == before
