@@ -46,7 +46,6 @@ that is busy with other workers. Samplers have their CPUs to themselves and meas
 as networks are deployed."""
 
 _DEFAULTS = {
-    "RAY_idle_worker_killing_time_threshold_ms": "120000",  # not 1000: the next stage uses processes again
     "RAY_task_oom_retries": str(MAX_RETRIES),  # Ray's own default is no limit
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's own default is 15, with which any process disturbs a sampler
